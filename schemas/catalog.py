@@ -1,0 +1,96 @@
+"""Which events there are: found in a package, one decoder per type."""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, json
+
+from schemas.event import TAG_FIELD, Event
+
+
+class CatalogError(Exception):
+    """Two events claim one type, or an event names none."""
+
+
+class EventType(Struct, frozen=True):
+    """One event type: its name, its Struct, its decoder."""
+
+    name: str
+    struct: type[Event]
+    decoder: json.Decoder[Event]
+
+    def decode(self, data: bytes | msgspec.Raw) -> Event:
+        """Raises msgspec.ValidationError (with a path from `$`) or msgspec.DecodeError."""
+        return self.decoder.decode(data)
+
+    def encode(self, event: Event) -> bytes:
+        """The `data` member: the event's fields without the type."""
+        return encode(event)
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of `data`, components inlined under `$defs`."""
+        (ref,), components = json.schema_components([self.struct], ref_template="#/$defs/{name}")
+        own = components.pop(ref["$ref"].rsplit("/", 1)[1])
+        own["properties"].pop(TAG_FIELD)
+        own["required"] = [name for name in own.get("required", []) if name != TAG_FIELD]
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **own,
+            **({"$defs": components} if components else {}),
+        }
+
+
+Catalog = Mapping[str, EventType]
+
+
+def encode(event: Event) -> bytes:
+    """The fields of an event as JSON, without the tag that says its type."""
+    encoded: Final = json.encode(event)
+    rest = encoded[len(json.encode({TAG_FIELD: type_name(type(event))})) - 1 :]
+    return b"{" + rest.removeprefix(b",")
+
+
+def type_name(struct: type[Event]) -> str:
+    """The CloudEvents `type` an event class says it is."""
+    tag = struct.__struct_config__.tag
+    if not isinstance(tag, str):
+        raise CatalogError(f'{struct.__module__}.{struct.__qualname__} names no type: write tag="…" behind Event.')
+    return tag
+
+
+def discover(package: ModuleType) -> Catalog:
+    """Every event declared in the modules of `package`.
+
+    Raises CatalogError where two classes claim one type.
+    """
+    found: dict[str, EventType] = {}
+    for struct in _structs(package):
+        name = type_name(struct)
+        if name in found:
+            other = found[name].struct
+            raise CatalogError(
+                f'{struct.__module__} and {other.__module__} both declare the type "{name}": rename one.'
+            )
+        found[name] = EventType(name, struct, json.Decoder(struct))
+    return found
+
+
+def modules(package: ModuleType) -> Iterator[ModuleType]:
+    """The modules of a package, below it too, in the order of their names."""
+    for each in sorted(iter_modules(package.__path__, f"{package.__name__}."), key=lambda module: module.name):
+        module = import_module(each.name)
+        yield module
+        if each.ispkg:
+            yield from modules(module)
+
+
+def _structs(package: ModuleType) -> Iterator[type[Event]]:
+    for module in modules(package):
+        for value in vars(module).values():
+            own = isinstance(value, type) and issubclass(value, Event) and value.__module__ == module.__name__
+            if own and value is not Event and not value.__name__.startswith("_"):
+                yield value

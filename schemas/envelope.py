@@ -1,0 +1,193 @@
+"""The CloudEvents 1.0 envelope: native JSON and structured mode are one form, three attributes optional."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, ValidationError, json
+
+from schemas.catalog import Catalog
+from schemas.identity import uuid7
+from schemas.text import BadEvent, check, malformed
+
+TENANT: Final = "default"
+
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Moment = Annotated[datetime, Meta(tz=True)]
+_EXTENSION: Final = re.compile(r"[a-z0-9]{1,20}")
+_AT: Final = re.compile(r" - at `(\$[^`]*)`$")
+
+
+class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
+    """The attributes CloudEvents names, its documented extensions we know, and ours (`dueat`)."""
+
+    type: Name
+    data: Raw = Raw(b"{}")
+    id: Name | UnsetType | None = UNSET
+    source: Name | UnsetType | None = UNSET
+    specversion: Literal["1.0"] | UnsetType = UNSET
+    subject: Name | UnsetType | None = UNSET
+    time: Moment | UnsetType | None = UNSET
+    datacontenttype: (
+        Annotated[str, Meta(pattern=r"^application/([a-z0-9.+-]+\+)?json\s*(;.*)?$")] | UnsetType | None
+    ) = UNSET
+    dataschema: Annotated[str, Meta(min_length=1, max_length=2000)] | UnsetType | None = UNSET
+    partitionkey: Name | UnsetType | None = UNSET
+    dueat: Moment | UnsetType | None = UNSET
+    traceparent: (
+        Annotated[str, Meta(pattern="^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}.*$", max_length=200)]
+        | UnsetType
+        | None
+    ) = UNSET
+
+
+class Attributes(Struct, frozen=True, omit_defaults=True):
+    """What is kept of an envelope beside the columns that queries use."""
+
+    subject: str | None = None
+    time: datetime | None = None
+    datacontenttype: str | None = None
+    dataschema: str | None = None
+    dueat: datetime | None = None
+    traceparent: str | None = None
+    extensions: dict[str, str | int | bool] = {}
+
+
+class Incoming(Struct, frozen=True):
+    """A valid event, ready to be stored."""
+
+    event_id: UUID
+    source: str
+    id: str
+    type: str
+    partitionkey: str | None
+    due_at: datetime | None
+    attributes: Attributes
+    data: bytes
+    tenant: str = TENANT
+
+
+_envelopes: Final = json.Decoder(Envelope)
+_members: Final = json.Decoder(dict[str, Raw])
+_extension: Final = json.Decoder(Annotated[str, Meta(max_length=2000)] | int | bool | None)
+
+
+def read(body: bytes, catalog: Catalog, *, source: str, default_id: str | None = None) -> Incoming:
+    """Decode one event: its envelope, then its `data` by the Struct of its `type`.
+
+    `source` and `default_id` stand in where the event names none; without either, `id` is the `event_id`.
+    Raises BadEvent with the path of the field: 400 where it is no JSON, 422 where it does not fit.
+    """
+    check(body)
+    envelope, extensions = _envelope(body)
+    data = _data(envelope, catalog)
+    event_id = uuid7()
+    return Incoming(
+        event_id=event_id,
+        source=envelope.source or source,
+        id=envelope.id or default_id or str(event_id),
+        type=envelope.type,
+        partitionkey=envelope.partitionkey or None,
+        due_at=envelope.dueat or None,
+        attributes=Attributes(
+            subject=envelope.subject or None,
+            time=envelope.time or None,
+            datacontenttype=envelope.datacontenttype or None,
+            dataschema=envelope.dataschema or None,
+            dueat=envelope.dueat or None,
+            traceparent=envelope.traceparent or None,
+            extensions=extensions,
+        ),
+        data=data,
+    )
+
+
+def _envelope(body: bytes) -> tuple[Envelope, dict[str, str | int | bool]]:
+    try:
+        return _envelopes.decode(body), {}
+    except ValidationError as error:
+        if "unknown field" not in str(error):
+            raise _misfit(error, "") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(body, str(error)) from error
+    return _with_extensions(body)
+
+
+def _with_extensions(body: bytes) -> tuple[Envelope, dict[str, str | int | bool]]:
+    """The slow way, for envelopes with other attributes: kept as extensions where CloudEvents allows the name."""
+    members = _members.decode(body)
+    known = {name: members.pop(name) for name in Envelope.__struct_fields__ if name in members}
+    extensions: dict[str, str | int | bool] = {}
+    for name, raw in members.items():
+        if name == "data_base64" or not _EXTENSION.fullmatch(name):
+            raise BadEvent(422, _no_extension(name), f"$.{name}")
+        value = _extension_value(name, raw)
+        if value is not None:
+            extensions[name] = value
+    try:
+        return _envelopes.decode(json.encode(known)), extensions
+    except ValidationError as error:
+        raise _misfit(error, "") from error
+
+
+def _extension_value(name: str, raw: Raw) -> str | int | bool | None:
+    try:
+        value: str | int | bool | None = _extension.decode(raw)
+        return value
+    except ValidationError as error:
+        raise BadEvent(422, f"{error} (an extension is a string, an integer or a boolean)", f"$.{name}") from error
+    except msgspec.DecodeError as error:
+        raise BadEvent(400, str(error), f"$.{name}") from error
+
+
+def _no_extension(name: str) -> str:
+    if name == "data_base64":
+        return "binary data is not taken: send JSON in `data`"
+    return "unknown attribute (extensions have 1 to 20 lower-case letters or digits)"
+
+
+def _data(envelope: Envelope, catalog: Catalog) -> bytes:
+    """Decoded and encoded again: what is stored is what a pipeline will see, defaults included."""
+    kind = catalog.get(envelope.type)
+    if kind is None:
+        raise BadEvent(422, f'unknown type "{envelope.type}" (known: {_some(catalog)})', "$.type")
+    raw = bytes(envelope.data)
+    try:
+        return kind.encode(kind.decode(raw))
+    except ValidationError as error:
+        raise _misfit(error, ".data") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = malformed(raw, str(error))
+        raise BadEvent(400, found.message, "$.data" + found.path[1:]) from error
+
+
+def _some(catalog: Catalog) -> str:
+    return ", ".join(sorted(catalog)[:20]) or "none; add one in schemas/events/"
+
+
+def _misfit(error: Exception, below: str) -> BadEvent:
+    message = str(error)
+    at = _AT.search(message)
+    path = at.group(1) if at else "$"
+    return BadEvent(422, _AT.sub("", message), f"${below}{path[1:]}")
+
+
+def attributes_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The CloudEvents attributes and extensions of a stored event, as they stand at top level, without `data`."""
+    attributes = json.decode(row["attributes"], type=Attributes)
+    named = {
+        "specversion": "1.0",
+        "id": row["id"],
+        "source": row["source"],
+        "type": row["type"],
+        "subject": attributes.subject,
+        "time": attributes.time,
+        "datacontenttype": attributes.datacontenttype or "application/json",
+        "dataschema": attributes.dataschema,
+        "partitionkey": row["partitionkey"],
+        "dueat": attributes.dueat,
+        "traceparent": attributes.traceparent,
+    }
+    return {name: value for name, value in named.items() if value is not None} | attributes.extensions

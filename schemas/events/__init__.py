@@ -1,0 +1,1 @@
+"""Your events: one file each, nothing to register."""

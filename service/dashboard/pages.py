@@ -1,0 +1,177 @@
+"""The pages: `/` lists the latest events, `/ui/events/{event_id}` shows one with its steps."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import urlencode
+from uuid import UUID
+
+import asyncpg
+from msgspec import Struct, ValidationError, convert, json
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+import sql
+from schemas.envelope import TENANT
+from service.dashboard.look import STATIC, Look, look
+from service.dashboard.waterfall import calls, waterfall
+from service.http.door import Door, door
+from service.http.events import ACQUIRE_TIMEOUT_S, Filter, find, load
+from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
+
+OPEN: Final = ("queued", "scheduled", "running", "waiting")
+ENDED: Final = ("succeeded", "dead", "cancelled")
+OPEN_MAX: Final = 100_000
+LATEST: Final = 1_000
+LIVE_MS: Final = 2_000
+SQL: Final = {**sql.queries("dashboard"), "workers": sql.queries("read")["workers"]}
+SHOWN_APART: Final = frozenset(("specversion", "datacontenttype", "type", "id", "source", "partitionkey", "data"))
+
+Show = Callable[[Look, Request], Awaitable[Response]]
+
+
+class Counts(Struct, frozen=True):
+    """Open events by status, and how the latest ones ended."""
+
+    open: Mapping[str, int]
+    ended: Mapping[str, int]
+
+    @property
+    def too_many(self) -> bool:
+        return sum(self.open.values()) >= OPEN_MAX
+
+
+def routes() -> list[Route]:
+    """What the API serves beside its resources."""
+    mine = look()
+    return [
+        Route("/", _shown(mine, list_page), name="events_page"),
+        Route("/ui/events/{event_id}", _shown(mine, event_page), name="event_page"),
+        Route(f"{STATIC}/{{name}}", mine.asset, name="asset"),
+    ]
+
+
+def _shown(mine: Look, show: Show) -> Callable[[Request], Awaitable[Response]]:
+    """An outage is a page too."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await show(mine, request)
+        except POSTGRES_ERRORS as error:
+            if not postgres_passes(error):
+                raise
+            return _trouble(mine, request, 503, "Postgres does not answer", "Reload in a moment.")
+
+    return endpoint
+
+
+async def list_page(mine: Look, request: Request) -> Response:
+    asked = _asked(request)
+    if asked is None:
+        return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
+    here = door(request)
+    items = await find(here.pool, asked)
+    counts, workers = await _standing(here.pool)
+    newest = asked.cursor is None
+    return mine.page(
+        "events.html",
+        **_common(request, live=newest),
+        items=[{**each, "error": _failure(each["error"])} for each in items],
+        asked=asked,
+        is_filtered=any((asked.type, asked.status, asked.key, asked.source, asked.id, asked.since, asked.until)),
+        older=_older(request, str(items[-1]["event_id"])) if len(items) == asked.limit else None,
+        newest=None if newest else _older(request, ""),
+        types=sorted({*here.catalog, *([asked.type] if asked.type else [])}),
+        counts=counts,
+        workers=workers,
+        latest=LATEST,
+        example=_example(here),
+        url=str(request.base_url).rstrip("/"),
+    )
+
+
+async def event_page(mine: Look, request: Request) -> Response:
+    event_id = _uuid(request.path_params["event_id"])
+    event = await load(door(request).pool, event_id) if event_id else None
+    if event is None:
+        told = request.path_params["event_id"]
+        return _trouble(mine, request, 404, "No such event", f"There is no event {told}, or it has been forgotten.")
+    common = _common(request, live=event["status"] in OPEN)
+    return mine.page(
+        "event.html",
+        **common,
+        event=event,
+        failure=_failure(event["error"]),
+        others={name: value for name, value in event.items() if name not in HEADLINE},
+        ledger=calls(event),
+        drawn=waterfall(event, common["now"]),
+    )
+
+
+def _common(request: Request, live: bool) -> dict[str, Any]:
+    """What `base.html` needs."""
+    simulated = door(request).settings.simulated
+    return {
+        "now": datetime.now(UTC),
+        "live_ms": LIVE_MS if live else None,
+        "simulated": simulated,
+        "open": OPEN,
+        "ended": ENDED,
+    }
+
+
+def _trouble(mine: Look, request: Request, status: int, title: str, what: str) -> Response:
+    return mine.page("trouble.html", status, **_common(request, live=False), title=title, what=what)
+
+
+def _asked(request: Request) -> Filter | None:
+    """The filter in the address; what a form left empty does not count."""
+    given = {name: value for name, value in request.query_params.items() if value}
+    if any("\0" in value for value in given.values()):
+        return None
+    try:
+        return convert(given, Filter, strict=False)
+    except ValidationError:
+        return None
+
+
+def _older(request: Request, cursor: str) -> str:
+    kept = {name: value for name, value in request.query_params.items() if value and name != "cursor"}
+    return "/?" + urlencode({**kept, "cursor": cursor} if cursor else kept)
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+async def _standing(pool: Pool) -> tuple[Counts, list[asyncpg.Record]]:
+    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+        rows = await connection.fetch(SQL["counts"], TENANT, OPEN_MAX, LATEST)
+        workers = await connection.fetch(SQL["workers"])
+    opened, ended = ({row["status"]: row["n"] for row in rows if row["open"] is wanted} for wanted in (True, False))
+    return Counts(opened, ended), workers
+
+
+def _failure(error: Any) -> dict[str, Any] | None:
+    """`{kind, message, step, at}`, all of them there."""
+    if error is None:
+        return None
+    told = json.decode(error)
+    return {
+        "kind": "error",
+        "message": "",
+        "step": None,
+        **(told if isinstance(told, dict) else {"message": str(told)}),
+    }
+
+
+def _example(here: Door) -> str | None:
+    """Something to send, where the worked example is still there."""
+    if "ticket.opened" not in here.catalog:
+        return None
+    data = {"ticket_id": "T-1", "subject": "Charged twice", "body": "You charged my card twice this month."}
+    return json.encode(data).decode()

@@ -1,0 +1,178 @@
+"""The timeline of one event, drawn: a row for each moment, a bar for what lasted."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from msgspec import Struct, convert, json
+from msgspec.structs import replace
+
+from service.dashboard.scale import Scale, scale
+from service.dashboard.words import lasting
+
+ROWS_MAX: Final = 500
+TICKS: Final = (0, 25, 50, 75, 100)
+SKEW_MS: Final = 5.0
+ENDINGS: Final = ("settled", "retry", "putoff", "takeover", "cancelled")
+LABELS: Final = {
+    "retry": "failed, comes again",
+    "putoff": "put off, no attempt charged",
+    "takeover": "worker lost, taken over",
+}
+
+
+class Moment(Struct, frozen=True):
+    """One line of `timeline`, its time in milliseconds since the event was accepted; `ms` also for a claim, up to its end."""
+
+    what: str
+    at_ms: float
+    step: str | None
+    attempt: int | None
+    ms: float
+    detail: dict[str, Any]
+    waited_ms: float = 0.0
+
+    @property
+    def end_ms(self) -> float:
+        return self.at_ms + self.ms
+
+
+class Bar(Struct, frozen=True):
+    kind: str
+    x: float
+    width: float
+
+
+class Row(Struct, frozen=True):
+    """`at` and `took` are ready to be read; `took` is empty where nothing lasted."""
+
+    kind: str
+    label: str
+    at: str
+    took: str
+    bars: list[Bar]
+    note: str = ""
+    simulated: bool = False
+    failed: bool = False
+
+
+class Waterfall(Struct, frozen=True):
+    rows: list[Row]
+    ticks: list[tuple[int, str]]
+    is_cut: bool
+    left_out: int
+
+
+def waterfall(event: Mapping[str, Any], now: datetime) -> Waterfall:
+    """Steps and calls side by side as they ran, from acceptance to the end or to `now`."""
+    accepted: datetime = event["accepted_at"]
+    shown = [_moment(each, accepted) for each in event["timeline"][:ROWS_MAX]]
+    now_ms = _since(accepted, event["finished_at"] or now)
+    moments = _nested(list(_with_tries(shown, now_ms)))
+    end_ms = max(now_ms, *(each.end_ms for each in moments), 0.001)
+    drawn = scale([(each.at_ms, each.end_ms) for each in moments], end_ms)
+    ticks = [(percent, lasting(drawn.back(percent)) if percent else "0") for percent in TICKS]
+    return Waterfall([_row(each, drawn) for each in moments], ticks, drawn.is_cut, len(event["timeline"]) - len(shown))
+
+
+def _moment(given: Mapping[str, Any], accepted: datetime) -> Moment:
+    detail = json.decode(json.encode(given["detail"] or {}), type=dict[str, Any])
+    lasts = given["what"] in ("step", "call")
+    ms = given["ms"] if lasts and given["ms"] else 0.0
+    return Moment(given["what"], _since(accepted, given["at"]), given["step"], given["attempt"], ms, detail)
+
+
+def _since(accepted: datetime, at: datetime) -> float:
+    return max(0.0, (at - accepted).total_seconds() * 1000)
+
+
+def _with_tries(moments: Sequence[Moment], now_ms: float) -> Iterator[Moment]:
+    """The same; claims last until they ended, or until now."""
+    free_ms = 0.0
+    for n, moment in enumerate(moments):
+        if moment.what != "claimed":
+            yield moment
+            continue
+        end_ms = next((each.at_ms for each in moments[n + 1 :] if each.what in ENDINGS), now_ms)
+        waited_ms = max(0.0, moment.at_ms - free_ms)
+        yield replace(moment, ms=max(0.0, end_ms - moment.at_ms), waited_ms=waited_ms)
+        free_ms = end_ms
+
+
+def _nested(moments: Sequence[Moment]) -> list[Moment]:
+    """Calls below the step that made them."""
+    steps = [each for each in moments if each.what == "step"]
+
+    def place(moment: Moment) -> tuple[float, str, float]:
+        if moment.what != "call":
+            return moment.at_ms, moment.step or "", -1.0
+        owners = [each.at_ms for each in steps if each.step == moment.step and each.at_ms <= moment.at_ms + SKEW_MS]
+        return max(owners, default=moment.at_ms), moment.step or "", moment.at_ms
+
+    return sorted(moments, key=place)
+
+
+def _row(moment: Moment, drawn: Scale) -> Row:
+    at, took = lasting(moment.at_ms) if moment.at_ms else "0", lasting(moment.ms)
+    match moment.what:
+        case "claimed":
+            bars = [_bar("wait", moment.at_ms - moment.waited_ms, moment.at_ms, drawn), _bar_of("try", moment, drawn)]
+            return Row("try", f"attempt {moment.attempt}", at, took, bars, f"waited {lasting(moment.waited_ms)}")
+        case "call":
+            call = convert(moment.detail, Call)
+            bar = _bar_of("call" if call.ok else "failed", moment, drawn)
+            note = call.model if call.ok else f"{call.model} · {call.outcome}"
+            return Row("call", call.prompt_version, at, took, [bar], note, call.simulated, not call.ok)
+        case "step":
+            failed = moment.detail.get("state") == "failed"
+            bar = _bar_of("failed" if failed else "step", moment, drawn)
+            return Row("step", moment.step or "", at, took, [bar], "failed" if failed else "", failed=failed)
+        case _:
+            return _mark(moment, at, drawn)
+
+
+def _mark(moment: Moment, at: str, drawn: Scale) -> Row:
+    outcome = str(moment.detail.get("outcome") or "") if moment.what == "settled" else ""
+    error = moment.detail.get("error")
+    message = str(error.get("message") or "") if isinstance(error, dict) else ""
+    label = outcome or LABELS.get(moment.what, moment.what)
+    return Row("mark", label, at, "", [_bar_of(outcome or "mark", moment, drawn)], message, failed=bool(message))
+
+
+class Call(Struct, frozen=True):
+    """The `detail` of a call."""
+
+    prompt: str
+    version: int
+    provider: str
+    model: str
+    tokens_in: int
+    tokens_out: int
+    cost_usd: float
+    outcome: str
+    simulated: bool
+    step: str = ""
+    ms: float = 0.0
+
+    @property
+    def prompt_version(self) -> str:
+        return f"{self.prompt}@{self.version}"
+
+    @property
+    def ok(self) -> bool:
+        return self.outcome == "ok"
+
+
+def calls(event: Mapping[str, Any]) -> list[Call]:
+    """The ledger of one event."""
+    found = [each for each in event["timeline"] if each["what"] == "call"]
+    return [convert({**each["detail"], "step": each["step"], "ms": each["ms"]}, Call) for each in found[:ROWS_MAX]]
+
+
+def _bar_of(kind: str, moment: Moment, drawn: Scale) -> Bar:
+    return _bar(kind, moment.at_ms, moment.end_ms, drawn)
+
+
+def _bar(kind: str, begin_ms: float, end_ms: float, drawn: Scale) -> Bar:
+    x = drawn.at(begin_ms)
+    return Bar(kind, x, round(drawn.at(end_ms) - x, 3))

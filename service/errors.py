@@ -1,0 +1,49 @@
+"""The errors of the ground floor.
+
+CallboardError
+├── SettingsError      a setting does not fit: the boot stops
+├── WiringError        user code does not fit together: the boot stops
+├── StartError         a part can't start (port, disk, binary): the boot stops
+├── Unavailable        the service can't take the event now: 503 + Retry-After
+├── Reject             the event can't succeed, ever: dead at once
+└── Outage             something outside is away: the event waits, uncharged
+"""
+
+from typing import Final
+
+
+class CallboardError(Exception):
+    """An error meant for people: what happened, where, what to do."""
+
+
+class SettingsError(CallboardError):
+    """A setting does not fit."""
+
+
+class WiringError(CallboardError):
+    """User code does not fit together."""
+
+
+class StartError(CallboardError):
+    """A part can't start."""
+
+
+class Unavailable(CallboardError):
+    """The service can't do this now; ask again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s: Final = retry_after_s
+
+
+class Reject(CallboardError):
+    """The event can't succeed, however often it is tried: dead at once, reason `rejected`."""
+
+
+class Outage(CallboardError):
+    """Something outside is away: the event is put off for `after_s`, and no attempt is charged."""
+
+    def __init__(self, cause: str, after_s: float = 1.0) -> None:
+        super().__init__(cause)
+        self.cause: Final = cause
+        self.after_s: Final = after_s

@@ -1,0 +1,40 @@
+"""What every endpoint is handed, and how it answers."""
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct, json
+from redis.asyncio import Redis
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schemas.catalog import Catalog
+from service.intake import Intake
+from service.resources import Pool
+from service.settings import Settings
+
+JSON: Final = "application/json"
+
+
+class Door(Struct, frozen=True):
+    """Made once in the lifespan; `request.state.door`."""
+
+    settings: Settings
+    catalog: Catalog
+    intake: Intake
+    pool: Pool
+    redis: Redis
+
+
+def door(request: Request) -> Door:
+    found: Door = request.state.door
+    return found
+
+
+def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(json.encode(body), status, headers, media_type=JSON)
+
+
+def raw(text: str | None) -> msgspec.Raw | None:
+    """A JSON column as it is, without decoding it only to encode it again."""
+    return None if text is None else msgspec.Raw(text.encode())

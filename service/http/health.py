@@ -1,0 +1,49 @@
+"""`/healthz`, `/readyz`, `/workers`."""
+
+import asyncio
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+import sql
+from service.http.door import door, reply
+from service.http.problem import problem
+from service.migrate import pending
+from service.release import release
+from service.resources import POSTGRES_ERRORS, REDIS_ERRORS
+
+CHECK_TIMEOUT_S: Final = 2.0
+SQL: Final = sql.queries("read")
+
+
+async def healthz(_: Request) -> Response:
+    """The process answers: no I/O."""
+    return reply({"status": "ok", "version": release()})
+
+
+async def readyz(request: Request) -> Response:
+    """Postgres answers and its schema is current. Redis away is degraded, not unready."""
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            missing = await pending(door(request).pool)
+    except POSTGRES_ERRORS:
+        return problem(request, 503, "Postgres does not answer", headers={"Retry-After": "1"})
+    if missing:
+        return problem(request, 503, f"migrations have not run: {', '.join(missing)}", headers={"Retry-After": "5"})
+    return reply({"status": "ready", "version": release(), "degraded": await _degraded(request)})
+
+
+async def _degraded(request: Request) -> list[str]:
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            await door(request).redis.ping()
+    except REDIS_ERRORS:
+        return ["redis"]
+    return []
+
+
+async def list_workers(request: Request) -> Response:
+    async with door(request).pool.acquire(timeout=5) as connection:
+        rows = await connection.fetch(SQL["workers"])
+    return reply({"items": [dict(row) for row in rows]})

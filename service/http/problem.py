@@ -1,0 +1,84 @@
+"""Errors are RFC 9457 problems, all of them."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+
+from msgspec import json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from schemas.text import BadEvent
+from service.errors import Unavailable
+from service.intake import Conflict
+from service.resources import POSTGRES_ERRORS, postgres_passes
+
+PROBLEM: Final = "application/problem+json"
+
+log = logging.getLogger("callboard.http")
+
+
+def problem(
+    request: Request, status: int, detail: str, path: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "errors": [{"path": path, "message": detail}] if path else [],
+    }
+    return Response(json.encode(body), status, dict(headers or {}), media_type=PROBLEM)
+
+
+async def on_bad_event(request: Request, error: Exception) -> Response:
+    assert isinstance(error, BadEvent)
+    headers = {"Connection": "close"} if error.status == 413 else None
+    return problem(request, error.status, error.message, error.path, headers)
+
+
+async def on_conflict(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Conflict)
+    return problem(request, 409, str(error), "$.id", {"Location": f"/events/{error.stored.event_id}"})
+
+
+async def on_unavailable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Unavailable)
+    return problem(request, 503, f"not now: {error}", headers={"Retry-After": str(error.retry_after_s)})
+
+
+async def on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(request, error.status_code, error.detail, headers=error.headers)
+
+
+async def on_postgres(request: Request, error: Exception) -> Response:
+    """A read while Postgres is away is a 503; what Postgres says is for the log."""
+    if not postgres_passes(error):
+        return await on_bug(request, error)
+    log.warning("Postgres is away: %s", str(error) or type(error).__name__)
+    return problem(request, 503, "not now: Postgres does not answer", headers={"Retry-After": "1"})
+
+
+async def on_gone(_: Request, __: Exception) -> Response:
+    """The client left before its request was whole: nobody reads this."""
+    return Response(status_code=400)
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem(request, 500, "a bug in Callboard; the log has it")
+
+
+HANDLERS: Final = {
+    BadEvent: on_bad_event,
+    Conflict: on_conflict,
+    Unavailable: on_unavailable,
+    HTTPException: on_http,
+    ClientDisconnect: on_gone,
+    **dict.fromkeys(POSTGRES_ERRORS, on_postgres),
+    Exception: on_bug,
+}

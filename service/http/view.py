@@ -1,0 +1,132 @@
+"""How an event looks from outside: composed on reading; the timeline is no table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+import asyncpg
+import msgspec
+from msgspec import json
+
+from schemas.envelope import attributes_of
+from service.http.door import raw
+
+Row: TypeAlias = asyncpg.Record
+Moment = dict[str, Any]
+
+ENDINGS: Final = {
+    "succeeded": "settled",
+    "dead": "settled",
+    "cancelled": "cancelled",
+    "failed": "retry",
+    "put_off": "putoff",
+    "handed_back": "putoff",
+    "lost": "takeover",
+}
+
+
+def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> dict[str, Any]:
+    """`GET /events/{event_id}`, word for word as the contract has it."""
+    failed = next((each["detail"] for each in reversed(attempts) if each["detail"] is not None), None)
+    started = [each["started_at"] for each in attempts] or [row["claimed_at"]]
+    return {
+        **attributes_of(dict(row)),
+        "data": raw(row["data"]),
+        **_standing(row),
+        "started_at": started[0],
+        "result": raw(row["result"]),
+        "error": raw(row["error"] or (failed if row["status"] != "succeeded" else None)),
+        "cost_usd": round(sum(each["cost_usd"] for each in calls), 6),
+        "calls": len(calls),
+        "timeline": timeline(row, attempts, calls),
+    }
+
+
+def list_item(row: Row) -> dict[str, Any]:
+    """An item of `GET /events`: the same without `data`, `result` and `timeline`."""
+    return {
+        **attributes_of(dict(row)),
+        **_standing(row),
+        "started_at": row["started_at"],
+        "error": raw(row["error"]),
+        "cost_usd": round(row["cost_usd"], 6),
+        "calls": row["calls"],
+    }
+
+
+def _standing(row: Row) -> dict[str, Any]:
+    """An open event stands in `work`, an ended one in `events`."""
+    is_open = row["run_now"] is not None
+    return {
+        "event_id": row["event_id"],
+        "status": row["status"],
+        "attempts": row["attempts_now"] if is_open else row["attempts_then"],
+        "attempts_max": row["attempts_max"],
+        "run": row["run_now"] if is_open else row["run_then"],
+        "accepted_at": row["accepted_at"],
+        "due_at": row["due_at"],
+        "finished_at": row["finished_at"],
+        "worker": row["worker_now"] if is_open else row["worker_then"],
+        "pipeline": row["ran"] or row["pipeline"],
+    }
+
+
+def timeline(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> list[Moment]:
+    """Everything that happened to one event, in order."""
+    moments = sorted(_moments(row, attempts, calls), key=lambda moment: moment["at"])
+    return [{"seq": seq, **moment} for seq, moment in enumerate(moments, 1)]
+
+
+def _moments(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> Iterator[Moment]:
+    yield _moment("accepted", row["accepted_at"])
+    if row["rung_at"] is not None:
+        yield _moment("rung", max(row["rung_at"], row["accepted_at"]))
+    for each in attempts:
+        waited_ms = _ms(row["accepted_at"], each["started_at"]) if each["claim"] == 1 else None
+        yield _moment(
+            "claimed", each["started_at"], attempt=each["attempt"], ms=waited_ms, detail={"worker": each["worker"]}
+        )
+        for step in json.decode(each["steps"]):
+            detail = {"state": step["state"]}
+            yield _moment("step", _at(step["at"]), step["step"], each["attempt"], step["ms"], detail)
+        yield _ending(row, each)
+    if row["claimed_at"] is not None and row["status"] == "running":
+        yield _moment(
+            "claimed", row["claimed_at"], attempt=row["attempts_now"] + 1, detail={"worker": row["worker_now"]}
+        )
+    yield from (_call(each, attempts, row) for each in calls)
+
+
+def _ending(row: Row, attempt: Row) -> Moment:
+    what = ENDINGS[attempt["outcome"]]
+    ms = _ms(row["accepted_at"] if what == "settled" else attempt["started_at"], attempt["finished_at"])
+    error = None if attempt["detail"] is None else msgspec.Raw(attempt["detail"].encode())
+    detail = {"outcome": attempt["outcome"], "error": error}
+    return _moment(what, attempt["finished_at"], None, attempt["attempt"], ms, detail)
+
+
+def _call(call: Row, attempts: Sequence[Row], row: Row) -> Moment:
+    attempt = next(
+        (each["attempt"] for each in attempts if each["claim"] == call["claim"]), (row["attempts_now"] or 0) + 1
+    )
+    told = ("prompt", "version", "provider", "model", "tokens_in", "tokens_out", "cost_usd", "outcome", "simulated")
+    return _moment("call", call["at"], call["step"], attempt, round(call["ms"], 3), {name: call[name] for name in told})
+
+
+def _moment(
+    what: str,
+    at: datetime,
+    step: str | None = None,
+    attempt: int | None = None,
+    ms: float | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> Moment:
+    return {"at": at, "what": what, "step": step, "attempt": attempt, "ms": ms, "detail": detail}
+
+
+def _ms(begin: datetime, end: datetime) -> float:
+    return round((end - begin).total_seconds() * 1000, 3)
+
+
+def _at(text: str) -> datetime:
+    return json.decode(json.encode(text), type=datetime)

@@ -1,0 +1,113 @@
+"""Stream in: what producers put on `callboard:ingest` goes through the same door as HTTP, in the stream's order."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from msgspec import json
+from redis.asyncio import Redis
+
+import sql
+from schemas.catalog import Catalog
+from schemas.identity import uuid7
+from schemas.text import BadEvent
+from service import stream
+from service.intake import Conflict, Intake
+from service.outbox import Outbox
+from service.resources import POSTGRES_ERRORS, Connection, connect
+from service.settings import Settings
+from service.store import Store
+from service.stream import Entry
+
+COUNT: Final = 500  # one group commit
+BLOCK_MS: Final = 2000
+DUTY: Final = timedelta(seconds=15)
+RENEW_S: Final = 5.0
+STAND_BY_S: Final = 2.0
+CONSUMER: Final = "intake"
+SOURCE: Final = "/http"
+_SQL: Final = {**sql.queries("store"), **sql.queries("lease")}
+
+log = logging.getLogger("callboard.inbound")
+
+
+class Inbound:
+    """One process at a time takes the stream in; the others stand by."""
+
+    def __init__(self, settings: Settings, catalog: Catalog, redis: Redis, holder: Callable[[], UUID]) -> None:
+        self._settings: Final = settings
+        self._redis: Final = redis
+        self._holder: Final = holder
+        self._store: Final = Store(settings, catalog)
+        self._outbox: Final = Outbox(redis)
+        self._intake: Final = Intake(catalog, self._store, self._outbox, settings.body_max)
+
+    async def run(self) -> None:
+        """Take in until cancelled; an error ends it, and the supervisor starts it again, own pending entries first."""
+        connection = await connect(self._settings, "inbound")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._store.run(writers=1))  # one writer: two would commit out of the stream's order
+                group.create_task(self._outbox.run())
+                group.create_task(self._take_in(connection))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            with suppress(*POSTGRES_ERRORS):
+                connection.terminate()
+
+    async def _take_in(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        held_until, pending = 0.0, True
+        while True:
+            if loop.time() > held_until - DUTY.total_seconds() + RENEW_S:
+                asked_at = loop.time()
+                if await connection.fetchrow(_SQL["hold_duty"], "ingest", self._holder(), DUTY) is None:
+                    pending = True
+                    await asyncio.sleep(STAND_BY_S)
+                    continue
+                held_until = asked_at + DUTY.total_seconds()
+            entries = await self._read(pending)
+            pending = pending and bool(entries)
+            if entries:
+                await self._take(connection, entries)
+
+    async def _read(self, pending: bool) -> list[Entry]:
+        after, block_ms = ("0", None) if pending else (">", BLOCK_MS)
+        found = await stream.read(
+            self._redis, [stream.INGEST], stream.INGEST_GROUP, CONSUMER, COUNT, after=after, block_ms=block_ms
+        )
+        return [entry for _, entries in found for entry in entries]
+
+    async def _take(self, connection: Connection, entries: Sequence[Entry]) -> None:
+        """Store or bury each; only then are the entries done with. A bad one harms no other."""
+        epoch = await stream.epoch(self._redis)
+        outcomes = await asyncio.gather(*(self._one(epoch, entry) for entry in entries), return_exceptions=True)
+        for (entry_id, fields), outcome in zip(entries, outcomes, strict=True):
+            if isinstance(outcome, BadEvent | Conflict):
+                await self._bury(connection, f"ingest/{epoch}/{entry_id}", fields, outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        await stream.finish(self._redis, stream.INGEST, stream.INGEST_GROUP, [entry_id for entry_id, _ in entries])
+
+    async def _one(self, epoch: str, entry: Entry) -> None:
+        entry_id, fields = entry
+        body = fields.get(b"event")
+        if body is None:
+            raise BadEvent(400, "the entry has no field `event` (XADD callboard:ingest * event '<JSON>')")
+        await self._intake.take(body, source=SOURCE, default_id=f"{epoch}/{entry_id}")
+
+    async def _bury(
+        self, connection: Connection, origin: str, fields: dict[bytes, bytes], error: BadEvent | Conflict
+    ) -> None:
+        path = error.path if isinstance(error, BadEvent) else "$.id"
+        reason = error.reason if isinstance(error, BadEvent) else "invalid"
+        told = {"kind": type(error).__name__, "message": f"{path}: {error}", "step": None, "at": datetime.now(UTC)}
+        raw = fields.get(b"event") or repr(fields).encode()
+        text = raw[: self._settings.body_max].decode("utf-8", "replace").replace("\0", "�")
+        log.warning("a stream entry is no event: %s (%s)", path, origin)
+        await connection.execute(_SQL["dead_entry"], uuid7(), origin, None, reason, json.encode(told).decode(), text)

@@ -1,0 +1,91 @@
+"""The one door: HTTP and streams, the same decoding, the same commit, the same ring."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from msgspec import Struct
+from redis.asyncio import Redis
+
+from schemas.catalog import Catalog
+from schemas.envelope import Incoming, read
+from schemas.text import BadEvent
+from service.commits import BadRow
+from service.outbox import Outbox
+from service.resources import REDIS_ERRORS
+from service.settings import Settings
+from service.store import Store, Stored
+
+DRAIN_TIMEOUT_S: Final = 5.0
+
+
+class Conflict(Exception):
+    """Another event with other content has this `source` and `id`."""
+
+    def __init__(self, incoming: Incoming, stored: Stored) -> None:
+        super().__init__(f'another event with source "{incoming.source}" and id "{incoming.id}" was accepted before')
+        self.stored: Final = stored
+
+
+class Accepted(Struct, frozen=True):
+    """The 202, word for word."""
+
+    event_id: str
+    id: str
+    source: str
+    status: str
+    duplicate: bool
+
+
+class Intake:
+    """Decode, store, ring."""
+
+    def __init__(self, catalog: Catalog, store: Store, outbox: Outbox, body_max: int) -> None:
+        self.catalog: Final = catalog
+        self._store: Final = store
+        self._outbox: Final = outbox
+        self._body_max: Final = body_max
+
+    async def take(
+        self, body: bytes, *, source: str, default_id: str | None = None, key: str | None = None
+    ) -> Accepted:
+        """Accept one event. `key` (`Idempotency-Key`) is the `id` where the body has none, and must not contradict one.
+
+        Raises BadEvent, Conflict, or Unavailable while Postgres is away.
+        """
+        if len(body) > self._body_max:
+            raise BadEvent(413, f"larger than {self._body_max} bytes (CALLBOARD_BODY_MAX)", reason="too_large")
+        incoming = read(body, self.catalog, source=source, default_id=key or default_id)
+        if key and incoming.id != key:
+            raise BadEvent(400, "`id` and the header Idempotency-Key differ: send one of them, or the same", "$.id")
+        try:
+            stored = await self._store.accept(incoming)
+        except BadRow as error:
+            raise BadEvent(422, f"can't be stored: {error}") from error
+        if stored.conflict:
+            raise Conflict(incoming, stored)
+        if stored.due:
+            self._outbox.ring(stored.event_id)
+        return Accepted(str(stored.event_id), incoming.id, incoming.source, stored.status, stored.duplicate)
+
+
+@asynccontextmanager
+async def open_intake(settings: Settings, catalog: Catalog, redis: Redis) -> AsyncIterator[Intake]:
+    """The door with its two tasks, the commits and the ring; at the end what was taken is committed and rung."""
+    store, outbox = Store(settings, catalog), Outbox(redis)
+    async with AsyncExitStack() as stack:
+        for task in (asyncio.create_task(store.run(), name="store"), asyncio.create_task(outbox.run(), name="outbox")):
+            stack.push_async_callback(_end, task)
+        yield Intake(catalog, store, outbox, settings.body_max)
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await store.drained()
+                await outbox.drained()
+        except REDIS_ERRORS:
+            return  # the sweeper rings what is left
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

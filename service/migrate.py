@@ -1,0 +1,48 @@
+"""Migrations: each file of sql/migrations once, in number order, one transaction each, one process at a time."""
+
+from hashlib import sha256
+from typing import Final
+
+import sql
+from service.errors import StartError
+from service.resources import Connection, Pool, connect
+from service.settings import Settings
+
+_SQL: Final = sql.queries("migrate")
+
+
+async def migrate(settings: Settings) -> list[str]:
+    """Bring the schema up to date; returns the names of the migrations run now.
+
+    Raises StartError where a migration that has run was changed since.
+    """
+    connection = await connect(settings, "migrate")
+    try:
+        await connection.execute("set statement_timeout = 0")
+        return [name for name, text in sql.migrations() if await _run_once(connection, name, text)]
+    finally:
+        await connection.close()
+
+
+async def pending(connection: Connection | Pool) -> list[str]:
+    """The migrations this release has and the database has not."""
+    there = await connection.fetchval(_SQL["exists"])
+    done = {row["name"] for row in await connection.fetch(_SQL["done"])} if there else set()
+    return [name for name, _ in sql.migrations() if name not in done]
+
+
+async def _run_once(connection: Connection, name: str, text: str) -> bool:
+    digest = sha256(text.encode()).hexdigest()
+    async with connection.transaction():
+        await connection.execute(_SQL["begin_alone"])
+        await connection.execute(_SQL["table"])
+        done = {row["name"]: row["hash"] for row in await connection.fetch(_SQL["done"])}
+        if name in done:
+            if done[name] != digest:
+                raise StartError(
+                    f"sql/migrations/{name} was changed after it had run here. Put it back; write a new one."
+                )
+            return False
+        await connection.execute(text)
+        await connection.execute(_SQL["record"], name, digest)
+        return True

@@ -1,0 +1,114 @@
+"""All settings: one frozen Struct, read once from the environment; `deploy/env.example` lists the same names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, ValidationError, convert
+from msgspec.structs import fields
+
+from service.errors import SettingsError
+
+PREFIX = "CALLBOARD_"
+PLAIN = (
+    "database_url",
+    "redis_url",
+    "anthropic_api_key",
+    "anthropic_base_url",
+    "openai_api_key",
+    "openai_base_url",
+    "page_url",
+)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """`CALLBOARD_<NAME>` each, those in PLAIN without the prefix; `<NAME>_FILE` names a file with the value."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    data_dir: str = ".callboard"
+    url: str = "http://127.0.0.1:8000"
+    api_key: str = ""
+    concurrency: Positive = 200
+    grace_s: Positive = 30
+    body_max: Positive = 1_048_576
+    batch_max: Positive = 1000
+    result_max: Positive = 1_048_576
+    retention_days: Positive = 30
+    dead_retention_days: Positive = 90
+    budget_day_usd: Annotated[float, Meta(ge=0)] = 5.0
+    simulate: Literal["auto", "on", "off"] = "auto"
+    failpoints: str = ""
+    database_url: str = ""
+    redis_url: str = ""
+    anthropic_api_key: str = ""
+    anthropic_base_url: str = ""
+    openai_api_key: str = ""
+    openai_base_url: str = ""
+    page_url: str = ""
+
+    def __repr__(self) -> str:
+        """Without secrets, so that a log line or a traceback can't carry one."""
+        return f"Settings(host={self.host!r}, port={self.port}, data_dir={self.data_dir!r}, …)"
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir).expanduser().resolve()
+
+    @property
+    def on_loopback(self) -> bool:
+        return self.host in LOOPBACK
+
+    @property
+    def has_provider_key(self) -> bool:
+        return bool(self.anthropic_api_key or self.openai_api_key)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether answers come from the simulator: asked for, or `auto` on loopback without a provider key."""
+        return self.simulate == "on" or (self.simulate == "auto" and self.on_loopback and not self.has_provider_key)
+
+
+def variable(name: str) -> str:
+    """The environment variable that sets the field `name`."""
+    return name.upper() if name in PLAIN else PREFIX + name.upper()
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings; an empty variable counts as unset.
+
+    Raises SettingsError with the variable's name where a value does not fit, a file can't be read or a
+    `CALLBOARD_` name is unknown.
+    """
+    known = {variable(field.name): field.name for field in fields(Settings)}
+    for name in environ:
+        if name.startswith(PREFIX) and name.removesuffix("_FILE") not in known:
+            raise SettingsError(f"{name} is not a setting. deploy/env.example lists them all.")
+    given: dict[str, Any] = {}
+    for name, field in known.items():
+        value = environ.get(name) or _from_file(environ.get(f"{name}_FILE", ""), name)
+        if value:
+            given[field] = _convert(name, field, value)
+    return Settings(**given)
+
+
+def _from_file(path: str, name: str) -> str:
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{name}_FILE={path} can't be read ({error}). Name a readable file, or set {name}."
+        ) from error
+
+
+def _convert(name: str, field: str, value: str) -> Any:
+    kind = next(each.type for each in fields(Settings) if each.name == field)
+    try:
+        return convert(value, kind, strict=False)
+    except ValidationError as error:
+        raise SettingsError(f"{name}={value} does not fit: {error}.") from error

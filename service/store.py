@@ -1,0 +1,120 @@
+"""Store: an event is in Postgres before anyone is told that it was accepted."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+from msgspec import Struct, json
+
+import sql
+from schemas.catalog import Catalog
+from schemas.envelope import Attributes, Incoming
+from service.commits import GroupCommit
+from service.resources import Connection, connect
+from service.settings import Settings
+
+ACCEPT_TIMEOUT_S: Final = 10.0
+WRITERS: Final = 2
+_SQL: Final = sql.queries("store")
+
+Identity = tuple[str, str, str]
+
+
+class Stored(Struct, frozen=True):
+    """What became of an incoming event. `conflict`: another event has this (tenant, source, id)."""
+
+    event_id: UUID
+    status: str
+    duplicate: bool = False
+    conflict: bool = False
+    due: bool = True
+
+
+class Store:
+    """Group commits of incoming events, on connections held for it."""
+
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self._catalog: Final = catalog
+        self._commits: Final = GroupCommit[Incoming, Stored]("store", lambda: connect(settings, "store"), self._write)
+
+    async def accept(self, incoming: Incoming) -> Stored:
+        """Commit the event. Raises Unavailable while Postgres is away, BadRow where it refuses the event."""
+        return await self._commits.put(incoming, ACCEPT_TIMEOUT_S)
+
+    async def run(self, writers: int = WRITERS) -> None:
+        """Commit until cancelled."""
+        await self._commits.run(writers)
+
+    async def drained(self) -> None:
+        await self._commits.drained()
+
+    async def _write(self, connection: Connection, batch: Sequence[Incoming]) -> list[Stored]:
+        fresh = await self._insert(connection, batch)
+        others = [each for each in batch if each.event_id not in fresh]
+        there = await self._existing(connection, others) if others else {}
+        return [self._stored(each, fresh, there) for each in batch]
+
+    async def _insert(self, connection: Connection, batch: Sequence[Incoming]) -> set[UUID]:
+        """Batches with keys draw their places under the locks of their mailboxes; others need no transaction."""
+        keyed = [each for each in batch if each.partitionkey is not None]
+        if not keyed:
+            return await _accept(connection, batch)
+        async with connection.transaction():
+            await connection.execute(
+                _SQL["lock_mailboxes"], [each.tenant for each in keyed], [each.partitionkey for each in keyed]
+            )
+            return await _accept(connection, batch)
+
+    async def _existing(self, connection: Connection, batch: Sequence[Incoming]) -> dict[Identity, asyncpg.Record]:
+        asked = list({identity(each) for each in batch})
+        rows = await connection.fetch(_SQL["existing"], *zip(*asked, strict=True))
+        return {(row["tenant"], row["source"], row["id"]): row for row in rows}
+
+    def _stored(self, each: Incoming, fresh: set[UUID], there: dict[Identity, asyncpg.Record]) -> Stored:
+        due = each.due_at is None or each.due_at <= datetime.now(UTC)
+        if each.event_id in fresh:
+            return Stored(each.event_id, "queued" if due else "scheduled", due=due)
+        row = there[identity(each)]
+        if row["event_id"] == each.event_id:
+            return Stored(each.event_id, row["status"], due=due)
+        return Stored(row["event_id"], row["status"], duplicate=True, conflict=not self._same(each, row), due=False)
+
+    def _same(self, each: Incoming, row: asyncpg.Record) -> bool:
+        """Same `type`, `subject`, `partitionkey` and equal decoded `data`."""
+        subject = json.decode(row["attributes"], type=Attributes).subject
+        if (each.type, each.partitionkey, each.attributes.subject) != (row["type"], row["partitionkey"], subject):
+            return False
+        kind = self._catalog[each.type]
+        with suppress(ValueError):  # what was stored under an older schema may not decode any more
+            return kind.decode(each.data) == kind.decode(row["data"].encode())
+        return False
+
+
+def identity(each: Incoming) -> Identity:
+    """What makes two events the same one."""
+    return (each.tenant, each.source, each.id)
+
+
+async def _accept(connection: Connection, batch: Sequence[Incoming]) -> set[UUID]:
+    columns = zip(
+        *(
+            (
+                each.event_id,
+                each.tenant,
+                each.source,
+                each.id,
+                each.type,
+                each.partitionkey,
+                json.encode(each.attributes).decode(),
+                each.data.decode(),
+                each.due_at,
+            )
+            for each in batch
+        ),
+        strict=True,
+    )
+    rows = await connection.fetch(_SQL["accept"], *columns)
+    return {row["event_id"] for row in rows}

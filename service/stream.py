@@ -1,0 +1,104 @@
+"""The streams in Redis: names, groups, entries. Redis is the doorbell; nothing here is the record of anything."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final
+from uuid import UUID, uuid4
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+INGEST: Final = "callboard:ingest"
+WORK: Final = "callboard:work"
+FRONT: Final = "callboard:front"
+DEAD: Final = "callboard:dead"
+EPOCH: Final = "callboard:epoch"
+GROUP: Final = "workers"
+INGEST_GROUP: Final = "intake"
+
+Entry = tuple[str, dict[bytes, bytes]]
+
+
+async def ring(redis: Redis, ids: Iterable[UUID], stream: str = WORK) -> None:
+    """Put event ids on a stream, one entry each, in one round trip. A second ring of the same event is harmless."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for each in ids:
+            pipe.xadd(stream, {"id": each.bytes})
+        await pipe.execute()
+
+
+async def ensure_group(redis: Redis, stream: str, group: str) -> None:
+    """Create the group from the stream's beginning, never from `$`: what is there already must be read."""
+    try:
+        await redis.xgroup_create(stream, group, id="0", mkstream=True)
+    except ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise
+
+
+async def read(
+    redis: Redis,
+    names: Sequence[str],
+    group: str,
+    consumer: str,
+    count: int,
+    *,
+    after: str = ">",
+    block_ms: int | None = None,
+) -> list[tuple[str, list[Entry]]]:
+    """Up to `count` entries of each stream: new ones (`>`), or this consumer's own pending ones (`0`).
+
+    Waits up to `block_ms` where none has any. Makes the groups where they are gone.
+    """
+    try:
+        reply = await redis.xreadgroup(group, consumer, dict.fromkeys(names, after), count=count, block=block_ms)
+    except ResponseError as error:
+        if not str(error).startswith("NOGROUP"):
+            raise
+        for name in names:
+            await ensure_group(redis, name, group)
+        return []
+    return [(_text(name), [(_text(entry_id), fields) for entry_id, fields in entries]) for name, entries in reply]
+
+
+async def finish(redis: Redis, stream: str, group: str, entries: Sequence[str]) -> None:
+    """Acknowledge and delete: an acknowledged entry would stay in memory for ever."""
+    if not entries:
+        return
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.xack(stream, group, *entries)
+        pipe.xdel(stream, *entries)
+        await pipe.execute()
+
+
+async def take_over(redis: Redis, stream: str, group: str, consumer: str, idle_ms: int, count: int) -> list[Entry]:
+    """Entries that another consumer has read but not finished for `idle_ms`."""
+    with suppress(ResponseError):  # NOGROUP: the next read makes the group
+        reply = await redis.execute_command(  # type: ignore[no-untyped-call]
+            "XAUTOCLAIM", stream, group, consumer, idle_ms, "0-0", "COUNT", count
+        )
+        return [(_text(entry[0]), _pairs(entry[1])) for entry in reply[1] if entry and entry[0] is not None]
+    return []
+
+
+def event_id(fields: dict[bytes, bytes]) -> UUID | None:
+    """The event an entry rings for; None where it is no ring of ours."""
+    raw = fields.get(b"id", b"")
+    return UUID(bytes=raw) if len(raw) == 16 else None
+
+
+async def epoch(redis: Redis) -> str:
+    """Which memory this Redis has: a fresh one gets a new mark."""
+    mark = await redis.get(EPOCH)
+    if mark is None:
+        await redis.set(EPOCH, str(uuid4()), nx=True)
+        mark = await redis.get(EPOCH)
+    return _text(mark or b"")
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _pairs(flat: Sequence[bytes] | dict[bytes, bytes]) -> dict[bytes, bytes]:
+    return flat if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))

@@ -1,0 +1,32 @@
+"""What is kept: migrations in number order, and named statements. SQL stands nowhere else."""
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Final
+
+_NAME: Final = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
+
+
+def migrations() -> list[tuple[str, str]]:
+    """(file name, text) of every migration, in the order of their numbers."""
+    folder = files("sql") / "migrations"
+    found = [(each.name, each.read_text(encoding="utf-8")) for each in folder.iterdir() if each.name.endswith(".sql")]
+    return sorted(found)
+
+
+def queries(topic: str) -> Mapping[str, str]:
+    """The statements of `sql/queries/<topic>.sql` by the name each carries in a `-- name: …` line above it."""
+    text = (files("sql") / "queries" / f"{topic}.sql").read_text(encoding="utf-8")
+    _, *parts = _NAME.split(text)
+    names, bodies = parts[::2], [body.strip().rstrip(";") for body in parts[1::2]]
+    if len(set(names)) != len(names):
+        raise ValueError(f"sql/queries/{topic}.sql names a statement twice")
+    return dict(zip(names, bodies, strict=True))
+
+
+def topics() -> list[str]:
+    """Every file of `sql/queries`, without its ending."""
+    return sorted(
+        each.name.removesuffix(".sql") for each in (files("sql") / "queries").iterdir() if each.name.endswith(".sql")
+    )

@@ -1,0 +1,92 @@
+-- name: claim
+-- In id order, skipping what others hold, so that two workers with the same ids can't wait for each other; only the
+-- head of a mailbox; by key look-ups only (the lateral join keeps the planner off the due index).
+with claimed as (
+    update work w
+    set status = 'running', claim = w.claim + 1, worker = $2, claimed_at = clock_timestamp(), cause = null,
+        first_at = coalesce(w.first_at, clock_timestamp())
+    where w.event_id = any (array(
+        select x.event_id
+        from (select distinct unnest($1::uuid[]) as event_id order by 1) as rung
+        cross join lateral (select * from work where work.event_id = rung.event_id for update skip locked) as x
+        where x.status in ('queued', 'scheduled') and x.due_at <= clock_timestamp()
+          and (x.key is null or not exists (
+              select 1 from work before where before.tenant = x.tenant and before.key = x.key and before.ord < x.ord))))
+    returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.claim, w.claimed_at
+)
+select c.*, e.source, e.id, e.type, e.data, e.attributes
+from claimed c join events e using (event_id);
+
+-- name: settle
+-- The fence is the first thing that happens: whoever does not hold the claim any more changes nothing below it. Only the
+-- attempt is recorded all the same: it is a fact.
+with given as (
+    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::json[], $5::json[], $6::timestamptz[], $7::text[],
+                         $8::text[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::uuid[], $14::timestamptz[],
+                         $15::json[])
+        as g (event_id, claim, outcome, result, error, due_at, cause, reason, dead_id, pipeline, run, attempt, worker,
+              started_at, steps)
+), held as (
+    select w.event_id from work w join given g using (event_id, claim)
+    where w.status = 'running' order by w.event_id for update of w
+), closed as (
+    delete from work w using given g, held h
+    where w.event_id = g.event_id and h.event_id = g.event_id and g.outcome in ('succeeded', 'dead')
+    returning w.event_id, w.tenant, w.key
+), kept as (
+    update work w
+    set status = case when g.outcome = 'handed_back' then 'queued' else 'scheduled' end,
+        due_at = coalesce(g.due_at, clock_timestamp()), cause = g.cause, worker = null, rung_at = null, lost = 0,
+        attempts = w.attempts + case when g.outcome = 'failed' then 1 else 0 end,
+        put_offs = case when g.outcome = 'put_off' then w.put_offs + 1 else 0 end
+    from given g, held h
+    where w.event_id = g.event_id and h.event_id = g.event_id and g.outcome in ('failed', 'put_off', 'handed_back')
+    returning w.event_id
+), ended as (
+    update events e
+    set status = g.outcome, result = g.result, error = g.error, finished_at = clock_timestamp(), pipeline = g.pipeline,
+        worker = g.worker, attempts = g.attempt
+    from closed c join given g using (event_id)
+    where e.event_id = c.event_id
+), letters as (
+    insert into dead_letters (dead_id, origin, tenant, event_id, type, reason, error, attempts, event)
+    select g.dead_id, c.event_id || '/' || g.run, e.tenant, e.event_id, e.type, g.reason, g.error, g.attempt,
+           json_strip_nulls(json_build_object('specversion', '1.0', 'id', e.id, 'source', e.source, 'type', e.type,
+                                              'partitionkey', e.partitionkey, 'data', e.data))::text
+    from closed c join given g using (event_id) join events e using (event_id)
+    where g.outcome = 'dead'
+    on conflict (origin) do nothing
+), written as (
+    insert into documents (tenant, collection, id, text, embedding, metadata)
+    select distinct on (c.tenant, d.collection, d.id) c.tenant, d.collection, d.id, d.text, d.embedding, d.metadata
+    from unnest($16::uuid[], $17::text[], $18::text[], $19::text[], $20::vector[], $21::jsonb[])
+        with ordinality as d (event_id, collection, id, text, embedding, metadata, n)
+    join closed c using (event_id)
+    order by c.tenant, d.collection, d.id, d.n desc
+    on conflict (tenant, collection, id) do update
+        set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp()
+), facts as (
+    insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps)
+    select event_id, claim, run, attempt, worker, started_at, clock_timestamp(), outcome, error, steps from given
+    on conflict (event_id, claim) do nothing
+)
+select event_id, tenant, key from closed
+union all
+select event_id, null, null from kept;
+
+-- name: heads
+-- After a commit that closed events of these mailboxes: who is first there now.
+select head.event_id
+from (select distinct tenant, key from unnest($1::text[], $2::text[]) as k (tenant, key)) as closed
+cross join lateral (
+    select w.event_id, w.status, w.due_at from work w
+    where w.tenant = closed.tenant and w.key = closed.key order by w.ord limit 1) as head
+where head.status in ('queued', 'scheduled') and head.due_at <= clock_timestamp();
+
+-- name: calls
+insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider, model, tokens_in,
+                   tokens_out, cost_usd, priced, ms, outcome, reply, simulated)
+select * from unnest($1::uuid[], $2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::integer[],
+                     $9::text[], $10::text[], $11::text[], $12::text[], $13::integer[], $14::integer[], $15::double precision[],
+                     $16::boolean[], $17::double precision[], $18::text[], $19::text[], $20::boolean[])
+on conflict (call_id) do nothing;

@@ -1,0 +1,14 @@
+-- name: begin_alone
+select pg_advisory_xact_lock(727001);
+
+-- name: table
+create table if not exists migrations (name text primary key, hash text not null, done_at timestamptz not null default now());
+
+-- name: exists
+select to_regclass('migrations') is not null;
+
+-- name: done
+select name, hash from migrations order by name;
+
+-- name: record
+insert into migrations (name, hash) values ($1, $2);

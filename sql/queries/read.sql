@@ -1,0 +1,48 @@
+-- name: event
+select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.data, e.accepted_at, e.finished_at,
+       e.result, e.error, e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
+       coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now,
+       w.due_at, w.claimed_at, w.claim, w.rung_at, w.cause,
+       p.name as pipeline, p.attempts_max
+from events e
+left join work w using (event_id)
+left join pipelines p on p.type = e.type
+where e.event_id = $1 and e.tenant = $2;
+
+-- name: attempts
+select claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps
+from attempts where event_id = $1 order by claim;
+
+-- name: calls
+select run, claim, step, at, prompt, version, provider, model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated
+from calls where event_id = $1 order by at;
+
+-- name: events
+-- Newest first: event ids are UUIDv7. Each filter counts where it is not null.
+select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at, e.error,
+       e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
+       coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now, w.due_at,
+       p.name as pipeline, p.attempts_max,
+       least(w.first_at, (select min(a.started_at) from attempts a where a.event_id = e.event_id)) as started_at,
+       spent.calls, spent.cost_usd
+from events e
+left join work w using (event_id)
+left join pipelines p on p.type = e.type
+cross join lateral (select count(*) as calls, coalesce(sum(c.cost_usd), 0) as cost_usd from calls c where c.event_id = e.event_id) as spent
+where e.tenant = $1
+  and ($2::text is null or e.type = $2)
+  and ($3::text is null or coalesce(w.status, e.status) = $3)
+  and ($4::text is null or e.partitionkey = $4)
+  and ($5::text is null or e.source = $5)
+  and ($6::text is null or e.id = $6)
+  and ($7::uuid is null or e.event_id >= $7)
+  and ($8::uuid is null or e.event_id < $8)
+order by e.event_id desc
+limit $9;
+
+-- name: workers
+select worker, host, pid, version, started_at, beat_at, lease_until, state, slots, in_flight, pipelines
+from workers where state not in ('dead', 'stopped') order by started_at;
+
+-- name: ready
+select 1;

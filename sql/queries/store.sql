@@ -1,0 +1,36 @@
+-- name: lock_mailboxes
+-- Whoever draws a place holds its bucket until the commit, so that places are handed out in the order of commits.
+select pg_advisory_xact_lock(7, bucket)
+from (select distinct hashtext(tenant || key) & 255 as bucket from unnest($1::text[], $2::text[]) as keys (tenant, key) order by 1) as buckets;
+
+-- name: accept
+with given as (
+    select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::json[], $8::json[], $9::timestamptz[])
+        with ordinality as g (event_id, tenant, source, id, type, partitionkey, attributes, data, due_at, n)
+), stored as (
+    insert into events (event_id, tenant, source, id, type, partitionkey, attributes, data)
+    select event_id, tenant, source, id, type, partitionkey, attributes, data from given order by n
+    on conflict do nothing
+    returning event_id
+), queued as (
+    insert into work (event_id, tenant, key, status, due_at, rung_at, rung_to)
+    select event_id, tenant, partitionkey,
+           case when due_at > now() then 'scheduled' else 'queued' end,
+           coalesce(due_at, now()),
+           case when due_at > now() then null else clock_timestamp() end,
+           case when due_at > now() then null else 'work' end
+    from given join stored using (event_id)
+    order by n
+)
+select event_id from stored;
+
+-- name: existing
+select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.data, coalesce(w.status, e.status) as status
+from unnest($1::text[], $2::text[], $3::text[]) as asked (tenant, source, id)
+join events e using (tenant, source, id)
+left join work w using (event_id);
+
+-- name: dead_entry
+insert into dead_letters (dead_id, origin, type, reason, error, attempts, event)
+values ($1, $2, $3, $4, $5, 0, $6)
+on conflict (origin) do nothing;

@@ -1,0 +1,108 @@
+"""A running Callboard for a test: the real API over HTTP, real workers, real servers."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+import asyncpg
+import httpx
+import uvicorn
+from msgspec.structs import replace
+from redis.asyncio import Redis
+
+from service.http.app import create_app
+from service.settings import Settings
+from tests.eventually import eventually
+from workers.engine.supervisor import Parts, Program, open_worker
+from workers.hosted import program
+
+ENDED: Final = ("succeeded", "dead", "cancelled")
+TICKET: Final = {"ticket_id": "T-1", "subject": "Charged twice", "body": "You charged my card twice this month."}
+
+
+class Board:
+    """`http` speaks to the API; `redis` and `sql()` look behind it."""
+
+    def __init__(self, settings: Settings, http: httpx.AsyncClient, redis: Redis, workers: list[Parts]) -> None:
+        self.settings: Final = settings
+        self.http: Final = http
+        self.redis: Final = redis
+        self.workers: Final = workers
+
+    async def post(self, kind: str, data: Mapping[str, Any], **attributes: Any) -> httpx.Response:
+        return await self.http.post("/events", json={"type": kind, "data": data, **attributes})
+
+    async def send(self, kind: str, data: Mapping[str, Any], **attributes: Any) -> str:
+        """Accepted: its event_id."""
+        response = await self.post(kind, data, **attributes)
+        assert response.status_code == 202, response.text
+        return str(response.json()["event_id"])
+
+    async def show(self, event_id: str) -> dict[str, Any]:
+        response = await self.http.get(f"/events/{event_id}")
+        assert response.status_code == 200, response.text
+        shown: dict[str, Any] = response.json()
+        return shown
+
+    async def ended(self, event_id: str, timeout_s: float = 15.0) -> dict[str, Any]:
+        """The event once it has ended."""
+
+        async def fact() -> dict[str, Any] | None:
+            shown = await self.show(event_id)
+            return shown if shown["status"] in ENDED else None
+
+        found = await eventually(fact, timeout_s)
+        assert found is not None
+        return found
+
+    async def sql(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(self.settings.database_url)
+        try:
+            return list(await connection.fetch(statement, *arguments))
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def board_on(settings: Settings, whole: Program | None = None, workers: int = 1) -> AsyncIterator[Board]:
+    """An API and `workers` workers in this process; `whole` stands in for the user code of the project."""
+    whole = replace(whole or program(settings), settings=settings)
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(Redis.from_url(settings.redis_url))
+        base_url = await stack.enter_async_context(serving(settings, whole))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=base_url, timeout=30))
+        hands = [await stack.enter_async_context(open_worker(whole)) for _ in range(workers)]
+        board = Board(settings, http, redis, hands)
+        await eventually(lambda: _ready(board, workers))
+        yield board
+
+
+async def _ready(board: Board, workers: int) -> bool:
+    drawn = await board.sql("select 1 from pipelines")
+    return len((await board.http.get("/workers")).json()["items"]) >= workers and bool(drawn)
+
+
+class _Inside(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serving(settings: Settings, whole: Program | None = None) -> AsyncIterator[str]:
+    """The API on a free loopback port, in this loop."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it, no TCP_NODELAY
+    listening.bind(("127.0.0.1", 0))
+    app = create_app(settings, whole.catalog if whole else None)
+    server = _Inside(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    try:
+        await eventually(lambda: asyncio.sleep(0, server.started or task.done()))
+        assert server.started, "the API did not start"
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task

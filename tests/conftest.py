@@ -1,0 +1,74 @@
+"""Real Postgres and Redis, started once per test process; each test has a database and a Redis number of its own."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from service.embedded import Server, start_postgres, start_redis, stop
+from service.migrate import migrate
+from service.settings import Settings
+from tests.board import Board, board_on
+
+REDIS_NUMBERS = itertools.cycle(range(1, 512))
+TEMPLATE = "migrated"
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[tuple[Server, Server]]:
+    """A Postgres with a migrated template database, and a Redis."""
+    with TemporaryDirectory(prefix="callboard-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # as root, Postgres runs as somebody else, who has to get in
+        postgres = asyncio.run(start_postgres(Path(folder) / "postgres"))
+        redis = asyncio.run(start_redis(Path(folder) / "redis"))
+        try:
+            asyncio.run(_make_template(postgres.url))
+            yield postgres, redis
+        finally:
+            asyncio.run(stop(redis))
+            asyncio.run(stop(postgres))
+
+
+@pytest.fixture
+async def settings(servers: tuple[Server, Server], tmp_path: Path) -> AsyncIterator[Settings]:
+    """A corner of its own: an empty migrated database, an empty Redis number, a folder."""
+    postgres, redis = servers
+    name = f"test_{next(NAMES)}"
+    database_url = await _admin(postgres.url, f'create database "{name}" template {TEMPLATE}', name)
+    redis_url = f"{redis.url.rpartition('/')[0]}/{next(REDIS_NUMBERS)}"
+    async with Redis.from_url(redis_url) as client:
+        await client.flushdb()
+    yield Settings(port=0, data_dir=str(tmp_path), database_url=database_url, redis_url=redis_url, grace_s=5)
+    with suppress(asyncpg.PostgresError):
+        await _admin(postgres.url, f'drop database "{name}" with (force)', name)
+
+
+NAMES = itertools.count()
+
+
+@pytest.fixture
+async def board(settings: Settings) -> AsyncIterator[Board]:
+    """A running Callboard: the API on a free port and one worker, both in this process."""
+    async with board_on(settings) as running:
+        yield running
+
+
+async def _make_template(url: str) -> None:
+    await migrate(Settings(database_url=await _admin(url, f"create database {TEMPLATE}", TEMPLATE)))
+
+
+async def _admin(url: str, statement: str, name: str) -> str:
+    """Run a statement outside the test's database; returns the address of the database `name`."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+    head, _, query = url.partition("?")
+    return f"{head.rpartition('/')[0]}/{name}?{query}"

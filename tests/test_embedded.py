@@ -1,0 +1,166 @@
+"""The embedded Postgres and Redis keep what they are given, and get out of each other's way."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from msgspec.structs import replace
+from redis.asyncio import Redis
+
+from service.embedded import embedded, running, start_postgres, start_redis, stop
+from service.embedded.process import command_line, until
+from service.errors import StartError
+from service.settings import Settings
+from tests.servers import ask, open_folder, postgres, redis
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with open_folder() as made:
+        yield made
+
+
+@pytest.fixture
+def settings(folder: Path) -> Settings:
+    return Settings(data_dir=str(folder / "data"))
+
+
+async def test_what_was_written_is_there_after_a_stop_and_a_start(settings: Settings) -> None:
+    async with embedded(settings) as first:
+        await ask(first.database_url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        async with Redis.from_url(first.redis_url) as client:
+            await client.set("kept", "42")
+    async with embedded(settings) as second:
+        assert second == first
+        assert await ask(second.database_url, "SELECT answer FROM kept") == 42
+        async with Redis.from_url(second.redis_url) as client:
+            assert await client.get("kept") == b"42"
+
+
+async def test_postgres_is_durable_and_of_the_version_we_promise(folder: Path) -> None:
+    async with postgres(folder / "postgres") as server:
+        assert str(await ask(server.url, "SHOW server_version")).startswith("18.")
+        assert [await ask(server.url, f"SHOW {name}") for name in ("fsync", "synchronous_commit")] == ["on", "on"]
+        assert await ask(server.url, "SHOW listen_addresses") == ""
+        await ask(server.url, "CREATE EXTENSION vector")
+        assert await ask(server.url, "SELECT '[3,4]'::vector <-> '[0,0]'::vector") == 5
+
+
+async def test_a_killed_postgres_comes_back_with_every_commit(folder: Path) -> None:
+    async with postgres(folder / "postgres") as server:
+        await ask(server.url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        server.process.kill()
+        assert await until(lambda: server.process.poll() is not None, patience_s=10)
+        assert (server.folder / "data" / "postmaster.pid").exists()
+    async with postgres(folder / "postgres") as again:
+        assert await ask(again.url, "SELECT answer FROM kept") == 42
+
+
+async def test_a_stranger_with_the_pid_of_a_dead_postgres_is_no_hindrance(folder: Path) -> None:
+    async with postgres(folder / "postgres") as server:
+        note = (server.folder / "data" / "postmaster.pid").read_text().splitlines()
+    owner = (server.folder / "data").stat()
+    stale = server.folder / "data" / "postmaster.pid"
+    stale.write_text("\n".join([str(os.getppid()), *note[1:]]) + "\n")
+    os.chown(stale, owner.st_uid, owner.st_gid)
+    async with postgres(folder / "postgres") as again:
+        assert await ask(again.url, "SELECT 1") == 1
+
+
+async def test_a_second_start_names_the_first(folder: Path) -> None:
+    async with postgres(folder / "postgres"):
+        with pytest.raises(StartError, match=rf"in use by process {os.getpid()}\b"):
+            await start_postgres(folder / "postgres")
+    async with redis(folder / "redis"):
+        with pytest.raises(StartError, match=rf"in use by process {os.getpid()}\b"):
+            await start_redis(folder / "redis")
+
+
+ORPHANING = """
+import asyncio, os, sys
+from pathlib import Path
+from service.embedded import start_postgres, start_redis
+async def main():
+    first, second = await start_postgres(Path(sys.argv[1], "postgres")), await start_redis(Path(sys.argv[1], "redis"))
+    print(first.pid, second.pid, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+async def test_servers_of_a_killed_parent_end_and_the_next_start_works(folder: Path) -> None:
+    command = [sys.executable, "-c", ORPHANING, str(folder)]
+    parent = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    pids = [int(word) for word in (await asyncio.wait_for(parent.stdout.readline(), 60)).split()]
+    assert [os.getsid(pid) for pid in pids] == pids  # out of the reach of a terminal's Ctrl-C
+    parent.kill()
+    await parent.communicate()
+    async with postgres(folder / "postgres") as one, redis(folder / "redis") as other:
+        assert await ask(one.url, "SELECT 1") == 1
+        assert not {one.pid, other.pid} & set(pids)
+        assert await until(lambda: not any(command_line(pid) for pid in pids), patience_s=10)
+
+
+async def test_a_leftover_that_missed_its_parents_end_is_ended_by_the_next_start(folder: Path) -> None:
+    server = await start_redis(folder / "redis")
+    server.lock.close()  # as if the parent were gone
+    async with redis(folder / "redis") as again:
+        assert again.pid != server.pid
+        assert await asyncio.to_thread(server.process.wait, 10) is not None
+
+
+async def test_given_addresses_start_nothing(settings: Settings) -> None:
+    given = replace(settings, database_url="postgresql://elsewhere/x", redis_url="redis://elsewhere")
+    async with embedded(given) as found:
+        assert found is given
+        assert not settings.data_path.exists()
+
+
+async def test_only_what_is_missing_is_started(settings: Settings) -> None:
+    given = replace(settings, database_url="postgresql://user:secret@elsewhere/x")
+    async with embedded(given) as found:
+        assert found.database_url == given.database_url
+        assert not (settings.data_path / "postgres").exists()
+        assert "secret" not in (settings.data_path / "addresses.json").read_text()
+        with pytest.raises(StartError, match="No Postgres: set DATABASE_URL"):
+            running(settings)
+
+
+async def test_other_programs_find_the_running_servers(settings: Settings) -> None:
+    async with embedded(settings) as found:
+        assert running(settings) == found
+    with pytest.raises(StartError, match="No Postgres: set DATABASE_URL, or start `make up`"):
+        running(settings)
+
+
+async def test_addresses_of_a_dead_process_are_not_believed(settings: Settings) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    settings.data_path.mkdir()
+    (settings.data_path / "addresses.json").write_text(f'{{"database_url":"x","redis_url":"y","pid":{dead.pid}}}')
+    with pytest.raises(StartError, match="No Postgres"):
+        running(settings)
+
+
+async def test_a_taken_port_is_named(folder: Path) -> None:
+    async with redis(folder / "one") as server:
+        port = urlsplit(server.url).port
+        assert port is not None
+        with pytest.raises(StartError, match=f"Port {port} is taken"):
+            await start_redis(folder / "two", port)
+
+
+async def test_a_stop_is_quick_in_order_and_may_be_said_twice(folder: Path) -> None:
+    server = await start_postgres(folder / "postgres")
+    await asyncio.wait_for(stop(server), 10)
+    await stop(server)
+    assert server.process.returncode == 0
+    assert not (server.folder / "data" / "postmaster.pid").exists()

@@ -1,0 +1,131 @@
+"""The web client against real servers that behave badly."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from service.errors import Outage, Reject
+from workers.clients.web import REPLY_MAX, open_web
+
+Answer = Callable[[bytes], Awaitable[bytes]]
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def raw_server(serve: Serve) -> AsyncIterator[str]:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def whole(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await serve(reader, writer)
+            await writer.drain()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.append(asyncio.create_task(whole(reader, writer)))
+
+    listening = await asyncio.start_server(connected, "127.0.0.1", 0)
+    async with listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/hook/s3cret"
+        await asyncio.gather(*tasks)
+
+
+@asynccontextmanager
+async def server(answer: Answer) -> AsyncIterator[str]:
+    """Hands each request, head and body, to `answer` and sends back what it says."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        writer.write(await answer(head + await reader.readexactly(int(length.split(b":")[1]))))
+
+    async with raw_server(serve) as url:
+        yield url
+
+
+def always(status: str, body: bytes = b"", headers: str = "") -> Answer:
+    async def answer(_: bytes) -> bytes:
+        return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+    return answer
+
+
+async def test_posts_json_with_the_key() -> None:
+    seen: list[bytes] = []
+
+    async def answer(request: bytes) -> bytes:
+        seen.append(request)
+        return b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok"
+
+    async with server(answer) as url, open_web() as web:
+        reply = await web.post(url, json={"urgency": "high"}, idempotency_key="e1/page_on_call")
+    assert (reply.status, reply.body) == (202, b"ok")
+    assert b"idempotency-key: e1/page_on_call" in seen[0].lower()
+    assert seen[0].endswith(b'{"urgency":"high"}')
+
+
+@pytest.mark.parametrize("status", ["500 Oops", "503 Busy", "429 Slow", "408 Late"])
+async def test_what_passes_is_an_outage(status: str) -> None:
+    async with server(always(status, headers="retry-after: 7\r\n")) as url, open_web() as web:
+        with pytest.raises(Outage, match=status[:3]) as caught:
+            await web.post(url, json={}, idempotency_key="k")
+    assert 7 <= caught.value.after_s <= 8
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", ["400 Bad", "401 Who", "404 Where", "410 Gone", "302 Found"])
+async def test_a_refusal_is_the_events_own(status: str) -> None:
+    async with server(always(status, headers="location: /other\r\n")) as url, open_web() as web:
+        with pytest.raises(Reject, match=status[:3]) as caught:
+            await web.post(url, json={}, idempotency_key="k")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "least", "most"), [("99999", 60, 60), ("-5", 0, 1), ("nan", 1, 2), ("soon", 1, 2)])
+async def test_retry_after_has_a_cap_and_may_be_garbage(value: str, least: float, most: float) -> None:
+    async with server(always("503 Busy", headers=f"retry-after: {value}\r\n")) as url, open_web() as web:
+        with pytest.raises(Outage) as caught:
+            await web.post(url, json={}, idempotency_key="k")
+    assert least <= caught.value.after_s <= most
+
+
+async def test_nobody_there() -> None:
+    async with server(always("200 OK")) as url:
+        pass
+    async with open_web() as web:
+        with pytest.raises(Outage, match="can't be reached"):
+            await web.post(url, json={}, idempotency_key="k")
+
+
+async def test_the_deadline_is_total() -> None:
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        gone = False
+        while not gone:
+            writer.write(b".")
+            with suppress(TimeoutError):
+                gone = not await asyncio.wait_for(reader.read(100), 0.02)
+
+    async with raw_server(drip) as url, open_web() as web:
+        with pytest.raises(Outage, match=r"no whole answer in 0\.3 s"):
+            await web.post(url, json={}, idempotency_key="k", timeout_s=0.3)
+
+
+async def test_an_answer_without_end_is_refused() -> None:
+    async with server(always("200 OK", b"x" * (REPLY_MAX + 1))) as url, open_web() as web:
+        with pytest.raises(Reject, match="more than"):
+            await web.post(url, json={}, idempotency_key="k")
+
+
+@pytest.mark.parametrize(
+    ("url", "json"), [("nonsense", {}), ("ftp://127.0.0.1/", {}), ("http://a:b/", {}), ("http://x", object())]
+)
+async def test_what_can_never_be_posted_is_rejected(url: str, json: object) -> None:
+    async with open_web() as web:
+        with pytest.raises(Reject):
+            await web.post(url, json=json, idempotency_key="k")

@@ -1,0 +1,77 @@
+"""What every LLM provider looks like from here: a request, an answer, a client that turns one into the other."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Literal, Protocol
+
+import httpx2
+from msgspec import Struct
+
+from service.settings import Settings
+from workers.clients.faults import Fault, asked_wait_s, outcome_of
+
+LIMITS: Final = httpx2.Limits(max_connections=1000)
+SIMULATED_HEADER: Final = "x-callboard-simulated"
+SIMULATED_KEY: Final = "simulated"
+TransportError = httpx2.RequestError
+
+
+class Message(Struct, frozen=True):
+    role: Literal["user", "assistant"]
+    content: str
+
+
+class Schema(Struct, frozen=True):
+    """The JSON Schema a reply has to follow."""
+
+    name: str
+    body: dict[str, Any]
+
+
+class Request(Struct, frozen=True):
+    model: str
+    system: str | None
+    messages: tuple[Message, ...]
+    schema: Schema | None
+    max_tokens: int
+    temperature: float | None
+    headers: dict[str, str]
+
+
+class Answer(Struct, frozen=True):
+    """A reply that has ended; `stop` says why."""
+
+    text: str | None
+    stop: Literal["end", "length", "refused"]
+    tokens_in: int
+    tokens_out: int
+    simulated: bool
+
+
+class Client(Protocol):
+    async def complete(self, request: Request, timeout_s: float) -> Answer:
+        """Ask once. Raises Fault."""
+
+
+Connect = Callable[[Settings, str | None], AbstractAsyncContextManager[Client] | None]
+"""A provider: opens its client with what the settings hold, or at the simulator's address; None where it has no key."""
+
+
+def http_fault(provider: str, status: int, message: str, headers: Mapping[str, str], code: str) -> Fault:
+    """An error status of a provider as a Fault."""
+    if code in ("insufficient_quota", "billing_error") or "credit balance" in message:
+        return Fault("setup", f"{provider} says the account has no credit left.")
+    outcome = outcome_of(status)
+    if status in (401, 402, 403):
+        # The provider's own words may hold a part of the key.
+        return Fault(outcome, f"{provider} refuses our key (HTTP {status}): check it and its permissions.")
+    return Fault(outcome, f"{provider} answered HTTP {status}: {message[:300]}", asked_wait_s(headers))
+
+
+def unreachable(provider: str, error: Exception) -> Fault:
+    """What an SDK says when there was no whole answer."""
+    cause = error if isinstance(error, TransportError) else error.__cause__
+    # The aiohttp transport takes a refused or lost connection for a connection that came too late.
+    if isinstance(cause, httpx2.TimeoutException) and not isinstance(cause, httpx2.ConnectTimeout):
+        return Fault("timeout", f"{provider} did not answer in time.")
+    return Fault("connection", f"{provider} can't be reached ({cause or error}).")

@@ -1,0 +1,92 @@
+"""The web client: POST with an idempotency key, a deadline over all of it and a bound on the answer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import httpx
+import msgspec
+from msgspec import Struct
+
+from service.errors import Reject
+from workers.clients.faults import Fault, asked_wait_s, outcome_of
+
+CONNECTIONS_MAX: Final = 200
+REPLY_MAX: Final = 1_048_576
+
+
+class Reply(Struct, frozen=True):
+    status: int
+    body: bytes
+
+
+class Web:
+    """Made by `open_web`: one per process."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def post(self, url: str, *, json: object, idempotency_key: str, timeout_s: float = 10.0) -> Reply:
+        """The 2xx answer.
+
+        Raises Outage for what passes (no connection, 5xx, 408, 429, too slow), Reject for a refusal (other 3xx, 4xx)
+        and for an address that is none.
+        """
+        headers = {"idempotency-key": idempotency_key, "content-type": "application/json"}
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._send(self._http.build_request("POST", url, content=_encode(json), headers=headers))
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise Reject(f"The address to post to is none ({error}): begin it with http:// or https://.") from error
+        except TimeoutError as error:
+            raise Fault("timeout", f"{_host(url)} gave no whole answer in {timeout_s:g} s.").outage() from error
+        except httpx.RequestError as error:
+            what = str(error) or type(error).__name__
+            raise Fault("connection", f"{_host(url)} can't be reached ({what}).").outage() from error
+
+    async def _send(self, request: httpx.Request) -> Reply:
+        response = await self._http.send(request, stream=True)
+        try:
+            if not response.is_success:
+                raise _refusal(response)
+            return Reply(response.status_code, await _body(response))
+        finally:
+            await response.aclose()
+
+
+@asynccontextmanager
+async def open_web() -> AsyncIterator[Web]:
+    limits = httpx.Limits(max_connections=CONNECTIONS_MAX)
+    # The deadline of each call is the total one of `post`: httpx's own bounds a single read.
+    async with httpx.AsyncClient(limits=limits, timeout=None) as http:  # noqa: S113
+        yield Web(http)
+
+
+def _encode(json: object) -> bytes:
+    try:
+        return msgspec.json.encode(json)
+    except TypeError as error:
+        raise Reject(f"What is to be posted is no JSON: {error}.") from error
+
+
+def _refusal(response: httpx.Response) -> Exception:
+    # Only the host is named: the path of a webhook is often its secret.
+    answered = f"{response.url.host} answered HTTP {response.status_code}"
+    fault = Fault(outcome_of(response.status_code), f"{answered}.", asked_wait_s(response.headers))
+    if fault.outcome in ("server", "rate_limited"):
+        return fault.outage()
+    return Reject(f"{answered} to our POST: look at the address and at what is posted.")
+
+
+async def _body(response: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > REPLY_MAX:
+            raise Reject(f"{response.url.host} answered with more than {REPLY_MAX} bytes.")
+    return bytes(body)
+
+
+def _host(url: str) -> str:
+    return httpx.URL(url).host

@@ -1,0 +1,1 @@
+"""What runs pipelines: reader, executor, settle, lease, and their supervisor."""

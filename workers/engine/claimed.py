@@ -1,0 +1,51 @@
+"""A claimed event: what the claim statement returns."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+from msgspec import Struct
+
+import sql
+
+SQL: Final = sql.queries("engine")
+
+
+class Claimed(Struct, frozen=True):
+    """The right to run this event now: `claim` is the fencing token that every write about it names."""
+
+    event_id: UUID
+    tenant: str
+    key: str | None
+    source: str
+    type: str
+    data: bytes
+    run: int
+    attempts: int
+    put_offs: int
+    claim: int
+    claimed_at: datetime
+    worker: UUID
+
+    @property
+    def attempt(self) -> int:
+        """The number this try has, if it turns out to be an attempt."""
+        return self.attempts + 1
+
+
+def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:
+    return Claimed(
+        event_id=row["event_id"],
+        tenant=row["tenant"],
+        key=row["key"],
+        source=row["source"],
+        type=row["type"],
+        data=row["data"].encode(),
+        run=row["run"],
+        attempts=row["attempts"],
+        put_offs=row["put_offs"],
+        claim=row["claim"],
+        claimed_at=row["claimed_at"],
+        worker=worker,
+    )

@@ -1,0 +1,181 @@
+"""An event's life in a worker, top to bottom: choose → attempt → settle. (The claim is the reader's.)"""
+
+import asyncio
+import logging
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct, json
+
+from schemas.catalog import Catalog
+from schemas.outcome import Dead, Done, HandedBack, Outcome
+from service.commits import BadRow
+from service.errors import Outage, Reject, Unavailable
+from service.settings import Settings
+from workers.engine.claimed import Claimed
+from workers.engine.journal import Ledger
+from workers.engine.retry import after, describe, unknown_type
+from workers.engine.settle import Ending, Settler
+from workers.kit.plan import execute
+from workers.kit.run import Clients, Facts, Run
+from workers.kit.wiring import Wired, Wiring
+
+SETTLE_TIMEOUT_S: Final = 60.0
+
+log = logging.getLogger("callboard.executor")
+
+
+class Stage(Struct, frozen=True):
+    """What every run needs and none changes."""
+
+    settings: Settings
+    catalog: Catalog
+    wiring: Wiring
+    clients: Clients
+    ledger: Ledger
+    settler: Settler
+
+
+class Executor:
+    """The events in hand, one task each, at most `settings.concurrency`."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage: Final = stage
+        self._held: Final[dict[UUID, asyncio.Task[None]]] = {}
+        self._freed: Final = asyncio.Event()
+        self._attempting: Final[set[UUID]] = set()
+        self._draining = False
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._held)
+
+    @property
+    def free(self) -> int:
+        return self._stage.settings.concurrency - len(self._held)
+
+    async def free_slots(self) -> int:
+        """Wait for a free slot, then say how many there are."""
+        while self.free <= 0:
+            self._freed.clear()
+            await self._freed.wait()
+        return self.free
+
+    def start(self, claimed: Claimed) -> None:
+        task = asyncio.create_task(self._live(claimed), name=f"event {claimed.event_id}")
+        self._held[claimed.event_id] = task
+        task.add_done_callback(lambda done: self._let_go(claimed.event_id, done))
+
+    async def drain(self, grace_s: float) -> None:
+        """Let what runs finish for `grace_s`, then hand the rest back, uncharged."""
+        if self._held:
+            await asyncio.wait(self._held.values(), timeout=grace_s)
+        self._draining = True
+        for event_id in self._attempting:
+            self._held[event_id].cancel()
+        if self._held:
+            await asyncio.wait(self._held.values(), timeout=SETTLE_TIMEOUT_S)
+
+    def drop_all(self) -> None:
+        """The lease is lost: what runs is somebody else's now, and nothing of it is settled."""
+        for task in self._held.values():
+            task.cancel()
+
+    def _let_go(self, event_id: UUID, done: "asyncio.Task[None]") -> None:
+        if self._held.get(event_id) is done:
+            del self._held[event_id]
+        self._freed.set()
+        if not done.cancelled() and (error := done.exception()) is not None:
+            log.error("event %s was not settled; the lease will free it", event_id, exc_info=error)
+
+    async def _live(self, claimed: Claimed) -> None:
+        facts = Facts([], [])
+        wired = self._stage.wiring.get(claimed.type)
+        self._attempting.add(claimed.event_id)
+        try:
+            outcome = await self._attempt(wired, claimed, facts) if wired else unknown_type(claimed)
+        finally:
+            self._attempting.discard(claimed.event_id)
+        await self._settle(claimed, wired, outcome, facts)
+
+    async def _attempt(self, wired: Wired, claimed: Claimed, facts: Facts) -> Outcome:
+        """Run the pipeline once; whatever it raises becomes an outcome here."""
+        try:
+            event = self._stage.catalog[claimed.type].decode(claimed.data)
+            async with asyncio.timeout(wired.pipeline.timeout_s):
+                result = await execute(wired.plan, self._run(claimed, facts), event)
+            return self._done(result)
+        except asyncio.CancelledError:
+            if not self._draining:
+                raise
+            _uncancel()
+            return HandedBack()
+        except Unavailable as error:
+            return after(Outage(str(error), error.retry_after_s), claimed, wired.pipeline.retry, _failed(facts))
+        except Exception as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
+            told = _timed_out(error, wired) or error
+            log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(told).__name__)
+            return after(told, claimed, wired.pipeline.retry, _failed(facts))
+
+    def _run(self, claimed: Claimed, facts: Facts) -> Run:
+        return Run(
+            event_id=claimed.event_id,
+            source=claimed.source,
+            key=claimed.key,
+            number=claimed.run,
+            attempt=claimed.attempt,
+            claim=claimed.claim,
+            clients=self._stage.clients,
+            ledger=self._stage.ledger.record,
+            facts=facts,
+            settings=self._stage.settings,
+            simulated=self._stage.settings.simulated,
+        )
+
+    def _done(self, result: object) -> Outcome:
+        encoded = json.encode(result)
+        size_max = self._stage.settings.result_max
+        if len(encoded) > size_max:
+            error = Reject(f"the result has {len(encoded)} bytes, CALLBOARD_RESULT_MAX is {size_max}. Return less.")
+            return Dead("rejected", describe(error, None))
+        return Done(encoded)
+
+    async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
+        """Until it is settled, or refused because the claim is not ours any more."""
+        name = wired.name if wired else None
+        ending = Ending(claimed, outcome, name, facts.steps, facts.documents if isinstance(outcome, Done) else [])
+        while True:
+            try:
+                if not await self._stage.settler.settle(ending, SETTLE_TIMEOUT_S):
+                    log.warning(
+                        "event %s: claim %d is not ours any more, its ending was refused",
+                        claimed.event_id,
+                        claimed.claim,
+                    )
+                return
+            except Unavailable:
+                continue
+            except BadRow as error:
+                if wired is None or not isinstance(outcome, Done):
+                    raise
+                ending = Ending(claimed, after(error, claimed, wired.pipeline.retry, None), name, facts.steps, [])
+
+
+def _failed(facts: Facts) -> str | None:
+    return next((each.step for each in reversed(facts.steps) if each.state == "failed"), None)
+
+
+def _timed_out(error: Exception, wired: Wired) -> Exception | None:
+    """A TimeoutError has no text of its own; whose it was, the node's or the attempt's, its step says."""
+    if isinstance(error, TimeoutError) and not str(error):
+        return TimeoutError(
+            f"not finished in time (an attempt of {wired.name} may take {wired.pipeline.timeout_s:g} s)"
+        )
+    return None
+
+
+def _uncancel() -> None:
+    """The hand-back still has to be settled in this task."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()

@@ -1,0 +1,115 @@
+"""Read → claim → acknowledge: never more than there are free slots; own pending entries first after any error."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+from uuid import UUID
+
+import asyncpg
+from redis.asyncio import Redis
+
+from service import stream
+from service.resources import POSTGRES_ERRORS, Connection, connect
+from service.settings import Settings
+from service.stream import Entry
+from workers.engine.claimed import SQL, Claimed, claimed
+from workers.engine.executor import Executor
+from workers.engine.lease import Lease
+
+BLOCK_MS: Final = 2000
+FOREIGN_IDLE_MS: Final = 10_000
+FOREIGN_EVERY_S: Final = 5.0
+CLAIM_TIMEOUT_S: Final = 10.0
+CLAIM_TRIES: Final = 3
+STREAMS: Final = (stream.FRONT, stream.WORK)  # in the order they are read
+
+log = logging.getLogger("callboard.reader")
+
+
+class Reader:
+    """Takes rung events from the streams into the executor."""
+
+    def __init__(self, settings: Settings, redis: Redis, lease: Lease, executor: Executor) -> None:
+        self._settings: Final = settings
+        self._redis: Final = redis
+        self._lease: Final = lease
+        self._executor: Final = executor
+        self._foreign_at = 0.0
+
+    async def run(self) -> None:
+        """Read until cancelled. After an error the supervisor starts it again, and it takes its own pending first."""
+        connection = await connect(self._settings, "reader")
+        try:
+            for name in STREAMS:
+                await stream.ensure_group(self._redis, name, stream.GROUP)
+            await self._recover(connection)
+            while True:
+                await self._turn(connection)
+        finally:
+            with suppress(*POSTGRES_ERRORS):
+                connection.terminate()
+
+    async def _turn(self, connection: Connection) -> None:
+        free = await self._executor.free_slots()
+        if not self._lease.held:
+            await asyncio.sleep(0.05)
+            return
+        if free > 1:
+            await self._read(connection, STREAMS, free // 2, BLOCK_MS)
+        elif not await self._read(connection, STREAMS[:1], 1, None):
+            await self._read(connection, STREAMS[1:], 1, BLOCK_MS)
+        if asyncio.get_running_loop().time() - self._foreign_at > FOREIGN_EVERY_S:
+            await self._take_foreign(connection)
+
+    async def _read(self, connection: Connection, names: Sequence[str], count: int, block_ms: int | None) -> bool:
+        found = await stream.read(self._redis, names, stream.GROUP, self._consumer, count, block_ms=block_ms)
+        for name, entries in found:
+            await self._take(connection, name, entries)
+        return bool(found)
+
+    @property
+    def _consumer(self) -> str:
+        return str(self._lease.worker)
+
+    async def _recover(self, connection: Connection) -> None:
+        """What was read but not claimed when the last turn failed."""
+        for name in STREAMS:
+            while found := await self._pending(name):
+                await self._take(connection, name, found)
+
+    async def _pending(self, name: str) -> list[Entry]:
+        free = await self._executor.free_slots()
+        found = await stream.read(self._redis, [name], stream.GROUP, self._consumer, free, after="0")
+        return [entry for _, entries in found for entry in entries]
+
+    async def _take_foreign(self, connection: Connection) -> None:
+        """What a reader that is gone had read but not claimed."""
+        self._foreign_at = asyncio.get_running_loop().time()
+        for name in STREAMS:
+            free = self._executor.free
+            if free > 0:
+                entries = await stream.take_over(self._redis, name, stream.GROUP, self._consumer, FOREIGN_IDLE_MS, free)
+                await self._take(connection, name, entries)
+
+    async def _take(self, connection: Connection, name: str, entries: Sequence[Entry]) -> None:
+        """Claim what was rung; only when that has committed are the entries done with, whatever the claim found."""
+        if not entries:
+            return
+        ids = [event_id for _, fields in entries if (event_id := stream.event_id(fields)) is not None]
+        for each in await self._claim(connection, ids):
+            self._executor.start(each)
+        await stream.finish(self._redis, name, stream.GROUP, [entry_id for entry_id, _ in entries])
+
+    async def _claim(self, connection: Connection, ids: Sequence[UUID]) -> list[Claimed]:
+        worker = self._lease.worker
+        for left in reversed(range(CLAIM_TRIES)):
+            try:
+                async with asyncio.timeout(CLAIM_TIMEOUT_S):
+                    rows = await connection.fetch(SQL["claim"], list(ids), worker)
+                return [claimed(row, worker) for row in rows]
+            except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
+                if not left:
+                    raise
+        return []

@@ -1,0 +1,61 @@
+"""Whose failure it was, and when the event comes again: decided here and nowhere else."""
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+from msgspec import json
+
+from schemas.outcome import Dead, Later, Outcome
+from service.errors import Outage, Reject
+from workers.clients.llm import LlmRefused
+from workers.engine.claimed import Claimed
+from workers.kit import Retry
+
+PUT_OFF_CAP_S: Final = 600.0
+UNKNOWN_TYPE_S: Final = 10.0
+MESSAGE_MAX: Final = 2000
+
+
+def after(error: Exception, claimed: Claimed, retry: Retry, step: str | None) -> Outcome:
+    """An outage puts the event off, uncharged; a refusal is final; anything else is one of its attempts."""
+    told = describe(error, step)
+    match error:
+        case Outage():
+            wait_s = min(error.after_s * 2.0 ** min(claimed.put_offs, 16), PUT_OFF_CAP_S)
+            return Later(_in(wait_s), error.cause, charged=False, error=told)
+        case Reject() | LlmRefused():
+            return Dead("rejected", told)
+        case msgspec.ValidationError() if step is None:
+            return Dead("invalid", told)
+        case _ if claimed.attempt >= retry.attempts:
+            return Dead("attempts_exhausted", told)
+        case _:
+            return Later(
+                _in(delay_s(claimed.attempts, retry)),
+                str(error)[:200] or type(error).__name__,
+                charged=True,
+                error=told,
+            )
+
+
+def unknown_type(claimed: Claimed) -> Later:
+    """The sender is newer than this worker: the event waits for one that knows its type."""
+    return Later(_in(UNKNOWN_TYPE_S), f'this worker does not know the type "{claimed.type}"', charged=False)
+
+
+def delay_s(failed_before: int, retry: Retry) -> float:
+    """Exponential backoff with full jitter: uniform up to base · 2^n, at most the cap."""
+    return random.uniform(0, min(retry.cap_s, retry.base_s * 2.0 ** min(failed_before, 32)))
+
+
+def describe(error: Exception, step: str | None) -> bytes:
+    """The contract's error: `{kind, message, step, at}`."""
+    message = str(error)[:MESSAGE_MAX].replace("\0", "�") or type(error).__name__
+    told = {"kind": type(error).__name__, "message": message, "step": step, "at": datetime.now(UTC)}
+    return json.encode(told)
+
+
+def _in(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)

@@ -1,0 +1,171 @@
+"""The worker's program: its parts side by side, each started again when it ends; and an orderly end."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Final
+
+from arq import ArqRedis
+from msgspec import Struct
+from msgspec.structs import replace
+
+from prompts import Prompts
+from schemas.catalog import Catalog
+from service.inbound import Inbound
+from service.outbox import Outbox
+from service.resources import POSTGRES_ERRORS, Connection, backoff_s, connect, open_pool, open_redis
+from service.settings import Settings
+from workers.clients.llm import open_llm
+from workers.clients.provider import Connect
+from workers.clients.vectors import Vectors
+from workers.clients.web import open_web
+from workers.engine.clock import Clock, open_arq, run_arq
+from workers.engine.executor import Executor, Stage
+from workers.engine.journal import Ledger
+from workers.engine.lease import SQL, Lease
+from workers.engine.reader import Reader
+from workers.engine.settle import Settler
+from workers.engine.sweeper import Sweeper
+from workers.kit.run import Clients
+from workers.kit.wiring import Wiring, graph
+from workers.simulator import running_simulator
+
+LONG_ENOUGH_S: Final = 60.0
+BLOCKING_TIMEOUT_S: Final = 8.0
+
+log = logging.getLogger("callboard.worker")
+
+
+class Program(Struct, frozen=True):
+    """What a worker is made from: settings and the user's code, wired."""
+
+    settings: Settings
+    catalog: Catalog
+    wiring: Wiring
+    prompts: Prompts
+    providers: Mapping[str, Connect]
+
+
+class Parts(Struct, frozen=True):
+    """The parts of one worker, made in `open_worker`."""
+
+    executor: Executor
+    reader: Reader
+    settler: Settler
+    ledger: Ledger
+    lease: Lease
+    sweeper: Sweeper
+    inbound: Inbound
+    outbox: Outbox
+    arq: ArqRedis
+
+
+@asynccontextmanager
+async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterator[Parts]:
+    """A running worker; leaving the context drains it. `with_arq=False`: arq hosts us, not we arq."""
+    async with AsyncExitStack() as stack:
+        parts = await _parts(program, stack)
+        background = {
+            "settle": parts.settler.run,
+            "ledger": parts.ledger.run,
+            "lease": lambda: parts.lease.run(parts.executor.drop_all),
+            "outbox": parts.outbox.run,
+            "graphs": lambda: _write_graphs(program),
+        }
+        intake = {"reader": parts.reader.run, "inbound": parts.inbound.run, "upkeep": parts.sweeper.run}
+        if with_arq:
+            intake["arq"] = lambda: run_arq(parts.arq, parts.sweeper.turn)
+        async with _supervised(background), _drained(parts, program.settings.grace_s), _supervised(intake):
+            log.info("worker ready: %d pipelines, %d slots", len(program.wiring), program.settings.concurrency)
+            yield parts
+            log.info("worker stops: %d events in hand", parts.executor.in_flight)
+            parts.lease.state = "draining"
+
+
+async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
+    settings = program.settings
+    simulator = await stack.enter_async_context(running_simulator()) if settings.simulated else None
+    if simulator and not settings.page_url:
+        settings = replace(settings, page_url=f"{simulator}/pages")
+    redis = await stack.enter_async_context(open_redis(settings))
+    blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S))
+    clients = Clients(
+        llm=await stack.enter_async_context(
+            open_llm(settings, program.prompts, simulator_url=simulator, providers=program.providers)
+        ),
+        vectors=Vectors(await stack.enter_async_context(open_pool(settings, "worker"))),
+        web=await stack.enter_async_context(open_web()),
+    )
+    arq = open_arq(settings)
+    stack.push_async_callback(arq.connection_pool.disconnect)
+    outbox, ledger, clock = Outbox(redis), Ledger(settings), Clock(arq)
+    settler = Settler(settings, outbox.ring, clock.wake_at)
+    executor = Executor(Stage(settings, program.catalog, program.wiring, clients, ledger, settler))
+    lease = Lease(settings, [wired.name for wired in program.wiring.values()], lambda: executor.in_flight)
+    return Parts(
+        executor=executor,
+        reader=Reader(settings, blocking, lease, executor),
+        settler=settler,
+        ledger=ledger,
+        lease=lease,
+        sweeper=Sweeper(settings, redis, lease),
+        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker),
+        outbox=outbox,
+        arq=arq,
+    )
+
+
+@asynccontextmanager
+async def _drained(parts: Parts, grace_s: float) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await parts.executor.drain(grace_s)
+
+
+@asynccontextmanager
+async def _supervised(children: Mapping[str, Callable[[], Awaitable[None]]]) -> AsyncIterator[None]:
+    """Run children until the end of the context, each started again whenever it ends."""
+    tasks = [asyncio.create_task(supervise(name, start), name=name) for name, start in children.items()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def supervise(name: str, start: Callable[[], Awaitable[None]]) -> None:
+    """Start a part again whenever it ends, with growing pauses; a part that returns is done."""
+    tries = 0
+    while True:
+        begun = asyncio.get_running_loop().time()
+        try:
+            await start()
+            return
+        except Exception as error:
+            if asyncio.get_running_loop().time() - begun > LONG_ENOUGH_S:
+                tries = 0
+            tries += 1
+            log.warning("%s ended and starts again: %s: %s", name, type(error).__name__, error)
+            log.debug("%s ended", name, exc_info=error)
+        await asyncio.sleep(backoff_s(tries, 0.2, 5.0))
+
+
+async def _write_graphs(program: Program) -> None:
+    """The drawings of the pipelines, for whoever reads `GET /pipelines/{name}`."""
+    connection: Connection = await connect(program.settings, "graphs")
+    try:
+        types, names = list(program.wiring), [wired.name for wired in program.wiring.values()]
+        async with connection.transaction():
+            await connection.execute(SQL["forget_pipelines"], types, names)
+            for wired in program.wiring.values():
+                version, nodes, edges = graph(wired)
+                attempts_max = wired.pipeline.retry.attempts
+                await connection.execute(
+                    SQL["write_pipeline"], wired.name, wired.type, version, attempts_max, nodes, edges
+                )
+    finally:
+        with suppress(*POSTGRES_ERRORS):
+            await connection.close(timeout=1)

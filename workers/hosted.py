@@ -1,0 +1,52 @@
+"""Putting a worker together from the user's folders; and `arq workers.WorkerSettings`."""
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import prompts
+import schemas.events
+import workers.pipelines
+import workers.providers
+from schemas.catalog import discover
+from service.log import setup
+from service.settings import Settings, load
+from workers.engine.clock import jobs
+from workers.engine.supervisor import Parts, Program, open_worker
+from workers.kit.wiring import wire
+
+
+def program(settings: Settings) -> Program:
+    """Settings and user code, wired and checked: nothing is connected to yet.
+
+    Raises CatalogError, WiringError or PromptError with one sentence.
+    """
+    catalog = discover(schemas.events)
+    wiring = wire(workers.pipelines, catalog)
+    told = prompts.load(Path(prompts.__file__).parent)
+    return Program(settings, catalog, wiring, told, workers.providers.discover(workers.providers))
+
+
+def worker_settings() -> type:
+    """arq hosts the worker: its hooks open and drain it. A lost Redis ends that process, arq's way."""
+    from arq.connections import RedisSettings
+
+    settings = load(os.environ)
+    whole = program(settings)
+    stack = AsyncExitStack()
+
+    async def on_startup(_: dict[Any, Any]) -> None:
+        setup()
+        started.append(await stack.enter_async_context(open_worker(whole, with_arq=False)))
+
+    async def on_shutdown(_: dict[Any, Any]) -> None:
+        await stack.aclose()
+
+    async def turn() -> int:
+        return await started[0].sweeper.turn()
+
+    started: list[Parts] = []
+    hooks = {"on_startup": on_startup, "on_shutdown": on_shutdown}
+    redis = RedisSettings.from_dsn(settings.redis_url)
+    return type("WorkerSettings", (), {**jobs(turn), **hooks, "redis_settings": redis, "job_completion_wait": 1})

@@ -1,0 +1,139 @@
+"""A flow compiled: every parameter bound to what produces it. This is what runs, and what is drawn."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from schemas import Event
+from workers.kit.flow import Node
+from workers.kit.run import Run, step
+
+RUN = "run"
+EVENT = "event"
+
+Results = dict[str, Any]
+
+
+class Bound(Struct, frozen=True):
+    """A node under its step key; `takes` names the producer of each argument."""
+
+    key: str
+    node: Node
+    takes: tuple[str, ...]
+
+
+class Together(Struct, frozen=True):
+    members: tuple[Bound, ...]
+
+
+class Choice(Struct, frozen=True):
+    """`gives[label]` maps what comes out of the route to the step of that branch which produces it."""
+
+    router: Bound
+    branches: Mapping[str, "Plan"]
+    otherwise: "Plan | None"
+    gives: Mapping[str, Mapping[str, str]]
+
+
+Part = Bound | Together | Choice
+Plan = tuple[Part, ...]
+OTHERWISE = "otherwise"
+
+
+async def execute(plan: Plan, run: Run, event: Event) -> Any:
+    """Run the plan; its result is what its last part gives (a list for `parallel`)."""
+    return await _parts(plan, run, {EVENT: event})
+
+
+async def _parts(plan: Plan, run: Run, results: Results) -> Any:
+    last: Any = None
+    for part in plan:
+        match part:
+            case Bound():
+                last = await _node(part, run, results)
+            case Together():
+                last = await _together(part, run, results)
+            case Choice():
+                last = await _choice(part, run, results)
+    return last
+
+
+async def _node(bound: Bound, run: Run, results: Results) -> Any:
+    own = replace(run, step_key=bound.key)
+    arguments = [own if name == RUN else results[name] for name in bound.takes]
+    results[bound.key] = await step(bound.key, bound.node, arguments, run.facts)
+    return results[bound.key]
+
+
+async def _together(part: Together, run: Run, results: Results) -> list[Any]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_node(member, run, results), name=member.key) for member in part.members]
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+    return [task.result() for task in tasks]
+
+
+async def _choice(part: Choice, run: Run, results: Results) -> Any:
+    label = await _node(part.router, run, results)
+    chosen = label if label in part.branches else OTHERWISE
+    branch = part.branches.get(label, part.otherwise)
+    if branch is None:
+        raise ValueError(f'{part.router.key} gave the label "{label}", which no branch has')
+    last = await _parts(branch, run, results)
+    for name, producer in part.gives[chosen].items():
+        results[name] = results[producer]
+    return last
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """A node fails as itself, not as a group: the first failure is the one that cancelled the others."""
+    inner = errors.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def edges(plan: Plan) -> tuple[list[tuple[str, str]], list[tuple[str, str, str | None]]]:
+    """The drawing: (name, kind) of each node, (from, to, label) of each edge."""
+    nodes: list[tuple[str, str]] = []
+    arrows: list[tuple[str, str, str | None]] = []
+    _draw(plan, ["start"], None, nodes, arrows)
+    return nodes, arrows
+
+
+def _draw(
+    plan: Plan,
+    before: Sequence[str],
+    label: str | None,
+    nodes: list[tuple[str, str]],
+    arrows: list[tuple[str, str, str | None]],
+) -> list[str]:
+    """Draw the parts behind the nodes `before`; returns the nodes that whatever comes next stands behind."""
+    ends = list(before)
+    for part in plan:
+        match part:
+            case Bound():
+                ends = _arrive([part], "node", ends, label, nodes, arrows)
+            case Together():
+                ends = _arrive(part.members, "node", ends, label, nodes, arrows)
+            case Choice():
+                routed = _arrive([part.router], "router", ends, label, nodes, arrows)
+                branches = dict(part.branches) | ({OTHERWISE: part.otherwise} if part.otherwise is not None else {})
+                ends = [end for name, branch in branches.items() for end in _draw(branch, routed, name, nodes, arrows)]
+        label = None
+    return ends
+
+
+def _arrive(
+    members: Sequence[Bound],
+    kind: str,
+    before: Sequence[str],
+    label: str | None,
+    nodes: list[tuple[str, str]],
+    arrows: list[tuple[str, str, str | None]],
+) -> list[str]:
+    nodes.extend((member.key, kind) for member in members)
+    arrows.extend((end, member.key, label) for end in before if end != "start" for member in members)
+    return [member.key for member in members]

@@ -1,0 +1,1 @@
+"""Your nodes: typed async functions, nothing to register."""

@@ -1,0 +1,1 @@
+"""Your pipelines: how nodes are put together, one file each, nothing to register."""
