@@ -1,7 +1,7 @@
 """The CloudEvents 1.0 envelope: native JSON and structured mode are one form, three attributes optional."""
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -17,6 +17,8 @@ TENANT: Final = "default"
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Moment = Annotated[datetime, Meta(tz=True)]
 _EXTENSION: Final = re.compile(r"[a-z0-9]{1,20}")
+_OURS: Final = frozenset(("status", "attempts", "run", "worker", "pipeline", "result", "error", "calls", "timeline"))
+_NOT_JSON: Final = (msgspec.DecodeError, RecursionError)
 _AT: Final = re.compile(r" - at `(\$[^`]*)`$")
 
 
@@ -90,7 +92,7 @@ def read(body: bytes, catalog: Catalog, *, source: str, default_id: str | None =
         id=envelope.id or default_id or str(event_id),
         type=envelope.type,
         partitionkey=envelope.partitionkey or None,
-        due_at=envelope.dueat or None,
+        due_at=_due_at(envelope.dueat or None),
         attributes=Attributes(
             subject=envelope.subject or None,
             time=envelope.time or None,
@@ -104,15 +106,25 @@ def read(body: bytes, catalog: Catalog, *, source: str, default_id: str | None =
     )
 
 
+def _due_at(told: datetime | None) -> datetime | None:
+    try:
+        return told and told.astimezone(UTC)
+    except OverflowError as error:
+        raise BadEvent(422, "lies before the year 1 or behind the year 9999", "$.dueat") from error
+
+
 def _envelope(body: bytes) -> tuple[Envelope, dict[str, str | int | bool]]:
     try:
         return _envelopes.decode(body), {}
     except ValidationError as error:
         if "unknown field" not in str(error):
             raise _misfit(error, "") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _NOT_JSON as error:
         raise malformed(body, str(error)) from error
-    return _with_extensions(body)
+    try:
+        return _with_extensions(body)
+    except _NOT_JSON as error:
+        raise malformed(body, str(error)) from error
 
 
 def _with_extensions(body: bytes) -> tuple[Envelope, dict[str, str | int | bool]]:
@@ -121,7 +133,7 @@ def _with_extensions(body: bytes) -> tuple[Envelope, dict[str, str | int | bool]
     known = {name: members.pop(name) for name in Envelope.__struct_fields__ if name in members}
     extensions: dict[str, str | int | bool] = {}
     for name, raw in members.items():
-        if name == "data_base64" or not _EXTENSION.fullmatch(name):
+        if name in _OURS or not _EXTENSION.fullmatch(name):
             raise BadEvent(422, _no_extension(name), f"$.{name}")
         value = _extension_value(name, raw)
         if value is not None:
@@ -138,13 +150,13 @@ def _extension_value(name: str, raw: Raw) -> str | int | bool | None:
         return value
     except ValidationError as error:
         raise BadEvent(422, f"{error} (an extension is a string, an integer or a boolean)", f"$.{name}") from error
-    except msgspec.DecodeError as error:
-        raise BadEvent(400, str(error), f"$.{name}") from error
 
 
 def _no_extension(name: str) -> str:
     if name == "data_base64":
         return "binary data is not taken: send JSON in `data`"
+    if name in _OURS:
+        return "this name is taken: GET /events/{event_id} answers with it"
     return "unknown attribute (extensions have 1 to 20 lower-case letters or digits)"
 
 
@@ -158,7 +170,7 @@ def _data(envelope: Envelope, catalog: Catalog) -> bytes:
         return kind.encode(kind.decode(raw))
     except ValidationError as error:
         raise _misfit(error, ".data") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _NOT_JSON as error:
         found = malformed(raw, str(error))
         raise BadEvent(400, found.message, "$.data" + found.path[1:]) from error
 

@@ -1,6 +1,7 @@
 """`python -m service`: the API, until SIGTERM."""
 
 import os
+import signal
 import sys
 
 import uvicorn
@@ -26,6 +27,9 @@ def main() -> int:
     except (CallboardError, CatalogError) as error:
         print(f"callboard api: {error}", file=sys.stderr)
         return 1
+    for each in (signal.SIGTERM, signal.SIGINT):
+        # When it has stopped in order, uvicorn raises the signal once more: no failure.
+        signal.signal(each, lambda *_: sys.exit(0))
     uvicorn.run(
         app,
         host=settings.host,

@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 import asyncpg
 
 from service.errors import CallboardError, Unavailable
-from service.resources import Connection, backoff_s, postgres_passes
+from service.resources import POSTGRES_ERRORS, Connection, backoff_s, postgres_passes
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -103,13 +103,10 @@ class GroupCommit(Generic[T, R]):
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     results = await self._write(await held.connection(), [item for item, _ in batch])
-            except (
-                asyncpg.PostgresError,
-                asyncpg.InterfaceError,
-                asyncpg.InternalClientError,
-                OSError,
-                TimeoutError,
-            ) as error:
+            except Exception as error:
+                if not isinstance(error, POSTGRES_ERRORS):
+                    log.error("%s: a bug in writing %d items", self._name, len(batch), exc_info=error)
+                    held.drop()
                 if _row_fault(error):
                     await self._halve(held, batch, error)
                     return
@@ -157,8 +154,9 @@ class _Held:
             self._open = None
 
 
-def _row_fault(error: BaseException) -> bool:
-    if isinstance(error, asyncpg.DataError):
+def _row_fault(error: Exception) -> bool:
+    """What is no word of Postgres' is a bug that some row brought to light: it must not end the writer."""
+    if isinstance(error, asyncpg.DataError) or not isinstance(error, POSTGRES_ERRORS):
         return True
     return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_ROW_FAULTS)
 

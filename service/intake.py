@@ -44,7 +44,7 @@ class Intake:
     def __init__(self, catalog: Catalog, store: Store, outbox: Outbox, body_max: int) -> None:
         self.catalog: Final = catalog
         self._store: Final = store
-        self._outbox: Final = outbox
+        self.outbox: Final = outbox
         self._body_max: Final = body_max
 
     async def take(
@@ -66,7 +66,7 @@ class Intake:
         if stored.conflict:
             raise Conflict(incoming, stored)
         if stored.due:
-            self._outbox.ring(stored.event_id)
+            self.outbox.ring(stored.event_id)
         return Accepted(str(stored.event_id), incoming.id, incoming.source, stored.status, stored.duplicate)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonLines(logging.Formatter):
@@ -34,5 +34,5 @@ def setup(level: int = logging.INFO) -> None:
     else:
         handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("arq", "httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "uvicorn.access"):
+    for noisy in ("arq", "httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

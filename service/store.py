@@ -13,6 +13,7 @@ import sql
 from schemas.catalog import Catalog
 from schemas.envelope import Attributes, Incoming
 from service.commits import GroupCommit
+from service.failpoints import hit
 from service.resources import Connection, connect
 from service.settings import Settings
 
@@ -38,6 +39,7 @@ class Store:
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._catalog: Final = catalog
+        self._settings: Final = settings
         self._commits: Final = GroupCommit[Incoming, Stored]("store", lambda: connect(settings, "store"), self._write)
 
     async def accept(self, incoming: Incoming) -> Stored:
@@ -52,7 +54,9 @@ class Store:
         await self._commits.drained()
 
     async def _write(self, connection: Connection, batch: Sequence[Incoming]) -> list[Stored]:
+        hit(self._settings, "accept_begin")
         fresh = await self._insert(connection, batch)
+        hit(self._settings, "accept_committed")
         others = [each for each in batch if each.event_id not in fresh]
         there = await self._existing(connection, others) if others else {}
         return [self._stored(each, fresh, there) for each in batch]

@@ -1,6 +1,6 @@
 """The streams in Redis: names, groups, entries. Redis is the doorbell; nothing here is the record of anything."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 from uuid import UUID, uuid4
@@ -13,14 +13,17 @@ WORK: Final = "callboard:work"
 FRONT: Final = "callboard:front"
 DEAD: Final = "callboard:dead"
 EPOCH: Final = "callboard:epoch"
+CANCEL: Final = "callboard:cancel"  # pub/sub: the ids of cancelled events
 GROUP: Final = "workers"
 INGEST_GROUP: Final = "intake"
 
 Entry = tuple[str, dict[bytes, bytes]]
 
 
-async def ring(redis: Redis, ids: Iterable[UUID], stream: str = WORK) -> None:
+async def ring(redis: Redis, ids: Sequence[UUID], stream: str = WORK) -> None:
     """Put event ids on a stream, one entry each, in one round trip. A second ring of the same event is harmless."""
+    if not ids:
+        return
     async with redis.pipeline(transaction=False) as pipe:
         for each in ids:
             pipe.xadd(stream, {"id": each.bytes})

@@ -46,7 +46,12 @@ def worker_settings() -> type:
     async def turn() -> int:
         return await started[0].sweeper.turn()
 
+    async def retain() -> int:
+        return await started[0].retain()
+
     started: list[Parts] = []
     hooks = {"on_startup": on_startup, "on_shutdown": on_shutdown}
     redis = RedisSettings.from_dsn(settings.redis_url)
-    return type("WorkerSettings", (), {**jobs(turn), **hooks, "redis_settings": redis, "job_completion_wait": 1})
+    return type(
+        "WorkerSettings", (), {**jobs(turn, retain), **hooks, "redis_settings": redis, "job_completion_wait": 1}
+    )

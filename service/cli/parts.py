@@ -1,6 +1,7 @@
 """The programs of `callboard up` as children: the API, the workers; each started again when it ends."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -22,6 +23,8 @@ READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.1
 QUICK_S: Final = 5.0
+
+log = logging.getLogger("callboard.up")
 
 
 class Child:
@@ -48,14 +51,13 @@ class Child:
                 if self._restart.is_set():
                     tries = 0
                     continue
-                if asyncio.get_running_loop().time() - begun > QUICK_S:
-                    tries = 0
-                elif not tries and not self.failed.done():
+                if not self.failed.done():
                     self.failed.set_result(
                         StartError(f"the {self.name} ended with status {status}; its sentence is above.")
                     )
-                tries += 1
+                tries = 1 if asyncio.get_running_loop().time() - begun > QUICK_S else tries + 1
                 await asyncio.sleep(backoff_s(tries, 0.5, 5.0))
+                log.warning("the %s had ended with status %d and starts again", self.name, status)
         finally:
             await asyncio.shield(self._end())
 

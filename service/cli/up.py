@@ -10,6 +10,7 @@ from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -26,6 +27,7 @@ SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
 SEED_SOURCE: Final = "/seed"
 USER_PLACES: Final = ("schemas/events", "workers/nodes", "workers/pipelines", "workers/providers", "prompts")
 SEED_TIMEOUT_S: Final = 30.0
+EXAMPLE: Final = '{"ticket_id":"T-1","subject":"Cannot log in","body":"My password is rejected."}'
 
 
 @click.command()
@@ -96,31 +98,35 @@ async def _seed(settings: Settings) -> None:
 def _banner(live: Running) -> str:
     settings = live.settings
     here = address(settings)
-    simulated = (
-        "simulated: no provider key is set (docs: README, Models)" if settings.simulated else "from the providers"
-    )
-    redis = settings.redis_url.removeprefix("redis://").split("/")[0].split("@")[-1]
-    host, _, port = redis.partition(":")
-    event = (
-        '{"type":"ticket.opened","data":{"ticket_id":"T-1","subject":"Charged twice","body":"I was charged twice."}}'
-    )
+    redis = urlsplit(settings.redis_url)
+    number = redis.path.strip("/")
+    cli = f"{_redis_cli()} -h {redis.hostname} -p {redis.port or 6379}" + (f" -n {number}" if number else "")
+    event = f'{{"type":"ticket.opened","data":{EXAMPLE}}}'
+    where = "" if settings.url == here else f"CALLBOARD_URL={here} "
     return f"""
 Callboard is up at {here}
 
   page      {here}/
-  send      .venv/bin/callboard send ticket.opened --wait \\
-              --data '{{"ticket_id":"T-1","subject":"Charged twice","body":"I was charged twice."}}'
+  send      {where}.venv/bin/callboard send ticket.opened --wait \\
+              --data '{EXAMPLE}'
   curl      curl -i {here}/events -H 'Content-Type: application/json' \\
               -d '{event}'
-  Redis     {redis}
-            {_redis_cli()} -h {host} -p {port or 6379} XADD callboard:ingest '*' event \\
+  Redis     {redis.hostname}:{redis.port or 6379}
+            {cli} XADD callboard:ingest '*' event \\
               '{event}'
-  answers   {simulated}
+  answers   {_answers(settings)}
   workers   {len(live.workers)}, started again when a file in {", ".join(USER_PLACES)} changes
   data      {settings.data_path}
 
 Ctrl-C ends it all; the data stays.
 """
+
+
+def _answers(settings: Settings) -> str:
+    if not settings.simulated:
+        return "from the providers whose keys are set"
+    why = "CALLBOARD_SIMULATE is on" if settings.simulate == "on" else "no provider key is set"
+    return f"simulated: {why} (README.md, Models)"
 
 
 def _redis_cli() -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
@@ -77,11 +78,11 @@ async def list_page(mine: Look, request: Request) -> Response:
     return mine.page(
         "events.html",
         **_common(request, live=newest),
-        items=[{**each, "error": _failure(each["error"])} for each in items],
+        items=[{"partitionkey": None, **each, "error": _failure(each["error"])} for each in items],
         asked=asked,
         is_filtered=any((asked.type, asked.status, asked.key, asked.source, asked.id, asked.since, asked.until)),
-        older=_older(request, str(items[-1]["event_id"])) if len(items) == asked.limit else None,
-        newest=None if newest else _older(request, ""),
+        older=_address(request, str(items[-1]["event_id"])) if len(items) == asked.limit else None,
+        newest=None if newest else _address(request, ""),
         types=sorted({*here.catalog, *([asked.type] if asked.type else [])}),
         counts=counts,
         workers=workers,
@@ -101,9 +102,9 @@ async def event_page(mine: Look, request: Request) -> Response:
     return mine.page(
         "event.html",
         **common,
-        event=event,
+        event={"partitionkey": None, **event},
         failure=_failure(event["error"]),
-        others={name: value for name, value in event.items() if name not in HEADLINE},
+        others=_others(event),
         ledger=calls(event),
         drawn=waterfall(event, common["now"]),
     )
@@ -136,7 +137,7 @@ def _asked(request: Request) -> Filter | None:
         return None
 
 
-def _older(request: Request, cursor: str) -> str:
+def _address(request: Request, cursor: str) -> str:
     kept = {name: value for name, value in request.query_params.items() if value and name != "cursor"}
     return "/?" + urlencode({**kept, "cursor": cursor} if cursor else kept)
 
@@ -156,17 +157,18 @@ async def _standing(pool: Pool) -> tuple[Counts, list[asyncpg.Record]]:
     return Counts(opened, ended), workers
 
 
+def _others(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The CloudEvents attributes and extensions that have no place of their own: all that stand before `event_id`."""
+    return {name: event[name] for name in takewhile(lambda name: name != "event_id", event) if name not in SHOWN_APART}
+
+
 def _failure(error: Any) -> dict[str, Any] | None:
     """`{kind, message, step, at}`, all of them there."""
     if error is None:
         return None
     told = json.decode(error)
-    return {
-        "kind": "error",
-        "message": "",
-        "step": None,
-        **(told if isinstance(told, dict) else {"message": str(told)}),
-    }
+    known = told if isinstance(told, dict) else {"message": str(told)}
+    return {"kind": "error", "message": "", "step": None, **known}
 
 
 def _example(here: Door) -> str | None:

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 
 from msgspec import Struct
 
@@ -27,9 +28,9 @@ def scale(work: Iterable[Span], end_ms: float) -> Scale:
     busy = list(_merged(work, end_ms))
     total = sum(end - begin for begin, end in busy)
     edges = sorted({0.0, end_ms, *(edge for span in busy for edge in span)})
-    drawn = [_drawn(span, busy, total) for span in zip(edges, edges[1:], strict=False)]
+    drawn = [_drawn(span, busy, total) for span in pairwise(edges)]
     whole = sum(drawn) or 1.0
-    percent = [100 * sum(drawn[:n]) / whole for n in range(len(edges))]
+    percent = [100 * length / whole for length in accumulate(drawn, initial=0.0)]
     return Scale(edges, percent, is_cut=sum(drawn) < 0.999 * end_ms)
 
 

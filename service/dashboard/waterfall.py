@@ -14,6 +14,7 @@ ROWS_MAX: Final = 500
 TICKS: Final = (0, 25, 50, 75, 100)
 SKEW_MS: Final = 5.0
 ENDINGS: Final = ("settled", "retry", "putoff", "takeover", "cancelled")
+WAITING: Final = ("queued", "scheduled", "waiting")
 LABELS: Final = {
     "retry": "failed, comes again",
     "putoff": "put off, no attempt charged",
@@ -22,7 +23,7 @@ LABELS: Final = {
 
 
 class Moment(Struct, frozen=True):
-    """One line of `timeline`, its time in milliseconds since the event was accepted; `ms` also for a claim, up to its end."""
+    """One line of `timeline`, its time in ms since the event was accepted; a claim lasts until its end."""
 
     what: str
     at_ms: float
@@ -69,10 +70,15 @@ def waterfall(event: Mapping[str, Any], now: datetime) -> Waterfall:
     shown = [_moment(each, accepted) for each in event["timeline"][:ROWS_MAX]]
     now_ms = _since(accepted, event["finished_at"] or now)
     moments = _nested(list(_with_tries(shown, now_ms)))
-    end_ms = max(now_ms, *(each.end_ms for each in moments), 0.001)
+    end_ms = max([now_ms, 0.001, *(each.end_ms for each in moments)])
     drawn = scale([(each.at_ms, each.end_ms) for each in moments], end_ms)
     ticks = [(percent, lasting(drawn.back(percent)) if percent else "0") for percent in TICKS]
-    return Waterfall([_row(each, drawn) for each in moments], ticks, drawn.is_cut, len(event["timeline"]) - len(shown))
+    rows = [_row(each, drawn) for each in moments]
+    if event["status"] in WAITING:
+        since_ms = max(each.end_ms for each in moments)
+        bar = _bar("wait", since_ms, now_ms, drawn)
+        rows.append(Row("now", event["status"], lasting(since_ms), lasting(now_ms - since_ms), [bar]))
+    return Waterfall(rows, ticks, drawn.is_cut, len(event["timeline"]) - len(shown))
 
 
 def _moment(given: Mapping[str, Any], accepted: datetime) -> Moment:
@@ -136,7 +142,8 @@ def _mark(moment: Moment, at: str, drawn: Scale) -> Row:
     error = moment.detail.get("error")
     message = str(error.get("message") or "") if isinstance(error, dict) else ""
     label = outcome or LABELS.get(moment.what, moment.what)
-    return Row("mark", label, at, "", [_bar_of(outcome or "mark", moment, drawn)], message, failed=bool(message))
+    failed = bool(message) and moment.what != "putoff"
+    return Row("mark", label, at, "", [_bar_of(outcome or "mark", moment, drawn)], message, failed=failed)
 
 
 class Call(Struct, frozen=True):

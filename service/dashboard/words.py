@@ -27,9 +27,12 @@ def _coarse(seconds: float) -> str:
 
 
 def lasting(ms: float) -> str:
-    """`0.4 ms`, `12 ms`, `1.25 s`, `3 min 20 s`, `2 h 5 min`."""
+    """`<0.01 ms`, `0.04 ms`, `4.2 ms`, `12 ms`, `1.25 s`, `3 min 20 s`, `2 h 5 min`."""
+    if ms < 0.005:
+        return "<0.01 ms"
     if ms < 999.5:
-        return f"{ms:.1f} ms" if ms < 9.95 else f"{ms:.0f} ms"
+        places = 2 if ms < 0.995 else 1 if ms < 9.95 else 0
+        return f"{ms:.{places}f} ms"
     if ms < 59_995:
         return f"{ms / 1000:.2f} s"
     return _two_units(round(ms / 1000))

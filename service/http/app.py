@@ -12,7 +12,7 @@ import schemas.events
 from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
-from service.http import events, health
+from service.http import events, health, operations
 from service.http.door import Door
 from service.http.problem import HANDLERS
 from service.intake import open_intake
@@ -36,6 +36,12 @@ def _routes() -> list[Route]:
         *_both("/events", events.post_event, "POST"),
         *_both("/events", events.list_events, "GET"),
         Route("/events/{event_id}", events.get_event, methods=["GET"]),
+        Route("/events/{event_id}/replay", operations.replay_event, methods=["POST"]),
+        Route("/events/{event_id}/cancel", operations.cancel_event, methods=["POST"]),
+        *_both("/dead-letters", operations.list_dead_letters, "GET"),
+        *_both("/dead-letters", operations.discard_dead_letters, "DELETE"),
+        Route("/dead-letters/replay", operations.replay_dead_letters, methods=["POST"]),
+        Route("/actors/{key:path}", operations.get_actor, methods=["GET"]),
         Route("/workers", health.list_workers, methods=["GET"]),
         Route("/healthz", health.healthz, methods=["GET"]),
         Route("/readyz", health.readyz, methods=["GET"]),

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 import sql
 from schemas.envelope import TENANT
+from schemas.identity import first_id
 from schemas.text import BadEvent
 from service.http.door import door, reply
 from service.http.view import event_view, list_item
@@ -22,19 +23,20 @@ BODY_TIMEOUT_S: Final = 30.0
 ACQUIRE_TIMEOUT_S: Final = 5.0
 SOURCE: Final = "/http"
 MEDIA_TYPES: Final = ("application/json", "application/cloudevents+json")
-SQL: Final = sql.queries("read")
+SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
 
 Moment = Annotated[datetime, Meta(tz=True)]
+Text = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]
 
 
 class Filter(Struct, frozen=True, forbid_unknown_fields=True):
     """The query of `GET /events`."""
 
-    type: str | None = None
-    status: str | None = None
-    key: str | None = None
-    source: str | None = None
-    id: str | None = None
+    type: Text | None = None
+    status: Text | None = None
+    key: Text | None = None
+    source: Text | None = None
+    id: Text | None = None
     since: Moment | None = None
     until: Moment | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
@@ -50,7 +52,7 @@ async def post_event(request: Request) -> Response:
 
 
 async def get_event(request: Request) -> Response:
-    event_id = _event_id(request)
+    event_id = event_id_of(request)
     found = await load(door(request).pool, event_id)
     if found is None:
         raise HTTPException(404, f"no event {event_id}")
@@ -65,7 +67,8 @@ async def load(pool: Pool, event_id: UUID) -> dict[str, Any] | None:
             return None
         attempts = await connection.fetch(SQL["attempts"], event_id)
         calls = await connection.fetch(SQL["calls"], event_id)
-    return event_view(row, attempts, calls)
+        operations = await connection.fetch(SQL["operations"], event_id)
+    return event_view(row, attempts, calls, operations)
 
 
 async def list_events(request: Request) -> Response:
@@ -80,7 +83,7 @@ async def list_events(request: Request) -> Response:
 
 async def find(pool: Pool, asked: Filter) -> list[dict[str, Any]]:
     """The events that fit, newest first, without `data`, `result` and `timeline`."""
-    bounds = [at and _first_id(at) for at in (asked.since, asked.until)]
+    bounds = [at and first_id(at) for at in (asked.since, asked.until)]
     below = min((each for each in (bounds[1], asked.cursor) if each is not None), default=None)
     kinds = (asked.type, asked.status, asked.key, asked.source, asked.id)
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
@@ -115,6 +118,9 @@ def _media_type(request: Request) -> None:
     given = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if given not in MEDIA_TYPES:
         raise HTTPException(415, f'send one of {", ".join(MEDIA_TYPES)}, not "{given}"')
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.strip().lower() != "identity":
+        raise HTTPException(415, f'send the body as it is, without Content-Encoding, not "{coding}"')
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -124,13 +130,8 @@ def _idempotency_key(request: Request) -> str | None:
     return key
 
 
-def _event_id(request: Request) -> UUID:
+def event_id_of(request: Request) -> UUID:
     try:
         return UUID(request.path_params["event_id"])
     except ValueError as error:
         raise HTTPException(404, f"no event {request.path_params['event_id']}") from error
-
-
-def _first_id(at: datetime) -> UUID:
-    """The smallest UUIDv7 of that millisecond."""
-    return UUID(int=int(at.timestamp() * 1000) << 80)

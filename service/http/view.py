@@ -17,7 +17,6 @@ Moment = dict[str, Any]
 ENDINGS: Final = {
     "succeeded": "settled",
     "dead": "settled",
-    "cancelled": "cancelled",
     "failed": "retry",
     "put_off": "putoff",
     "handed_back": "putoff",
@@ -25,7 +24,7 @@ ENDINGS: Final = {
 }
 
 
-def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> dict[str, Any]:
+def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> dict[str, Any]:
     """`GET /events/{event_id}`, word for word as the contract has it."""
     failed = next((each["detail"] for each in reversed(attempts) if each["detail"] is not None), None)
     started = [each["started_at"] for each in attempts] or [row["claimed_at"]]
@@ -38,7 +37,7 @@ def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> dict[
         "error": raw(row["error"] or (failed if row["status"] != "succeeded" else None)),
         "cost_usd": round(sum(each["cost_usd"] for each in calls), 6),
         "calls": len(calls),
-        "timeline": timeline(row, attempts, calls),
+        "timeline": timeline(row, attempts, calls, operations),
     }
 
 
@@ -71,9 +70,9 @@ def _standing(row: Row) -> dict[str, Any]:
     }
 
 
-def timeline(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> list[Moment]:
+def timeline(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> list[Moment]:
     """Everything that happened to one event, in order."""
-    moments = sorted(_moments(row, attempts, calls), key=lambda moment: moment["at"])
+    moments = sorted([*_moments(row, attempts, calls), *map(_operation, operations)], key=lambda moment: moment["at"])
     return [{"seq": seq, **moment} for seq, moment in enumerate(moments, 1)]
 
 
@@ -89,7 +88,8 @@ def _moments(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> Iterato
         for step in json.decode(each["steps"]):
             detail = {"state": step["state"]}
             yield _moment("step", _at(step["at"]), step["step"], each["attempt"], step["ms"], detail)
-        yield _ending(row, each)
+        if each["outcome"] != "cancelled":
+            yield _ending(row, each)
     if row["claimed_at"] is not None and row["status"] == "running":
         yield _moment(
             "claimed", row["claimed_at"], attempt=row["attempts_now"] + 1, detail={"worker": row["worker_now"]}
@@ -111,6 +111,11 @@ def _call(call: Row, attempts: Sequence[Row], row: Row) -> Moment:
     )
     told = ("prompt", "version", "provider", "model", "tokens_in", "tokens_out", "cost_usd", "outcome", "simulated")
     return _moment("call", call["at"], call["step"], attempt, round(call["ms"], 3), {name: call[name] for name in told})
+
+
+def _operation(operation: Row) -> Moment:
+    what = {"replay": "replayed", "cancel": "cancelled"}[operation["action"]]
+    return _moment(what, operation["at"], detail={"by": operation["actor"]})
 
 
 def _moment(

@@ -11,6 +11,7 @@ create table events (
     status       text not null default 'open' check (status in ('open', 'succeeded', 'dead', 'cancelled')),
     run          integer not null default 1,
     attempts     integer not null default 0,
+    claim        bigint not null default 0,        -- the last fencing token given out; a replay goes on from it
     accepted_at  timestamptz not null default clock_timestamp(),
     finished_at  timestamptz,
     pipeline     text,
@@ -27,11 +28,12 @@ create table work (
     event_id    uuid primary key,                  -- of events; no foreign key: the accepting statement writes both
     tenant      text not null,
     key         text,
-    ord         bigint not null default nextval('place'),
+    ord         bigint,                            -- null: no place yet, a keyed event that is not due
     status      text not null check (status in ('queued', 'scheduled', 'running', 'waiting')),
     run         integer not null default 1,
     attempts    integer not null default 0,
     lost        integer not null default 0,        -- claims in a row that ended without an outcome
+    strikes     integer not null default 0,        -- those of them that nobody else can have caused
     put_offs    integer not null default 0,        -- put-offs in a row
     claim       bigint not null default 0,         -- the fencing token; grows by one per claim
     worker      uuid,
@@ -48,6 +50,7 @@ create index work_mailbox on work (tenant, key, ord) where key is not null;
 create index work_unrung on work (due_at) where rung_at is null and status in ('queued', 'scheduled');
 create index work_rung on work (rung_at) where status in ('queued', 'scheduled');
 create index work_held on work (worker) where status = 'running';
+create index work_unplaced on work (due_at) where ord is null;
 
 -- One row per claim: a fact, never refused.
 create table attempts (
@@ -101,9 +104,40 @@ create table dead_letters (
     error    json not null,
     attempts integer not null,
     at       timestamptz not null default clock_timestamp(),
-    event    text not null                         -- as it was said, even where that is no JSON
+    event    text not null,                        -- as it was said, even where that is no JSON
+    relay_no bigint,                               -- its id in the dead stream, drawn by the one relay
+    relayed  boolean not null default false
 );
 create index dead_letters_at on dead_letters (at);
+create index dead_letters_event on dead_letters (event_id);
+create index dead_letters_unrelayed on dead_letters (dead_no) where not relayed;
+create sequence relay;
+
+-- Runs that a replay has superseded.
+create table runs (
+    event_id    uuid not null,
+    run         integer not null,
+    status      text not null,
+    attempts    integer not null,
+    pipeline    text,
+    worker      uuid,
+    result      json,
+    error       json,
+    finished_at timestamptz,
+    primary key (event_id, run)
+);
+
+-- What operators did.
+create table operations (
+    op_id    uuid primary key,
+    at       timestamptz not null default clock_timestamp(),
+    tenant   text not null default 'default',
+    actor    text not null,
+    action   text not null check (action in ('replay', 'cancel', 'discard')),
+    event_id uuid,
+    detail   json
+);
+create index operations_of_event on operations (event_id);
 
 create table workers (
     worker      uuid primary key,
@@ -124,7 +158,7 @@ create table duties (                              -- what one process does at a
     holder     uuid,
     held_until timestamptz not null default '-infinity'
 );
-insert into duties (duty) values ('ingest'), ('sweep'), ('dead_stream');
+insert into duties (duty) values ('ingest'), ('sweep'), ('dead_stream'), ('retention');
 
 create table epoch (                               -- which memory of Redis was last seen, and when the one before was lost
     only_one boolean primary key default true check (only_one),
@@ -138,6 +172,7 @@ create table pipelines (                           -- the graphs, written by wor
     type         text not null unique,
     version      text not null,
     attempts_max integer not null,
+    timeout_s    double precision not null,
     nodes        json not null,
     edges        json not null,
     written_at   timestamptz not null default clock_timestamp()

@@ -1,21 +1,27 @@
 -- name: claim
 -- In id order, skipping what others hold, so that two workers with the same ids can't wait for each other; only the
--- head of a mailbox; by key look-ups only (the lateral join keeps the planner off the due index).
-with claimed as (
-    update work w
-    set status = 'running', claim = w.claim + 1, worker = $2, claimed_at = clock_timestamp(), cause = null,
-        first_at = coalesce(w.first_at, clock_timestamp())
-    where w.event_id = any (array(
-        select x.event_id
-        from (select distinct unnest($1::uuid[]) as event_id order by 1) as rung
-        cross join lateral (select * from work where work.event_id = rung.event_id for update skip locked) as x
-        where x.status in ('queued', 'scheduled') and x.due_at <= clock_timestamp()
-          and (x.key is null or not exists (
-              select 1 from work before where before.tenant = x.tenant and before.key = x.key and before.ord < x.ord))))
-    returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.claim, w.claimed_at
+-- head of a mailbox; by key look-ups only (the lateral join keeps the planner off the due index). Suspects, events whose
+-- last claims were lost one after the other, run beside fewer and fewer others: $3 are in hand, $4 are the slots.
+with ready as (
+    select x.event_id, x.lost,
+           case when x.lost >= 2 then row_number() over (partition by x.lost >= 2 order by x.event_id) else 0 end as suspect
+    from (select distinct unnest($1::uuid[]) as event_id order by 1) as rung
+    cross join lateral (select * from work where work.event_id = rung.event_id for update skip locked) as x
+    where x.status in ('queued', 'scheduled') and x.due_at <= clock_timestamp()
+      and (x.key is null or (x.ord is not null and not exists (
+          select 1 from work before where before.tenant = x.tenant and before.key = x.key and before.ord < x.ord)))
 )
-select c.*, e.source, e.id, e.type, e.data, e.attributes
-from claimed c join events e using (event_id);
+update work w
+set status = 'running', claim = w.claim + 1, worker = $2, claimed_at = clock_timestamp(), cause = null,
+    first_at = coalesce(w.first_at, clock_timestamp()),
+    deadline_at = clock_timestamp() + make_interval(secs => coalesce((select timeout_s from pipelines where type = e.type), 3600))
+from events e
+where e.event_id = w.event_id
+  and w.event_id = any (array(
+      select event_id from ready
+      where lost < 2 or suspect + $3::integer <= greatest(1, $4::integer / (4 ^ least(lost - 1, 8))::integer)))
+returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.claim, w.claimed_at,
+          e.source, e.id, e.type, e.data, e.attributes;
 
 -- name: settle
 -- The fence is the first thing that happens: whoever does not hold the claim any more changes nothing below it. Only the
@@ -36,7 +42,7 @@ with given as (
 ), kept as (
     update work w
     set status = case when g.outcome = 'handed_back' then 'queued' else 'scheduled' end,
-        due_at = coalesce(g.due_at, clock_timestamp()), cause = g.cause, worker = null, rung_at = null, lost = 0,
+        due_at = coalesce(g.due_at, clock_timestamp()), cause = g.cause, worker = null, rung_at = null, lost = 0, strikes = 0,
         attempts = w.attempts + case when g.outcome = 'failed' then 1 else 0 end,
         put_offs = case when g.outcome = 'put_off' then w.put_offs + 1 else 0 end
     from given g, held h
@@ -45,7 +51,7 @@ with given as (
 ), ended as (
     update events e
     set status = g.outcome, result = g.result, error = g.error, finished_at = clock_timestamp(), pipeline = g.pipeline,
-        worker = g.worker, attempts = g.attempt
+        worker = g.worker, attempts = g.attempt, claim = g.claim
     from closed c join given g using (event_id)
     where e.event_id = c.event_id
 ), letters as (
@@ -80,7 +86,7 @@ select head.event_id
 from (select distinct tenant, key from unnest($1::text[], $2::text[]) as k (tenant, key)) as closed
 cross join lateral (
     select w.event_id, w.status, w.due_at from work w
-    where w.tenant = closed.tenant and w.key = closed.key order by w.ord limit 1) as head
+    where w.tenant = closed.tenant and w.key = closed.key and w.ord is not null order by w.ord limit 1) as head
 where head.status in ('queued', 'scheduled') and head.due_at <= clock_timestamp();
 
 -- name: calls

@@ -13,8 +13,9 @@ with given as (
     on conflict do nothing
     returning event_id
 ), queued as (
-    insert into work (event_id, tenant, key, status, due_at, rung_at, rung_to)
+    insert into work (event_id, tenant, key, ord, status, due_at, rung_at, rung_to)
     select event_id, tenant, partitionkey,
+           case when partitionkey is null or due_at is null or due_at <= now() then nextval('place') end,
            case when due_at > now() then 'scheduled' else 'queued' end,
            coalesce(due_at, now()),
            case when due_at > now() then null else clock_timestamp() end,

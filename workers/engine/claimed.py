@@ -23,10 +23,16 @@ class Claimed(Struct, frozen=True):
     data: bytes
     run: int
     attempts: int
+    lost: int
     put_offs: int
     claim: int
     claimed_at: datetime
     worker: UUID
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its last two claims, or more, were lost: it may be what ended those workers."""
+        return self.lost >= 2
 
     @property
     def attempt(self) -> int:
@@ -44,6 +50,7 @@ def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:
         data=row["data"].encode(),
         run=row["run"],
         attempts=row["attempts"],
+        lost=row["lost"],
         put_offs=row["put_offs"],
         claim=row["claim"],
         claimed_at=row["claimed_at"],

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from arq import ArqRedis, Worker, func
+from arq import ArqRedis, Worker, cron, func
 from msgspec import msgpack
 from redis.asyncio import BlockingConnectionPool
 
@@ -18,6 +18,8 @@ HORIZON_S: Final = 3600.0
 JOB_TIMEOUT_S: Final = 60
 QUEUE: Final = "callboard:arq"
 WAKE: Final = "wake"
+
+Turn = Callable[[], Awaitable[int]]
 
 log = logging.getLogger("callboard.clock")
 
@@ -60,13 +62,17 @@ def open_arq(settings: Settings) -> ArqRedis:
     )
 
 
-def jobs(turn: Callable[[], Awaitable[int]]) -> dict[str, Any]:
+def jobs(turn: Turn, retain: Turn) -> dict[str, Any]:
     """The arguments of arq's worker: what it runs, and its bounds."""
 
     async def wake(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> int:
         return await turn()
 
+    async def retention(ctx: dict[Any, Any]) -> int:
+        return await retain()
+
     return {
+        "cron_jobs": [cron(retention, second=0, timeout=JOB_TIMEOUT_S, keep_result=0, max_tries=1)],
         "functions": [func(wake, name=WAKE, keep_result=0, timeout=JOB_TIMEOUT_S, max_tries=1)],
         "queue_name": QUEUE,
         "max_jobs": 10,
@@ -78,9 +84,9 @@ def jobs(turn: Callable[[], Awaitable[int]]) -> dict[str, Any]:
     }
 
 
-async def run_arq(redis: ArqRedis, turn: Callable[[], Awaitable[int]]) -> None:
+async def run_arq(redis: ArqRedis, turn: Turn, retain: Turn) -> None:
     """arq's worker as one supervised child: any loss of Redis ends it, and the supervisor starts another."""
-    worker = Worker(handle_signals=False, redis_pool=redis, **jobs(turn))
+    worker = Worker(handle_signals=False, redis_pool=redis, **jobs(turn, retain))
     try:
         await worker.async_run()
     finally:

@@ -17,10 +17,11 @@ from workers.engine.journal import Ledger
 from workers.engine.retry import after, describe, unknown_type
 from workers.engine.settle import Ending, Settler
 from workers.kit.plan import execute
-from workers.kit.run import Clients, Facts, Run
+from workers.kit.run import Clients, Facts, Guard, Run
 from workers.kit.wiring import Wired, Wiring
 
 SETTLE_TIMEOUT_S: Final = 60.0
+HAND_BACK_TIMEOUT_S: Final = 5.0
 
 log = logging.getLogger("callboard.executor")
 
@@ -36,14 +37,23 @@ class Stage(Struct, frozen=True):
     settler: Settler
 
 
+class Hand(Struct, frozen=True):
+    """An event in hand."""
+
+    claimed: Claimed
+    task: "asyncio.Task[None]"
+
+
 class Executor:
     """The events in hand, one task each, at most `settings.concurrency`."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, guard: Guard) -> None:
         self._stage: Final = stage
-        self._held: Final[dict[UUID, asyncio.Task[None]]] = {}
+        self._guard: Final = guard
+        self._held: Final[dict[UUID, Hand]] = {}
         self._freed: Final = asyncio.Event()
         self._attempting: Final[set[UUID]] = set()
+        self._dropped: Final[set[UUID]] = set()
         self._draining = False
 
     @property
@@ -54,6 +64,17 @@ class Executor:
     def free(self) -> int:
         return self._stage.settings.concurrency - len(self._held)
 
+    @property
+    def suspects(self) -> int:
+        return sum(hand.claimed.suspect for hand in self._held.values())
+
+    def claims(self) -> list[Claimed]:
+        """The claims whose runs are going on, but for those that are being settled."""
+        return [self._held[event_id].claimed for event_id in self._attempting]
+
+    def holds(self) -> list[UUID]:
+        return list(self._held)
+
     async def free_slots(self) -> int:
         """Wait for a free slot, then say how many there are."""
         while self.free <= 0:
@@ -63,27 +84,40 @@ class Executor:
 
     def start(self, claimed: Claimed) -> None:
         task = asyncio.create_task(self._live(claimed), name=f"event {claimed.event_id}")
-        self._held[claimed.event_id] = task
+        self._held[claimed.event_id] = Hand(claimed, task)
         task.add_done_callback(lambda done: self._let_go(claimed.event_id, done))
 
     async def drain(self, grace_s: float) -> None:
         """Let what runs finish for `grace_s`, then hand the rest back, uncharged."""
-        if self._held:
-            await asyncio.wait(self._held.values(), timeout=grace_s)
+        await self._wait(grace_s)
         self._draining = True
         for event_id in self._attempting:
-            self._held[event_id].cancel()
+            self._held[event_id].task.cancel()
+        await self._wait(HAND_BACK_TIMEOUT_S)
+        self.drop_all()
+
+    async def _wait(self, timeout_s: float) -> None:
         if self._held:
-            await asyncio.wait(self._held.values(), timeout=SETTLE_TIMEOUT_S)
+            await asyncio.wait([hand.task for hand in self._held.values()], timeout=timeout_s)
+
+    def drop(self, event_id: UUID, claim: int | None = None) -> None:
+        """The event is not ours any more (cancelled, taken over): its run is ended, and nothing of it is settled."""
+        hand = self._held.get(event_id)
+        if hand is not None and event_id in self._attempting and claim in (None, hand.claimed.claim):
+            self._dropped.add(event_id)
+            hand.task.cancel()
 
     def drop_all(self) -> None:
         """The lease is lost: what runs is somebody else's now, and nothing of it is settled."""
-        for task in self._held.values():
-            task.cancel()
+        self._dropped.update(self._held)
+        for hand in self._held.values():
+            hand.task.cancel()
 
     def _let_go(self, event_id: UUID, done: "asyncio.Task[None]") -> None:
-        if self._held.get(event_id) is done:
+        hand = self._held.get(event_id)
+        if hand is not None and hand.task is done:
             del self._held[event_id]
+            self._dropped.discard(event_id)
         self._freed.set()
         if not done.cancelled() and (error := done.exception()) is not None:
             log.error("event %s was not settled; the lease will free it", event_id, exc_info=error)
@@ -106,7 +140,7 @@ class Executor:
                 result = await execute(wired.plan, self._run(claimed, facts), event)
             return self._done(result)
         except asyncio.CancelledError:
-            if not self._draining:
+            if not self._draining or claimed.event_id in self._dropped:
                 raise
             _uncancel()
             return HandedBack()
@@ -129,6 +163,7 @@ class Executor:
             ledger=self._stage.ledger.record,
             facts=facts,
             settings=self._stage.settings,
+            guard=self._guard,
             simulated=self._stage.settings.simulated,
         )
 

@@ -5,10 +5,13 @@ stops them, so a frozen one is.
 """
 
 import asyncio
+import faulthandler
 import logging
 import os
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Final
@@ -22,7 +25,12 @@ from service.settings import Settings
 LEASE: Final = timedelta(seconds=6)
 BEAT_S: Final = 2.0
 BEAT_TIMEOUT_S: Final = 1.0
+CONNECT_TIMEOUT_S: Final = 5.0
 JOIN_TIMEOUT_S: Final = 5.0
+STALE_POLL_S: Final = 0.1
+TICK_S: Final = 1.0
+BLOCKED_MAX_S: Final = 30.0
+BLOCKED_STATUS: Final = 70
 SQL: Final = sql.queries("lease")
 
 log = logging.getLogger("callboard.lease")
@@ -31,50 +39,62 @@ log = logging.getLogger("callboard.lease")
 class Lease:
     """The worker's standing in Postgres. Each registration has a new id: a lost lease is never revived."""
 
-    def __init__(self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int]) -> None:
+    def __init__(
+        self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int], state: Callable[[], str]
+    ) -> None:
         self.worker: UUID = uuid4()
-        self.state = "ready"
         self._settings: Final = settings
         self._pipelines: Final = list(pipelines)
         self._in_flight: Final = in_flight
+        self._state: Final = state
         self._held = False
+        self._renewed_at = 0.0
+        self._ticked_at = 0.0
+        self._beat_at = 0.0
         self._stop: Final = threading.Event()
 
     @property
     def held(self) -> bool:
-        """Whether this worker is registered and its lease is being renewed."""
-        return self._held
+        """Whether this worker is registered and its last renewal is younger than the lease."""
+        return self._held and time.monotonic() - self._renewed_at < LEASE.total_seconds()
+
+    async def guard(self) -> None:
+        """Wait until the lease is held: nothing is started under one that may have been lost."""
+        while not self.held:
+            await asyncio.sleep(STALE_POLL_S)
 
     async def run(self, on_lost: Callable[[], None]) -> None:
         """Keep the heart beating until cancelled; `on_lost` is called on this loop when the lease is lost."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-
-        def lost() -> None:
-            loop.call_soon_threadsafe(on_lost)
+        self._stop.clear()
+        self._ticked_at = time.monotonic()
 
         def beat() -> None:
             try:
-                asyncio.run(self._beat_for_ever(lost))
+                asyncio.run(self._beat_for_ever(lambda: loop.call_soon_threadsafe(on_lost)))
             finally:
                 loop.call_soon_threadsafe(_end, ended)
 
         heart = threading.Thread(target=beat, name="heart", daemon=True)
         heart.start()
         try:
-            await ended
+            while not ended.done():
+                self._ticked_at = time.monotonic()
+                await asyncio.wait([ended], timeout=TICK_S)
             raise RuntimeError("the heart thread ended")
         finally:
             self._stop.set()
             await asyncio.to_thread(heart.join, JOIN_TIMEOUT_S)
 
-    async def _beat_for_ever(self, lost: Callable[[], None]) -> None:
+    async def _beat_for_ever(self, lost: Callable[[], object]) -> None:
         connection: Connection | None = None
         tries = 0
         try:
             while not self._stop.is_set():
+                self._check_loop()
                 try:
-                    async with asyncio.timeout(BEAT_TIMEOUT_S + (4.0 if connection is None else 0.0)):
+                    async with asyncio.timeout(BEAT_TIMEOUT_S + (0.0 if connection else CONNECT_TIMEOUT_S)):
                         connection = connection or await connect(self._settings, "heart")
                         await self._beat(connection, lost)
                     tries = 0
@@ -84,31 +104,43 @@ class Lease:
                     if connection is not None:
                         connection.terminate()  # not a cancel: that would wait for the server once more
                         connection = None
-                await asyncio.to_thread(
-                    self._stop.wait, min(BEAT_S, backoff_s(tries, 0.2, BEAT_S)) if tries else BEAT_S
-                )
+                pause_s = min(BEAT_S, 0.1 + backoff_s(tries, 0.2, BEAT_S)) if tries else BEAT_S
+                await asyncio.to_thread(self._stop.wait, pause_s)
             await self._leave(connection)
         finally:
             if connection is not None:
                 connection.terminate()
 
-    async def _beat(self, connection: Connection, lost: Callable[[], None]) -> None:
-        if not self._held:
-            await self._register(connection)
-            return
-        row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, self.state, self._in_flight())
-        if row is None:
+    async def _beat(self, connection: Connection, lost: Callable[[], object]) -> None:
+        asked_at = time.monotonic()
+        if self._held:
+            row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, self._state(), self._in_flight())
+            if row is not None:
+                self._renewed_at = asked_at
+                return
             self._held = False
             log.error("worker %s lost its lease; it registers anew", self.worker)
             lost()
-            await self._register(connection)
+        await self._register(connection)
 
     async def _register(self, connection: Connection) -> None:
-        worker = uuid4()
+        worker, asked_at = uuid4(), time.monotonic()
         who = (socket.gethostname(), os.getpid(), release(), LEASE, self._settings.concurrency, self._pipelines)
         await connection.execute(SQL["register"], worker, *who)
-        self.worker = worker
-        self._held = True
+        self.worker, self._renewed_at, self._held = worker, asked_at, True
+
+    def _check_loop(self) -> None:
+        """A loop that has not run for so long will not come back: better to end, and say where it hangs.
+
+        Where this thread did not run either, the whole process stood still, and the loop gets its chance first.
+        """
+        now, last_at = time.monotonic(), self._beat_at
+        self._beat_at = now
+        blocked_s = now - self._ticked_at
+        if blocked_s > BLOCKED_MAX_S and now - last_at < LEASE.total_seconds() * 2:
+            log.critical("the event loop has not run for %.0f s; this worker ends. Where it hangs:", blocked_s)
+            faulthandler.dump_traceback(sys.__stderr__ or sys.stderr, all_threads=True)
+            os._exit(BLOCKED_STATUS)
 
     async def _leave(self, connection: Connection | None) -> None:
         """Without this the row would stay until its lease runs out; nobody depends on it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -11,6 +12,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from service import stream
+from service.failpoints import hit
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from service.stream import Entry
@@ -23,6 +25,8 @@ FOREIGN_IDLE_MS: Final = 10_000
 FOREIGN_EVERY_S: Final = 5.0
 CLAIM_TIMEOUT_S: Final = 10.0
 CLAIM_TRIES: Final = 3
+DEAF_S: Final = 10.0
+STANDING_BY_S: Final = 0.05
 STREAMS: Final = (stream.FRONT, stream.WORK)  # in the order they are read
 
 log = logging.getLogger("callboard.reader")
@@ -37,6 +41,12 @@ class Reader:
         self._lease: Final = lease
         self._executor: Final = executor
         self._foreign_at = 0.0
+        self._heard_at = time.monotonic()
+
+    @property
+    def deaf(self) -> bool:
+        """Whether nothing could be read for DEAF_S although there was room: alive, but not working."""
+        return self._executor.free > 0 and time.monotonic() - self._heard_at > DEAF_S
 
     async def run(self) -> None:
         """Read until cancelled. After an error the supervisor starts it again, and it takes its own pending first."""
@@ -46,6 +56,7 @@ class Reader:
                 await stream.ensure_group(self._redis, name, stream.GROUP)
             await self._recover(connection)
             while True:
+                hit(self._settings, "reader_turn")
                 await self._turn(connection)
         finally:
             with suppress(*POSTGRES_ERRORS):
@@ -54,13 +65,14 @@ class Reader:
     async def _turn(self, connection: Connection) -> None:
         free = await self._executor.free_slots()
         if not self._lease.held:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(STANDING_BY_S)
             return
         if free > 1:
             await self._read(connection, STREAMS, free // 2, BLOCK_MS)
         elif not await self._read(connection, STREAMS[:1], 1, None):
             await self._read(connection, STREAMS[1:], 1, BLOCK_MS)
-        if asyncio.get_running_loop().time() - self._foreign_at > FOREIGN_EVERY_S:
+        self._heard_at = time.monotonic()
+        if time.monotonic() - self._foreign_at > FOREIGN_EVERY_S:
             await self._take_foreign(connection)
 
     async def _read(self, connection: Connection, names: Sequence[str], count: int, block_ms: int | None) -> bool:
@@ -86,7 +98,7 @@ class Reader:
 
     async def _take_foreign(self, connection: Connection) -> None:
         """What a reader that is gone had read but not claimed."""
-        self._foreign_at = asyncio.get_running_loop().time()
+        self._foreign_at = time.monotonic()
         for name in STREAMS:
             free = self._executor.free
             if free > 0:
@@ -100,14 +112,16 @@ class Reader:
         ids = [event_id for _, fields in entries if (event_id := stream.event_id(fields)) is not None]
         for each in await self._claim(connection, ids):
             self._executor.start(each)
+        hit(self._settings, "claim_committed")
         await stream.finish(self._redis, name, stream.GROUP, [entry_id for entry_id, _ in entries])
 
     async def _claim(self, connection: Connection, ids: Sequence[UUID]) -> list[Claimed]:
         worker = self._lease.worker
+        asked = (list(ids), worker, self._executor.suspects, self._settings.concurrency)
         for left in reversed(range(CLAIM_TRIES)):
             try:
                 async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                    rows = await connection.fetch(SQL["claim"], list(ids), worker)
+                    rows = await connection.fetch(SQL["claim"], *asked)
                 return [claimed(row, worker) for row in rows]
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
                 if not left:

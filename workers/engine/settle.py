@@ -12,6 +12,7 @@ from pgvector.asyncpg import register_vector
 from schemas.identity import uuid7
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from service.commits import GroupCommit
+from service.failpoints import hit
 from service.resources import Connection, connect
 from service.settings import Settings
 from workers.clients.vectors import Document
@@ -59,7 +60,9 @@ class Settler:
         rows = zip(*map(_row, batch), strict=True)
         written = [_document(ending, each) for ending in batch for each in ending.documents]
         documents = zip(*written, strict=True) if written else ([],) * 6
+        hit(self._settings, "settle_begin")
         held = await connection.fetch(SQL["settle"], *rows, *documents)
+        hit(self._settings, "settle_committed")
         moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
         if moved:
             for row in await connection.fetch(SQL["heads"], *zip(*moved, strict=True)):

@@ -20,11 +20,13 @@ from workers.clients.llm import open_llm
 from workers.clients.provider import Connect
 from workers.clients.vectors import Vectors
 from workers.clients.web import open_web
-from workers.engine.clock import Clock, open_arq, run_arq
+from workers.engine.cancel import listen
+from workers.engine.clock import Clock, Turn, open_arq, run_arq
 from workers.engine.executor import Executor, Stage
 from workers.engine.journal import Ledger
 from workers.engine.lease import SQL, Lease
 from workers.engine.reader import Reader
+from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
 from workers.kit.run import Clients
@@ -33,6 +35,8 @@ from workers.simulator import running_simulator
 
 LONG_ENOUGH_S: Final = 60.0
 BLOCKING_TIMEOUT_S: Final = 8.0
+
+Part = Callable[[], Awaitable[None]]
 
 log = logging.getLogger("callboard.worker")
 
@@ -59,6 +63,9 @@ class Parts(Struct, frozen=True):
     inbound: Inbound
     outbox: Outbox
     arq: ArqRedis
+    cancels: Part
+    retain: Turn
+    stopping: asyncio.Event
 
 
 @asynccontextmanager
@@ -73,14 +80,19 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
             "outbox": parts.outbox.run,
             "graphs": lambda: _write_graphs(program),
         }
-        intake = {"reader": parts.reader.run, "inbound": parts.inbound.run, "upkeep": parts.sweeper.run}
+        intake = {
+            "reader": parts.reader.run,
+            "inbound": parts.inbound.run,
+            "upkeep": parts.sweeper.run,
+            "cancels": parts.cancels,
+        }
         if with_arq:
-            intake["arq"] = lambda: run_arq(parts.arq, parts.sweeper.turn)
+            intake["arq"] = lambda: run_arq(parts.arq, parts.sweeper.turn, parts.retain)
         async with _supervised(background), _drained(parts, program.settings.grace_s), _supervised(intake):
             log.info("worker ready: %d pipelines, %d slots", len(program.wiring), program.settings.concurrency)
             yield parts
             log.info("worker stops: %d events in hand", parts.executor.in_flight)
-            parts.lease.state = "draining"
+            parts.stopping.set()
 
 
 async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
@@ -101,19 +113,32 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     stack.push_async_callback(arq.connection_pool.disconnect)
     outbox, ledger, clock = Outbox(redis), Ledger(settings), Clock(arq)
     settler = Settler(settings, outbox.ring, clock.wake_at)
-    executor = Executor(Stage(settings, program.catalog, program.wiring, clients, ledger, settler))
-    lease = Lease(settings, [wired.name for wired in program.wiring.values()], lambda: executor.in_flight)
+    stopping = asyncio.Event()
+    pipelines = [wired.name for wired in program.wiring.values()]
+    lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
+    executor = Executor(Stage(settings, program.catalog, program.wiring, clients, ledger, settler), lease.guard)
+    reader = Reader(settings, blocking, lease, executor)
     return Parts(
         executor=executor,
-        reader=Reader(settings, blocking, lease, executor),
+        reader=reader,
         settler=settler,
         ledger=ledger,
         lease=lease,
-        sweeper=Sweeper(settings, redis, lease),
+        sweeper=Sweeper(settings, redis, lease, executor),
         inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker),
         outbox=outbox,
         arq=arq,
+        cancels=lambda: listen(blocking, executor),
+        retain=lambda: retain(settings, redis, lease),
+        stopping=stopping,
     )
+
+
+def _state(stopping: asyncio.Event, reader: Reader) -> str:
+    """What the worker's row says of it."""
+    if stopping.is_set():
+        return "draining"
+    return "deaf" if reader.deaf else "ready"
 
 
 @asynccontextmanager
@@ -125,7 +150,7 @@ async def _drained(parts: Parts, grace_s: float) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _supervised(children: Mapping[str, Callable[[], Awaitable[None]]]) -> AsyncIterator[None]:
+async def _supervised(children: Mapping[str, Part]) -> AsyncIterator[None]:
     """Run children until the end of the context, each started again whenever it ends."""
     tasks = [asyncio.create_task(supervise(name, start), name=name) for name, start in children.items()]
     try:
@@ -136,7 +161,7 @@ async def _supervised(children: Mapping[str, Callable[[], Awaitable[None]]]) -> 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def supervise(name: str, start: Callable[[], Awaitable[None]]) -> None:
+async def supervise(name: str, start: Part) -> None:
     """Start a part again whenever it ends, with growing pauses; a part that returns is done."""
     tries = 0
     while True:
@@ -162,10 +187,9 @@ async def _write_graphs(program: Program) -> None:
             await connection.execute(SQL["forget_pipelines"], types, names)
             for wired in program.wiring.values():
                 version, nodes, edges = graph(wired)
-                attempts_max = wired.pipeline.retry.attempts
-                await connection.execute(
-                    SQL["write_pipeline"], wired.name, wired.type, version, attempts_max, nodes, edges
-                )
+                bounds = (wired.pipeline.retry.attempts, wired.pipeline.timeout_s)
+                told = (wired.name, wired.type, version, *bounds, nodes, edges)
+                await connection.execute(SQL["write_pipeline"], *told)
     finally:
         with suppress(*POSTGRES_ERRORS):
             await connection.close(timeout=1)

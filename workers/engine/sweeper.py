@@ -1,38 +1,51 @@
-"""Upkeep, once a second: free what dead workers held, ring what is due and was not rung, notice a Redis that forgot."""
+"""Upkeep, once a second: ring what is due and was not rung, free what was lost, notice a Redis that forgot."""
 
 import asyncio
 import logging
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+import sql
+from schemas.identity import uuid7
 from service import stream
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
+from workers.engine import claimed
+from workers.engine.executor import Executor
 from workers.engine.lease import LEASE, SQL, Lease
+from workers.engine.relay import relay
 
 TURN_S: Final = 1.0
 LAG: Final = timedelta(seconds=5)
 STREAM_MAX: Final = 50_000
 DUTY: Final = timedelta(seconds=5)
+STRIKES_MAX: Final = 5
+LETTERS: Final = 100
+UNKNOWN_EVERY_S: Final = 10.0
+LOCK: Final = sql.queries("store")["lock_mailboxes"]
 
-log = logging.getLogger("callboard.sweeper")
+log = logging.getLogger("callboard.upkeep")
 
 
 class Sweeper:
     """One connection, one turn a second; `turn()` is also what the alarm clock calls."""
 
-    def __init__(self, settings: Settings, redis: Redis, lease: Lease) -> None:
+    def __init__(self, settings: Settings, redis: Redis, lease: Lease, executor: Executor) -> None:
         self._settings: Final = settings
         self._redis: Final = redis
         self._lease: Final = lease
+        self._executor: Final = executor
         self._alone: Final = asyncio.Lock()
         self._connection: Connection | None = None
         self._held_since: float | None = None
+        self._unknown_at = 0.0
 
     async def run(self) -> None:
         """Turn until cancelled; an error ends it, and the supervisor starts it again."""
@@ -41,54 +54,102 @@ class Sweeper:
                 await self.turn()
                 await asyncio.sleep(TURN_S)
         finally:
-            self._drop()
+            if self._connection is not None:
+                with suppress(*POSTGRES_ERRORS):
+                    self._connection.terminate()
+                self._connection = None
 
     async def turn(self) -> int:
-        """Rescue and sweep once; returns how many events were rung."""
+        """Everything that is due, once; returns how many events were rung."""
         async with self._alone:
-            connection = self._connection or await connect(self._settings, "upkeep")
-            self._connection = connection
-            row = await connection.fetchrow(SQL["due"])
-            if row is None:
-                return 0
-            rescued = await self._rescue(connection) if row["expired"] else 0
-            mark = await stream.epoch(self._redis)
-            if mark != row["epoch"]:
-                await connection.execute(SQL["new_epoch"], row["epoch"], mark)
-            return rescued + (await self._sweep(connection) if row["unrung"] or row["stale"] else 0)
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await connect(self._settings, "upkeep")
+            return await self._turn(self._connection)
 
-    async def _rescue(self, connection: Connection) -> int:
-        """After a whole lease of unbroken renewals of our own: after an outage the living renew before anyone judges."""
-        now = asyncio.get_running_loop().time()
+    async def _turn(self, connection: Connection) -> int:
+        """First what needs only Postgres: with Redis away, claims that are not ours end all the same."""
+        row: Any = await connection.fetchrow(SQL["due"])
+        await self._end_what_is_not_ours(connection)
+        rescued = await self._rescue(connection) if row["expired"] else []
+        if row["overdue"]:
+            log.warning(
+                "runs went past their deadline and are taken away: %s", await connection.execute(SQL["overdue"])
+            )
+        if row["unplaced"]:
+            await self._draw_places(connection)
+        unknown = await self._unknown(connection)
+        heads = await self._bury(connection) if row["expired"] or row["overdue"] else []
+        await stream.ring(self._redis, [*rescued, *unknown, *heads], stream.FRONT)
+        mark = await stream.epoch(self._redis)
+        if mark != row["epoch"]:
+            await connection.execute(SQL["new_epoch"], row["epoch"], mark)
+        if row["unrelayed"] and await self._on_duty(connection, "dead_stream"):
+            await relay(self._settings, connection, self._redis)
+        if row["unrung"] or row["stale"] or row["unplaced"]:
+            return await self._sweep(connection)
+        return 0
+
+    async def _end_what_is_not_ours(self, connection: Connection) -> None:
+        """Cancelled, or taken over while we stood still."""
+        hands = self._executor.claims()
+        if hands:
+            ids, claims = [each.event_id for each in hands], [each.claim for each in hands]
+            for row in await connection.fetch(SQL["not_ours"], ids, claims, self._lease.worker):
+                self._executor.drop(row["event_id"], claims[ids.index(row["event_id"])])
+
+    async def _rescue(self, connection: Connection) -> list[UUID]:
+        """After a whole lease of unbroken renewals of our own: an outage over, the living renew before they judge."""
+        now = time.monotonic()
         if not self._lease.held:
             self._held_since = None
-            return 0
+            return []
         self._held_since = now if self._held_since is None else self._held_since
         if now - self._held_since < LEASE.total_seconds():
-            return 0
+            return []
         ids = [row["event_id"] for row in await connection.fetch(SQL["rescue"])]
         if ids:
             log.warning("%d events of a dead worker go on elsewhere", len(ids))
-            await stream.ring(self._redis, ids, stream.FRONT)
-        return len(ids)
+        return ids
+
+    async def _bury(self, connection: Connection) -> list[UUID]:
+        letters = [uuid7() for _ in range(LETTERS)]
+        rows = await connection.fetch(SQL["bury"], STRIKES_MAX, letters)
+        keyed = {(row["tenant"], row["key"]) for row in rows if row["key"] is not None}
+        return await heads(connection, keyed)
+
+    async def _unknown(self, connection: Connection) -> list[UUID]:
+        if not self._lease.held or time.monotonic() - self._unknown_at < UNKNOWN_EVERY_S:
+            return []
+        self._unknown_at = time.monotonic()
+        rows = await connection.fetch(SQL["unknown_claims"], self._lease.worker, self._executor.holds())
+        return [row["event_id"] for row in rows]
+
+    async def _draw_places(self, connection: Connection) -> None:
+        keys = await connection.fetch(SQL["unplaced"])
+        if keys:
+            async with connection.transaction():
+                both = ([row["tenant"] for row in keys], [row["key"] for row in keys])
+                await connection.execute(LOCK, *both)
+                await connection.execute(SQL["draw_places"], *both)
+
+    async def _on_duty(self, connection: Connection, duty: str) -> bool:
+        return await connection.fetchrow(SQL["hold_duty"], duty, self._lease.worker, DUTY) is not None
 
     async def _sweep(self, connection: Connection) -> int:
-        if await connection.fetchrow(SQL["hold_duty"], "sweep", self._lease.worker, DUTY) is None:
+        if not await self._on_duty(connection, "sweep"):
             return 0
         room = STREAM_MAX - int(await self._redis.xlen(stream.WORK))
         if room <= 0:
             return 0
-        read_to = [await self._read_to(name) - LAG for name in (stream.WORK, stream.FRONT)]
+        read_to = [await self._read_to(connection, name) - LAG for name in (stream.WORK, stream.FRONT)]
         ids: list[UUID] = [row["event_id"] for row in await connection.fetch(SQL["sweep"], *read_to, room)]
-        if ids:
-            await stream.ring(self._redis, ids)
+        await stream.ring(self._redis, ids)
         return len(ids)
 
-    async def _read_to(self, name: str) -> datetime:
+    async def _read_to(self, connection: Connection, name: str) -> datetime:
         """The moment up to which the group has read the stream, on Postgres' clock; now, if nothing is undelivered."""
-        assert self._connection is not None
         seconds, micros = await self._redis.time()
-        now: datetime = await self._connection.fetchval(SQL["now"])
+        now: datetime = await connection.fetchval(SQL["now"])
         with suppress(ResponseError):  # no such stream: nothing is undelivered
             for group in await self._redis.xinfo_groups(name):
                 last = group["last-delivered-id"].decode()
@@ -98,8 +159,10 @@ class Sweeper:
                     return now - (redis_now - read)
         return now
 
-    def _drop(self) -> None:
-        if self._connection is not None:
-            with suppress(*POSTGRES_ERRORS):
-                self._connection.terminate()
-            self._connection = None
+
+async def heads(connection: Connection, keys: set[tuple[str, str]]) -> list[UUID]:
+    """Who is first now in these mailboxes and can run."""
+    if not keys:
+        return []
+    asked: Sequence[Any] = tuple(zip(*keys, strict=True))
+    return [row["event_id"] for row in await connection.fetch(claimed.SQL["heads"], *asked)]

@@ -64,7 +64,7 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
 async def _node(bound: Bound, run: Run, results: Results) -> Any:
     own = replace(run, step_key=bound.key)
     arguments = [own if name == RUN else results[name] for name in bound.takes]
-    results[bound.key] = await step(bound.key, bound.node, arguments, run.facts)
+    results[bound.key] = await step(own, bound.node, arguments)
     return results[bound.key]
 
 

@@ -1,13 +1,14 @@
 """The one handle a node gets: `run: Run`."""
 
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from msgspec import Struct
 
+from service.failpoints import hit
 from service.settings import Settings
 from workers.clients.embed import embed
 from workers.clients.llm import Call, Llm
@@ -41,6 +42,10 @@ class Ledger(Protocol):
     def __call__(self, event_id: UUID, run: int, claim: int, step: str, call: Call) -> Awaitable[None]: ...
 
 
+Guard = Callable[[], Awaitable[None]]
+"""Returns while this worker holds its lease; waits where it may have lost it."""
+
+
 class Facts(Struct):
     """What a run has done so far: its steps, and the documents that its settle will write."""
 
@@ -59,6 +64,7 @@ class RunLlm(Struct, frozen=True):
         Raises Outage while no provider of the alias answers, LlmRefused where the request or its answer can't succeed.
         """
         run = self.run
+        await run.guard()
 
         async def record(call: Call) -> None:
             await run.ledger(run.event_id, run.number, run.claim, run.step_key, call)
@@ -108,6 +114,7 @@ class Run(Struct, frozen=True):
     ledger: Ledger
     facts: Facts
     settings: Settings
+    guard: Guard
     simulated: bool = False
     step_key: str = ""
 
@@ -124,8 +131,10 @@ class Run(Struct, frozen=True):
         return RunWeb(self)
 
 
-async def step(key: str, node: Node, arguments: Sequence[Any], facts: Facts) -> Any:
-    """Run a node as the step `key`: the one place where its time is taken and its end noted."""
+async def step(run: Run, node: Node, arguments: Sequence[Any]) -> Any:
+    """Run a node as `run.step_key`: the one place where its time is taken and its end noted."""
+    await run.guard()
+    hit(run.settings, "step")
     at, begun = datetime.now(UTC), time.perf_counter()
     state: str = "failed"
     try:
@@ -133,4 +142,4 @@ async def step(key: str, node: Node, arguments: Sequence[Any], facts: Facts) -> 
         state = "done"
         return result
     finally:
-        facts.steps.append(Step(key, at, round((time.perf_counter() - begun) * 1000, 3), state))
+        run.facts.steps.append(Step(run.step_key, at, round((time.perf_counter() - begun) * 1000, 3), state))

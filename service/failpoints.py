@@ -1,0 +1,59 @@
+"""Named places where a test makes a process fail; inert unless CALLBOARD_FAILPOINTS arms them.
+
+`CALLBOARD_FAILPOINTS=accept_committed=kill,reader_turn=raise` kills the process (SIGKILL) or raises there;
+`name=action@0.1` does so in one of ten cases.
+"""
+
+import os
+import random
+import signal
+from typing import Final
+
+from service.errors import SettingsError
+from service.settings import Settings
+
+NAMES: Final = (
+    "accept_begin",  # before the accepting statement
+    "accept_committed",  # behind the commit, before anybody is told
+    "ring",  # before the ring
+    "claim_committed",  # behind the claim, before XACK
+    "settle_begin",  # before the settling statement
+    "settle_committed",  # behind it, before the next of the mailbox is rung
+    "letter_numbered",  # before a dead letter goes to the stream
+    "reader_turn",  # in the reader's loop
+    "step",  # before each step
+)
+ACTIONS: Final = ("kill", "raise")
+
+
+class Failpoint(Exception):
+    """A bug on purpose."""
+
+
+def check(settings: Settings) -> None:
+    """Raises SettingsError where CALLBOARD_FAILPOINTS names a place or an action that there is not."""
+    for name, (action, _) in _armed(settings.failpoints).items():
+        if name not in NAMES or action not in ACTIONS:
+            raise SettingsError(f"CALLBOARD_FAILPOINTS: {name}={action} is not one of {NAMES} with one of {ACTIONS}.")
+
+
+def hit(settings: Settings, name: str) -> None:
+    """Fail here, where the settings say so."""
+    if not settings.failpoints:
+        return
+    action, chance = _armed(settings.failpoints).get(name, ("", 0.0))
+    if not action or random.random() >= chance:
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise Failpoint(name)
+
+
+def _armed(text: str) -> dict[str, tuple[str, float]]:
+    """By name: the action and its probability."""
+    armed = {}
+    for each in filter(None, text.split(",")):
+        name, _, rest = each.partition("=")
+        action, _, chance = rest.partition("@")
+        armed[name.strip()] = (action, float(chance or 1))
+    return armed

@@ -1,0 +1,145 @@
+"""Cancel, replay, the dead letters, the mailbox of an actor."""
+
+from datetime import datetime
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Struct, convert, json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+import sql
+from schemas.envelope import TENANT
+from schemas.text import BadEvent
+from service.http.door import door, raw, reply
+from service.http.events import ACQUIRE_TIMEOUT_S, event_id_of, read_body
+from service.operate import Letters, Operator
+
+ACTOR: Final = "http"
+SQL: Final = sql.queries("operate")
+
+Moment = Annotated[datetime, Meta(tz=True)]
+
+
+class Page(Struct, frozen=True, forbid_unknown_fields=True):
+    """The query of `GET /dead-letters`."""
+
+    type: str | None = None
+    reason: str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: Annotated[int, Meta(ge=1, le=500)] = 50
+    cursor: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Replay(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a replay; a step to begin from can't be named yet."""
+
+    from_: None = msgspec.field(default=None, name="from")
+
+
+class Which(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a bulk operation: a filter, or `ids`, of at least one condition."""
+
+    type: str | None = None
+    reason: str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    ids: Annotated[list[UUID], Meta(max_length=10_000)] | None = None
+    dry_run: bool = False
+
+
+async def replay_event(request: Request) -> Response:
+    event_id = event_id_of(request)
+    await _body(request, Replay)
+    run = await _operator(request).replay(event_id)
+    if run is None:
+        raise await _why_not(
+            request, event_id, "is not ended yet: only what is succeeded, dead or cancelled is replayed"
+        )
+    return reply({"event_id": event_id, "run": run, "status": "queued"}, 202)
+
+
+async def cancel_event(request: Request) -> Response:
+    event_id = event_id_of(request)
+    if not await _operator(request).cancel(event_id):
+        raise await _why_not(request, event_id, "has ended: there is nothing to cancel")
+    return reply({"event_id": event_id, "status": "cancelled"}, 202)
+
+
+async def list_dead_letters(request: Request) -> Response:
+    try:
+        asked = convert(dict(request.query_params), Page, strict=False)
+    except msgspec.ValidationError as error:
+        raise HTTPException(400, f"the query does not fit: {error}") from error
+    which = Letters(asked.type, asked.reason, asked.since, asked.until)
+    rows = await _operator(request).letters(which, asked.limit, asked.cursor)
+    whole = len(rows) == asked.limit
+    return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if whole else None})
+
+
+async def replay_dead_letters(request: Request) -> Response:
+    which, dry_run = await _which(request)
+    return reply(await _operator(request).replay_letters(which, dry_run=dry_run))
+
+
+async def discard_dead_letters(request: Request) -> Response:
+    which, dry_run = await _which(request)
+    return reply(await _operator(request).discard_letters(which, dry_run=dry_run))
+
+
+async def get_actor(request: Request) -> Response:
+    """The mailbox of a key: how long, and what is in hand or holds it up."""
+    key = request.path_params["key"]
+    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+        length = await connection.fetchval(SQL["mailbox"], TENANT, key)
+        row = await connection.fetchrow(SQL["in_hand"], TENANT, key)
+    return reply({"key": key, "states": {}, "mailbox": length, "in_hand": dict(row) if row else None})
+
+
+def _operator(request: Request) -> Operator:
+    whole = door(request)
+    return Operator(whole.pool, whole.redis, whole.intake, whole.intake.outbox, TENANT, ACTOR)
+
+
+async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPException:
+    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+        there = await connection.fetchrow(SQL["mailbox_of"], event_id, TENANT)
+    return HTTPException(409, f"event {event_id} {reason}") if there else HTTPException(404, f"no event {event_id}")
+
+
+async def _which(request: Request) -> tuple[Letters, bool]:
+    asked = await _body(request, Which)
+    which = Letters(asked.type, asked.reason, asked.since, asked.until, asked.ids)
+    if which.everything:
+        raise BadEvent(
+            400, "name at least one of type, reason, since, until, ids: everything at once is asked for by none"
+        )
+    return which, asked.dry_run
+
+
+async def _body(request: Request, shape: type[Any]) -> Any:
+    """An empty body is an empty object."""
+    body = await read_body(request, door(request).settings.body_max)
+    try:
+        return json.decode(body or b"{}", type=shape)
+    except msgspec.ValidationError as error:
+        raise BadEvent(422, str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadEvent(400, str(error)) from error
+
+
+def _letter(row: Any) -> dict[str, Any]:
+    told = ("dead_id", "event_id", "type", "reason", "attempts", "at")
+    return {**{name: row[name] for name in told}, "error": raw(row["error"]), "event": _as_said(row["event"])}
+
+
+def _as_said(text: str) -> Any:
+    """The event as JSON where it is some, else the text."""
+    try:
+        json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return text
+    return msgspec.Raw(text.encode())

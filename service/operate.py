@@ -1,0 +1,146 @@
+"""What operators do to events: replay, cancel, and the dead letters."""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+from msgspec import Meta, Struct
+from redis.asyncio import Redis
+
+import sql
+from schemas.text import BadEvent
+from service import stream
+from service.intake import Conflict, Intake
+from service.outbox import Outbox
+from service.resources import REDIS_ERRORS, Pool
+
+ACQUIRE_TIMEOUT_S: Final = 5.0
+BATCH: Final = 200
+SOURCE: Final = "/http"
+SQL: Final = {**sql.queries("store"), **sql.queries("engine"), **sql.queries("operate")}
+
+Moment = Annotated[datetime, Meta(tz=True)]
+
+log = logging.getLogger("callboard.operate")
+
+
+class Letters(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which dead letters: every condition given must hold."""
+
+    type: str | None = None
+    reason: str | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    ids: list[UUID] | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether no condition is given at all."""
+        return self == Letters()
+
+
+class Operated(Struct, frozen=True):
+    """How many dead letters fit, and with how many it was done."""
+
+    matched: int
+    done: int
+
+
+class Operator:
+    """Acts for one tenant's operator, `actor`, who goes on record."""
+
+    def __init__(self, pool: Pool, redis: Redis, intake: Intake, outbox: Outbox, tenant: str, actor: str) -> None:
+        self._pool: Final = pool
+        self._redis: Final = redis
+        self._intake: Final = intake
+        self._outbox: Final = outbox
+        self._tenant: Final = tenant
+        self._actor: Final = actor
+
+    async def replay(self, event_id: UUID) -> int | None:
+        """Start a new run of an ended event: its number, or None where the event is not ended."""
+        return (await self._replay([event_id])).get(event_id)
+
+    async def cancel(self, event_id: UUID) -> bool:
+        """Whether there was anything to cancel. The worker that runs it is told; nothing it does counts any more."""
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            row = await connection.fetchrow(SQL["cancel"], event_id, self._tenant, self._actor)
+            if row is None:
+                return False
+            if row["key"] is not None:
+                for head in await connection.fetch(SQL["heads"], [row["tenant"]], [row["key"]]):
+                    self._outbox.ring(head["event_id"])
+        if row["status"] == "running":
+            try:
+                await self._redis.publish(stream.CANCEL, event_id.bytes)
+            except REDIS_ERRORS as error:
+                log.warning("Redis is away, the worker finds out by itself that %s is cancelled: %s", event_id, error)
+        return True
+
+    async def letters(self, which: Letters, limit: int, before: int | None = None) -> list[asyncpg.Record]:
+        """Dead letters, newest first, below the number `before`."""
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            return list(await connection.fetch(SQL["dead_letters"], *self._asked(which), before, limit))
+
+    async def replay_letters(self, which: Letters, *, dry_run: bool) -> Operated:
+        """Replay the events of the letters that fit; entries that never were events go through the door again."""
+        return await self._each(which, dry_run, self._replay_batch)
+
+    async def discard_letters(self, which: Letters, *, dry_run: bool) -> Operated:
+        """Forget the letters that fit; their events stay, `dead`."""
+        return await self._each(which, dry_run, self._discard_batch)
+
+    async def _each(self, which: Letters, dry_run: bool, act: Any) -> Operated:
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            matched: int = await connection.fetchval(SQL["count_dead_letters"], *self._asked(which))
+        done, before = 0, None
+        while not dry_run and (rows := await self.letters(which, BATCH, before)):
+            before = rows[-1]["dead_no"]
+            done += await act(rows)
+        return Operated(matched, done)
+
+    def _asked(self, which: Letters) -> tuple[Any, ...]:
+        return (self._tenant, which.type, which.reason, which.since, which.until, which.ids)
+
+    async def _replay_batch(self, rows: Sequence[asyncpg.Record]) -> int:
+        events = [row["event_id"] for row in rows if row["event_id"] is not None]
+        done = len(await self._replay(events)) if events else 0
+        taken = [row["dead_id"] for row in rows if row["event_id"] is None and await self._take_again(row)]
+        if taken:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                await connection.execute(SQL["answered"], taken)
+        return done + len(taken)
+
+    async def _take_again(self, row: asyncpg.Record) -> bool:
+        """The letter's own id is the event's where it names none, so that twice is once."""
+        try:
+            await self._intake.take(row["event"].encode(), source=SOURCE, default_id=str(row["dead_id"]))
+        except (BadEvent, Conflict) as error:
+            log.info("dead letter %s is no event still: %s", row["dead_id"], error)
+            return False
+        return True
+
+    async def _discard_batch(self, rows: Sequence[asyncpg.Record]) -> int:
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            ids = [row["dead_id"] for row in rows]
+            return len(await connection.fetch(SQL["discard"], ids, self._tenant, self._actor))
+
+    async def _replay(self, ids: Sequence[UUID]) -> dict[UUID, int]:
+        """A replayed event draws a new place at the end of its mailbox, under the lock of that mailbox."""
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
+            await self._lock_mailboxes(connection, ids)
+            rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor)
+        for row in rows:
+            self._outbox.ring(row["event_id"])
+        return {row["event_id"]: row["run"] for row in rows}
+
+    async def _lock_mailboxes(self, connection: "PoolConnectionProxy[asyncpg.Record]", ids: Sequence[UUID]) -> None:
+        keys = await connection.fetch(SQL["mailboxes_of"], list(ids), self._tenant)
+        if keys:
+            await connection.execute(
+                SQL["lock_mailboxes"], [row["tenant"] for row in keys], [row["key"] for row in keys]
+            )

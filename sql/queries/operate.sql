@@ -1,0 +1,95 @@
+-- name: mailbox_of
+select partitionkey as key, status from events where event_id = $1 and tenant = $2;
+
+-- name: mailboxes_of
+select distinct tenant, partitionkey as key from events
+where event_id = any ($1::uuid[]) and tenant = $2 and partitionkey is not null;
+
+-- name: answered
+delete from dead_letters where dead_id = any ($1::uuid[]);
+
+-- name: replay
+-- A new run of the same event, behind everything in its mailbox; the old run is kept. $3 is who asked.
+with old as (
+    select * from events where event_id = any ($1::uuid[]) and tenant = $2 and status in ('succeeded', 'dead', 'cancelled')
+    order by event_id for update
+), kept as (
+    insert into runs (event_id, run, status, attempts, pipeline, worker, result, error, finished_at)
+    select event_id, run, status, attempts, pipeline, worker, result, error, finished_at from old
+), again as (
+    update events e
+    set status = 'open', run = o.run + 1, attempts = 0, result = null, error = null, finished_at = null, worker = null
+    from old o where e.event_id = o.event_id
+    returning e.event_id, e.tenant, e.partitionkey, e.run, e.claim
+), queued as (
+    insert into work (event_id, tenant, key, ord, status, run, claim, due_at, rung_at, rung_to)
+    select event_id, tenant, partitionkey, nextval('place'), 'queued', run, claim, clock_timestamp(), clock_timestamp(), 'work'
+    from again order by event_id
+), answered as (
+    delete from dead_letters d using again a where d.event_id = a.event_id
+), noted as (
+    insert into operations (op_id, tenant, actor, action, event_id, detail)
+    select gen_random_uuid(), tenant, $3, 'replay', event_id, json_build_object('run', run) from again
+)
+select event_id, run from again;
+
+-- name: cancel
+-- Cancelling is a takeover: the row is gone and the claim raised, so nothing a run does afterwards counts.
+with stopped as (
+    delete from work where event_id = $1 and tenant = $2
+    returning event_id, tenant, key, status, run, attempts, claim, worker, claimed_at
+), ended as (
+    update events e set status = 'cancelled', finished_at = clock_timestamp(), worker = s.worker, attempts = s.attempts, claim = s.claim + 1
+    from stopped s where e.event_id = s.event_id
+), facts as (
+    insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome)
+    select event_id, claim, run, attempts + 1, worker, claimed_at, clock_timestamp(), 'cancelled'
+    from stopped where status = 'running'
+    on conflict (event_id, claim) do nothing
+), noted as (
+    insert into operations (op_id, tenant, actor, action, event_id)
+    select gen_random_uuid(), tenant, $3, 'cancel', event_id from stopped
+)
+select event_id, tenant, key, status from stopped;
+
+-- name: dead_letters
+select dead_id, dead_no, event_id, type, reason, error, attempts, at, event from dead_letters
+where tenant = $1
+  and ($2::text is null or type = $2)
+  and ($3::text is null or reason = $3)
+  and ($4::timestamptz is null or at >= $4)
+  and ($5::timestamptz is null or at < $5)
+  and ($6::uuid[] is null or dead_id = any ($6))
+  and ($7::bigint is null or dead_no < $7)
+order by dead_no desc
+limit $8;
+
+-- name: count_dead_letters
+select count(*) from dead_letters
+where tenant = $1
+  and ($2::text is null or type = $2)
+  and ($3::text is null or reason = $3)
+  and ($4::timestamptz is null or at >= $4)
+  and ($5::timestamptz is null or at < $5)
+  and ($6::uuid[] is null or dead_id = any ($6));
+
+-- name: discard
+with gone as (
+    delete from dead_letters where dead_id = any ($1::uuid[]) and tenant = $2 returning dead_id, event_id, tenant, reason
+), noted as (
+    insert into operations (op_id, tenant, actor, action, event_id, detail)
+    select gen_random_uuid(), tenant, $3, 'discard', event_id, json_build_object('dead_id', dead_id, 'reason', reason) from gone
+)
+select dead_id from gone;
+
+-- name: operations
+select at, actor, action, detail from operations where event_id = $1 and action <> 'discard' order by at;
+
+-- name: mailbox
+select count(*) as length from work where tenant = $1 and key = $2;
+
+-- name: in_hand
+-- The head of a mailbox: what runs, or what everything behind it waits for.
+select w.event_id, e.type, w.status, w.attempts, w.due_at, w.claimed_at, w.worker, w.cause
+from work w join events e using (event_id)
+where w.tenant = $1 and w.key = $2 and w.ord is not null order by w.ord limit 1;

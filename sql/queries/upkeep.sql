@@ -1,0 +1,39 @@
+-- name: number_letters
+-- The one relay draws the ids of the dead stream, so that they grow in the order in which they are written.
+update dead_letters d set relay_no = drawn.relay_no
+from (select dead_id, nextval('relay') as relay_no
+      from (select dead_id from dead_letters where not relayed and relay_no is null order by dead_no limit $1) as waiting) as drawn
+where d.dead_id = drawn.dead_id;
+
+-- name: unrelayed
+select dead_id, relay_no, event_id, reason, error, attempts, event from dead_letters
+where not relayed and relay_no is not null order by relay_no limit $1;
+
+-- name: relayed
+update dead_letters set relayed = true where dead_id = any ($1::uuid[]);
+
+-- name: old_events
+-- Ids grow with time, so that only the oldest rows are looked at.
+select event_id from events
+where event_id < $1 and status <> 'open' and finished_at < clock_timestamp() - make_interval(days => $2)
+order by event_id limit $3;
+
+-- name: forget
+-- Ended events and all that is about them; an event on its way is never among them: the status is checked under the lock.
+with old as (
+    select event_id from events where event_id = any ($1::uuid[]) and status <> 'open'
+      and not exists (select 1 from dead_letters d where d.event_id = events.event_id)
+    order by event_id for update skip locked
+), a as (delete from attempts where event_id in (select event_id from old)),
+   c as (delete from calls where event_id in (select event_id from old)),
+   r as (delete from runs where event_id in (select event_id from old)),
+   o as (delete from operations where event_id in (select event_id from old))
+delete from events where event_id in (select event_id from old);
+
+-- name: forget_letters
+delete from dead_letters where dead_id in (
+    select dead_id from dead_letters where relayed and at < clock_timestamp() - make_interval(days => $1) order by at limit $2);
+
+-- name: forget_workers
+delete from workers w where state in ('dead', 'stopped') and lease_until < clock_timestamp() - interval '1 day'
+  and not exists (select 1 from work where work.worker = w.worker and work.status = 'running');

@@ -1,0 +1,29 @@
+"""User code for a test: events and pipelines declared in the test itself, wired as in a worker."""
+
+from msgspec.structs import replace
+
+from schemas import Event
+from schemas.catalog import EventType, type_name
+from service.settings import Settings
+from workers.engine.supervisor import Program
+from workers.hosted import program
+from workers.kit import Pipeline
+from workers.kit.binding import bind
+from workers.kit.wiring import Wired
+
+
+def program_of(settings: Settings, **pipelines: Pipeline) -> Program:
+    """A program of these pipelines alone, each under its keyword."""
+    wired = {}
+    catalog = {}
+    for name, pipeline in pipelines.items():
+        kind = type_name(pipeline.on)
+        wired[kind] = Wired(name, kind, pipeline, bind(pipeline.flow, pipeline.on))
+        catalog[kind] = event_type(pipeline.on)
+    return replace(program(settings), catalog=catalog, wiring=wired)
+
+
+def event_type(struct: type[Event]) -> EventType:
+    from msgspec import json
+
+    return EventType(type_name(struct), struct, json.Decoder(struct))

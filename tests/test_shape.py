@@ -1,0 +1,324 @@
+"""The shape of the tree: import arrows, one home per library, small files, SQL and prompts in their folders."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Final
+
+import pytest
+from msgspec.structs import fields
+
+import prompts
+import sql
+from service.settings import Settings, load, variable
+
+ROOT: Final = Path(__file__).parent.parent
+OURS: Final = ("schemas", "prompts", "sql", "service", "workers")
+
+# From the ground up: a part may import what stands on an earlier line, and itself, never its neighbours.
+LAYERS: Final = (
+    ("schemas", "prompts", "sql"),
+    ("service",),
+    ("workers.clients", "workers.simulator"),
+    ("workers.kit",),
+    ("workers.nodes", "workers.providers"),
+    ("workers.pipelines",),
+    ("workers.engine",),
+    ("workers", "workers.hosted"),
+    ("workers.__main__",),
+)
+# The front is the top: nobody imports it but the door in service/__init__.py, which opens when it is called.
+FRONT: Final = ("service.http", "service.dashboard", "service.cli", "service.__main__")
+FRONT_IMPORTS: Final = ("schemas", "prompts", "sql", "service", "workers.clients")
+DOORS: Final = {("service", "service.http.app"), ("workers", "workers.hosted")}
+
+# Besides the standard library: what a person's own files may import of ours.
+USER_PLACES: Final = {
+    "schemas.events": ("schemas", "schemas.events"),
+    "workers.nodes": ("schemas", "schemas.events", "workers.kit", "workers.nodes"),
+    "workers.pipelines": ("schemas", "schemas.events", "workers.kit", "workers.nodes", "workers.pipelines"),
+}
+
+# Where each outside library is at home; msgspec is at home everywhere.
+HOMES: Final = {
+    "aiobreaker": ("workers.clients.breaker",),
+    "anthropic": ("workers.clients.anthropic",),
+    "arq": ("workers.engine", "workers.hosted"),
+    "asyncpg": ("service", "workers.engine"),
+    "click": ("service.cli",),
+    "genai_prices": ("workers.clients.prices",),
+    "httpx": ("workers.clients.web", "service.cli"),
+    "httpx2": ("workers.clients.provider",),
+    "jinja2": ("prompts", "service.dashboard.look"),
+    "msgspec": OURS,
+    "openai": ("workers.clients.openai",),
+    "pgvector": ("workers.clients.vectors", "workers.engine.settle"),
+    "redis": ("service", "workers.engine"),
+    "rich": ("service.cli",),
+    "starlette": ("service.http", "service.dashboard", "workers.simulator"),
+    "uvicorn": ("service.__main__", "workers.simulator.serve"),
+    "watchfiles": ("service.cli.up",),
+}
+
+FILE_LINES_MAX: Final = 250
+FUNCTION_LINES_MAX: Final = 50
+# The one place where any failure of user code becomes an outcome, and the one that starts parts again.
+CATCH_ALL: Final = {"workers.engine.executor", "workers.engine.supervisor"}
+STATEMENT: Final = re.compile(
+    r"\b(select\b.+\bfrom|insert\s+into|delete\s+from|update\s+\w+(\s+\w+)?\s+set|truncate\s+\w+"
+    r"|(create|alter|drop)\s+(table|index|database|schema|extension|sequence|role))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def _name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _modules() -> dict[str, ast.Module]:
+    files = sorted(file for place in OURS for file in (ROOT / place).rglob("*.py"))
+    return {_name_of(file): ast.parse(file.read_text(encoding="utf-8"), str(file)) for file in files}
+
+
+MODULES: Final[Mapping[str, ast.Module]] = _modules()
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Every module a file imports, those inside functions too; `from a import b` is a.b where that is a module."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import():
+                yield from (each.name for each in node.names)
+            case ast.ImportFrom(level=0, module=str(module)):
+                below = [f"{module}.{each.name}" for each in node.names]
+                modules = [name for name in below if name in MODULES]
+                yield from modules or [module]
+            case ast.ImportFrom():
+                raise AssertionError(f"a relative import: {ast.unparse(node)}")
+
+
+def _below(module: str, places: tuple[str, ...]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+IMPORTS: Final = {name: sorted(set(_imported(tree))) for name, tree in MODULES.items()}
+ARROWS: Final = [(name, each) for name, found in IMPORTS.items() for each in found if _below(each, OURS)]
+
+
+def _part(module: str) -> tuple[int, str]:
+    """(layer, part): the longest name of LAYERS that the module is or stands below."""
+    fitting = [
+        (level, part)
+        for level, layer in enumerate(LAYERS)
+        for part in layer
+        if module == part or _below(module, (part,))
+    ]
+    return max(fitting, key=lambda found: len(found[1]))
+
+
+def test_the_reading_of_imports_sees_those_inside_functions() -> None:
+    tree = ast.parse(
+        "import a.b\nfrom service import stream\ndef f():\n    from workers.engine import lease, no_module\n"
+    )
+    assert sorted(_imported(tree)) == ["a.b", "service.stream", "workers.engine.lease"]
+    assert set(ARROWS) >= DOORS
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        (module, other)
+        for module, other in ARROWS
+        if not _below(module, FRONT)
+        and (module, other) not in DOORS
+        and (_below(other, FRONT) or (_part(module) != _part(other) and _part(module)[0] <= _part(other)[0]))
+    ]
+    assert not wrong
+
+
+def test_the_front_imports_the_ground_floor_and_the_clients() -> None:
+    assert not [
+        (module, other) for module, other in ARROWS if _below(module, FRONT) and not _below(other, FRONT_IMPORTS)
+    ]
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    graph = {
+        module: [other for each, other in ARROWS if each == module and (each, other) not in DOORS] for module in MODULES
+    }
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_user_code_and_engine_do_not_know_each_other() -> None:
+    handed_in = ("workers.nodes", "workers.pipelines", "workers.providers")
+    assert not [arrow for arrow in ARROWS if _below(arrow[0], ("workers.engine",)) and _below(arrow[1], handed_in)]
+
+
+@pytest.mark.parametrize("place", USER_PLACES)
+def test_user_code_imports_the_kit_by_its_door(place: str) -> None:
+    allowed = USER_PLACES[place]
+    own = tuple(each for each in allowed if each not in ("schemas", "workers.kit"))
+    wrong = [
+        (module, other)
+        for module, other in ARROWS
+        if _below(module, (place,)) and other not in allowed and not _below(other, own)
+    ]
+    assert not wrong
+
+
+def test_a_library_has_one_home() -> None:
+    outside = [
+        (module, library)
+        for module, found in IMPORTS.items()
+        for library in {each.partition(".")[0] for each in found}
+        if library not in sys.stdlib_module_names and library not in OURS
+    ]
+    assert {library for _, library in outside} == HOMES.keys()
+    assert not [(module, library) for module, library in outside if not _below(module, HOMES[library])]
+    deserted = [
+        (library, home)
+        for library, homes in HOMES.items()
+        for home in homes
+        if not any(each == library and _below(module, (home,)) for module, each in outside)
+    ]
+    assert set(deserted) <= {("msgspec", "sql")}
+
+
+def test_a_node_is_imported_without_engine_or_servers() -> None:
+    heavy = ("workers.engine", "workers.hosted", "service.http", "arq", "starlette", "uvicorn")
+    program = "import sys, workers.pipelines.support; print(*sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "workers.nodes.triage" in told.stdout.split()
+    assert not [module for module in told.stdout.split() if _below(module, heavy)]
+
+
+def test_files_and_functions_are_short() -> None:
+    files = {
+        file: file.read_text(encoding="utf-8").count("\n") for place in OURS for file in (ROOT / place).rglob("*.py")
+    }
+    assert not {file: lines for file, lines in files.items() if lines > FILE_LINES_MAX}
+    functions = [
+        (module, node.name, (node.end_lineno or 0) - node.lineno + 1)
+        for module, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert not [each for each in functions if each[2] > FUNCTION_LINES_MAX]
+
+
+def test_every_module_says_what_it_is_in_a_line_or_more() -> None:
+    assert not [module for module, tree in MODULES.items() if not ast.get_docstring(tree)]
+
+
+def _docstrings(tree: ast.Module) -> set[int]:
+    return {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+
+
+def _texts(tree: ast.Module) -> Iterator[str]:
+    """Every string of a file that is no docstring; of an f-string the whole, blanks as `x`."""
+    skipped = _docstrings(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped.update(id(part) for part in node.values)
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "x" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value
+
+
+def test_a_statement_is_known_when_it_is_seen() -> None:
+    tree = ast.parse(
+        '"""select a from b"""\nx = f"update {t} set a = 1"\ny = "insert " "into b"\nz = "to select one"\n'
+    )
+    assert [bool(STATEMENT.search(text.replace("?", "x"))) for text in _texts(tree)] == [True, True, False]
+
+
+def test_sql_stands_in_sql_files_only() -> None:
+    assert not [(module, text) for module, tree in MODULES.items() for text in _texts(tree) if STATEMENT.search(text)]
+
+
+def _catches_all(node: ast.AST) -> bool:
+    match node:
+        case ast.ExceptHandler(type=None):
+            return True
+        case ast.ExceptHandler(type=ast.expr() as kind):
+            return _names_all(kind)
+        case ast.Call(func=ast.Name(id="suppress") | ast.Attribute(attr="suppress"), args=kinds):
+            return any(_names_all(each) for each in kinds)
+    return False
+
+
+def _names_all(kind: ast.expr) -> bool:
+    return any(isinstance(each, ast.Name) and each.id in ("Exception", "BaseException") for each in ast.walk(kind))
+
+
+def test_everything_is_caught_in_two_places_only() -> None:
+    broad = [module for module, tree in MODULES.items() for node in ast.walk(tree) if _catches_all(node)]
+    assert sorted(broad) == sorted(CATCH_ALL)
+
+
+def test_every_prompt_is_asked_for() -> None:
+    there = set(prompts.load(ROOT / "prompts").versions)
+    user_code = [tree for module, tree in MODULES.items() if _below(module, ("workers.nodes", "workers.pipelines"))]
+    asked = {
+        call.args[0].value.partition("@")[0]
+        for tree in user_code
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "ask"
+        if call.args and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
+    }
+    assert asked == there
+
+
+def _topics(module: str) -> set[str]:
+    """The files of sql/queries a module reads from, itself or by the SQL it imports."""
+    tree = MODULES[module]
+    own = {
+        str(call.args[0].value)
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "queries"
+        if isinstance(call.args[0], ast.Constant)
+    }
+    lent = [
+        str(node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and any(each.name == "SQL" for each in node.names)
+    ]
+    return own.union(*(_topics(each) for each in lent))
+
+
+def test_every_statement_is_used() -> None:
+    used = {
+        (topic, node.slice.value)
+        for module, tree in MODULES.items()
+        for topic in _topics(module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
+        if not isinstance(node.value, ast.Name) or node.value.id.endswith("SQL")
+    }
+    assert not [(topic, name) for topic in sql.topics() for name in sql.queries(topic) if (topic, name) not in used]
+
+
+def test_env_example_lists_every_setting_with_its_default() -> None:
+    lines = (ROOT / "deploy" / "env.example").read_text(encoding="utf-8").splitlines()
+    found = [match for line in lines if (match := re.match(r"# ?([A-Z_]+)=(.*)$|([A-Z_]+)=(.*)$", line))]
+    said = [(match[1] or match[3], match[2] or match[4] or "") for match in found]
+    settings = {variable(field.name): field.name for field in fields(Settings)}
+    assert sorted(name for name, _ in said) == sorted(settings)
+    standard = Settings()
+    for name, text in said:
+        default = getattr(standard, settings[name])
+        assert (getattr(load({name: text}), settings[name]), bool(text)) == (default, default != ""), name
+
+
+def test_every_library_used_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["embedded"]]
+    declared = {re.split(r"[^A-Za-z0-9_-]", line)[0].replace("-", "_") for line in wanted}
+    assert HOMES.keys() - declared == {"httpx2"}  # it comes with the SDKs, whose clients it is

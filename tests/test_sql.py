@@ -1,0 +1,144 @@
+"""Migrations, and every named statement, against a real Postgres."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import asyncpg
+import pytest
+
+import sql
+from service.errors import StartError
+from service.migrate import migrate, pending
+from service.resources import Connection, connect
+from service.settings import Settings
+
+# What runs for every event, or every second, on the tables that grow: each row is found by one of these, no other way.
+HOT: Final = {
+    "store.accept": set[str](),
+    "store.existing": {"events_tenant_source_id_key", "work_pkey"},
+    "engine.claim": {"work_pkey", "work_mailbox", "events_pkey"},
+    "engine.settle": {"work_pkey", "events_pkey"},
+    "engine.heads": {"work_mailbox"},
+    "lease.due": {"work_unrung", "work_rung", "work_unplaced", "work_held"},  # each is asked only whether it has one
+}
+QUEUED: Final = 20_000
+
+
+def statements() -> dict[str, str]:
+    return {f"{topic}.{name}": text for topic in sql.topics() for name, text in sql.queries(topic).items()}
+
+
+@pytest.fixture
+async def connection(settings: Settings) -> AsyncIterator[Connection]:
+    held = await connect(settings, "test")
+    try:
+        yield held
+    finally:
+        await held.close()
+
+
+@pytest.fixture
+async def empty(settings: Settings, connection: Connection) -> Settings:
+    """The test's database with nothing in it."""
+    await connection.execute("drop schema public cascade; create schema public")
+    return settings
+
+
+async def test_every_statement_fits_the_schema(connection: Connection) -> None:
+    refused = {}
+    for name, text in statements().items():
+        try:
+            await connection.prepare(text)
+        except asyncpg.PostgresError as error:
+            refused[name] = str(error)
+    assert not refused
+
+
+def test_names_are_there_once_and_texts_are_whole() -> None:
+    assert len(statements()) > 20
+    assert not [name for name, text in statements().items() if not text or text.endswith(";")]
+
+
+def test_migrations_are_numbered_without_a_gap() -> None:
+    assert [int(name[:4]) for name, _ in sql.migrations()] == list(range(1, len(sql.migrations()) + 1))
+
+
+async def test_an_empty_database_gets_every_migration_once(empty: Settings, connection: Connection) -> None:
+    names = [name for name, _ in sql.migrations()]
+    assert await pending(connection) == names
+    assert await migrate(empty) == names
+    assert await pending(connection) == []
+    assert await migrate(empty) == []
+
+
+async def test_two_at_once_run_each_migration_once(empty: Settings) -> None:
+    ran = await asyncio.gather(migrate(empty), migrate(empty))
+    assert sorted(ran[0] + ran[1]) == [name for name, _ in sql.migrations()]
+
+
+async def test_a_changed_migration_is_refused_by_name(settings: Settings, connection: Connection) -> None:
+    changed = sql.migrations()[0][0]
+    await connection.execute("update migrations set hash = 'of another text' where name = $1", changed)
+    with pytest.raises(StartError, match=f"{changed} was changed") as refused:
+        await migrate(settings)
+    assert "write a new one" in str(refused.value)
+
+
+async def test_a_migration_that_fails_leaves_nothing_and_goes_on_later(empty: Settings, connection: Connection) -> None:
+    await connection.execute("create table epoch (in_the_way integer)")
+    with pytest.raises(asyncpg.DuplicateTableError):
+        await migrate(empty)
+    assert await connection.fetchval("select to_regclass('events')") is None
+    await connection.execute("drop table epoch")
+    assert len(await migrate(empty)) == len(sql.migrations())
+
+
+async def _queue(connection: Connection) -> None:
+    """A backlog, every second event with one of 50 keys, behind statistics that were taken when there was none."""
+    for table in ("work", "events"):
+        await connection.execute(f"alter table {table} set (autovacuum_enabled = off)")
+        await connection.execute(f"analyze {table}")
+    await connection.execute(
+        "insert into events (event_id, source, id, type, data, partitionkey)"
+        " select gen_random_uuid(), '/test', n::text, 'queued', '{}', case when n % 2 = 0 then 'key ' || n % 50 end"
+        f" from generate_series(1, {QUEUED}) as n"
+    )
+    await connection.execute(
+        "insert into work (event_id, tenant, key, ord, status, due_at, rung_at, rung_to)"
+        " select event_id, tenant, partitionkey, nextval('place'), 'queued', now(), now(), 'work' from events"
+    )
+
+
+async def _plan(connection: Connection, name: str, text: str) -> Any:
+    """The plan that a held connection keeps: it knows the statement, not its arguments."""
+    asked = len((await connection.prepare(text)).get_parameters())
+    arguments = f"({', '.join(['null'] * asked)})" if asked else ""
+    await connection.execute("set plan_cache_mode = force_generic_plan")
+    await connection.execute(f'prepare "{name}" as {text}')
+    return json.loads(await connection.fetchval(f'explain (format json) execute "{name}"{arguments}'))[0]["Plan"]
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for each in plan.get("Plans", []):
+        yield from _nodes(each)
+
+
+@pytest.mark.parametrize("name", HOT)
+async def test_hot_statements_look_rows_up_by_key(connection: Connection, name: str) -> None:
+    await _queue(connection)
+    nodes = list(_nodes(await _plan(connection, name, statements()[name])))
+    whole = [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] in ("work", "events")]
+    assert not whole
+    by = {node["Index Name"]: node for node in nodes if node.get("Index Name", "").startswith(("work", "events"))}
+    assert by.keys() == HOT[name]
+    if name != "lease.due":
+        assert not [index for index, node in by.items() if "Index Cond" not in node]
+
+
+async def test_a_seq_scan_would_be_seen(connection: Connection) -> None:
+    await _queue(connection)
+    plan = await _plan(connection, "unkeyed", "select event_id from work where attempts = $1")
+    assert "Seq Scan" in [node["Node Type"] for node in _nodes(plan)]

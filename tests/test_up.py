@@ -1,0 +1,226 @@
+"""`callboard up` as a user runs it: a real process with real servers, from the first start to the last signal."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from msgspec import Struct, json
+
+from service.settings import Settings
+from tests.board import ENDED
+from tests.eventually import eventually
+from tests.programs import CALLBOARD, ROOT, Program, all_gone, alone, descendants, free_port, run, started
+from tests.servers import open_folder
+
+UP: Final = (*CALLBOARD, "up")
+LAST_WORDS: Final = "Ctrl-C ends it all; the data stays."
+MESSAGE: Final = {"text": "Where is my parcel?", "label": "order_status"}
+
+
+class Up(Struct, frozen=True):
+    program: Program
+    address: str
+    environ: dict[str, str]
+
+    @property
+    def pid(self) -> int:
+        return self.program.process.pid
+
+    def printed(self, label: str) -> str:
+        """The command printed behind `label`, with the lines it goes on on."""
+        text = self.program.told.replace("\\\n", " ")
+        found = re.search(rf"^  {label} +(?:\S+\n +)?(.*)$", text, re.MULTILINE)
+        assert found, text
+        return found[1]
+
+
+@contextmanager
+def begun(folder: Path, environ: dict[str, str], at: Path = ROOT) -> Iterator[Up]:
+    """`callboard up` on a port of its own, not yet up."""
+    port = str(free_port())
+    own = {"CALLBOARD_DATA_DIR": str(folder / "data"), "CALLBOARD_PORT": port, **environ}
+    with started(UP, folder / f"up-{port}.log", own, at) as program:
+        yield Up(program, f"http://127.0.0.1:{port}", own)
+
+
+@pytest.fixture(scope="module")
+def up() -> Iterator[Up]:
+    with open_folder() as folder, begun(folder, {}) as running:
+        asyncio.run(running.program.says(LAST_WORDS))
+        yield running
+
+
+@pytest.fixture
+async def http(up: Up) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=up.address, timeout=10) as client:
+        yield client
+
+
+async def post(http: httpx.AsyncClient, kind: str, data: dict[str, str], **attributes: str) -> str:
+    response = await http.post("/events", json={"type": kind, "data": data, **attributes})
+    assert response.status_code == 202, response.text
+    return str(response.json()["event_id"])
+
+
+async def ended(http: httpx.AsyncClient, event_id: str, timeout_s: float = 20.0) -> dict[str, Any]:
+    async def fact() -> dict[str, Any] | None:
+        shown: dict[str, Any] = (await http.get(f"/events/{event_id}")).json()
+        return shown if shown["status"] in ENDED else None
+
+    found = await eventually(fact, timeout_s)
+    assert found is not None
+    return found
+
+
+def shell(command: str) -> str:
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, env=alone({}), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_says_where_it_is_and_how_to_go_on(up: Up) -> None:
+    told = up.program.told
+    assert f"Callboard is up at {up.address}" in told
+    assert re.search(r"Redis +127\.0\.0\.1:\d+\n", told)
+    assert "simulated: no provider key is set" in told
+    assert up.environ["CALLBOARD_DATA_DIR"] in told
+    assert "uvicorn" not in told
+    assert "Traceback" not in told
+
+
+def test_the_printed_send_line_gives_a_real_intent_and_a_stored_reply(up: Up) -> None:
+    told = shell(up.printed("send"))
+    assert "status    succeeded" in told
+    result = json.decode(told[told.index("\nresult\n") + len("\nresult\n") :])
+    assert (result["intent"], result["route"]) == ("login_problem", "answer")
+    assert result["reply"]
+    assert "reply" in result["simulated"]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
+async def test_the_printed_curl_line_gives_a_succeeded_event(up: Up, http: httpx.AsyncClient) -> None:
+    told = shell(up.printed("curl"))
+    assert told.startswith("HTTP/1.1 202 ")
+    event = await ended(http, json.decode(told.splitlines()[-1])["event_id"])
+    assert (event["status"], event["result"]["intent"]) == ("succeeded", "login_problem")
+
+
+async def test_the_printed_redis_line_gives_a_succeeded_event(up: Up, http: httpx.AsyncClient) -> None:
+    entry = shell(up.printed("Redis")).strip()
+
+    async def fact() -> str | None:
+        items = (await http.get("/events", params={"type": "ticket.opened"})).json()["items"]
+        return next((str(item["event_id"]) for item in items if item["id"].endswith(f"/{entry}")), None)
+
+    event_id = await eventually(fact)
+    assert event_id is not None
+    event = await ended(http, event_id)
+    assert (event["status"], event["result"]["intent"]) == ("succeeded", "login_problem")
+
+
+async def test_a_killed_worker_is_started_again_and_events_go_on(up: Up, http: httpx.AsyncClient) -> None:
+    (worker,) = (await http.get("/workers")).json()["items"]
+    assert worker["pid"] in descendants(up.pid)
+    os.kill(worker["pid"], signal.SIGKILL)
+    event_id = await post(http, "message.labelled", MESSAGE)
+    assert (await ended(http, event_id))["status"] == "succeeded"
+    assert "the worker had ended with status -9 and starts again" in up.program.told
+
+
+@pytest.mark.parametrize(
+    ("environ", "status", "sentence"),
+    [
+        ({"CALLBOARD_SIMULATE": "off"}, 1, "no model can answer: set ANTHROPIC_API_KEY or OPENAI_API_KEY"),
+        ({"CALLBOARD_PROT": "8001"}, 2, "CALLBOARD_PROT is not a setting"),
+        ({"CALLBOARD_PORT": "80000"}, 2, "CALLBOARD_PORT=80000 does not fit"),
+        ({"CALLBOARD_PORT_FILE": "/no/such/file"}, 2, "CALLBOARD_PORT_FILE=/no/such/file can't be read"),
+    ],
+)
+def test_what_can_not_be_is_one_sentence(environ: dict[str, str], status: int, sentence: str, tmp_path: Path) -> None:
+    refused(run(UP, {"CALLBOARD_DATA_DIR": str(tmp_path), **environ}), status, sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_busy_port_is_one_sentence(up: Up, tmp_path: Path) -> None:
+    port = up.environ["CALLBOARD_PORT"]
+    done = run(UP, {"CALLBOARD_DATA_DIR": str(tmp_path), "CALLBOARD_PORT": port})
+    refused(done, 1, f"Port {port} on 127.0.0.1 can't be had")
+
+
+def test_a_second_one_on_the_same_data_is_one_sentence(up: Up) -> None:
+    done = run(UP, {**up.environ, "CALLBOARD_PORT": str(free_port())})
+    refused(done, 1, f"is in use by process {up.pid}")
+
+
+def refused(done: "subprocess.CompletedProcess[str]", status: int, sentence: str) -> None:
+    assert (done.returncode, done.stdout) == (status, "")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_interrupted_while_it_starts_it_leaves_nothing_behind() -> None:
+    with open_folder() as folder, begun(folder, {}) as starting:
+        children = await eventually(lambda: asyncio.to_thread(descendants, starting.pid))
+        assert await starting.program.ends(signal.SIGINT) == 0
+        await all_gone(children)
+        assert LAST_WORDS not in starting.program.told
+
+
+async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_taken(
+    settings: Settings, tmp_path: Path
+) -> None:
+    copy = tmp_path / "clone"
+    for name in ("prompts", "schemas", "service", "sql", "workers"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    with begun(tmp_path, given, copy) as running:
+        await running.program.says(LAST_WORDS)
+        assert len(descendants(running.pid)) == 2, "an API and a worker, no servers"
+        assert not Path(running.environ["CALLBOARD_DATA_DIR"]).exists()
+        async with httpx.AsyncClient(base_url=running.address, timeout=10) as http:
+            assert await labelled(http) == "order_status"
+            node = copy / "workers" / "nodes" / "triage.py"
+            source = node.read_text(encoding="utf-8")
+            node.write_text(source.replace("Learned(example_id, message.label)", "Learned(example_id, 'changed')"))
+            await running.program.says("workers/nodes/triage.py changed: workers start again")
+            await eventually(lambda: labelled(http, "changed"), 30)
+
+
+async def labelled(http: httpx.AsyncClient, wanted: str = "order_status") -> str:
+    event = await ended(http, await post(http, "message.labelled", MESSAGE))
+    assert event["result"]["label"] == wanted
+    return wanted
+
+
+async def test_however_it_ends_no_child_is_left_and_the_data_stay(up: Up, http: httpx.AsyncClient) -> None:
+    """Last in this file: it ends what the others share."""
+    first = await post(http, "message.labelled", MESSAGE)
+    children = descendants(up.pid)
+    assert len(children) > 3, "servers, an API and a worker"
+    assert await up.program.ends(signal.SIGTERM) == 0
+    await all_gone(children)
+
+    folder = Path(up.environ["CALLBOARD_DATA_DIR"]).parent
+    for number in (signal.SIGKILL, signal.SIGINT):
+        with begun(folder, {}) as again:
+            await again.program.says(LAST_WORDS)
+            async with httpx.AsyncClient(base_url=again.address, timeout=10) as client:
+                assert (await ended(client, first))["status"] == "succeeded"
+            children = descendants(again.pid)
+            if number != signal.SIGKILL:
+                assert await again.program.ends(number) == 0
+            elif sys.platform == "linux":
+                assert await again.program.ends(number) == -number
+                await all_gone(children, 10)

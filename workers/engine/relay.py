@@ -1,0 +1,46 @@
+"""The dead stream, written by one relay from the table: at least once, each letter under an id of its own."""
+
+import logging
+from typing import Any, Final
+
+from msgspec import json
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+import sql
+from service import stream
+from service.failpoints import hit
+from service.resources import Connection
+from service.settings import Settings
+
+BATCH: Final = 500
+DEAD_MAX: Final = 10_000
+SQL: Final = sql.queries("upkeep")
+
+log = logging.getLogger("callboard.relay")
+
+
+async def relay(settings: Settings, connection: Connection, redis: Redis) -> None:
+    """Write what is not in the stream yet. Ids are drawn and committed first, so that Redis refuses a repeat."""
+    await connection.execute(SQL["number_letters"], BATCH)
+    hit(settings, "letter_numbered")
+    rows = await connection.fetch(SQL["unrelayed"], BATCH)
+    for row in rows:
+        try:
+            await redis.xadd(stream.DEAD, _fields(row), id=f"{row['relay_no']}-0", maxlen=DEAD_MAX, approximate=True)
+        except ResponseError as error:
+            if "equal or smaller" not in str(error):
+                raise  # it is there already, from a turn that ended before it could say so
+    await connection.execute(SQL["relayed"], [row["dead_id"] for row in rows])
+
+
+def _fields(row: Any) -> dict[Any, Any]:
+    told = json.decode(row["error"])
+    return {
+        "event": row["event"],
+        "dead_id": str(row["dead_id"]),
+        "event_id": str(row["event_id"] or ""),
+        "reason": row["reason"],
+        "error": told["message"],
+        "attempts": str(row["attempts"]),
+    }

@@ -1,0 +1,76 @@
+"""Retention, on by default: what has ended long ago goes, in small batches; what is on its way is never touched."""
+
+import asyncio
+import logging
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+import sql
+from schemas.identity import first_id
+from service import stream
+from service.resources import Connection, connect
+from service.settings import Settings
+from workers.engine.lease import Lease
+
+EVERY: Final = timedelta(minutes=1)
+BATCH: Final = 500
+BATCHES: Final = 100  # a turn: 50,000 events a minute
+PAUSE_S: Final = 0.05
+GONE_MS: Final = 60_000
+SQL: Final = {**sql.queries("upkeep"), **sql.queries("lease"), **sql.queries("read")}
+# Only what is still gone and still empty-handed: DELCONSUMER would drop what is pending.
+FORGET_CONSUMER: Final = """
+for _, c in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  if c[2] == ARGV[2] and c[4] == 0 and c[6] > tonumber(ARGV[3]) then
+    return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+  end
+end
+return -1
+"""
+
+log = logging.getLogger("callboard.retention")
+
+
+async def retain(settings: Settings, redis: Redis, lease: Lease) -> int:
+    """One turn, by one process at a time, at most once a minute; returns how many events were forgotten."""
+    connection = await connect(settings, "retention")
+    try:
+        if await connection.fetchrow(SQL["hold_duty"], "retention", UUID(int=0), EVERY) is None:
+            return 0
+        forgotten = await _events(settings, connection)
+        await connection.execute(SQL["forget_letters"], settings.dead_retention_days, BATCH)
+        await connection.execute(SQL["forget_workers"])
+        await _consumers(connection, redis, lease)
+        return forgotten
+    finally:
+        await connection.close(timeout=1)
+
+
+async def _events(settings: Settings, connection: Connection) -> int:
+    before = first_id(datetime.now(UTC) - timedelta(days=settings.retention_days))
+    forgotten = 0
+    for _ in range(BATCHES):
+        rows = await connection.fetch(SQL["old_events"], before, settings.retention_days, BATCH)
+        if not rows:
+            break
+        forgotten += int((await connection.execute(SQL["forget"], [row["event_id"] for row in rows])).split()[-1])
+        await asyncio.sleep(PAUSE_S)
+    if forgotten:
+        log.info("%d events ended more than %d days ago and are forgotten", forgotten, settings.retention_days)
+    return forgotten
+
+
+async def _consumers(connection: Connection, redis: Redis, lease: Lease) -> None:
+    """Names of readers that are gone, in the group's list."""
+    alive = {str(row["worker"]) for row in await connection.fetch(SQL["workers"])} | {str(lease.worker)}
+    for name in (stream.WORK, stream.FRONT):
+        with suppress(ResponseError):  # no such stream or group
+            for consumer in await redis.xinfo_consumers(name, stream.GROUP):
+                reader = consumer["name"].decode()
+                if reader not in alive:
+                    await redis.eval(FORGET_CONSUMER, 1, name, stream.GROUP, reader, str(GONE_MS))  # type: ignore[misc]
