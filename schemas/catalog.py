@@ -57,9 +57,13 @@ def encode(event: Event) -> bytes:
 def type_name(struct: type[Event]) -> str:
     """The CloudEvents `type` an event class says it is."""
     tag = struct.__struct_config__.tag
-    if not isinstance(tag, str):
-        raise CatalogError(f'{struct.__module__}.{struct.__qualname__} names no type: write tag="…" behind Event.')
+    if not isinstance(tag, str) or tag == struct.__name__:  # msgspec's own choice where none is given
+        raise CatalogError(f'{_place(struct)} names no type. Write it behind Event: tag="…".')
     return tag
+
+
+def _place(struct: type[Event]) -> str:
+    return f"{struct.__module__}.{struct.__qualname__}"
 
 
 def discover(package: ModuleType) -> Catalog:
@@ -71,10 +75,7 @@ def discover(package: ModuleType) -> Catalog:
     for struct in _structs(package):
         name = type_name(struct)
         if name in found:
-            other = found[name].struct
-            raise CatalogError(
-                f'{struct.__module__} and {other.__module__} both declare the type "{name}": rename one.'
-            )
+            raise CatalogError(f'{_place(found[name].struct)} and {_place(struct)} both declare "{name}". Rename one.')
         found[name] = EventType(name, struct, json.Decoder(struct))
     return found
 

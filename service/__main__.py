@@ -7,6 +7,7 @@ import sys
 import uvicorn
 
 from schemas.catalog import CatalogError
+from service.cli.parts import check_port
 from service.embedded import running
 from service.errors import CallboardError, StartError
 from service.http.app import create_app
@@ -23,6 +24,7 @@ def main() -> int:
     try:
         settings = running(load(os.environ))
         refuse_open_door(settings)
+        check_port(settings)
         app = create_app(settings)
     except (CallboardError, CatalogError) as error:
         print(f"callboard api: {error}", file=sys.stderr)

@@ -28,6 +28,7 @@ BLOCK_MS: Final = 2000
 DUTY: Final = timedelta(seconds=15)
 RENEW_S: Final = 5.0
 STAND_BY_S: Final = 2.0
+LEAVE_TIMEOUT_S: Final = 1.0
 CONSUMER: Final = "intake"
 SOURCE: Final = "/http"
 _SQL: Final = {**sql.queries("store"), **sql.queries("lease")}
@@ -57,8 +58,15 @@ class Inbound:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
-            with suppress(*POSTGRES_ERRORS):
-                connection.terminate()
+            await self._leave(connection)
+
+    async def _leave(self, connection: Connection) -> None:
+        """So that another takes over at once; what can't be said now runs out by itself."""
+        with suppress(*POSTGRES_ERRORS):
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                await connection.execute(_SQL["release_duty"], "ingest", self._holder())
+        with suppress(*POSTGRES_ERRORS):
+            connection.terminate()
 
     async def _take_in(self, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
@@ -96,6 +104,9 @@ class Inbound:
 
     async def _one(self, epoch: str, entry: Entry) -> None:
         entry_id, fields = entry
+        if not fields:  # deleted by somebody while it was pending
+            log.warning("the stream entry %s was deleted before it was read to its end", entry_id)
+            return
         body = fields.get(b"event")
         if body is None:
             raise BadEvent(400, "the entry has no field `event` (XADD callboard:ingest * event '<JSON>')")

@@ -81,6 +81,7 @@ def _session(application: str) -> dict[str, str]:
         "statement_timeout": "10s",
         "lock_timeout": "5s",
         "idle_in_transaction_session_timeout": "10s",
+        "jit": "off",
     }
 
 

@@ -8,54 +8,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
-from msgspec import Struct, json
+from msgspec import json
 
 from service.settings import Settings
 from tests.board import ENDED
 from tests.eventually import eventually
-from tests.programs import CALLBOARD, ROOT, Program, all_gone, alone, descendants, free_port, run, started
+from tests.processes import LAST_WORDS, ROOT, UP, Up, all_gone, alone, descendants, free_port, product_in, run, up_on
 from tests.servers import open_folder
 
-UP: Final = (*CALLBOARD, "up")
-LAST_WORDS: Final = "Ctrl-C ends it all; the data stays."
 MESSAGE: Final = {"text": "Where is my parcel?", "label": "order_status"}
-
-
-class Up(Struct, frozen=True):
-    program: Program
-    address: str
-    environ: dict[str, str]
-
-    @property
-    def pid(self) -> int:
-        return self.program.process.pid
-
-    def printed(self, label: str) -> str:
-        """The command printed behind `label`, with the lines it goes on on."""
-        text = self.program.told.replace("\\\n", " ")
-        found = re.search(rf"^  {label} +(?:\S+\n +)?(.*)$", text, re.MULTILINE)
-        assert found, text
-        return found[1]
-
-
-@contextmanager
-def begun(folder: Path, environ: dict[str, str], at: Path = ROOT) -> Iterator[Up]:
-    """`callboard up` on a port of its own, not yet up."""
-    port = str(free_port())
-    own = {"CALLBOARD_DATA_DIR": str(folder / "data"), "CALLBOARD_PORT": port, **environ}
-    with started(UP, folder / f"up-{port}.log", own, at) as program:
-        yield Up(program, f"http://127.0.0.1:{port}", own)
 
 
 @pytest.fixture(scope="module")
 def up() -> Iterator[Up]:
-    with open_folder() as folder, begun(folder, {}) as running:
+    with open_folder() as folder, up_on(folder, {}) as running:
         asyncio.run(running.program.says(LAST_WORDS))
         yield running
 
@@ -90,6 +61,14 @@ def shell(command: str) -> str:
     return done.stdout
 
 
+def printed(up: Up, label: str) -> str:
+    """The command printed behind `label`, with the lines it goes on on."""
+    text = up.program.told.replace("\\\n", " ")
+    found = re.search(rf"^  {label} +(?:\S+\n +)?(.*)$", text, re.MULTILINE)
+    assert found, text
+    return found[1]
+
+
 def test_it_says_where_it_is_and_how_to_go_on(up: Up) -> None:
     told = up.program.told
     assert f"Callboard is up at {up.address}" in told
@@ -101,7 +80,7 @@ def test_it_says_where_it_is_and_how_to_go_on(up: Up) -> None:
 
 
 def test_the_printed_send_line_gives_a_real_intent_and_a_stored_reply(up: Up) -> None:
-    told = shell(up.printed("send"))
+    told = shell(printed(up, "send"))
     assert "status    succeeded" in told
     result = json.decode(told[told.index("\nresult\n") + len("\nresult\n") :])
     assert (result["intent"], result["route"]) == ("login_problem", "answer")
@@ -111,14 +90,14 @@ def test_the_printed_send_line_gives_a_real_intent_and_a_stored_reply(up: Up) ->
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
 async def test_the_printed_curl_line_gives_a_succeeded_event(up: Up, http: httpx.AsyncClient) -> None:
-    told = shell(up.printed("curl"))
+    told = shell(printed(up, "curl"))
     assert told.startswith("HTTP/1.1 202 ")
     event = await ended(http, json.decode(told.splitlines()[-1])["event_id"])
     assert (event["status"], event["result"]["intent"]) == ("succeeded", "login_problem")
 
 
 async def test_the_printed_redis_line_gives_a_succeeded_event(up: Up, http: httpx.AsyncClient) -> None:
-    entry = shell(up.printed("Redis")).strip()
+    entry = shell(printed(up, "Redis")).strip()
 
     async def fact() -> str | None:
         items = (await http.get("/events", params={"type": "ticket.opened"})).json()["items"]
@@ -171,7 +150,7 @@ def refused(done: "subprocess.CompletedProcess[str]", status: int, sentence: str
 
 
 async def test_interrupted_while_it_starts_it_leaves_nothing_behind() -> None:
-    with open_folder() as folder, begun(folder, {}) as starting:
+    with open_folder() as folder, up_on(folder, {}) as starting:
         children = await eventually(lambda: asyncio.to_thread(descendants, starting.pid))
         assert await starting.program.ends(signal.SIGINT) == 0
         await all_gone(children)
@@ -181,11 +160,9 @@ async def test_interrupted_while_it_starts_it_leaves_nothing_behind() -> None:
 async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_taken(
     settings: Settings, tmp_path: Path
 ) -> None:
-    copy = tmp_path / "clone"
-    for name in ("prompts", "schemas", "service", "sql", "workers"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = product_in(tmp_path / "clone")
     given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
-    with begun(tmp_path, given, copy) as running:
+    with up_on(tmp_path, given, copy) as running:
         await running.program.says(LAST_WORDS)
         assert len(descendants(running.pid)) == 2, "an API and a worker, no servers"
         assert not Path(running.environ["CALLBOARD_DATA_DIR"]).exists()
@@ -214,7 +191,7 @@ async def test_however_it_ends_no_child_is_left_and_the_data_stay(up: Up, http: 
 
     folder = Path(up.environ["CALLBOARD_DATA_DIR"]).parent
     for number in (signal.SIGKILL, signal.SIGINT):
-        with begun(folder, {}) as again:
+        with up_on(folder, {}) as again:
             await again.program.says(LAST_WORDS)
             async with httpx.AsyncClient(base_url=again.address, timeout=10) as client:
                 assert (await ended(client, first))["status"] == "succeeded"

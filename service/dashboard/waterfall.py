@@ -97,6 +97,7 @@ def _with_tries(moments: Sequence[Moment], now_ms: float) -> Iterator[Moment]:
     free_ms = 0.0
     for n, moment in enumerate(moments):
         if moment.what != "claimed":
+            free_ms = moment.at_ms if moment.what == "replayed" else free_ms
             yield moment
             continue
         end_ms = next((each.at_ms for each in moments[n + 1 :] if each.what in ENDINGS), now_ms)

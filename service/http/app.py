@@ -40,6 +40,7 @@ def _routes() -> list[Route]:
         Route("/events/{event_id}/cancel", operations.cancel_event, methods=["POST"]),
         *_both("/dead-letters", operations.list_dead_letters, "GET"),
         *_both("/dead-letters", operations.discard_dead_letters, "DELETE"),
+        Route("/dead-letters/{dead_id:uuid}", operations.get_dead_letter, methods=["GET"]),
         Route("/dead-letters/replay", operations.replay_dead_letters, methods=["POST"]),
         Route("/actors/{key:path}", operations.get_actor, methods=["GET"]),
         Route("/workers", health.list_workers, methods=["GET"]),

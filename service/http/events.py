@@ -20,6 +20,7 @@ from service.http.view import event_view, list_item
 from service.resources import Pool
 
 BODY_TIMEOUT_S: Final = 30.0
+DISCARD_MAX: Final = 8 << 20
 ACQUIRE_TIMEOUT_S: Final = 5.0
 SOURCE: Final = "/http"
 MEDIA_TYPES: Final = ("application/json", "application/cloudevents+json")
@@ -92,21 +93,29 @@ async def find(pool: Pool, asked: Filter) -> list[dict[str, Any]]:
 
 
 async def read_body(request: Request, size_max: int) -> bytes:
-    """Raises BadEvent 413 over `size_max` bytes, before they are all read, and 408 where they do not come in time."""
+    """Raises BadEvent 413 over `size_max` bytes and 408 where they do not come in time.
+
+    What is too large by less than DISCARD_MAX is read to its end and dropped: an answer on a connection that closes
+    with bytes still coming would be lost on the way.
+    """
     told = request.headers.get("content-length", "")
-    body = bytearray()
+    if told.isdecimal() and int(told) > size_max + DISCARD_MAX:
+        raise _too_large(size_max)
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            if told.isdecimal() and int(told) > size_max:
-                raise _too_large(size_max)
             async for chunk in request.stream():
-                body += chunk
-                if len(body) > size_max:
-                    raise _too_large(size_max)
+                size += len(chunk)
+                if size <= size_max:
+                    body += chunk
+                elif size > size_max + DISCARD_MAX:
+                    break
     except TimeoutError as error:
         raise HTTPException(
             408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", {"Connection": "close"}
         ) from error
+    if size > size_max:
+        raise _too_large(size_max)
     return bytes(body)
 
 

@@ -80,6 +80,14 @@ async def list_dead_letters(request: Request) -> Response:
     return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if whole else None})
 
 
+async def get_dead_letter(request: Request) -> Response:
+    dead_id: UUID = request.path_params["dead_id"]
+    rows = await _operator(request).letters(Letters(ids=[dead_id]), 1)
+    if not rows:
+        raise HTTPException(404, f"no dead letter {dead_id}")
+    return reply(_letter(rows[0]))
+
+
 async def replay_dead_letters(request: Request) -> Response:
     which, dry_run = await _which(request)
     return reply(await _operator(request).replay_letters(which, dry_run=dry_run))

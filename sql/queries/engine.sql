@@ -33,42 +33,46 @@ with given as (
         as g (event_id, claim, outcome, result, error, due_at, cause, reason, dead_id, pipeline, run, attempt, worker,
               started_at, steps)
 ), held as (
-    select w.event_id from work w join given g using (event_id, claim)
-    where w.status = 'running' order by w.event_id for update of w
+    select g.*, w.tenant, w.key
+    from (select * from given order by event_id) as g
+    cross join lateral (
+        select tenant, key from work
+        where work.event_id = g.event_id and work.claim = g.claim and work.status = 'running' for update) as w
 ), closed as (
-    delete from work w using given g, held h
-    where w.event_id = g.event_id and h.event_id = g.event_id and g.outcome in ('succeeded', 'dead')
-    returning w.event_id, w.tenant, w.key
+    delete from work
+    where event_id = any (array(select event_id from held where outcome in ('succeeded', 'dead')))
+    returning event_id
 ), kept as (
     update work w
-    set status = case when g.outcome = 'handed_back' then 'queued' else 'scheduled' end,
-        due_at = coalesce(g.due_at, clock_timestamp()), cause = g.cause, worker = null, rung_at = null, lost = 0, strikes = 0,
-        attempts = w.attempts + case when g.outcome = 'failed' then 1 else 0 end,
-        put_offs = case when g.outcome = 'put_off' then w.put_offs + 1 else 0 end
-    from given g, held h
-    where w.event_id = g.event_id and h.event_id = g.event_id and g.outcome in ('failed', 'put_off', 'handed_back')
-    returning w.event_id
+    set status = case when h.outcome = 'handed_back' then 'queued' else 'scheduled' end,
+        due_at = coalesce(h.due_at, clock_timestamp()), cause = h.cause, worker = null, rung_at = null, lost = 0, strikes = 0,
+        attempts = w.attempts + case when h.outcome = 'failed' then 1 else 0 end,
+        put_offs = case when h.outcome = 'put_off' then w.put_offs + 1 else 0 end
+    from held h
+    where w.event_id = h.event_id
+      and w.event_id = any (array(select event_id from held where outcome in ('failed', 'put_off', 'handed_back')))
 ), ended as (
     update events e
-    set status = g.outcome, result = g.result, error = g.error, finished_at = clock_timestamp(), pipeline = g.pipeline,
-        worker = g.worker, attempts = g.attempt, claim = g.claim
-    from closed c join given g using (event_id)
-    where e.event_id = c.event_id
+    set status = h.outcome, result = h.result, error = h.error, finished_at = clock_timestamp(), pipeline = h.pipeline,
+        worker = h.worker, attempts = h.attempt, claim = h.claim
+    from held h
+    where e.event_id = h.event_id and e.event_id = any (array(select event_id from closed))
 ), letters as (
     insert into dead_letters (dead_id, origin, tenant, event_id, type, reason, error, attempts, event)
-    select g.dead_id, c.event_id || '/' || g.run, e.tenant, e.event_id, e.type, g.reason, g.error, g.attempt,
+    select h.dead_id, h.event_id || '/' || h.run, e.tenant, e.event_id, e.type, h.reason, h.error, h.attempt,
            json_strip_nulls(json_build_object('specversion', '1.0', 'id', e.id, 'source', e.source, 'type', e.type,
                                               'partitionkey', e.partitionkey, 'data', e.data))::text
-    from closed c join given g using (event_id) join events e using (event_id)
-    where g.outcome = 'dead'
+    from held h cross join lateral (select * from events where events.event_id = h.event_id) as e
+    where h.outcome = 'dead'
     on conflict (origin) do nothing
 ), written as (
     insert into documents (tenant, collection, id, text, embedding, metadata)
-    select distinct on (c.tenant, d.collection, d.id) c.tenant, d.collection, d.id, d.text, d.embedding, d.metadata
+    select distinct on (h.tenant, d.collection, d.id) h.tenant, d.collection, d.id, d.text, d.embedding, d.metadata
     from unnest($16::uuid[], $17::text[], $18::text[], $19::text[], $20::vector[], $21::jsonb[])
         with ordinality as d (event_id, collection, id, text, embedding, metadata, n)
-    join closed c using (event_id)
-    order by c.tenant, d.collection, d.id, d.n desc
+    join held h using (event_id)
+    where h.outcome = 'succeeded'
+    order by h.tenant, d.collection, d.id, d.n desc
     on conflict (tenant, collection, id) do update
         set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp()
 ), facts as (
@@ -76,9 +80,7 @@ with given as (
     select event_id, claim, run, attempt, worker, started_at, clock_timestamp(), outcome, error, steps from given
     on conflict (event_id, claim) do nothing
 )
-select event_id, tenant, key from closed
-union all
-select event_id, null, null from kept;
+select event_id, tenant, case when outcome in ('succeeded', 'dead') then key end as key from held;
 
 -- name: heads
 -- After a commit that closed events of these mailboxes: who is first there now.

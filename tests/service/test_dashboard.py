@@ -189,6 +189,19 @@ def test_an_hour_between_attempts_does_not_hide_the_steps() -> None:
     assert drawn.ticks[-1] == (100, "1 h")
 
 
+def test_a_replay_starts_its_own_wait() -> None:
+    timeline = [
+        ("accepted", 0, None, None),
+        ("claimed", 10, None, None),
+        ("settled", 20, None, 20),
+        ("replayed", 5000, None, None),
+        ("claimed", 5004, None, None),
+        ("settled", 5010, None, 5010),
+    ]
+    rows = waterfall(_event(timeline), NOW).rows
+    assert [row.note for row in rows if row.kind == "try"] == ["waited 10 ms", "waited 4.0 ms"]
+
+
 def test_a_scale_never_runs_backwards() -> None:
     drawn = scale([(5, 10), (8, 30), (500, 501), (700, 700)], 1000)
     places = [drawn.at(ms) for ms in range(-5, 1010, 5)]

@@ -86,9 +86,11 @@ def _common(branches: Mapping[str, Scope], router: str, depth: int) -> tuple[dic
     gives: dict[str, dict[str, str]] = {label: {} for label in branches}
     outward: list[Producer] = []
     for kind in _shared(list(branches.values())):
-        name = f"{router}:{getattr(kind, '__name__', str(kind))}"
+        name = f"{router}:{_name(kind)}"
+        if any(other.name == name for other in outward):
+            name = f"{name}#{len(outward) + 1}"  # two types of one name, from two modules
         for label, scope in branches.items():
-            gives[label][name] = [producer for producer in scope if _fits(producer.gives, kind)][-1].name
+            gives[label][name] = _nearest(scope, kind)[0].name
         outward.append(Producer(name, kind, depth))
     return gives, tuple(outward)
 
@@ -97,7 +99,7 @@ def _shared(branches: Sequence[Scope]) -> list[Any]:
     candidates: list[Any] = []
     for producer in (each for scope in branches for each in scope):
         for kind in _bases(producer.gives):
-            if kind not in candidates and all(any(_fits(other.gives, kind) for other in scope) for scope in branches):
+            if kind not in candidates and all(len(_nearest(scope, kind)) == 1 for scope in branches):
                 candidates.append(kind)
     return [kind for kind in candidates if not any(other is not kind and _fits(other, kind) for other in candidates)]
 
@@ -113,7 +115,7 @@ def _bases(kind: Any) -> Iterator[Any]:
 def _bound(node: Node, scope: Scope, path: str, names: _Names) -> Bound:
     hints = _hints(node)
     key = names.of(node, path)
-    takes = tuple(_source(node, name, hints, scope) for name in inspect.signature(node).parameters)
+    takes = tuple(_source(node, each, hints, scope) for each in inspect.signature(node).parameters.values())
     return Bound(key, node, takes)
 
 
@@ -121,16 +123,17 @@ def _gives(bound: Bound, depth: int) -> Producer:
     return Producer(bound.key, _hints(bound.node)["return"], depth)
 
 
-def _source(node: Node, name: str, hints: Mapping[str, Any], scope: Scope) -> str:
-    wanted = hints.get(name)
+def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str:
+    name, wanted = parameter.name, hints.get(parameter.name)
+    if parameter.kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+        raise WiringError(f"{_where(node)}: parameter `{parameter}` takes no argument by its place. Write it plainly.")
     if wanted is None:
         raise WiringError(f"{_where(node)}: parameter `{name}` has no type. Annotate it: parameters are bound by type.")
     if wanted is Run:
         return RUN
-    fitting = [producer for producer in scope if _fits(producer.gives, wanted)]
-    if not fitting:
+    nearest = _nearest(scope, wanted)
+    if not nearest:
         raise WiringError(_nothing_gives(node, name, wanted, scope))
-    nearest = [producer for producer in fitting if producer.depth == max(each.depth for each in fitting)]
     if len(nearest) > 1:
         both = " and ".join(producer.name for producer in nearest)
         raise WiringError(
@@ -138,6 +141,12 @@ def _source(node: Node, name: str, hints: Mapping[str, Any], scope: Scope) -> st
             "side by side in one `parallel`. Give one of them a type of its own."
         )
     return nearest[0].name
+
+
+def _nearest(scope: Scope, wanted: Any) -> list[Producer]:
+    """Who gives it last: several only where they stand side by side in one `parallel`."""
+    fitting = [producer for producer in scope if _fits(producer.gives, wanted)]
+    return [producer for producer in fitting if producer.depth == max(each.depth for each in fitting)]
 
 
 def _nothing_gives(node: Node, name: str, wanted: Any, scope: Scope) -> str:
@@ -149,7 +158,7 @@ def _nothing_gives(node: Node, name: str, wanted: Any, scope: Scope) -> str:
 
 
 def _hints(node: Node) -> dict[str, Any]:
-    if not inspect.iscoroutinefunction(node):
+    if not inspect.iscoroutinefunction(node) or not hasattr(node, "__name__"):
         raise WiringError(f"{_where(node)} is no async function. A node is written `async def`.")
     try:
         hints = get_type_hints(node)
@@ -166,6 +175,8 @@ def _check_labels(router: Bound, element: Route) -> None:
     returns = _hints(router.node)["return"]
     labels = set(get_args(returns)) if get_origin(returns) is Literal else set()
     branches = set(element.branches)
+    if OTHERWISE in branches and element.otherwise is not None:
+        raise WiringError(f'{_where(router.node)}: a label is called "{OTHERWISE}", as the rest is. Rename it.')
     if not labels and element.otherwise is None:
         raise WiringError(
             f"{_where(router.node)} is a router: let it return Literal[…] of its labels, or give the route `otherwise`."
@@ -180,8 +191,10 @@ def _check_labels(router: Bound, element: Route) -> None:
 
 def _fits(given: Any, wanted: Any) -> bool:
     """Whether a value declared as `given` can be passed where `wanted` is asked for."""
-    if given in (None, NoneType):
-        return wanted in (None, NoneType)
+    if given is NoneType:
+        return wanted is NoneType
+    if get_origin(given) in (Union, UnionType):
+        return all(_fits(each, wanted) or (each is NoneType and each in get_args(wanted)) for each in get_args(given))
     if get_origin(wanted) in (Union, UnionType):
         return any(_fits(given, each) for each in get_args(wanted))
     if isinstance(given, type) and isinstance(wanted, type):

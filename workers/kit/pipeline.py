@@ -7,13 +7,15 @@ from msgspec import Meta, Struct
 from schemas import Event
 from workers.kit.flow import Flow
 
+Seconds = Annotated[float, Meta(gt=0)]
+
 
 class Retry(Struct, frozen=True):
     """Exponential backoff with full jitter: the n-th wait is uniform up to `base_s` · 2^n, at most `cap_s`."""
 
     attempts: Annotated[int, Meta(ge=1)] = 5
-    base_s: Annotated[float, Meta(gt=0)] = 1.0
-    cap_s: Annotated[float, Meta(gt=0)] = 300.0
+    base_s: Seconds = 1.0
+    cap_s: Seconds = 300.0
 
 
 class Pipeline(Struct, frozen=True):
@@ -25,4 +27,4 @@ class Pipeline(Struct, frozen=True):
     on: type[Event]
     flow: Flow
     retry: Retry = Retry()
-    timeout_s: Annotated[float, Meta(gt=0)] = 120.0
+    timeout_s: Seconds = 120.0

@@ -11,10 +11,12 @@ from schemas import Event
 from workers.kit.flow import Node
 from workers.kit.run import Run, step
 
-RUN = "run"
-EVENT = "event"
+RUN = "the run"  # no name of a node: those have no blank
+EVENT = "the event"
 
 Results = dict[str, Any]
+Arrow = tuple[str, str, str | None]
+End = tuple[str, str | None]  # a node and the label of the way that leads on from it
 
 
 class Bound(Struct, frozen=True):
@@ -95,45 +97,37 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
-def edges(plan: Plan) -> tuple[list[tuple[str, str]], list[tuple[str, str, str | None]]]:
+def edges(plan: Plan) -> tuple[list[tuple[str, str]], list[Arrow]]:
     """The drawing: (name, kind) of each node, (from, to, label) of each edge."""
     nodes: list[tuple[str, str]] = []
-    arrows: list[tuple[str, str, str | None]] = []
-    _draw(plan, ["start"], None, nodes, arrows)
+    arrows: list[Arrow] = []
+    _draw(plan, [], nodes, arrows)
     return nodes, arrows
 
 
-def _draw(
-    plan: Plan,
-    before: Sequence[str],
-    label: str | None,
-    nodes: list[tuple[str, str]],
-    arrows: list[tuple[str, str, str | None]],
-) -> list[str]:
-    """Draw the parts behind the nodes `before`; returns the nodes that whatever comes next stands behind."""
-    ends = list(before)
+def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]) -> Sequence[End]:
+    """Draw the parts behind `before`; returns the ends that what comes next stands behind."""
+    ends = before
     for part in plan:
         match part:
             case Bound():
-                ends = _arrive([part], "node", ends, label, nodes, arrows)
+                ends = _arrive([part], "node", ends, nodes, arrows)
             case Together():
-                ends = _arrive(part.members, "node", ends, label, nodes, arrows)
+                ends = _arrive(part.members, "node", ends, nodes, arrows)
             case Choice():
-                routed = _arrive([part.router], "router", ends, label, nodes, arrows)
+                _arrive([part.router], "router", ends, nodes, arrows)
                 branches = dict(part.branches) | ({OTHERWISE: part.otherwise} if part.otherwise is not None else {})
-                ends = [end for name, branch in branches.items() for end in _draw(branch, routed, name, nodes, arrows)]
-        label = None
+                ends = [
+                    end
+                    for label, branch in branches.items()
+                    for end in _draw(branch, [(part.router.key, label)], nodes, arrows)
+                ]
     return ends
 
 
 def _arrive(
-    members: Sequence[Bound],
-    kind: str,
-    before: Sequence[str],
-    label: str | None,
-    nodes: list[tuple[str, str]],
-    arrows: list[tuple[str, str, str | None]],
-) -> list[str]:
+    members: Sequence[Bound], kind: str, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]
+) -> list[End]:
     nodes.extend((member.key, kind) for member in members)
-    arrows.extend((end, member.key, label) for end in before if end != "start" for member in members)
-    return [member.key for member in members]
+    arrows.extend((end, member.key, label) for end, label in before for member in members)
+    return [(member.key, None) for member in members]

@@ -1,5 +1,6 @@
 """The one handle a node gets: `run: Run`."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -141,5 +142,8 @@ async def step(run: Run, node: Node, arguments: Sequence[Any]) -> Any:
         result = await node(*arguments)
         state = "done"
         return result
+    except asyncio.CancelledError:
+        state = "cancelled"
+        raise
     finally:
         run.facts.steps.append(Step(run.step_key, at, round((time.perf_counter() - begun) * 1000, 3), state))

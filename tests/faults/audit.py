@@ -1,0 +1,59 @@
+"""Triggers of the test's own in the database under test: what really happened to each row, whoever did it."""
+
+from typing import Final
+
+SCHEMA: Final = """
+create table audit (
+    n        bigint generated always as identity primary key,
+    at       timestamptz not null default clock_timestamp(),
+    what     text not null,
+    event_id uuid not null,
+    claim    bigint,
+    worker   uuid,
+    key      text,
+    ord      bigint,
+    detail   text
+);
+create index on audit (event_id);
+
+create function audit_work() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'DELETE' then
+        insert into audit (what, event_id, claim, worker, key, ord, detail)
+        values ('closed', old.event_id, old.claim, old.worker, old.key, old.ord, old.status);
+        return old;
+    end if;
+    if tg_op = 'INSERT' or old.ord is distinct from new.ord then
+        insert into audit (what, event_id, claim, key, ord) values ('placed', new.event_id, new.claim, new.key, new.ord);
+    end if;
+    if tg_op = 'UPDATE' and new.claim <> old.claim then
+        insert into audit (what, event_id, claim, worker, key, ord)
+        values ('claimed', new.event_id, new.claim, new.worker, new.key, new.ord);
+    elsif tg_op = 'UPDATE' and old.status = 'running' and new.status <> 'running' then
+        insert into audit (what, event_id, claim, worker, key, ord, detail)
+        values ('freed', new.event_id, new.claim, old.worker, new.key, new.ord, new.cause);
+    end if;
+    return new;
+end $$;
+create trigger audit after insert or update or delete on work for each row execute function audit_work();
+
+create function audit_events() returns trigger language plpgsql as $$
+begin
+    insert into audit (what, event_id, claim, worker, key, detail)
+    values (case new.status when 'open' then 'opened' else 'ended' end, new.event_id, new.claim, new.worker,
+            new.partitionkey, new.status);
+    return new;
+end $$;
+create trigger audit_insert after insert on events for each row execute function audit_events();
+create trigger audit_update after update on events for each row
+    when (old.status is distinct from new.status or new.status <> 'open') execute function audit_events();
+
+create function audit_documents() returns trigger language plpgsql as $$
+begin
+    if new.collection = 'probe' then
+        insert into audit (what, event_id, detail) values ('document', new.id::uuid, new.text);
+    end if;
+    return new;
+end $$;
+create trigger audit after insert or update on documents for each row execute function audit_documents();
+"""

@@ -1,0 +1,99 @@
+"""The two servers behind a rig: really killed, frozen, started again."""
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+from service.embedded import Server, start_postgres, start_redis, stop
+from tests.processes import all_gone, descendants
+
+
+class Machine:
+    """A server that can be ended and comes back with the same address and the same data."""
+
+    def __init__(self, start: Callable[[], Awaitable[Server]]) -> None:
+        self._start: Final = start
+        self._server: Server | None = None
+
+    @property
+    def server(self) -> Server:
+        assert self._server is not None, "not started"
+        return self._server
+
+    @property
+    def running(self) -> bool:
+        return self._server is not None and self._server.process.poll() is None
+
+    async def start(self) -> None:
+        if not self.running:
+            await self.stop()
+            self._server = await self._start()
+
+    async def kill(self) -> None:
+        """SIGKILL for it and all its children at once: a crash."""
+        pids = {self.server.pid, *descendants(self.server.pid)}
+        self._tell(pids, signal.SIGKILL)
+        self.server.process.wait(10)
+        await all_gone(pids)
+        await self.stop()
+
+    async def stop(self) -> None:
+        """In order; does nothing when it has ended."""
+        if self._server is not None:
+            await stop(self._server)
+            self._server = None
+
+    def freeze(self) -> None:
+        self._tell({self.server.pid, *descendants(self.server.pid)}, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._tell({self.server.pid, *descendants(self.server.pid)}, signal.SIGCONT)
+
+    def _tell(self, pids: set[int], number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+class Machines:
+    """Postgres and Redis of one test process; both run again at the beginning of each rig."""
+
+    def __init__(self, folder: Path) -> None:
+        self._redis_port = 0
+        self.folder: Final = folder
+        self.postgres: Final = Machine(lambda: start_postgres(folder / "postgres"))
+        self.redis: Final = Machine(self._start_redis)
+
+    async def _start_redis(self) -> Server:
+        server = await start_redis(self.folder / "redis", self._redis_port)
+        self._redis_port = self._port(server)
+        return server
+
+    def _port(self, server: Server) -> int:
+        return urlsplit(server.url).port or 0
+
+    @property
+    def redis_port(self) -> int:
+        return self._redis_port
+
+    @property
+    def socket(self) -> str:
+        """The Unix socket of Postgres."""
+        asked = parse_qs(urlsplit(self.postgres.server.url).query)
+        return f"{asked['host'][0]}/.s.PGSQL.{asked['port'][0]}"
+
+    async def start(self) -> None:
+        for each in (self.postgres, self.redis):
+            if each.running:
+                each.thaw()
+            await each.start()
+
+    async def stop(self) -> None:
+        for each in (self.redis, self.postgres):
+            if each.running:
+                each.thaw()
+            await each.stop()

@@ -1,0 +1,106 @@
+"""The outside, as the programs under test see it: a model provider and a web hook, both owned by the test."""
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import uvicorn
+from msgspec import Struct
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from workers.simulator.app import create_app
+
+MARK: Final = re.compile(rb"<<([0-9a-f-]{36})/(\d+)/(\w+)>>")
+
+
+class Called(Struct):
+    """One call of a model, from its arrival on; `done_at` is when the reply was handed over."""
+
+    event_id: str
+    claim: int
+    step: str
+    at: float
+    done_at: float | None = None
+
+
+class Effect(Struct, frozen=True):
+    """One POST to the web hook."""
+
+    key: str
+    at: float
+
+
+class Sink:
+    """`calls` and `effects` survive whatever happens to the programs. `latency_s()` is how long a model thinks."""
+
+    def __init__(self) -> None:
+        self.calls: Final[list[Called]] = []
+        self.effects: Final[list[Effect]] = []
+        self.latency_s: Callable[[], float] = lambda: 0.02
+        self.url = ""
+
+
+class _Inside(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the test's."""
+        yield
+
+
+@asynccontextmanager
+async def open_sink() -> AsyncIterator[Sink]:
+    sink = Sink()
+    app = Starlette(
+        routes=[
+            Route("/effects", _hook(sink), methods=["POST"]),
+            Mount("/", _noting(sink, create_app(latency_s=0.0))),
+        ]
+    )
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it, no TCP_NODELAY
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(1024)
+    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = _Inside(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    sink.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    try:
+        yield sink
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def _hook(sink: Sink) -> Callable[[Request], Any]:
+    async def hook(request: Request) -> Response:
+        sink.effects.append(Effect(request.headers["idempotency-key"], time.time()))
+        return Response(status_code=202)
+
+    return hook
+
+
+def _noting(sink: Sink, model: ASGIApp) -> ASGIApp:
+    """The simulator, with a log that names event, claim and step: the prompt carries them."""
+
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        found = MARK.search(body)
+        assert found, body
+        call = Called(found[1].decode(), int(found[2]), found[3].decode(), time.time())
+        sink.calls.append(call)
+
+        async def again() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await asyncio.sleep(sink.latency_s())
+        await model(scope, again, send)
+        call.done_at = time.time()
+
+    return noted

@@ -1,0 +1,137 @@
+"""The command line against a running Callboard: what a user types, and the status a script sees."""
+
+import asyncio
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from msgspec import json
+
+from schemas.events.tickets import TicketOpened
+from service.cli import corpus
+from service.settings import Settings
+from tests.board import TICKET, Board, board_on
+from tests.processes import CALLBOARD, free_port, run
+from tests.programs import program_of
+from workers.kit import Pipeline, Reject
+
+DATA: Final = json.encode(TICKET).decode()
+LAST_LINE: Final = re.compile(r"done=(\d+) dead=(\d+) calls=(\d+) cost_usd=(\d+\.\d+) p50_ms=(\d+) p99_ms=(\d+)")
+
+
+async def callboard(board: Board, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    environ = {"CALLBOARD_URL": str(board.http.base_url), "COLUMNS": "100"}
+    return await asyncio.to_thread(run, (*CALLBOARD, *arguments), environ, stdin=stdin)
+
+
+async def refuse(ticket: TicketOpened) -> None:
+    raise Reject(f"{ticket.ticket_id} is of no customer")
+
+
+async def test_send_wait_and_show_tell_how_an_event_fared(board: Board) -> None:
+    sent = await callboard(board, "send", "ticket.opened", "--data", DATA, "--key", "customer-7", "--wait")
+    assert sent.returncode == 0, sent.stderr
+    assert re.search(r"^status +succeeded$", sent.stdout, re.MULTILINE)
+    assert re.search(r"^key +customer-7$", sent.stdout, re.MULTILINE)
+    assert "recall_similar" in sent.stdout
+    event_id = sent.stdout.split()[1]
+
+    shown = await callboard(board, "show", event_id)
+    assert (shown.returncode, shown.stdout) == (0, sent.stdout)
+    whole = await callboard(board, "show", event_id, "--json")
+    assert json.decode(whole.stdout) == await board.show(event_id)
+
+
+async def test_send_returns_with_the_202_and_the_same_id_is_the_same_event(board: Board, tmp_path: Path) -> None:
+    (tmp_path / "ticket.json").write_text(DATA, encoding="utf-8")
+    words = ("send", "ticket.opened", "--id", "mail-1", "--source", "/mail", "--data")
+    first = await callboard(board, *words, f"@{tmp_path / 'ticket.json'}", "--json")
+    accepted = json.decode(first.stdout)
+    assert (first.returncode, accepted["id"], accepted["source"], accepted["duplicate"]) == (
+        0,
+        "mail-1",
+        "/mail",
+        False,
+    )
+    again = await callboard(board, *words, "-", stdin=DATA)
+    assert again.returncode == 0
+    assert again.stdout.startswith(accepted["event_id"])
+    assert again.stdout.endswith("(sent before)\n")
+
+
+async def test_a_dead_event_exits_with_1(settings: Settings) -> None:
+    whole = program_of(settings, support=Pipeline(on=TicketOpened, flow=[refuse]))
+    async with board_on(settings, whole) as board:
+        sent = await callboard(board, "send", "ticket.opened", "--data", DATA, "--wait")
+        assert sent.returncode == 1
+        assert re.search(r"^status +dead$", sent.stdout, re.MULTILINE)
+        assert "T-1 is of no customer" in sent.stdout
+        shown = await callboard(board, "show", sent.stdout.split()[1], "--json")
+        assert (shown.returncode, json.decode(shown.stdout)["error"]["step"]) == (1, "refuse")
+
+        fed = await callboard(board, "demo")
+        assert fed.returncode == 1
+        assert last_line(fed)[:2] == (0, 60)
+        assert "dead: callboard show " in fed.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("send", "ticket.opened", "--data", '{"ticket_id": 7}'), "$.data.ticket_id"),
+        (("send", "ticket.closed", "--data", "{}"), "ticket.closed"),
+        (("show", "0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44"), "no event 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44"),
+    ],
+)
+async def test_what_the_service_refuses_exits_with_1_and_its_sentence(
+    board: Board, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = await callboard(board, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_wrong_usage_exits_with_2_and_no_service_with_3(board: Board) -> None:
+    assert (await callboard(board, "send", "ticket.opened", "--data", "{")).returncode == 2
+    nobody = f"http://127.0.0.1:{free_port()}"
+    gone = await callboard(board, "send", "ticket.opened", "--data", DATA, "--url", nobody)
+    assert (gone.returncode, gone.stdout) == (3, "")
+    assert f"No Callboard answers at {nobody}" in gone.stderr
+
+
+async def test_the_demo_takes_its_60_messages_to_their_end(board: Board) -> None:
+    for each in corpus.shipped("seed"):
+        await board.send("message.labelled", {"text": each.text, "label": each.label}, source="/seed")
+    fed = await callboard(board, "demo")
+    assert fed.returncode == 0, fed.stderr
+    done, dead, calls, cost_usd, p50_ms, p99_ms = last_line(fed)
+    assert (done, dead) == (60, 0)
+    assert calls >= 120, "two calls at least for each ticket"
+    assert cost_usd > 0
+    assert 0 < p50_ms <= p99_ms
+    right = re.search(r"^intent right\t(\d+) of 60 ", fed.stdout, re.MULTILINE)
+    assert right, fed.stdout
+    assert int(right[1]) >= 42, "the neighbours are real: far better than one in ten"
+
+    (source,) = set(re.findall(r"/demo/[0-9a-f-]{36}", fed.stderr))
+    items = (await board.http.get("/events", params={"source": source, "limit": "500"})).json()["items"]
+    assert [item["status"] for item in items] == ["succeeded"] * 60
+
+
+async def test_the_demo_on_a_file_teaches_nine_tenths_and_asks_the_tenth(board: Board, tmp_path: Path) -> None:
+    said = {"card_arrival": "when does my new card arrive", "lost_phone": "my telephone was stolen yesterday"}
+    rows = [f'"{text}, {n}",{label}\n' for n in range(15) for label, text in said.items()]
+    (tmp_path / "some.csv").write_text("text,category\n" + "".join(rows), encoding="utf-8")
+    fed = await callboard(board, "demo", str(tmp_path / "some.csv"))
+    assert fed.returncode == 0, fed.stderr
+    assert last_line(fed)[:2] == (30, 0)
+    assert "intent right\t3 of 3 (100.0 %)" in fed.stdout
+
+
+def last_line(done: "subprocess.CompletedProcess[str]") -> tuple[Any, ...]:
+    found = LAST_LINE.fullmatch(done.stdout.splitlines()[-1])
+    assert found, done.stdout
+    return tuple(float(each) if "." in each else int(each) for each in found.groups())

@@ -1,0 +1,61 @@
+"""`callboard dead | replay | cancel` against a running Callboard."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from click.testing import CliRunner, Result
+
+from schemas import Event
+from service.cli.operate import cancel, dead, replay
+from service.settings import Settings
+from tests.board import Board, board_on
+from tests.programs import program_of
+from workers.kit import Pipeline, Reject
+
+
+class Refused(Event, tag="refused", frozen=True):
+    pass
+
+
+async def refuse(event: Refused) -> None:
+    raise Reject("never")
+
+
+@pytest.fixture
+async def refusing(settings: Settings) -> AsyncIterator[Board]:
+    async with board_on(settings, program_of(settings, refused=Pipeline(on=Refused, flow=[refuse]))) as board:
+        yield board
+
+
+async def call(board: Board, command: object, *arguments: str) -> Result:
+    line = [*arguments, "--url", str(board.http.base_url)]
+    return await asyncio.to_thread(CliRunner().invoke, command, line)  # type: ignore[arg-type]
+
+
+async def test_dead_letters_from_the_command_line(refusing: Board) -> None:
+    event_id = await refusing.send("refused", {})
+    await refusing.ended(event_id)
+    (letter,) = (await refusing.http.get("/dead-letters")).json()["items"]
+
+    listed = await call(refusing, dead, "list", "--reason", "rejected")
+    assert letter["dead_id"] in listed.output.replace("\n", "")
+    assert listed.exit_code == 0
+    assert '"items":[]' in (await call(refusing, dead, "list", "--reason", "invalid", "--json")).output.replace(" ", "")
+    assert "never" in (await call(refusing, dead, "show", letter["dead_id"])).output
+
+    dry = await call(refusing, dead, "replay", "--type", "refused", "--dry-run")
+    assert dry.output == "1 fit, 0 replayed (dry run)\n"
+    assert (await call(refusing, dead, "replay", letter["dead_id"])).output == "1 fit, 1 replayed\n"
+    assert (await refusing.ended(event_id))["run"] == 2
+    assert (await call(refusing, dead, "discard", "--reason", "rejected")).output == "1 fit, 1 discarded\n"
+    assert (await refusing.show(event_id))["status"] == "dead"
+
+
+async def test_replay_and_cancel_from_the_command_line(refusing: Board) -> None:
+    event_id = await refusing.send("refused", {})
+    await refusing.ended(event_id)
+    assert (await call(refusing, replay, event_id)).output == f"{event_id} queued, run 2\n"
+    waiting = await refusing.send("refused", {}, dueat="2099-01-01T00:00:00Z")
+    assert (await call(refusing, cancel, waiting)).output == f"{waiting} cancelled\n"
+    assert (await call(refusing, cancel, waiting)).exit_code == 1

@@ -1,0 +1,57 @@
+"""Migrations run once each, in order, one process at a time, and are never changed afterwards."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from msgspec.structs import replace
+
+import sql
+from service.embedded import Server
+from service.errors import StartError
+from service.migrate import migrate, pending
+from service.resources import connect
+from service.settings import Settings
+
+NAMES = [name for name, _ in sql.migrations()]
+FRESH = "fresh"
+
+
+@pytest.fixture
+async def fresh(settings: Settings, servers: tuple[Server, Server]) -> AsyncIterator[Settings]:
+    """A database in which nothing has run yet."""
+    outside = await asyncpg.connect(servers[0].url)
+    await outside.execute(f"create database {FRESH} template template0")
+    head, _, query = servers[0].url.partition("?")
+    yield replace(settings, database_url=f"{head.rpartition('/')[0]}/{FRESH}?{query}")
+    await outside.execute(f"drop database {FRESH} with (force)")
+    await outside.close()
+
+
+def test_they_are_numbered_without_gaps() -> None:
+    assert [int(name[:4]) for name in NAMES] == list(range(1, len(NAMES) + 1))
+
+
+async def test_each_runs_once(fresh: Settings) -> None:
+    connection = await connect(fresh, "test")
+    assert await pending(connection) == NAMES
+    assert await migrate(fresh) == NAMES
+    assert await pending(connection) == []
+    assert await migrate(fresh) == []
+    await connection.close()
+
+
+async def test_processes_that_start_together_do_it_once(fresh: Settings) -> None:
+    done = await asyncio.gather(*(migrate(fresh) for _ in range(4)))
+    assert sorted(name for names in done for name in names) == NAMES
+
+
+async def test_one_that_was_changed_stops_the_boot(settings: Settings) -> None:
+    connection = await connect(settings, "test")
+    await connection.execute("update migrations set hash = 'another' where name = $1", NAMES[0])
+    with pytest.raises(StartError, match=rf"sql/migrations/{NAMES[0]} was changed .* write a new one"):
+        await migrate(settings)
+    await connection.execute("delete from migrations where name = $1", NAMES[-1])
+    assert await pending(connection) == NAMES[-1:]
+    await connection.close()

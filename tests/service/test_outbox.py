@@ -1,0 +1,112 @@
+"""The ring follows the commit; what Redis loses or never got is rung again, and no event waits for an operator."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import httpx
+import pytest
+from msgspec.structs import replace
+from redis.asyncio import Redis
+
+from schemas.identity import uuid7
+from service import outbox, stream
+from service.outbox import Outbox
+from service.resources import open_redis
+from service.settings import Settings
+from tests.board import Board, board_on, serving
+from tests.eventually import eventually
+
+NOWHERE = "redis://127.0.0.1:9/0"  # discard: nothing listens there
+LABELLED = {"text": "Where is my card?", "label": "card_arrival"}
+
+
+@pytest.fixture
+async def redis(settings: Settings) -> AsyncIterator[Redis]:
+    async with open_redis(settings) as client:
+        yield client
+
+
+async def rung(redis: Redis) -> list[UUID | None]:
+    return [stream.event_id(fields) for _, fields in await redis.xrange(stream.WORK)]
+
+
+async def test_rings_in_order(redis: Redis) -> None:
+    ids = [uuid7() for _ in range(2500)]
+    box = Outbox(redis)
+    running = asyncio.create_task(box.run())
+    for each in ids:
+        box.ring(each)
+
+    async def all_rung() -> bool:
+        return bool(await redis.xlen(stream.WORK) == len(ids))
+
+    await eventually(all_rung)
+    assert await rung(redis) == ids
+    running.cancel()
+
+
+async def test_what_waits_at_the_end_is_rung(redis: Redis) -> None:
+    ids = [uuid7() for _ in range(3)]
+    box = Outbox(redis)
+    for each in ids:
+        box.ring(each)
+    await box.drained()
+    assert await rung(redis) == ids
+
+
+async def test_it_is_bounded_and_the_oldest_fall_out(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "WAITING_MAX", 10)
+    ids = [uuid7() for _ in range(25)]
+    box = Outbox(redis)
+    for each in ids:
+        box.ring(each)
+    await box.drained()
+    assert await rung(redis) == ids[-10:]
+
+
+async def test_a_redis_that_is_away_costs_no_202(settings: Settings) -> None:
+    """The sweeper of a worker that does reach one rings what was accepted meanwhile."""
+    away = replace(settings, redis_url=NOWHERE)
+    async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+        answers = [
+            await http.post("/events", json={"type": "message.labelled", "data": LABELLED, "id": str(number)})
+            for number in range(3)
+        ]
+        assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(202, "queued")] * 3
+        ready = await http.get("/readyz")
+        assert (ready.status_code, ready.json()["degraded"]) == (200, ["redis"])
+    async with board_on(settings) as board:
+        for answer in answers:
+            assert (await board.ended(answer.json()["event_id"]))["status"] == "succeeded"
+
+
+async def test_what_a_redis_forgets_is_rung_again_at_once(settings: Settings) -> None:
+    async with board_on(settings) as board:  # a worker that has seen this Redis, and goes
+        await board.ended(await board.send("message.labelled", LABELLED))
+        redis_url = board.settings.redis_url
+    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+        event = {"type": "message.labelled", "data": LABELLED}
+        ids = [(await http.post("/events", json=event)).json()["event_id"] for _ in range(20)]
+        async with Redis.from_url(redis_url) as redis:
+            await eventually(lambda: redis.xlen(stream.WORK))
+            await redis.flushdb()
+    async with board_on(settings) as board:
+        for each in ids:
+            assert (await board.ended(each, 10))["status"] == "succeeded"
+        assert [dict(row) for row in await board.sql("select count(*) as n from attempts")] == [{"n": 21}]
+
+
+async def test_streams_and_groups_may_vanish_while_they_are_read(board: Board) -> None:
+    for ruin in (
+        lambda: board.redis.xgroup_destroy(stream.WORK, stream.GROUP),
+        lambda: board.redis.delete(stream.WORK, stream.FRONT),
+        board.redis.flushdb,
+    ):
+        ids = [await board.send("message.labelled", LABELLED) for _ in range(3)]
+        await ruin()
+        ids += [await board.send("message.labelled", LABELLED) for _ in range(3)]
+        for each in ids:
+            assert (await board.ended(each))["status"] == "succeeded"
+    assert await board.sql("select 1 from work") == []
+    assert [dict(row) for row in await board.sql("select distinct outcome from attempts")] == [{"outcome": "succeeded"}]

@@ -1,0 +1,85 @@
+"""Settings: read once from the environment; a wrong one stops the boot with a sentence that names it."""
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import SettingsError
+from service.settings import Settings, load, variable
+
+SECRETS = ("DATABASE_URL", "REDIS_URL", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "CALLBOARD_API_KEY")
+
+
+def test_nothing_set_is_the_contract() -> None:
+    settings = load({"PATH": "/bin", "HOME": "/nowhere"})
+    assert settings == Settings()
+    assert (settings.host, settings.port, settings.data_dir) == ("127.0.0.1", 8000, ".callboard")
+    assert (settings.url, settings.api_key) == ("http://127.0.0.1:8000", "")
+    assert (settings.concurrency, settings.grace_s) == (200, 30)
+    assert (settings.body_max, settings.batch_max, settings.result_max) == (1_048_576, 1000, 1_048_576)
+    assert (settings.retention_days, settings.dead_retention_days, settings.budget_day_usd) == (30, 90, 5)
+    assert (settings.simulate, settings.database_url, settings.redis_url) == ("auto", "", "")
+
+
+def test_names_have_our_prefix_but_for_those_that_everybody_knows() -> None:
+    names = {"CALLBOARD_PORT": "9000", "DATABASE_URL": "postgresql://x", "CALLBOARD_BUDGET_DAY_USD": "0.5"}
+    settings = load({**names, "PORT": "1", "HOST": "example.org", "CONCURRENCY": "7"})
+    assert (settings.port, settings.host, settings.concurrency) == (9000, "127.0.0.1", 200)
+    assert (settings.database_url, settings.budget_day_usd) == ("postgresql://x", 0.5)
+    assert (variable("port"), variable("redis_url")) == ("CALLBOARD_PORT", "REDIS_URL")
+
+
+@pytest.mark.parametrize("name", ["CALLBOARD_PROT", "CALLBOARD_DATABASE_URL", "CALLBOARD_", "CALLBOARD_PROT_FILE"])
+def test_an_unknown_name_of_ours(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is not a setting"):
+        load({name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("CALLBOARD_PORT", value) for value in ("http", "-1", "65536", "80.5")),
+        *(("CALLBOARD_CONCURRENCY", value) for value in ("0", "many", "1e3")),
+        *(("CALLBOARD_BUDGET_DAY_USD", value) for value in ("-1", "five")),
+        ("CALLBOARD_SIMULATE", "yes"),
+    ],
+)
+def test_a_value_that_does_not_fit(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}={value} does not fit: "):
+        load({name: value})
+
+
+def test_empty_is_unset() -> None:
+    assert (
+        load({"CALLBOARD_PORT": "", "DATABASE_URL": "", "REDIS_URL_FILE": "", "CALLBOARD_SIMULATE": ""}) == Settings()
+    )
+
+
+def test_a_value_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text("postgresql://from-the-file\n", encoding="utf-8")
+    assert load({"DATABASE_URL_FILE": str(file)}).database_url == "postgresql://from-the-file"
+    assert load({"DATABASE_URL_FILE": str(file), "DATABASE_URL": ""}).database_url == "postgresql://from-the-file"
+    assert load({"DATABASE_URL_FILE": str(file), "DATABASE_URL": "postgresql://x"}).database_url == "postgresql://x"
+    file.write_text("9000", encoding="utf-8")
+    assert load({"CALLBOARD_PORT_FILE": str(file)}).port == 9000
+    file.write_bytes(b"\xff")
+    for path in (file, tmp_path, tmp_path / "gone"):
+        with pytest.raises(SettingsError, match=f"^REDIS_URL_FILE={path} can't be read"):
+            load({"REDIS_URL_FILE": str(path)})
+
+
+def test_no_secret_is_shown(tmp_path: Path) -> None:
+    settings = load({name: f"secret-{name}" for name in SECRETS})
+    assert settings.database_url == "secret-DATABASE_URL"
+    for shown in (repr(settings), str(settings), f"{settings}", f"{[settings]}"):
+        assert "secret" not in shown
+
+
+def test_whose_answers_are_simulated() -> None:
+    key = {"ANTHROPIC_API_KEY": "k"}
+    assert load({}).simulated
+    assert not load(key).simulated
+    assert not load({"CALLBOARD_HOST": "0.0.0.0"}).simulated
+    assert not load({"CALLBOARD_SIMULATE": "off"}).simulated
+    assert load({"CALLBOARD_SIMULATE": "on", "CALLBOARD_HOST": "0.0.0.0", **key}).simulated

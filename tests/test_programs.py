@@ -1,0 +1,134 @@
+"""The programs alone (contract: Programs), as real processes against the servers of the test: each does its part."""
+
+import json
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+
+from service.settings import Settings
+from tests.board import ENDED, TICKET
+from tests.eventually import eventually
+from tests.processes import CALLBOARD, Program, free_port, run, started
+
+API: Final = (sys.executable, "-m", "service")
+WORKER: Final = (sys.executable, "-m", "workers")
+UVICORN: Final = (sys.executable, "-m", "uvicorn", "--factory", "service:create_app")
+ARQ: Final = (sys.executable, "-m", "arq", "workers.WorkerSettings")
+PROGRAMS: Final = pytest.mark.parametrize(
+    "command", [API, WORKER, UVICORN, ARQ], ids=["service", "workers", "uvicorn", "arq"]
+)
+
+
+def environment(settings: Settings, **more: str) -> dict[str, str]:
+    addresses = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    return {**addresses, "CALLBOARD_DATA_DIR": settings.data_dir, **more}
+
+
+async def succeeds(http: httpx.AsyncClient, api: Program, worker: Program) -> None:
+    """A ticket goes in through the one program and out through the other."""
+
+    async def there() -> bool:
+        assert (api.process.poll(), worker.process.poll()) == (None, None)
+        try:
+            return bool((await http.get("/workers")).json()["items"])
+        except httpx.TransportError:
+            return False
+
+    await eventually(there, 30)
+    event_id = (await http.post("/events", json={"type": "ticket.opened", "data": TICKET})).json()["event_id"]
+
+    async def ended() -> str | None:
+        status = str((await http.get(f"/events/{event_id}")).json()["status"])
+        return status if status in ENDED else None
+
+    assert await eventually(ended) == "succeeded"
+
+
+async def test_ours_do_their_part_and_end_with_0(settings: Settings, tmp_path: Path) -> None:
+    port = free_port()
+    given = environment(settings, CALLBOARD_PORT=str(port))
+    with (
+        started((*CALLBOARD, "api"), tmp_path / "api", given) as api,
+        started((*CALLBOARD, "worker"), tmp_path / "worker", given) as worker,
+    ):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            await succeeds(http, api, worker)
+            assert (await http.get("/readyz")).json()["degraded"] == []
+            assert await worker.ends(signal.SIGTERM) == 0
+            assert (await http.get("/workers")).json()["items"] == []
+        assert await api.ends(signal.SIGTERM) == 0
+        assert "Traceback" not in api.told + worker.told
+        assert [json.loads(line)["level"] for line in worker.told.splitlines()] == ["info", "info"], worker.told
+
+
+async def test_those_of_uvicorn_and_arq_do_too(settings: Settings, tmp_path: Path) -> None:
+    port = free_port()
+    given = environment(settings)
+    with (
+        started((*UVICORN, "--port", str(port)), tmp_path / "api", given) as api,
+        started(ARQ, tmp_path / "worker", given) as worker,
+    ):
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            await succeeds(http, api, worker)
+            # Their own way: uvicorn raises the signal again when it has stopped in order.
+            assert await worker.ends(signal.SIGTERM) in (0, -signal.SIGTERM)
+            assert (await http.get("/workers")).json()["items"] == [], "the worker has left in order"
+        assert await api.ends(signal.SIGTERM) in (0, -signal.SIGTERM)
+        assert "Traceback" not in api.told + worker.told
+
+
+@PROGRAMS
+def test_a_wrong_setting_is_one_sentence(command: tuple[str, ...]) -> None:
+    done = run(command, {"CALLBOARD_PROT": "8001"})
+    assert done.returncode != 0
+    assert "CALLBOARD_PROT is not a setting. deploy/env.example lists them all." in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [API, WORKER])
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({}, "No Postgres: set DATABASE_URL, or start `make up`"),
+        ({"DATABASE_URL": "postgresql://127.0.0.1/x"}, "No Redis: set REDIS_URL, or start `make up`"),
+        ({"CALLBOARD_GRACE_S": "soon"}, "CALLBOARD_GRACE_S=soon does not fit"),
+    ],
+)
+def test_ours_say_it_without_a_traceback(
+    command: tuple[str, ...], environ: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    refused(command, {"CALLBOARD_DATA_DIR": str(tmp_path), **environ}, sentence)
+
+
+def test_no_model_that_could_answer_stops_a_worker(settings: Settings) -> None:
+    refused(WORKER, environment(settings, CALLBOARD_SIMULATE="off"), "no model can answer: set ANTHROPIC_API_KEY")
+
+
+def test_without_keys_the_api_stays_on_loopback(settings: Settings) -> None:
+    refused(API, environment(settings, CALLBOARD_HOST="0.0.0.0"), "CALLBOARD_HOST=0.0.0.0 would let anyone in")
+
+
+def test_a_busy_port_stops_the_api(settings: Settings) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        refused(API, environment(settings, CALLBOARD_PORT=str(port)), f"Port {port} on 127.0.0.1 can't be had")
+
+
+def refused(command: tuple[str, ...], environ: dict[str, str], sentence: str) -> None:
+    """Status 1 and one line, no more."""
+    done = run(command, environ)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"callboard (api|worker): {re.escape(sentence)}.*\n", done.stderr), done.stderr
+
+
+def test_migrate_brings_a_schema_up_to_date_and_may_be_repeated(settings: Settings) -> None:
+    for _ in range(2):
+        done = run((*CALLBOARD, "migrate"), environment(settings))
+        assert (done.returncode, done.stdout) == (0, "the schema is up to date\n"), done.stderr

@@ -1,0 +1,178 @@
+"""README.md says what is true: its commands and its code are run, its tables are held against the product."""
+
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from msgspec import json
+from msgspec.structs import fields
+from starlette.routing import Route
+
+from service.cli import COMMANDS
+from service.http.app import create_app
+from service.settings import Settings, load, variable
+from tests.board import Board
+from tests.eventually import eventually
+from tests.processes import CALLBOARD, LAST_WORDS, ROOT, product_in, up_on
+
+README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTIONS: Final = {each.partition("\n")[0]: each for each in README.split("\n## ")}
+FOUR: Final = "An event in four files"
+NOT_YET: Final = "What is there, and what isn't yet"
+PRINTED: Final = dict(
+    re.findall(r"^\*\*`([\w/.]+)`\*\*.*\n\n```\w*\n(.*?)^```", SECTIONS[FOUR], re.MULTILINE | re.DOTALL)
+)
+HERE: Final = "http://127.0.0.1:8000"
+
+
+def commands(section: str) -> list[str]:
+    """The lines of the bash blocks of a section, each with those it goes on on."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+def rows(heading: str) -> Iterator[list[str]]:
+    """The rows of the table with this first column."""
+    found = re.search(rf"^\| {re.escape(heading)} \|.*\n\|[ |-]+\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert found, heading
+    for line in found[1].splitlines():
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def shell(command: str, address: str) -> str:
+    """What a printed line says, with `address` for the printed one."""
+    ours = command.replace(".venv/bin/callboard", shlex.join(CALLBOARD)).replace(HERE, address)
+    ours = re.sub(r"^curl ", "curl --fail-with-body ", ours)
+    environ = {**os.environ, "CALLBOARD_URL": address}
+    done = subprocess.run(["sh", "-c", ours], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_every_command_is_one_that_is_run_here() -> None:
+    """`make up` and `make test` are run by test_up.py and by CI, the rest below."""
+    known = {section: [line.split()[0] for line in commands(section)] for section in SECTIONS}
+    assert {section: names for section, names in known.items() if names} == {
+        "Try it": ["make", "curl", ".venv/bin/callboard", "make"],
+        FOUR: [".venv/bin/callboard"],
+        "Operate": [".venv/bin/callboard", "curl", "curl", "curl", "curl"],
+    }
+
+
+async def test_the_commands_work_as_printed(board: Board) -> None:
+    address = str(board.http.base_url)
+    await board.send("message.labelled", {"text": "My password is rejected when I log in.", "label": "login_problem"})
+    event_id = ""
+    for line in commands("Try it") + commands("Operate"):
+        if line.startswith("make ") or (line.startswith("curl ") and not shutil.which("curl")):
+            continue
+        told = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address)
+        if told.startswith("HTTP/1.1 202"):
+            event = await board.ended(json.decode(told.splitlines()[-1])["event_id"])
+            event_id = event["event_id"]
+            assert (event["status"], event["result"]["intent"]) == ("succeeded", "login_problem")
+            assert event["result"]["reply"], "a stored reply"
+        elif " send " in line:
+            event_id = told.split()[1]
+
+
+async def test_the_four_files_make_an_event(settings: Settings, tmp_path: Path) -> None:
+    assert {Path(name).parts[0] for name in PRINTED} == {"schemas", "prompts", "workers"}
+    assert len(PRINTED) == 4
+    copy = product_in(tmp_path / "clone")
+    for name, text in PRINTED.items():
+        assert not (copy / name).exists(), name
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text(text, encoding="utf-8")
+    lint = (sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"))
+    code = [str(copy / name) for name in PRINTED if name.endswith(".py")]
+    assert subprocess.run([*lint, *code], cwd=copy, capture_output=True, timeout=60).returncode == 0
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    with up_on(tmp_path, given, copy) as up:
+        await up.program.says(LAST_WORDS)
+        (line,) = commands(FOUR)
+        told = shell(line, up.address)
+        assert re.search(r"^status +succeeded$", told, re.MULTILINE)
+        result = json.decode(told[told.index("\nresult\n") + len("\nresult\n") :])
+        assert (result["order_id"], result["because"]) == ("O-7", "simulated because")
+        assert result["paid"] in (0.0, 19.9)
+        await dead_above_the_limit(up.address)
+
+
+async def dead_above_the_limit(address: str) -> None:
+    async with httpx.AsyncClient(base_url=address, timeout=10) as http:
+        data = {"order_id": "O-8", "amount": 10_001, "reason": ""}
+        event_id = (await http.post("/events", json={"type": "refund.requested", "data": data})).json()["event_id"]
+
+        async def dead() -> Any:
+            shown = (await http.get(f"/events/{event_id}")).json()
+            return shown["error"] if shown["status"] == "dead" else None
+
+        assert (await eventually(dead))["step"] == "judge"
+
+
+def test_the_settings_are_all_of_them_with_their_defaults() -> None:
+    told = {row[0].strip("`"): row[1].strip("`") for row in rows("setting")}
+    names = {variable(field.name): field.name for field in fields(Settings)}
+    assert told.keys() == names.keys()
+    for name, text in told.items():
+        default = getattr(Settings(), names[name])
+        assert (getattr(load({name: text}), names[name]), bool(text)) == (default, default != ""), name
+
+
+def test_the_make_targets_are_those_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)", README)) <= targets
+    assert {f"make {name}" for name in targets - {"help", "venv", "bench", "deploy"}} == {
+        row[0].strip("`") for row in rows("make")
+    }
+
+
+def test_the_commands_of_callboard_are_all_of_them() -> None:
+    there = re.search(r"there\s+are ((?:`\w+`(?:, | and )?)+)", SECTIONS[NOT_YET])
+    assert there
+    assert set(re.findall(r"`(\w+)`", there[1])) == {entry.name for entry in COMMANDS}
+    for row in rows("program"):
+        assert row[0].strip("`").split()[1] in {entry.name for entry in COMMANDS}
+
+
+def test_the_http_table_is_what_is_routed(settings: Settings) -> None:
+    routed = {
+        f"{method} {route.path.replace(':path', '')}"
+        for route in create_app(settings).routes
+        if isinstance(route, Route) and not route.path.startswith("/ui") and "asset" not in route.name
+        for method in (route.methods or set()) - {"HEAD"}
+        if route.path == "/" or not route.path.endswith("/")
+    }
+    assert {row[0].strip("`") for row in rows("HTTP")} == routed
+
+
+async def test_what_is_said_to_be_missing_is_missing(board: Board) -> None:
+    missing = re.findall(r"`(GET|POST) (/[^`]+)`", SECTIONS[NOT_YET])
+    assert missing
+    event_id = await board.send("message.labelled", {"text": "x", "label": "y"})
+    for method, path in missing:
+        answer = await board.http.request(method, path.replace("{event_id}", event_id).replace("{name}", "support"))
+        assert answer.status_code in (404, 405), (method, path)
+
+
+@pytest.mark.parametrize("name", ["README.md", "deploy/README.md"])
+def test_every_path_that_is_named_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    here = (ROOT, (ROOT / name).parent, ROOT / "workers" / "engine")
+    named = (
+        set(re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml|sql|sh|lock|example)))`", text)) - PRINTED.keys() - {"v2.md"}
+    )
+    assert named
+    assert [each for each in sorted(named) if not any((folder / each).exists() for folder in here)] == []
+    assert (ROOT / "Caddyfile").exists()

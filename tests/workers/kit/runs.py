@@ -1,0 +1,46 @@
+"""A run for tests of the kit: real clients that nobody has connected yet, and a lease that always holds."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import asyncpg
+
+from prompts import Prompts
+from schemas.identity import uuid7
+from service.settings import Settings
+from workers.clients.breaker import Policy
+from workers.clients.llm import Call, Llm
+from workers.clients.vectors import Vectors
+from workers.clients.web import open_web
+from workers.kit.run import Clients, Facts, Run
+
+NOWHERE = Settings(database_url="postgresql://127.0.0.1:9/nowhere")
+
+
+async def keep_none(event_id: UUID, run: int, claim: int, step: str, call: Call) -> None:
+    raise AssertionError("no node of these tests asks a model")
+
+
+async def held() -> None:
+    return
+
+
+@asynccontextmanager
+async def open_run() -> AsyncIterator[Run]:
+    async with open_web() as web:
+        pool: asyncpg.Pool = asyncpg.create_pool(NOWHERE.database_url, min_size=0)
+        llm = Llm(Prompts({}, {}), {}, Policy(), simulated=False)
+        yield Run(
+            event_id=uuid7(),
+            source="/test",
+            key=None,
+            number=1,
+            attempt=1,
+            claim=1,
+            clients=Clients(llm, Vectors(pool), web),
+            ledger=keep_none,
+            facts=Facts([], []),
+            settings=NOWHERE,
+            guard=held,
+        )

@@ -1,0 +1,128 @@
+"""Which pipeline runs for which event, found in a package; what does not fit together is one sentence."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import schemas.events
+import workers.pipelines
+from schemas.catalog import discover
+from service.errors import WiringError
+from tests.workers.kit.packages import package
+from workers.kit.wiring import Wiring, graph, wire
+
+EVENTS = """
+    from schemas import Event
+
+    class Asked(Event, tag="question.asked", frozen=True):
+        text: str
+
+    class Told(Event, tag="news.told", frozen=True):
+        text: str
+"""
+PIPELINES = """
+    from HERE.events import Asked, Told
+    from workers.kit import Pipeline
+
+    async def answer(asked: Asked) -> str:
+        return asked.text
+
+    async def listen(told: Told) -> None:
+        return None
+"""
+ANSWERS = PIPELINES + "\n    answers = Pipeline(on=Asked, flow=[answer])\n"
+NEWS = PIPELINES + "\n    news = Pipeline(on=Told, flow=[listen])\n"
+
+
+def wired(folder: Path, files: Mapping[str, str]) -> Wiring:
+    with package(folder, {"events.py": EVENTS, **files}) as found:
+        return wire(found, discover(found))
+
+
+def refusal(folder: Path, files: Mapping[str, str]) -> str:
+    with pytest.raises(WiringError) as refused:
+        wired(folder, files)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_pipeline_is_found_wherever_it_stands_and_named_by_its_variable(tmp_path: Path) -> None:
+    found = wired(tmp_path, {"answers.py": ANSWERS, "deep/__init__.py": "", "deep/below/__init__.py": NEWS})
+    assert {kind: (each.name, each.type) for kind, each in found.items()} == {
+        "question.asked": ("answers", "question.asked"),
+        "news.told": ("news", "news.told"),
+    }
+
+
+def test_a_pipeline_that_another_module_imports_is_one_pipeline(tmp_path: Path) -> None:
+    again = "from HERE.b_answers import answers, answers as twice\n"
+    assert wired(tmp_path, {"b_answers.py": ANSWERS, "c_again.py": again, "news.py": NEWS}).keys() == {
+        "question.asked",
+        "news.told",
+    }
+
+
+def test_a_name_with_an_underscore_is_no_pipeline(tmp_path: Path) -> None:
+    files = {"answers.py": ANSWERS, "news.py": NEWS, "draft.py": ANSWERS.replace("answers =", "_answers =")}
+    assert wired(tmp_path, files)["question.asked"].name == "answers"
+
+
+def test_an_event_without_a_pipeline_is_named_with_its_place(tmp_path: Path) -> None:
+    said = refusal(tmp_path, {"answers.py": ANSWERS})
+    assert 'No pipeline is on "news.told", which user_code_' in said
+    assert ".events.Told declares. Add one in workers/pipelines/" in said
+
+
+def test_two_pipelines_for_one_event_are_named_with_their_places(tmp_path: Path) -> None:
+    other = ANSWERS.replace("answers =", "others =")
+    said = refusal(tmp_path, {"answers.py": ANSWERS, "others.py": other, "news.py": NEWS})
+    assert ".answers.answers and user_code_" in said
+    assert '.others.others are both on "question.asked"' in said
+
+
+def test_two_pipelines_of_one_name_are_named_with_their_modules(tmp_path: Path) -> None:
+    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("news =", "answers =")})
+    assert ".answers and user_code_" in said
+    assert ".news both call a pipeline `answers`. Rename one." in said
+
+
+def test_a_pipeline_on_an_event_outside_the_catalog_is_refused(tmp_path: Path) -> None:
+    lonely = "\n    class _Lonely(Asked, tag='lonely', frozen=True):\n        pass\n"
+    late = PIPELINES + lonely + "\n    late = Pipeline(on=_Lonely, flow=[answer])\n"
+    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS, "late.py": late})
+    assert '.late.late is on "lonely", which is not in schemas/events/' in said
+
+
+def test_a_flow_that_can_not_be_bound_stops_the_wiring(tmp_path: Path) -> None:
+    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("flow=[listen]", "flow=[answer]")})
+    assert ".news.answer: nothing upstream gives parameter `asked: Asked`" in said
+
+
+@pytest.mark.parametrize(
+    "options", ["timeout_s=0", "retry=Retry(attempts=0)", "retry=Retry(base_s=-1)", "retry=Retry(attempts='5')"]
+)
+def test_options_out_of_range_are_refused_by_name(tmp_path: Path, options: str) -> None:
+    text = NEWS.replace("import Pipeline", "import Pipeline, Retry").replace(
+        "flow=[listen]", f"flow=[listen], {options}"
+    )
+    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": text})
+    assert ".news.news: " in said
+    assert options.rpartition("=")[0].rpartition("(")[2] in said
+
+
+def test_a_pipeline_on_no_event_is_refused_by_name(tmp_path: Path) -> None:
+    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("on=Told", "on='news.told'")})
+    assert ".news.news is on 'news.told', which is no Event. Name the class." in said
+
+
+def test_the_graph_of_the_worked_example() -> None:
+    support = wire(workers.pipelines, discover(schemas.events))["ticket.opened"]
+    version, nodes, arrows = graph(support)
+    assert (len(version), graph(support)[0]) == (12, version)
+    drawn: list[dict[str, Any]] = msgspec.json.decode(nodes)
+    assert {"name": "by_urgency", "kind": "router"} in drawn
+    assert {"from": "answer/draft_reply", "to": "answer/check_reply", "label": None} in msgspec.json.decode(arrows)
+    assert {"from": "by_urgency", "to": "close/close", "label": "close"} in msgspec.json.decode(arrows)
