@@ -119,7 +119,8 @@ where not exists (
 -- Whether upkeep has anything to do, and which memory of Redis was last seen: one cheap statement a second.
 select exists (select 1 from work where rung_at is null and status in ('queued', 'scheduled') and due_at <= clock_timestamp())
            as unrung,
-       exists (select 1 from work where status in ('queued', 'scheduled') and rung_at < clock_timestamp() - interval '5 s') as stale,
+       exists (select 1 from work where status in ('queued', 'scheduled')
+                 and rung_at < greatest(clock_timestamp() - interval '5 s', epoch.lost_at)) as stale,
        exists (select 1 from work where ord is null and due_at <= clock_timestamp()) as unplaced,
        exists (select 1 from workers where state not in ('dead', 'stopped') and lease_until < clock_timestamp())
            or exists (select 1 from work w join workers using (worker) where w.status = 'running' and state in ('dead', 'stopped'))

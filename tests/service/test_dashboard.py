@@ -1,6 +1,7 @@
 """The pages: what a person sees of an event, and what a browser is allowed to do with it."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
@@ -237,7 +238,7 @@ def test_moments_sums_and_json_read_well() -> None:
     assert "more characters" in pretty("x" * 200_000)
 
 
-def _event(timeline: list[tuple[str, int, str | None, int | None]]) -> dict[str, Any]:
+def _event(timeline: Sequence[tuple[str, int, str | None, int | None]]) -> dict[str, Any]:
     call = {"prompt": "hello", "version": 1, "provider": "p", "model": "m", "tokens_in": 1, "tokens_out": 1}
     details = {
         "call": {**call, "cost_usd": 0.0, "outcome": "ok", "simulated": True},

@@ -39,7 +39,7 @@ def test_an_unknown_name_of_ours(name: str) -> None:
     ("name", "value"),
     [
         *(("CALLBOARD_PORT", value) for value in ("http", "-1", "65536", "80.5")),
-        *(("CALLBOARD_CONCURRENCY", value) for value in ("0", "many", "1e3")),
+        *(("CALLBOARD_CONCURRENCY", value) for value in ("0", "many", "1.5")),
         *(("CALLBOARD_BUDGET_DAY_USD", value) for value in ("-1", "five")),
         ("CALLBOARD_SIMULATE", "yes"),
     ],

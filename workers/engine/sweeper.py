@@ -85,7 +85,7 @@ class Sweeper:
             await connection.execute(SQL["new_epoch"], row["epoch"], mark)
         if row["unrelayed"] and await self._on_duty(connection, "dead_stream"):
             await relay(self._settings, connection, self._redis)
-        if row["unrung"] or row["stale"] or row["unplaced"]:
+        if row["unrung"] or row["stale"] or row["unplaced"] or mark != row["epoch"]:
             return await self._sweep(connection)
         return 0
 

@@ -1,0 +1,201 @@
+"""Upkeep, turn by turn: what is rung again, what is freed, what is buried, what is forgotten."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+import sql
+from schemas import Event
+from schemas.envelope import Attributes, Incoming
+from schemas.identity import uuid7
+from service import stream
+from service.resources import connect
+from service.settings import Settings
+from service.store import Store
+from tests.board import board_on
+from tests.programs import event_type, program_of
+from workers.engine.executor import Executor, Stage
+from workers.engine.journal import Ledger
+from workers.engine.lease import Lease
+from workers.engine.retention import retain
+from workers.engine.settle import Settler
+from workers.engine.sweeper import Sweeper
+from workers.kit import Pipeline
+
+LEASE = sql.queries("lease")
+
+
+class Plain(Event, tag="plain", frozen=True):
+    pass
+
+
+async def nothing(event: Plain) -> None:
+    return None
+
+
+class Desk:
+    """A sweeper without a worker around it, and hands to arrange what it will find."""
+
+    def __init__(self, settings: Settings, redis: Redis) -> None:
+        self.settings = settings
+        self.redis = redis
+        self.lease = Lease(settings, [], lambda: 0, lambda: "ready")
+        program = program_of(settings, plain=Pipeline(on=Plain, flow=[nothing]))
+
+        async def wake_at(_: object) -> None:
+            return None
+
+        settler = Settler(settings, lambda _: None, wake_at)
+        clients: Any = None  # nothing is run here
+        stage = Stage(settings, program.catalog, program.wiring, clients, Ledger(settings), settler)
+        self.sweeper = Sweeper(settings, redis, self.lease, Executor(stage, self.lease.guard))
+
+    async def accept(self, count: int, key: str | None = None) -> list[UUID]:
+        store = Store(self.settings, {"plain": event_type(Plain)})
+        running = asyncio.create_task(store.run())
+        ids = [uuid7() for _ in range(count)]
+        made = [Incoming(each, "/t", str(each), "plain", key, None, Attributes(), b"{}") for each in ids]
+        await asyncio.gather(*(store.accept(each) for each in made))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return ids
+
+    async def do(self, statement: str, *arguments: Any) -> list[Any]:
+        connection = await connect(self.settings, "test")
+        try:
+            return list(await connection.fetch(statement, *arguments))
+        finally:
+            await connection.close()
+
+    async def long_ago(self) -> None:
+        await self.do("update work set rung_at = rung_at - interval '1 minute'")
+
+    async def rung(self) -> list[UUID | None]:
+        return [stream.event_id(fields) for _, fields in await self.redis.xrange(stream.WORK)]
+
+
+@asynccontextmanager
+async def _desk(settings: Settings) -> AsyncIterator[Desk]:
+    async with Redis.from_url(settings.redis_url) as redis:
+        await stream.ensure_group(redis, stream.WORK, stream.GROUP)
+        await stream.ensure_group(redis, stream.FRONT, stream.GROUP)
+        yield Desk(settings, redis)
+
+
+@pytest.fixture
+async def desk(settings: Settings) -> AsyncIterator[Desk]:
+    async with _desk(settings) as made:
+        await made.sweeper.turn()  # the first one only notes which Redis this is
+        yield made
+
+
+async def test_what_was_never_rung_is_rung_once(desk: Desk) -> None:
+    ids = await desk.accept(1500)
+    assert await desk.sweeper.turn() == 0, "rung a moment ago, as far as Postgres knows"
+    await desk.long_ago()
+    assert await desk.sweeper.turn() == 1500
+    assert sorted(map(str, await desk.rung())) == sorted(map(str, ids))
+
+
+async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
+    """However long the reader is away: an entry that still waits in the stream is not rung again."""
+    ids = await desk.accept(500)
+    await stream.ring(desk.redis, ids)
+    await desk.long_ago()
+    for _ in range(3):
+        assert await desk.sweeper.turn() == 0
+    assert len(await desk.rung()) == 500
+
+
+async def test_what_was_read_and_lost_is_rung_although_others_wait(desk: Desk) -> None:
+    first, second = await desk.accept(10), await desk.accept(10)
+    await stream.ring(desk.redis, first)
+    read = await stream.read(desk.redis, [stream.WORK], stream.GROUP, "gone", 10)
+    await stream.finish(desk.redis, stream.WORK, stream.GROUP, [entry_id for entry_id, _ in read[0][1]])
+    await stream.ring(desk.redis, second)
+    await desk.long_ago()
+    # The second ten still wait; the first ten were last rung before the moment up to which the group has read.
+    await desk.do("update work set rung_at = now() where event_id = any ($1)", second)
+    assert await desk.sweeper.turn() == 10
+    assert set(await desk.rung()) == {*first, *second}
+
+
+async def test_a_redis_that_forgot_everything_is_rung_at_once(desk: Desk) -> None:
+    ids = await desk.accept(20)
+    await stream.ring(desk.redis, ids)
+    await desk.redis.flushdb()
+    assert await desk.sweeper.turn() == 20
+    assert set(await desk.rung()) == set(ids)
+
+
+async def test_only_the_head_of_a_mailbox_is_rung(desk: Desk) -> None:
+    ids = await desk.accept(50, key="k")
+    await desk.long_ago()
+    assert await desk.sweeper.turn() == 1
+    places = {row["event_id"]: row["ord"] for row in await desk.do("select event_id, ord from work")}
+    assert await desk.rung() == [min(ids, key=lambda each: places[each])]
+
+
+async def lose(desk: Desk, event_ids: list[UUID], lost: int) -> None:
+    """A worker claims these events and is lost; they had been lost `lost` times before."""
+    worker = uuid4()
+    await desk.do(LEASE["register"], worker, "h", 1, "v", timedelta(seconds=-1), 10, ["p"])
+    claim = "update work set status = 'running', claim = claim + 1, claimed_at = now(), worker = $1, lost = $3"
+    await desk.do(f"{claim} where event_id = any ($2)", worker, event_ids, lost)
+
+
+async def test_a_loss_is_no_attempt_and_a_strike_only_for_the_one_suspect(desk: Desk) -> None:
+    (alone,) = await desk.accept(1)
+    crowd = await desk.accept(3)
+    await lose(desk, [alone], lost=2)
+    await lose(desk, crowd, lost=2)
+    fresh = await desk.accept(2)
+    await lose(desk, fresh, lost=0)
+    assert sorted(row["event_id"] for row in await desk.do(LEASE["rescue"])) == sorted(fresh), "the others wait a while"
+    rows = {row["event_id"]: row for row in await desk.do("select event_id, lost, strikes, attempts, status from work")}
+    assert [tuple(rows[alone])[1:]] == [(3, 1, 0, "queued")]
+    assert {tuple(rows[each])[1:] for each in crowd} == {(3, 0, 0, "queued")}
+    assert {tuple(rows[each])[1:] for each in fresh} == {(1, 0, 0, "queued")}
+    told = await desk.do("select outcome from attempts")
+    assert {row["outcome"] for row in told} == {"lost"}
+
+
+async def test_enough_strikes_end_as_a_crash_loop_and_the_neighbours_stay(desk: Desk) -> None:
+    poison, neighbour = await desk.accept(2)
+    await desk.do("update work set strikes = 5 where event_id = $1", poison)
+    (row,) = await desk.do(LEASE["bury"], 5, [uuid4() for _ in range(10)])
+    assert row["event_id"] == poison
+    assert [row["event_id"] for row in await desk.do("select event_id from work")] == [neighbour]
+    (letter,) = await desk.do("select reason, attempts from dead_letters")
+    assert tuple(letter) == ("crash_loop", 0)
+    (ended,) = await desk.do("select status from events where event_id = $1", poison)
+    assert ended["status"] == "dead"
+
+
+async def test_retention_forgets_what_ended_long_ago_and_nothing_else(settings: Settings) -> None:
+    program = program_of(settings, plain=Pipeline(on=Plain, flow=[nothing]))
+    async with board_on(settings, program) as board:
+        old, young = [await board.ended(await board.send("plain", {})) for _ in range(2)]
+        waiting = await board.send("plain", {}, dueat="2099-01-01T00:00:00Z")
+        age = "interval '40 days'"
+        aged = uuid_days_ago(40)
+        for table in ("attempts", "events"):
+            await board.sql(f"update {table} set event_id = $2 where event_id = $1", UUID(old["event_id"]), aged)
+        await board.sql(f"update events set finished_at = finished_at - {age} where event_id = $1", aged)
+        assert await retain(settings, board.redis, board.workers[0].lease) in (
+            0,
+            1,
+        )  # or the worker's own cron was first
+        left = {str(row["event_id"]) for row in await board.sql("select event_id from events")}
+        assert left == {young["event_id"], waiting}
+        assert {str(row["event_id"]) for row in await board.sql("select event_id from attempts")} == {young["event_id"]}
+
+
+def uuid_days_ago(days: int) -> UUID:
+    return UUID(int=uuid7().int - (days * 86_400_000 << 80))
