@@ -7,6 +7,7 @@ import sys
 import uvicorn
 
 from schemas.catalog import CatalogError
+from service import failpoints
 from service.cli.parts import check_port
 from service.embedded import running
 from service.errors import CallboardError, StartError
@@ -23,6 +24,7 @@ def main() -> int:
     setup()
     try:
         settings = running(load(os.environ))
+        failpoints.check(settings)
         refuse_open_door(settings)
         check_port(settings)
         app = create_app(settings)

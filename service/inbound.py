@@ -24,7 +24,7 @@ from service.store import Store
 from service.stream import Entry
 
 COUNT: Final = 500  # one group commit
-BLOCK_MS: Final = 2000
+BLOCK_MS: Final = 4000
 DUTY: Final = timedelta(seconds=15)
 RENEW_S: Final = 5.0
 STAND_BY_S: Final = 2.0

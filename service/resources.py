@@ -28,8 +28,9 @@ REDIS_MAX: Final = 50
 Connection: TypeAlias = asyncpg.Connection
 Pool: TypeAlias = asyncpg.Pool
 
-# 08 connection, 53 out of resources, 57P shutting down, 40 serialization and deadlock, 25006 read-only after a failover
-_TRANSIENT_STATES: Final = ("08", "53", "57P", "40", "25006", "58030")
+# 08 connection, 53 out of resources, 57P shutting down, 40 serialization and deadlock, 25006 read-only (a failover),
+# 42P01 and 42703 a table or column that the next migration brings
+_TRANSIENT_STATES: Final = ("08", "53", "57P", "40", "25006", "58030", "42P01", "42703")
 _TRANSIENT_REPLIES: Final = (
     "MISCONF",
     "NOREPLICAS",

@@ -30,6 +30,7 @@ LAYERS: Final = (
     ("workers.pipelines",),
     ("workers.engine",),
     ("workers", "workers.hosted"),
+    ("workers.boot",),
     ("workers.__main__",),
 )
 # The front is the top: nobody imports it but the door in service/__init__.py, which opens when it is called.

@@ -43,6 +43,3 @@ limit $9;
 -- name: workers
 select worker, host, pid, version, started_at, beat_at, lease_until, state, slots, in_flight, pipelines
 from workers where state not in ('dead', 'stopped') order by started_at;
-
--- name: ready
-select 1;

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import uuid4
@@ -212,14 +212,12 @@ async def test_a_group_that_was_destroyed_is_made_again(
     async with taking_in(settings):
         await add(redis, event(id="0"))
         await eventually(lambda: quiet(redis))
-        for number, ruin in enumerate(
-            (
-                lambda: redis.xgroup_destroy(stream.INGEST, stream.INGEST_GROUP),
-                lambda: redis.delete(stream.INGEST),
-                redis.flushdb,
-            ),
-            1,
-        ):
+        ruins: list[Callable[[], Awaitable[object]]] = [
+            lambda: redis.xgroup_destroy(stream.INGEST, stream.INGEST_GROUP),
+            lambda: redis.delete(stream.INGEST),
+            lambda: redis.flushdb(),
+        ]
+        for number, ruin in enumerate(ruins, 1):
             await ruin()
             await add(redis, event(id=str(number)))
             await eventually(lambda: quiet(redis))

@@ -20,12 +20,12 @@ from workers.engine.claimed import SQL, Claimed, claimed
 from workers.engine.executor import Executor
 from workers.engine.lease import Lease
 
-BLOCK_MS: Final = 2000
+BLOCK_MS: Final = 4000
 FOREIGN_IDLE_MS: Final = 10_000
-FOREIGN_EVERY_S: Final = 5.0
+FOREIGN_EVERY_S: Final = 10.0
 CLAIM_TIMEOUT_S: Final = 10.0
 CLAIM_TRIES: Final = 3
-DEAF_S: Final = 10.0
+DEAF_S: Final = 12.0
 STANDING_BY_S: Final = 0.05
 STREAMS: Final = (stream.FRONT, stream.WORK)  # in the order they are read
 

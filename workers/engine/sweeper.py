@@ -28,6 +28,7 @@ STREAM_MAX: Final = 50_000
 DUTY: Final = timedelta(seconds=5)
 STRIKES_MAX: Final = 5
 LETTERS: Final = 100
+EPOCH_TURNS: Final = 2
 UNKNOWN_EVERY_S: Final = 10.0
 LOCK: Final = sql.queries("store")["lock_mailboxes"]
 
@@ -46,6 +47,7 @@ class Sweeper:
         self._connection: Connection | None = None
         self._held_since: float | None = None
         self._unknown_at = 0.0
+        self._turns = 0
 
     async def run(self) -> None:
         """Turn until cancelled; an error ends it, and the supervisor starts it again."""
@@ -80,14 +82,22 @@ class Sweeper:
         unknown = await self._unknown(connection)
         heads = await self._bury(connection) if row["expired"] or row["overdue"] else []
         await stream.ring(self._redis, [*rescued, *unknown, *heads], stream.FRONT)
-        mark = await stream.epoch(self._redis)
-        if mark != row["epoch"]:
-            await connection.execute(SQL["new_epoch"], row["epoch"], mark)
+        forgot = await self._forgot(connection, row["epoch"])
         if row["unrelayed"] and await self._on_duty(connection, "dead_stream"):
             await relay(self._settings, connection, self._redis)
-        if row["unrung"] or row["stale"] or row["unplaced"] or mark != row["epoch"]:
+        if row["unrung"] or row["stale"] or row["unplaced"] or forgot:
             return await self._sweep(connection)
         return 0
+
+    async def _forgot(self, connection: Connection, seen: str) -> bool:
+        """Whether Redis has lost its memory since somebody last looked; then it is noted when."""
+        self._turns += 1
+        if self._turns % EPOCH_TURNS:
+            return False
+        mark = await stream.epoch(self._redis)
+        if mark != seen:
+            await connection.execute(SQL["new_epoch"], seen, mark)
+        return mark != seen
 
     async def _end_what_is_not_ours(self, connection: Connection) -> None:
         """Cancelled, or taken over while we stood still."""

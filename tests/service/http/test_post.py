@@ -98,7 +98,7 @@ async def test_an_ended_event_has_every_field(board: Board) -> None:
 async def test_what_is_no_extension(api: httpx.AsyncClient) -> None:
     no_names = ("Upper", "someExt", "with_underscore", "with-dash", "a" * 21, "data_base64", "ä", "")
     taken = SHOWN - set(TICKET_OPENED) - {"specversion", "id", "source", "datacontenttype"}  # they would hide it
-    no_values = (1.5, 1e300, [], {}, "x" * 2001)
+    no_values: tuple[Any, ...] = (1.5, 1e300, [], {}, "x" * 2001)
     wrong = [(name, "x") for name in (*no_names, *taken)] + [("someext", value) for value in no_values]
     for name, value in wrong:
         response = await api.post("/events", json={**TICKET_OPENED, name: value})

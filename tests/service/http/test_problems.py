@@ -5,8 +5,10 @@ from typing import Any
 
 import httpx
 from msgspec import json
+from msgspec.structs import replace
 
 from service.settings import Settings
+from tests.board import serving
 
 MEDIA = {"Content-Type": "application/json"}
 REST = b'"type":"message.labelled","data":{"text":"a","label":"b"}'
@@ -194,3 +196,13 @@ async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
     ):
         response = await api.get(f"/events?{query}")
         assert (response.status_code, response.json()) == (200, {"items": [], "next": None}), query
+
+
+async def test_postgres_away(settings: Settings) -> None:
+    away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
+    async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+        for path in ("/events", "/events/0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44", "/workers", "/readyz"):
+            response = await http.get(path)
+            assert_problem(response, 503)
+            assert int(response.headers["retry-after"]) >= 1
+        assert (await http.get("/healthz")).status_code == 200

@@ -1,0 +1,49 @@
+"""The worker's program: checked whole, then run until SIGTERM or Ctrl-C."""
+
+import asyncio
+import os
+import signal
+import sys
+
+from prompts import PromptError
+from schemas.catalog import CatalogError
+from service import failpoints
+from service.embedded import running
+from service.errors import CallboardError
+from service.log import setup
+from service.settings import Settings, load
+from workers.engine.supervisor import Program, open_worker
+from workers.hosted import program
+
+
+def main() -> int:
+    """Exit status 0 after an orderly stop, 1 with one sentence where the boot can't go on."""
+    setup()
+    try:
+        settings = running(load(os.environ))
+        failpoints.check(settings)
+        check_models(settings)
+        whole = program(settings)
+    except (CallboardError, CatalogError, PromptError) as error:
+        print(f"callboard worker: {error}", file=sys.stderr)
+        return 1
+    asyncio.run(run(whole))
+    return 0
+
+
+def check_models(settings: Settings) -> None:
+    """Raises CallboardError where no model could answer: production never answers with simulated text by accident."""
+    if not settings.simulated and not settings.has_provider_key:
+        raise CallboardError(
+            "no model can answer: set ANTHROPIC_API_KEY or OPENAI_API_KEY, "
+            "or CALLBOARD_SIMULATE=on for simulated answers."
+        )
+
+
+async def run(whole: Program) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(each, stop.set)
+    async with open_worker(whole):
+        await stop.wait()
