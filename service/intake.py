@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Final
 
 from msgspec import Struct
@@ -16,6 +16,7 @@ from service.outbox import Outbox
 from service.resources import REDIS_ERRORS
 from service.settings import Settings
 from service.store import Store, Stored
+from service.supervise import supervised
 
 DRAIN_TIMEOUT_S: Final = 5.0
 
@@ -74,9 +75,7 @@ class Intake:
 async def open_intake(settings: Settings, catalog: Catalog, redis: Redis) -> AsyncIterator[Intake]:
     """The door with its two tasks, the commits and the ring; at the end what was taken is committed and rung."""
     store, outbox = Store(settings, catalog), Outbox(redis)
-    async with AsyncExitStack() as stack:
-        for task in (asyncio.create_task(store.run(), name="store"), asyncio.create_task(outbox.run(), name="outbox")):
-            stack.push_async_callback(_end, task)
+    async with supervised({"store": store.run, "outbox": outbox.run}):
         yield Intake(catalog, store, outbox, settings.body_max)
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
@@ -84,8 +83,3 @@ async def open_intake(settings: Settings, catalog: Catalog, redis: Redis) -> Asy
                 await outbox.drained()
         except REDIS_ERRORS:
             return  # the sweeper rings what is left
-
-
-async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

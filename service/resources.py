@@ -83,6 +83,8 @@ def _session(application: str) -> dict[str, str]:
         "lock_timeout": "5s",
         "idle_in_transaction_session_timeout": "10s",
         "jit": "off",
+        # A plan kept from when a table was empty would scan it whole when a backlog comes.
+        "plan_cache_mode": "force_custom_plan",
     }
 
 

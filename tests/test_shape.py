@@ -69,7 +69,7 @@ HOMES: Final = {
 FILE_LINES_MAX: Final = 250
 FUNCTION_LINES_MAX: Final = 50
 # The one place where any failure of user code becomes an outcome, and the one that starts parts again.
-CATCH_ALL: Final = {"workers.engine.executor", "workers.engine.supervisor"}
+CATCH_ALL: Final = {"workers.engine.executor", "service.supervise"}
 STATEMENT: Final = re.compile(
     r"\b(select\b.+\bfrom|insert\s+into|delete\s+from|update\s+\w+(\s+\w+)?\s+set|truncate\s+\w+"
     r"|(create|alter|drop)\s+(table|index|database|schema|extension|sequence|role))\b",

@@ -62,7 +62,9 @@ class Load:
         """`count` events of kinds by turns. With `keys`, half of them have one of so many; those of one key follow each
         other, each after the 202 of the one before. `every_s`: the mean pause of each sender."""
         draws = self._rig.random
-        plan = [(kinds[n % len(kinds)], f"key-{n % keys}" if keys and draws.random() < 0.5 else None) for n in range(count)]
+        plan = [
+            (kinds[n % len(kinds)], f"key-{n % keys}" if keys and draws.random() < 0.5 else None) for n in range(count)
+        ]
         lanes: dict[str, list[tuple[str, str | None]]] = {}
         for n, (kind, key) in enumerate(plan):
             lanes.setdefault(key or f"lane {n % senders}", []).append((kind, key))

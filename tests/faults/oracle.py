@@ -159,7 +159,9 @@ def paid_once(evidence: Evidence) -> None:
     for (event_id, step), times in per_step.items():
         rights = [row for row in evidence.audit[event_id] if row["what"] == "claimed"]
         assert times <= len(rights), f"{event_id} {step}: {times} calls in {len(rights)} claims"
-    kept = Counter((str(row["event_id"]), row["claim"], row["step"]) for row in evidence.calls if row["outcome"] == "ok")
+    kept = Counter(
+        (str(row["event_id"]), row["claim"], row["step"]) for row in evidence.calls if row["outcome"] == "ok"
+    )
     for event_id, event in evidence.events.items():
         if event["status"] == "succeeded" and event["type"] == "probe.ask":
             for step in ("first", "second"):
@@ -234,5 +236,3 @@ async def letters_relayed(evidence: Evidence) -> None:
     entries = await evidence.rig.client.xrange("callboard:dead")
     told = {fields[b"dead_id"].decode() for _, fields in entries}
     assert {str(row["dead_id"]) for row in evidence.letters} <= told
-
-

@@ -63,6 +63,7 @@ class Proxy:
             pair.reset()
             self._pairs.discard(pair)
 
+
 class Pair:
     """One connection of a program and the one to the server that belongs to it."""
 

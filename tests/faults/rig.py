@@ -263,7 +263,8 @@ class Rig:
 
     async def claims(self, child: Child) -> list[asyncpg.Record]:
         return await self.sql(
-            "select event_id, claim from work join workers using (worker) where pid = $1 and status = 'running'", child.pid
+            "select event_id, claim from work join workers using (worker) where pid = $1 and status = 'running'",
+            child.pid,
         )
 
     # -- looking behind

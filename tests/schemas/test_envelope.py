@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
@@ -198,6 +198,7 @@ def test_64_levels_are_taken_and_65_are_not(colour: str) -> None:
     assert (refused(nested(DEPTH_MAX + 1)).status, refused(nested(100_000)).status) == (400, 400)
 
 
+@settings(deadline=None)
 @given(
     DOCUMENTS, st.dictionaries(st.from_regex(r"\Ax[a-z0-9]{0,19}\Z"), TEXT | st.booleans() | st.integers(), max_size=3)
 )
@@ -211,6 +212,7 @@ def test_any_document_is_kept_as_it_was_said(document: Any, extensions: dict[str
     assert again.data == event.data
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"\A[a-z0-9]{0,22}\Z") | st.text(max_size=22))
 @example("a" * 20)
 @example("a" * 21)
@@ -231,6 +233,7 @@ def test_an_extension_can_not_hide_what_the_service_says_of_an_event(name: str) 
     assert (error.status, error.path) == (422, f"$.{name}")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 @example(b'{"zzz":1,"type":}')
 @example(b'{"zzz":"\xff","type":"noted"}')
@@ -241,6 +244,7 @@ def test_any_bytes_are_an_event_or_bad(body: bytes) -> None:
     sane(body)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_event_is_an_event_or_bad(data: st.DataObject) -> None:
     whole = json.dumps({**VALID, "colour": "red", "time": "2026-03-01T12:00:00Z"}).encode()

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.text import DEPTH_MAX, BadEvent, check, find_trouble
@@ -48,6 +48,7 @@ def test_brackets_in_text_and_side_by_side_are_no_depth() -> None:
     assert refused(json.dumps({"text": "]" * 500}).encode()[:-1] + b',"a":' + nested(64, "list") + b"}").status == 400
 
 
+@settings(deadline=None)
 @given(st.integers(1, 130), DOCUMENTS, TEXT)
 def test_depth_is_counted_as_a_reader_counts_it(wrapped: int, inner: object, name: str) -> None:
     value: object = [[]] * 70 + [inner]
@@ -60,6 +61,7 @@ def test_depth_is_counted_as_a_reader_counts_it(wrapped: int, inner: object, nam
         check(body)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.text('[]{}"\\,:0u', max_size=300).map(str.encode))
 def test_any_bytes_are_let_in_or_refused(body: bytes) -> None:
     with suppress(BadEvent):
@@ -119,6 +121,7 @@ def test_the_slow_second_look_finds_the_field(body: bytes, path: str, message: s
     assert message in trouble.message
 
 
+@settings(deadline=None)
 @given(DOCUMENTS.filter(lambda value: "\\u0000" not in json.dumps(value)))
 def test_sound_documents_have_no_trouble(value: object) -> None:
     assert find_trouble(json.dumps(value).encode()) is None

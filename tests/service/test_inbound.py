@@ -24,7 +24,7 @@ from service.resources import open_redis
 from service.settings import Settings
 from tests.board import Board
 from tests.eventually import eventually
-from workers.engine.supervisor import supervise
+from service.supervise import keep
 
 LABELLED: dict[str, Any] = {"type": "message.labelled", "data": {"text": "a", "label": "b"}}
 GOOD = json.encode(LABELLED)
@@ -40,7 +40,7 @@ async def taking_in(settings: Settings) -> AsyncIterator[None]:
     holder = uuid4()
     async with open_redis(settings, 8) as redis:
         inbound = Inbound(settings, discover(schemas.events), redis, lambda: holder)
-        task = asyncio.create_task(supervise("inbound", inbound.run))
+        task = asyncio.create_task(keep("inbound", inbound.run))
         try:
             yield
         finally:
@@ -215,7 +215,7 @@ async def test_a_group_that_was_destroyed_is_made_again(
         ruins: list[Callable[[], Awaitable[object]]] = [
             lambda: redis.xgroup_destroy(stream.INGEST, stream.INGEST_GROUP),
             lambda: redis.delete(stream.INGEST),
-            lambda: redis.flushdb(),
+            redis.flushdb,
         ]
         for number, ruin in enumerate(ruins, 1):
             await ruin()

@@ -101,7 +101,7 @@ async def test_streams_and_groups_may_vanish_while_they_are_read(board: Board) -
     ruins: list[Callable[[], Awaitable[object]]] = [
         lambda: board.redis.xgroup_destroy(stream.WORK, stream.GROUP),
         lambda: board.redis.delete(stream.WORK, stream.FRONT),
-        lambda: board.redis.flushdb(),
+        board.redis.flushdb,
     ]
     for ruin in ruins:
         ids = [await board.send("message.labelled", LABELLED) for _ in range(3)]

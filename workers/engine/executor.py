@@ -197,7 +197,8 @@ class Executor:
 
 
 def _failed(facts: Facts) -> str | None:
-    return next((each.step for each in reversed(facts.steps) if each.state == "failed"), None)
+    ended = [each for each in facts.steps if each.state != "done"]
+    return next((each.step for each in ended if each.state == "failed"), ended[-1].step if ended else None)
 
 
 def _timed_out(error: Exception, wired: Wired) -> Exception | None:

@@ -26,6 +26,8 @@ LEASE: Final = timedelta(seconds=6)
 BEAT_S: Final = 2.0
 BEAT_TIMEOUT_S: Final = 1.0
 CONNECT_TIMEOUT_S: Final = 5.0
+# Through an outage that leaves no longer gap than this, nobody's lease runs out.
+GAP_MAX_S: Final = LEASE.total_seconds() - BEAT_S
 JOIN_TIMEOUT_S: Final = 5.0
 STALE_POLL_S: Final = 0.1
 TICK_S: Final = 1.0
@@ -49,6 +51,7 @@ class Lease:
         self._state: Final = state
         self._held = False
         self._renewed_at = 0.0
+        self._steady_since = 0.0
         self._ticked_at = 0.0
         self._beat_at = 0.0
         self._stop: Final = threading.Event()
@@ -57,6 +60,11 @@ class Lease:
     def held(self) -> bool:
         """Whether this worker is registered and its last renewal is younger than the lease."""
         return self._held and time.monotonic() - self._renewed_at < LEASE.total_seconds()
+
+    @property
+    def steady(self) -> bool:
+        """Whether it was renewed without a gap for a whole lease: an outage over, the living renew before they judge."""
+        return self.held and time.monotonic() - self._steady_since >= LEASE.total_seconds()
 
     async def guard(self) -> None:
         """Wait until the lease is held: nothing is started under one that may have been lost."""
@@ -116,7 +124,7 @@ class Lease:
         if self._held:
             row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, self._state(), self._in_flight())
             if row is not None:
-                self._renewed_at = asked_at
+                self._renewed(asked_at)
                 return
             self._held = False
             log.error("worker %s lost its lease; it registers anew", self.worker)
@@ -127,7 +135,13 @@ class Lease:
         worker, asked_at = uuid4(), time.monotonic()
         who = (socket.gethostname(), os.getpid(), release(), LEASE, self._settings.concurrency, self._pipelines)
         await connection.execute(SQL["register"], worker, *who)
-        self.worker, self._renewed_at, self._held = worker, asked_at, True
+        self._renewed_at = self._steady_since = asked_at
+        self.worker, self._held = worker, True
+
+    def _renewed(self, asked_at: float) -> None:
+        if asked_at - self._renewed_at > GAP_MAX_S:
+            self._steady_since = asked_at
+        self._renewed_at = asked_at
 
     def _check_loop(self) -> None:
         """A loop that has not run for so long will not come back: better to end, and say where it hangs.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
@@ -14,8 +14,9 @@ from prompts import Prompts
 from schemas.catalog import Catalog
 from service.inbound import Inbound
 from service.outbox import Outbox
-from service.resources import POSTGRES_ERRORS, Connection, backoff_s, connect, open_pool, open_redis
+from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
+from service.supervise import Part, supervised
 from workers.clients.llm import open_llm
 from workers.clients.provider import Connect
 from workers.clients.vectors import Vectors
@@ -33,10 +34,7 @@ from workers.kit.run import Clients
 from workers.kit.wiring import Wiring, graph
 from workers.simulator import running_simulator
 
-LONG_ENOUGH_S: Final = 60.0
 BLOCKING_TIMEOUT_S: Final = 8.0
-
-Part = Callable[[], Awaitable[None]]
 
 log = logging.getLogger("callboard.worker")
 
@@ -88,7 +86,7 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
         }
         if with_arq:
             intake["arq"] = lambda: run_arq(parts.arq, parts.sweeper.turn, parts.retain)
-        async with _supervised(background), _drained(parts, program.settings.grace_s), _supervised(intake):
+        async with supervised(background), _drained(parts, program.settings.grace_s), supervised(intake):
             log.info("worker ready: %d pipelines, %d slots", len(program.wiring), program.settings.concurrency)
             yield parts
             log.info("worker stops: %d events in hand", parts.executor.in_flight)
@@ -147,35 +145,6 @@ async def _drained(parts: Parts, grace_s: float) -> AsyncIterator[None]:
         yield
     finally:
         await parts.executor.drain(grace_s)
-
-
-@asynccontextmanager
-async def _supervised(children: Mapping[str, Part]) -> AsyncIterator[None]:
-    """Run children until the end of the context, each started again whenever it ends."""
-    tasks = [asyncio.create_task(supervise(name, start), name=name) for name, start in children.items()]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def supervise(name: str, start: Part) -> None:
-    """Start a part again whenever it ends, with growing pauses; a part that returns is done."""
-    tries = 0
-    while True:
-        begun = asyncio.get_running_loop().time()
-        try:
-            await start()
-            return
-        except Exception as error:
-            if asyncio.get_running_loop().time() - begun > LONG_ENOUGH_S:
-                tries = 0
-            tries += 1
-            log.warning("%s ended and starts again: %s: %s", name, type(error).__name__, error)
-            log.debug("%s ended", name, exc_info=error)
-        await asyncio.sleep(backoff_s(tries, 0.2, 5.0))
 
 
 async def _write_graphs(program: Program) -> None:

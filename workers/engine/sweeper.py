@@ -19,7 +19,7 @@ from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from workers.engine import claimed
 from workers.engine.executor import Executor
-from workers.engine.lease import LEASE, SQL, Lease
+from workers.engine.lease import SQL, Lease
 from workers.engine.relay import relay
 
 TURN_S: Final = 1.0
@@ -45,7 +45,6 @@ class Sweeper:
         self._executor: Final = executor
         self._alone: Final = asyncio.Lock()
         self._connection: Connection | None = None
-        self._held_since: float | None = None
         self._unknown_at = 0.0
         self._turns = 0
 
@@ -108,13 +107,7 @@ class Sweeper:
                 self._executor.drop(row["event_id"], claims[ids.index(row["event_id"])])
 
     async def _rescue(self, connection: Connection) -> list[UUID]:
-        """After a whole lease of unbroken renewals of our own: an outage over, the living renew before they judge."""
-        now = time.monotonic()
-        if not self._lease.held:
-            self._held_since = None
-            return []
-        self._held_since = now if self._held_since is None else self._held_since
-        if now - self._held_since < LEASE.total_seconds():
+        if not self._lease.steady:
             return []
         ids = [row["event_id"] for row in await connection.fetch(SQL["rescue"])]
         if ids:

@@ -1,0 +1,45 @@
+"""Parts side by side, each started again when it ends."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from service.resources import backoff_s
+
+LONG_ENOUGH_S: Final = 60.0
+PAUSE_MAX_S: Final = 5.0
+
+Part = Callable[[], Awaitable[None]]
+
+log = logging.getLogger("callboard.supervise")
+
+
+@asynccontextmanager
+async def supervised(parts: Mapping[str, Part]) -> AsyncIterator[None]:
+    """Run parts until the end of the context, each started again whenever an error ends it."""
+    tasks = [asyncio.create_task(keep(name, part), name=name) for name, part in parts.items()]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def keep(name: str, part: Part) -> None:
+    """Start a part again whenever an error ends it, with growing pauses; a part that returns is done."""
+    tries = 0
+    while True:
+        begun = asyncio.get_running_loop().time()
+        try:
+            await part()
+            return
+        except Exception as error:
+            if asyncio.get_running_loop().time() - begun > LONG_ENOUGH_S:
+                tries = 0
+            tries += 1
+            log.warning("%s ended and starts again: %s: %s", name, type(error).__name__, error)
+            log.debug("%s ended", name, exc_info=error)
+        await asyncio.sleep(backoff_s(tries, 0.2, PAUSE_MAX_S))
