@@ -11,6 +11,7 @@ import asyncpg
 
 from service.errors import CallboardError, Unavailable
 from service.resources import POSTGRES_ERRORS, Connection, backoff_s, postgres_passes
+from service.supervise import supervised
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,9 +73,8 @@ class GroupCommit(Generic[T, R]):
 
     async def run(self, writers: int = 1) -> None:
         """Write until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(writers):
-                group.create_task(self._writer())
+        async with supervised({f"{self._name} {n}": self._writer for n in range(writers)}):
+            await asyncio.Event().wait()
 
     async def _writer(self) -> None:
         held = _Held(self._connect)

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from msgspec import json
+import msgspec
+from msgspec import Struct, json
 from redis.asyncio import Redis
 
 import sql
@@ -22,6 +23,7 @@ from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from service.store import Store
 from service.stream import Entry
+from service.supervise import supervised
 
 COUNT: Final = 500  # one group commit
 BLOCK_MS: Final = 4000
@@ -34,6 +36,10 @@ SOURCE: Final = "/http"
 _SQL: Final = {**sql.queries("store"), **sql.queries("lease")}
 
 log = logging.getLogger("callboard.inbound")
+
+
+class _Typed(Struct, frozen=True):
+    type: str
 
 
 class Inbound:
@@ -51,12 +57,10 @@ class Inbound:
         """Take in until cancelled; an error ends it, and the supervisor starts it again, own pending entries first."""
         connection = await connect(self._settings, "inbound")
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._store.run(writers=1))  # one writer: two would commit out of the stream's order
-                group.create_task(self._outbox.run())
-                group.create_task(self._take_in(connection))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            # One writer: two would commit out of the stream's order.
+            parts = {"ingest": lambda: self._store.run(writers=1), "ingest ring": self._outbox.run}
+            async with supervised(parts):
+                await self._take_in(connection)
         finally:
             await self._leave(connection)
 
@@ -121,4 +125,12 @@ class Inbound:
         raw = fields.get(b"event") or repr(fields).encode()
         text = raw[: self._settings.body_max].decode("utf-8", "replace").replace("\0", "�")
         log.warning("a stream entry is no event: %s (%s)", path, origin)
-        await connection.execute(_SQL["dead_entry"], uuid7(), origin, None, reason, json.encode(told).decode(), text)
+        said = json.encode(told).decode()
+        await connection.execute(_SQL["dead_entry"], uuid7(), origin, _type_of(raw), reason, said, text)
+
+
+def _type_of(raw: bytes) -> str | None:
+    """The `type` the entry claims, where that much can be read."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return json.decode(raw, type=_Typed).type.replace("\0", "")
+    return None

@@ -29,8 +29,8 @@ Connection: TypeAlias = asyncpg.Connection
 Pool: TypeAlias = asyncpg.Pool
 
 # 08 connection, 53 out of resources, 57P shutting down, 40 serialization and deadlock, 25006 read-only (a failover),
-# 42P01 and 42703 a table or column that the next migration brings
-_TRANSIENT_STATES: Final = ("08", "53", "57P", "40", "25006", "58030", "42P01", "42703")
+# 42P01 and 42703 what the next migration brings, 55P03 and 57014 a lock or a statement that took too long
+_TRANSIENT_STATES: Final = ("08", "53", "57P", "40", "25006", "58030", "42P01", "42703", "55P03", "57014")
 _TRANSIENT_REPLIES: Final = (
     "MISCONF",
     "NOREPLICAS",

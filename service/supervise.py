@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -10,6 +10,7 @@ from service.resources import backoff_s
 
 LONG_ENOUGH_S: Final = 60.0
 PAUSE_MAX_S: Final = 5.0
+CANCEL_AGAIN_S: Final = 2.0
 
 Part = Callable[[], Awaitable[None]]
 
@@ -23,9 +24,16 @@ async def supervised(parts: Mapping[str, Part]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
+        await end(tasks)
+
+
+async def end(tasks: Iterable["asyncio.Task[None]"]) -> None:
+    """Cancel until done: before Python 3.12 `wait_for`, which redis-py uses, may swallow a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
 async def keep(name: str, part: Part) -> None:

@@ -69,8 +69,8 @@ def test_every_command_is_one_that_is_run_here() -> None:
 
 async def test_the_commands_work_as_printed(board: Board) -> None:
     address = str(board.http.base_url)
-    await board.send("message.labelled", {"text": "My password is rejected when I log in.", "label": "login_problem"})
-    event_id = ""
+    message = {"text": "My password is rejected when I log in.", "label": "login_problem"}
+    event_id = (await board.ended(await board.send("message.labelled", message)))["event_id"]
     for line in commands("Try it") + commands("Operate"):
         if line.startswith("make ") or (line.startswith("curl ") and not shutil.which("curl")):
             continue

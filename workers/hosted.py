@@ -1,6 +1,7 @@
 """Putting a worker together from the user's folders; and `arq workers.WorkerSettings`."""
 
 import os
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import prompts
 import schemas.events
 import workers.pipelines
 import workers.providers
-from schemas.catalog import discover
+from prompts import PromptError
+from schemas.catalog import CatalogError, discover
+from service.embedded import running
+from service.errors import CallboardError
 from service.log import setup
 from service.settings import Settings, load
 from workers.engine.clock import jobs
@@ -32,8 +36,11 @@ def worker_settings() -> type:
     """arq hosts the worker: its hooks open and drain it. A lost Redis ends that process, arq's way."""
     from arq.connections import RedisSettings
 
-    settings = load(os.environ)
-    whole = program(settings)
+    try:
+        settings = running(load(os.environ))
+        whole = program(settings)
+    except (CallboardError, CatalogError, PromptError) as error:
+        sys.exit(f"callboard worker: {error}")
     stack = AsyncExitStack()
 
     async def on_startup(_: dict[Any, Any]) -> None:

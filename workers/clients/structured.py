@@ -64,7 +64,7 @@ def _strict(schema: Mapping[str, Any], components: Mapping[str, Any], path: tupl
         own = {key: value for key, value in schema.items() if key != "$ref"}
         return _strict({**components[name], **own}, components, (*path, f"<{name}>"))
     _refuse(schema, path)
-    strict: dict[str, Any] = {key: schema[key] for key in KEPT & schema.keys()}
+    strict: dict[str, Any] = {key: value for key, value in schema.items() if key in KEPT}
     if "anyOf" in strict:
         strict["anyOf"] = [_strict(each, components, path) for each in strict["anyOf"]]
     if "items" in strict:

@@ -63,7 +63,7 @@ class Lease:
 
     @property
     def steady(self) -> bool:
-        """Whether it was renewed without a gap for a whole lease: an outage over, the living renew before they judge."""
+        """Whether it was renewed without a gap for a whole lease: after an outage, renew before you judge."""
         return self.held and time.monotonic() - self._steady_since >= LEASE.total_seconds()
 
     async def guard(self) -> None:

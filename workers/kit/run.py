@@ -69,6 +69,7 @@ class RunLlm(Struct, frozen=True):
 
         async def record(call: Call) -> None:
             await run.ledger(run.event_id, run.number, run.claim, run.step_key, call)
+            await run.guard()  # another try or another provider is a new call
 
         labels = {"event_id": str(run.event_id), "step": run.step_key}
         return await run.clients.llm.ask(prompt, variables, returns=returns, model=model, record=record, labels=labels)
