@@ -21,7 +21,7 @@ WAITING_MAX: Final = 10_000
 WRITE_TIMEOUT_S: Final = 10.0
 # 22 data, 23 constraint, 54 too complex: one row's fault, found by halving
 # what encoding a row can raise: a bug that one row brought to light must not harm its neighbours
-_BUGS: Final = (ValueError, TypeError, LookupError)
+_BUGS: Final = (ValueError, TypeError, LookupError, ArithmeticError)
 _ROW_FAULTS: Final = ("22", "23", "54")
 
 log = logging.getLogger("callboard.commits")
@@ -158,7 +158,7 @@ class _Held:
 
 
 def _row_fault(error: Exception) -> bool:
-    if isinstance(error, asyncpg.DataError | ValueError | TypeError | LookupError):
+    if isinstance(error, asyncpg.DataError | ValueError | TypeError | LookupError | ArithmeticError):
         return True
     return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_ROW_FAULTS)
 
