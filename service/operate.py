@@ -50,6 +50,10 @@ class Operated(Struct, frozen=True):
     done: int
 
 
+class UnknownStep(Exception):
+    """A replay is to begin from a step that the last run has not."""
+
+
 class Operator:
     """Acts for one tenant's operator, `actor`, who goes on record."""
 
@@ -61,9 +65,12 @@ class Operator:
         self._tenant: Final = tenant
         self._actor: Final = actor
 
-    async def replay(self, event_id: UUID) -> int | None:
-        """Start a new run of an ended event: its number, or None where the event is not ended."""
-        return (await self._replay([event_id])).get(event_id)
+    async def replay(self, event_id: UUID, step: str | None = None) -> int | None:
+        """Start a new run of an ended event: its number, or None where the event is not ended.
+
+        What the last run remembers is carried over, from `step` on nothing. Raises UnknownStep where it has none such.
+        """
+        return (await self._replay([event_id], step)).get(event_id)
 
     async def cancel(self, event_id: UUID) -> bool:
         """Whether there was anything to cancel. The worker that runs it is told; nothing it does counts any more."""
@@ -129,11 +136,14 @@ class Operator:
             ids = [row["dead_id"] for row in rows]
             return len(await connection.fetch(SQL["discard"], ids, self._tenant, self._actor))
 
-    async def _replay(self, ids: Sequence[UUID]) -> dict[UUID, int]:
+    async def _replay(self, ids: Sequence[UUID], step: str | None = None) -> dict[UUID, int]:
         """A replayed event draws a new place at the end of its mailbox, under the lock of that mailbox."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
             await self._lock_mailboxes(connection, ids)
-            rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor)
+            began = await connection.fetchval(SQL["began"], ids[0], step) if step else None
+            if step and began is None:
+                raise UnknownStep(f'the last run has no step "{step}"')
+            rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor, began)
         for row in rows:
             self._outbox.ring(row["event_id"])
         return {row["event_id"]: row["run"] for row in rows}

@@ -8,8 +8,7 @@ from service.settings import Settings
 from workers.engine.supervisor import Program
 from workers.hosted import program
 from workers.kit import Pipeline
-from workers.kit.binding import bind
-from workers.kit.wiring import Wired
+from workers.kit.wiring import Wired, compiled
 
 
 def program_of(settings: Settings, **pipelines: Pipeline) -> Program:
@@ -18,7 +17,7 @@ def program_of(settings: Settings, **pipelines: Pipeline) -> Program:
     catalog = {}
     for name, pipeline in pipelines.items():
         kind = type_name(pipeline.on)
-        wired[kind] = Wired(name, kind, pipeline, bind(pipeline.flow, pipeline.on))
+        wired[kind] = Wired(name, kind, pipeline, compiled(pipeline))
         catalog[kind] = event_type(pipeline.on)
     return replace(program(settings), catalog=catalog, wiring=wired)
 

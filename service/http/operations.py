@@ -15,7 +15,7 @@ from schemas.envelope import TENANT
 from schemas.text import BadEvent
 from service.http.door import door, raw, reply
 from service.http.events import ACQUIRE_TIMEOUT_S, event_id_of, read_body
-from service.operate import Letters, Operator
+from service.operate import Letters, Operator, UnknownStep
 
 ACTOR: Final = "http"
 SQL: Final = sql.queries("operate")
@@ -35,9 +35,9 @@ class Page(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Replay(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a replay; a step to begin from can't be named yet."""
+    """The body of a replay: the step to begin from, or everything that is remembered is carried over."""
 
-    from_: None = msgspec.field(default=None, name="from")
+    from_: str | None = msgspec.field(default=None, name="from")
 
 
 class Which(Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,8 +53,11 @@ class Which(Struct, frozen=True, forbid_unknown_fields=True):
 
 async def replay_event(request: Request) -> Response:
     event_id = event_id_of(request)
-    await _body(request, Replay)
-    run = await _operator(request).replay(event_id)
+    asked = await _body(request, Replay)
+    try:
+        run = await _operator(request).replay(event_id, asked.from_)
+    except UnknownStep as error:
+        raise BadEvent(422, str(error), "$.from") from error
     if run is None:
         raise await _why_not(
             request, event_id, "is not ended yet: only what is succeeded, dead or cancelled is replayed"

@@ -46,7 +46,7 @@ with given as (
     update work w
     set status = case when h.outcome = 'handed_back' then 'queued' else 'scheduled' end,
         due_at = coalesce(h.due_at, clock_timestamp()), cause = h.cause, worker = null, rung_at = null, lost = 0, strikes = 0,
-        attempts = w.attempts + case when h.outcome = 'failed' then 1 else 0 end,
+        attempts = case when h.outcome = 'failed' then h.attempt else w.attempts end,
         put_offs = case when h.outcome = 'put_off' then w.put_offs + 1 else 0 end
     from held h
     where w.event_id = h.event_id
@@ -75,6 +75,13 @@ with given as (
     order by h.tenant, d.collection, d.id, d.n desc
     on conflict (tenant, collection, id) do update
         set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp()
+), remembered as (
+    insert into journal (event_id, run, step, at, entry)
+    select h.event_id, h.run, j.step, j.at, j.entry
+    from unnest($22::uuid[], $23::text[], $24::timestamptz[], $25::json[]) as j (event_id, step, at, entry)
+    join held h using (event_id)
+    where h.outcome in ('failed', 'put_off', 'handed_back', 'dead')
+    on conflict (event_id, run, step) do nothing
 ), facts as (
     insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps)
     select event_id, claim, run, attempt, worker, started_at, clock_timestamp(), outcome, error, steps from given

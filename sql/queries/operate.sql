@@ -9,7 +9,8 @@ where event_id = any ($1::uuid[]) and tenant = $2 and partitionkey is not null;
 delete from dead_letters where dead_id = any ($1::uuid[]);
 
 -- name: replay
--- A new run of the same event, behind everything in its mailbox; the old run is kept. $3 is who asked.
+-- A new run of the same event, behind everything in its mailbox; the old run is kept, and what it remembers is carried
+-- over, up to $4 where that is given. $3 is who asked.
 with old as (
     select * from events where event_id = any ($1::uuid[]) and tenant = $2 and status in ('succeeded', 'dead', 'cancelled')
     order by event_id for update
@@ -25,6 +26,11 @@ with old as (
     insert into work (event_id, tenant, key, ord, status, run, claim, due_at, rung_at, rung_to)
     select event_id, tenant, partitionkey, nextval('place'), 'queued', run, claim, clock_timestamp(), clock_timestamp(), 'work'
     from again order by event_id
+), remembered as (
+    insert into journal (event_id, run, step, at, entry)
+    select j.event_id, a.run, j.step, j.at, j.entry
+    from again a cross join lateral (select * from journal where journal.event_id = a.event_id and journal.run = a.run - 1) as j
+    where $4::timestamptz is null or j.at < $4
 ), answered as (
     delete from dead_letters d using again a where d.event_id = a.event_id
 ), noted as (
@@ -32,6 +38,13 @@ with old as (
     select gen_random_uuid(), tenant, $3, 'replay', event_id, json_build_object('run', run) from again
 )
 select event_id, run from again;
+
+-- name: began
+-- When a step of the last run began, as the journal has it, or as its last try did.
+select coalesce(
+    (select j.at from journal j join events e using (event_id, run) where j.event_id = $1 and j.step = $2),
+    (select max((step ->> 'at')::timestamptz) from attempts a cross join lateral json_array_elements(a.steps) as step
+     where a.event_id = $1 and step ->> 'step' = $2));
 
 -- name: cancel
 -- Cancelling is a takeover: the row is gone and the claim raised, so nothing a run does afterwards counts.

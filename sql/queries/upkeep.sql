@@ -26,6 +26,7 @@ with old as (
     order by event_id for update skip locked
 ), a as (delete from attempts where event_id in (select event_id from old)),
    c as (delete from calls where event_id in (select event_id from old)),
+   j as (delete from journal where event_id in (select event_id from old)),
    r as (delete from runs where event_id in (select event_id from old)),
    o as (delete from operations where event_id in (select event_id from old))
 delete from events where event_id in (select event_id from old);

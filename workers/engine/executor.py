@@ -5,22 +5,25 @@ import logging
 from typing import Final
 from uuid import UUID
 
-from msgspec import Struct, json
+from msgspec import Raw, Struct, json
 
 from schemas.catalog import Catalog
 from schemas.outcome import Dead, Done, HandedBack, Outcome
 from service.commits import BadRow
 from service.errors import Outage, Reject, Unavailable
+from service.resources import POSTGRES_ERRORS, Pool
 from service.settings import Settings
 from workers.engine.claimed import Claimed
-from workers.engine.journal import Ledger
+from workers.engine.journal import Journal, Ledger, recall
 from workers.engine.retry import after, describe, unknown_type
 from workers.engine.settle import Ending, Settler
+from workers.kit.memory import Facts, Guard, Stale
 from workers.kit.plan import execute
-from workers.kit.run import Clients, Facts, Guard, Run
+from workers.kit.run import Clients, Run
 from workers.kit.wiring import Wired, Wiring
 
 SETTLE_TIMEOUT_S: Final = 60.0
+RECALL_TIMEOUT_S: Final = 10.0
 HAND_BACK_TIMEOUT_S: Final = 5.0
 
 log = logging.getLogger("callboard.executor")
@@ -33,7 +36,9 @@ class Stage(Struct, frozen=True):
     catalog: Catalog
     wiring: Wiring
     clients: Clients
+    pool: Pool
     ledger: Ledger
+    journal: Journal
     settler: Settler
 
 
@@ -123,7 +128,7 @@ class Executor:
             log.error("event %s was not settled; the lease will free it", event_id, exc_info=error)
 
     async def _live(self, claimed: Claimed) -> None:
-        facts = Facts([], [])
+        facts = Facts()
         wired = self._stage.wiring.get(claimed.type)
         self._attempting.add(claimed.event_id)
         try:
@@ -136,6 +141,7 @@ class Executor:
         """Run the pipeline once; whatever it raises becomes an outcome here."""
         try:
             event = self._stage.catalog[claimed.type].decode(claimed.data)
+            facts.found = await self._recall(claimed)
             async with asyncio.timeout(wired.pipeline.timeout_s):
                 result = await execute(wired.plan, self._run(claimed, facts), event)
             return self._done(result)
@@ -144,12 +150,22 @@ class Executor:
                 raise
             _uncancel()
             return HandedBack()
+        except Stale as error:
+            self._dropped.add(claimed.event_id)
+            raise asyncio.CancelledError from error
         except Unavailable as error:
-            return after(Outage(str(error), error.retry_after_s), claimed, wired.pipeline.retry, _failed(facts))
+            return after(Outage(str(error), error.retry_after_s), claimed, wired.pipeline.retry, facts)
         except Exception as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
             told = _timed_out(error, wired) or error
             log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(told).__name__)
-            return after(told, claimed, wired.pipeline.retry, _failed(facts))
+            return after(told, claimed, wired.pipeline.retry, facts)
+
+    async def _recall(self, claimed: Claimed) -> dict[str, Raw]:
+        try:
+            async with asyncio.timeout(RECALL_TIMEOUT_S):
+                return await recall(self._stage.pool, claimed)
+        except POSTGRES_ERRORS as error:
+            raise Outage(f"Postgres did not answer what was remembered: {error}") from error
 
     def _run(self, claimed: Claimed, facts: Facts) -> Run:
         return Run(
@@ -164,6 +180,7 @@ class Executor:
             facts=facts,
             settings=self._stage.settings,
             guard=self._guard,
+            keep=self._stage.journal.keep,
             simulated=self._stage.settings.simulated,
         )
 
@@ -178,7 +195,7 @@ class Executor:
     async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
         """Until it is settled, or refused because the claim is not ours any more."""
         name = wired.name if wired else None
-        ending = Ending(claimed, outcome, name, facts.steps, facts.documents if isinstance(outcome, Done) else [])
+        ending = Ending(claimed, outcome, name, facts)
         while True:
             try:
                 if not await self._stage.settler.settle(ending, SETTLE_TIMEOUT_S):
@@ -193,12 +210,7 @@ class Executor:
             except BadRow as error:
                 if wired is None or not isinstance(outcome, Done):
                     raise
-                ending = Ending(claimed, after(error, claimed, wired.pipeline.retry, None), name, facts.steps, [])
-
-
-def _failed(facts: Facts) -> str | None:
-    ended = [each for each in facts.steps if each.state != "done"]
-    return next((each.step for each in ended if each.state == "failed"), ended[-1].step if ended else None)
+                ending = Ending(claimed, after(error, claimed, wired.pipeline.retry, facts), name, facts)
 
 
 def _timed_out(error: Exception, wired: Wired) -> Exception | None:

@@ -1,23 +1,30 @@
-"""The ledger: every LLM call is stored before the step that made it goes on."""
+"""Journal and ledger: results of steps and LLM calls, stored before what depends on them starts."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+from msgspec import Raw
+
+import sql
 from service.commits import GroupCommit
 from service.resources import Connection, connect
 from service.settings import Settings
 from workers.clients.llm import Call
-from workers.engine.claimed import SQL
+from workers.engine.claimed import SQL, Claimed
+from workers.kit.memory import Kept, Stale
 
 RECORD_TIMEOUT_S: Final = 30.0
+JOURNAL_SQL: Final = sql.queries("journal")
 
 
 class Ledger:
     """Group commits of calls, shared by all running events."""
 
     def __init__(self, settings: Settings) -> None:
-        self._commits: Final = GroupCommit[tuple[Any, ...], None]("ledger", lambda: connect(settings, "ledger"), _write)
+        self._commits: Final = GroupCommit[tuple[Any, ...], None](
+            "ledger", lambda: connect(settings, "ledger"), _record
+        )
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 
     async def record(self, event_id: UUID, run: int, claim: int, step: str, call: Call) -> None:
@@ -39,6 +46,35 @@ class Ledger:
         await self._commits.put((*row, *paid, call.outcome, reply, call.simulated), RECORD_TIMEOUT_S)
 
 
-async def _write(connection: Connection, batch: Sequence[tuple[Any, ...]]) -> list[None]:
+class Journal:
+    """Group commits of entries, shared by all running events."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._commits: Final = GroupCommit[tuple[Any, ...], bool](
+            "journal", lambda: connect(settings, "journal"), _keep
+        )
+        self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
+
+    async def keep(self, event_id: UUID, run: int, claim: int, kept: Kept) -> None:
+        """Raises Stale where the claim is not ours any more, Unavailable where Postgres does not take it in time."""
+        row = (event_id, run, claim, kept.step, kept.at, kept.entry.decode())
+        if not await self._commits.put(row, RECORD_TIMEOUT_S):
+            raise Stale(str(event_id))
+
+
+async def recall(connection: Any, claimed: Claimed) -> dict[str, Raw]:
+    """What earlier tries of this run have stored, by step. The first claim of an event can't find anything."""
+    if claimed.claim == 1:
+        return {}
+    rows = await connection.fetch(JOURNAL_SQL["recall"], claimed.event_id, claimed.run)
+    return {row["step"]: Raw(row["entry"].encode()) for row in rows}
+
+
+async def _record(connection: Connection, batch: Sequence[tuple[Any, ...]]) -> list[None]:
     await connection.execute(SQL["calls"], *zip(*batch, strict=True))
     return [None] * len(batch)
+
+
+async def _keep(connection: Connection, batch: Sequence[tuple[Any, ...]]) -> list[bool]:
+    held = {row["n"] for row in await connection.fetch(JOURNAL_SQL["keep"], *zip(*batch, strict=True))}
+    return [n in held for n in range(1, len(batch) + 1)]

@@ -12,14 +12,16 @@ from service.errors import Outage, Reject
 from workers.clients.llm import LlmRefused
 from workers.engine.claimed import Claimed
 from workers.kit import Retry
+from workers.kit.memory import Facts, JournalMismatch
 
 PUT_OFF_CAP_S: Final = 600.0
 UNKNOWN_TYPE_S: Final = 10.0
 MESSAGE_MAX: Final = 2000
 
 
-def after(error: Exception, claimed: Claimed, retry: Retry, step: str | None) -> Outcome:
+def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Outcome:
     """An outage puts the event off, uncharged; a refusal is final; anything else is one of its attempts."""
+    step = failed_step(facts)
     told = describe(error, step)
     match error:
         case Outage():
@@ -27,17 +29,26 @@ def after(error: Exception, claimed: Claimed, retry: Retry, step: str | None) ->
             return Later(_in(wait_s), error.cause, charged=False, error=told)
         case Reject() | LlmRefused():
             return Dead("rejected", told)
+        case JournalMismatch():
+            return Dead("journal_mismatch", told)
         case msgspec.ValidationError() if step is None:
             return Dead("invalid", told)
-        case _ if claimed.attempt >= retry.attempts:
+        case _ if attempt(claimed, facts) >= retry.attempts:
             return Dead("attempts_exhausted", told)
         case _:
-            return Later(
-                _in(delay_s(claimed.attempts, retry)),
-                str(error)[:200] or type(error).__name__,
-                charged=True,
-                error=told,
-            )
+            wait_s = delay_s(attempt(claimed, facts) - 1, retry)
+            return Later(_in(wait_s), str(error)[:200] or type(error).__name__, charged=True, error=told)
+
+
+def attempt(claimed: Claimed, facts: Facts) -> int:
+    """Progress, a step that no earlier try had finished, starts the count anew."""
+    return 1 if facts.progress else claimed.attempt
+
+
+def failed_step(facts: Facts) -> str | None:
+    """Where it failed; where nothing failed but something was cut off, that."""
+    ended = [each for each in facts.steps if each.state in ("failed", "cancelled")]
+    return next((each.step for each in ended if each.state == "failed"), ended[-1].step if ended else None)
 
 
 def unknown_type(claimed: Claimed) -> Later:

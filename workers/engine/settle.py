@@ -17,7 +17,8 @@ from service.resources import Connection, connect
 from service.settings import Settings
 from workers.clients.vectors import Document
 from workers.engine.claimed import SQL, Claimed
-from workers.kit.run import Step
+from workers.engine.retry import attempt
+from workers.kit.memory import Facts
 
 Row = tuple[Any, ...]
 
@@ -28,8 +29,11 @@ class Ending(Struct, frozen=True):
     claimed: Claimed
     outcome: Outcome
     pipeline: str | None
-    steps: list[Step]
-    documents: list[Document]
+    facts: Facts
+
+    @property
+    def documents(self) -> list[Document]:
+        return self.facts.documents if isinstance(self.outcome, Done) else []
 
 
 class Settler:
@@ -61,7 +65,13 @@ class Settler:
         written = [_document(ending, each) for ending in batch for each in ending.documents]
         documents = zip(*written, strict=True) if written else ([],) * 6
         hit(self._settings, "settle_begin")
-        held = await connection.fetch(SQL["settle"], *rows, *documents)
+        kept = [
+            (ending.claimed.event_id, each.step, each.at, each.entry.decode())
+            for ending in batch
+            for each in ending.facts.kept
+        ]
+        remembered = zip(*kept, strict=True) if kept else ([],) * 4
+        held = await connection.fetch(SQL["settle"], *rows, *documents, *remembered)
         hit(self._settings, "settle_committed")
         moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
         if moved:
@@ -87,9 +97,10 @@ def _row(ending: Ending) -> Row:
             error = ending.outcome.error.decode()
         case HandedBack():
             outcome = "handed_back"
-    steps = json.encode(ending.steps).decode()
+    steps = json.encode(ending.facts.steps).decode()
+    number = attempt(claimed, ending.facts) if outcome == "failed" else claimed.attempt
     end = (outcome, result, error, due_at, cause, reason, dead_id, ending.pipeline)
-    who = (claimed.run, claimed.attempt, claimed.worker, claimed.claimed_at, steps)
+    who = (claimed.run, number, claimed.worker, claimed.claimed_at, steps)
     return (claimed.event_id, claimed.claim, *end, *who)
 
 

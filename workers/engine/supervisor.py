@@ -24,7 +24,7 @@ from workers.clients.web import open_web
 from workers.engine.cancel import listen
 from workers.engine.clock import Clock, Turn, open_arq, run_arq
 from workers.engine.executor import Executor, Stage
-from workers.engine.journal import Ledger
+from workers.engine.journal import Journal, Ledger
 from workers.engine.lease import SQL, Lease
 from workers.engine.reader import Reader
 from workers.engine.retention import retain
@@ -56,6 +56,7 @@ class Parts(Struct, frozen=True):
     reader: Reader
     settler: Settler
     ledger: Ledger
+    journal: Journal
     lease: Lease
     sweeper: Sweeper
     inbound: Inbound
@@ -74,6 +75,7 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
         background = {
             "settle": parts.settler.run,
             "ledger": parts.ledger.run,
+            "journal": parts.journal.run,
             "lease": lambda: parts.lease.run(parts.executor.drop_all),
             "outbox": parts.outbox.run,
             "graphs": lambda: _write_graphs(program),
@@ -100,27 +102,30 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         settings = replace(settings, page_url=f"{simulator}/pages")
     redis = await stack.enter_async_context(open_redis(settings))
     blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S))
+    pool = await stack.enter_async_context(open_pool(settings, "worker"))
     clients = Clients(
         llm=await stack.enter_async_context(
             open_llm(settings, program.prompts, simulator_url=simulator, providers=program.providers)
         ),
-        vectors=Vectors(await stack.enter_async_context(open_pool(settings, "worker"))),
+        vectors=Vectors(pool),
         web=await stack.enter_async_context(open_web()),
     )
     arq = open_arq(settings)
     stack.push_async_callback(arq.connection_pool.disconnect)
-    outbox, ledger, clock = Outbox(redis), Ledger(settings), Clock(arq)
+    outbox, ledger, journal, clock = Outbox(redis), Ledger(settings), Journal(settings), Clock(arq)
     settler = Settler(settings, outbox.ring, clock.wake_at)
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in program.wiring.values()]
     lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
-    executor = Executor(Stage(settings, program.catalog, program.wiring, clients, ledger, settler), lease.guard)
+    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler)
+    executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor)
     return Parts(
         executor=executor,
         reader=reader,
         settler=settler,
         ledger=ledger,
+        journal=journal,
         lease=lease,
         sweeper=Sweeper(settings, redis, lease, executor),
         inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker),

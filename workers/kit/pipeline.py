@@ -1,11 +1,15 @@
 """A pipeline: what runs for an event type."""
 
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final, TypeVar
 
 from msgspec import Meta, Struct
 
 from schemas import Event
-from workers.kit.flow import Flow
+from workers.kit.flow import Flow, Node
+from workers.kit.run import Run
+
+E = TypeVar("E", bound=Event)
 
 Seconds = Annotated[float, Meta(gt=0)]
 
@@ -18,13 +22,32 @@ class Retry(Struct, frozen=True):
     cap_s: Seconds = 300.0
 
 
+RETRY: Final = Retry()
+
+
 class Pipeline(Struct, frozen=True):
     """Runs `flow` for every event of type `on`; `timeout_s` bounds one attempt.
 
-    The name, shown to operators, is the name of the module variable it is assigned to.
+    The name, shown to operators, is that of the module variable it is assigned to. `body` is what `@pipeline` wraps.
     """
 
     on: type[Event]
-    flow: Flow
-    retry: Retry = Retry()
+    flow: Flow = ()
+    retry: Retry = RETRY
     timeout_s: Seconds = 120.0
+    body: Node | None = None
+
+
+def pipeline(
+    *, on: type[E], retry: Retry = RETRY, timeout_s: float = 120.0
+) -> Callable[[Callable[[Run, E], Awaitable[Any]]], Pipeline]:
+    """The free form, for what a flow can't say (loops, critics that send back).
+
+    `@pipeline(on=TicketOpened) async def support(run, ticket)` runs its nodes by `await run.step(node, …)`, and between
+    steps decides only by its arguments and by what steps gave: then a retry finds every step again.
+    """
+
+    def wrap(body: Callable[[Run, E], Awaitable[Any]]) -> Pipeline:
+        return Pipeline(on=on, retry=retry, timeout_s=timeout_s, body=body)
+
+    return wrap

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from schemas import Event
 from workers.kit.flow import Node
@@ -40,7 +39,13 @@ class Choice(Struct, frozen=True):
     gives: Mapping[str, Mapping[str, str]]
 
 
-Part = Bound | Together | Choice
+class Free(Struct, frozen=True):
+    """A free-form pipeline: a function that runs its steps by `run.step`."""
+
+    body: Node
+
+
+Part = Bound | Together | Choice | Free
 Plan = tuple[Part, ...]
 OTHERWISE = "otherwise"
 
@@ -60,11 +65,13 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
                 last = await _together(part, run, results)
             case Choice():
                 last = await _choice(part, run, results)
+            case Free():
+                last = await part.body(run, results[EVENT])
     return last
 
 
 async def _node(bound: Bound, run: Run, results: Results) -> Any:
-    own = replace(run, step_key=bound.key)
+    own = run.at(bound.key)
     arguments = [own if name == RUN else results[name] for name in bound.takes]
     results[bound.key] = await step(own, bound.node, arguments)
     return results[bound.key]
@@ -114,6 +121,8 @@ def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrow
                 ends = _arrive([part], "node", ends, nodes, arrows)
             case Together():
                 ends = _arrive(part.members, "node", ends, nodes, arrows)
+            case Free():
+                ends = _arrive([Bound(part.body.__name__, part.body, ())], "free", ends, nodes, arrows)
             case Choice():
                 _arrive([part.router], "router", ends, nodes, arrows)
                 branches = dict(part.branches) | ({OTHERWISE: part.otherwise} if part.otherwise is not None else {})

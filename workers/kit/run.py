@@ -4,10 +4,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from functools import cache
+from hashlib import blake2b
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, get_type_hints, overload
 from uuid import UUID
 
-from msgspec import Struct
+import msgspec
+from msgspec import Raw, Struct, json
+from msgspec.structs import replace
 
 from service.failpoints import hit
 from service.settings import Settings
@@ -16,17 +20,12 @@ from workers.clients.llm import Call, Llm
 from workers.clients.vectors import Document, Found, Vectors
 from workers.clients.web import Reply, Web
 from workers.kit.flow import Node
+from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, Step
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-
-class Step(Struct, frozen=True):
-    """One execution of a node, for the timeline."""
-
-    step: str
-    at: datetime
-    ms: float
-    state: str
+CHEAP_MS: Final = 5.0
 
 
 class Clients(Struct, frozen=True):
@@ -43,17 +42,6 @@ class Ledger(Protocol):
     def __call__(self, event_id: UUID, run: int, claim: int, step: str, call: Call) -> Awaitable[None]: ...
 
 
-Guard = Callable[[], Awaitable[None]]
-"""Returns while this worker holds its lease; waits where it may have lost it."""
-
-
-class Facts(Struct):
-    """What a run has done so far: its steps, and the documents that its settle will write."""
-
-    steps: list[Step]
-    documents: list[Document]
-
-
 class RunLlm(Struct, frozen=True):
     """`run.llm`: LLM calls, recorded in the ledger."""
 
@@ -66,6 +54,7 @@ class RunLlm(Struct, frozen=True):
         """
         run = self.run
         await run.guard()
+        run.effects.outside = True
 
         async def record(call: Call) -> None:
             await run.ledger(run.event_id, run.number, run.claim, run.step_key, call)
@@ -89,7 +78,7 @@ class RunVectors(Struct, frozen=True):
     def upsert(self, collection: str, doc_id: str, text: str, metadata: Mapping[str, str] | None = None) -> None:
         """Keep `text` under `doc_id`, embedded; its metadata also says the event's `source`."""
         whole = {"source": self.run.source, **(metadata or {})}
-        self.run.facts.documents.append(Document(collection, doc_id, text, embed(text), whole))
+        self.run.effects.documents.append(Document(collection, doc_id, text, embed(text), whole))
 
 
 class RunWeb(Struct, frozen=True):
@@ -100,6 +89,7 @@ class RunWeb(Struct, frozen=True):
     async def post(self, url: str, json: object, timeout_s: float = 10.0) -> Reply:
         """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx)."""
         key = f"{self.run.event_id}/{self.run.step_key}"
+        self.run.effects.outside = True
         return await self.run.clients.web.post(url, json=json, idempotency_key=key, timeout_s=timeout_s)
 
 
@@ -117,8 +107,10 @@ class Run(Struct, frozen=True):
     facts: Facts
     settings: Settings
     guard: Guard
+    keep: Keep
     simulated: bool = False
     step_key: str = ""
+    effects: Effects = msgspec.field(default_factory=Effects)
 
     @property
     def llm(self) -> RunLlm:
@@ -132,19 +124,90 @@ class Run(Struct, frozen=True):
     def web(self) -> RunWeb:
         return RunWeb(self)
 
+    @overload
+    async def step(
+        self, node: Callable[Concatenate["Run", P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
 
-async def step(run: Run, node: Node, arguments: Sequence[Any]) -> Any:
-    """Run a node as `run.step_key`: the one place where its time is taken and its end noted."""
+    @overload
+    async def step(self, node: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    async def step(self, node: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any) -> Any:
+        """Run a node as a step of a free-form pipeline; its Run, where it takes one, is put in.
+
+        The step's key is the node, a hash of its arguments and the how-manieth with these: steps may come in any order.
+        """
+        given = json.encode([args, dict(sorted(kwargs.items()))])
+        key = f"{node.__name__}:{blake2b(given, digest_size=6).hexdigest()}"
+        nth = self.facts.counts[key] = self.facts.counts.get(key, 0) + 1
+        own = self.at(key if nth == 1 else f"{key}#{nth}")
+        inserted = [own] if takes_run(node) else []
+        return await step(own, node, [*inserted, *args], kwargs)
+
+    def at(self, step_key: str) -> "Run":
+        """The same run, as another step sees it."""
+        return replace(self, step_key=step_key, effects=Effects([], False))
+
+
+async def step(run: Run, node: Node, arguments: Sequence[Any], named: Mapping[str, Any] | None = None) -> Any:
+    """Run a node as `run.step_key`, or give back what the journal has of it.
+
+    A step that touched the outside or took a while is stored before what depends on it starts; a cheap one rides in the
+    settle, and may run again after a crash.
+    """
+    stored = run.facts.found.get(run.step_key)
+    if stored is not None:
+        return _replayed(run, node, stored)
     await run.guard()
     hit(run.settings, "step")
     at, begun = datetime.now(UTC), time.perf_counter()
-    state: str = "failed"
+    state = "failed"
     try:
-        result = await node(*arguments)
+        result = await node(*arguments, **(named or {}))
+        await _keep(run, at, result, (time.perf_counter() - begun) * 1000)
         state = "done"
         return result
     except asyncio.CancelledError:
         state = "cancelled"
         raise
     finally:
-        run.facts.steps.append(Step(run.step_key, at, round((time.perf_counter() - begun) * 1000, 3), state))
+        ms = (time.perf_counter() - begun) * 1000
+        run.facts.steps.append(Step(run.step_key, at, round(ms, 3), state))
+
+
+async def _keep(run: Run, at: datetime, result: Any, ms: float) -> None:
+    entry = json.encode(Entry(Raw(json.encode(result)), run.effects.documents))
+    kept = Kept(run.step_key, at, entry)
+    if run.effects.outside or ms > CHEAP_MS:
+        await run.keep(run.event_id, run.number, run.claim, kept)
+    else:
+        run.facts.kept.append(kept)
+    run.facts.progress = True
+    run.facts.documents.extend(run.effects.documents)
+
+
+def _replayed(run: Run, node: Node, stored: Raw) -> Any:
+    returns = returned(node)
+    try:
+        entry = json.decode(stored, type=Entry)
+        result = json.decode(entry.result, type=returns)
+    except msgspec.MsgspecError as error:
+        run.facts.steps.append(Step(run.step_key, datetime.now(UTC), 0.0, "failed"))
+        raise JournalMismatch(
+            f"what the journal has of step {run.step_key} is no {returns} any more ({error}). Replay from that step."
+        ) from error
+    run.facts.documents.extend(entry.documents)
+    run.facts.steps.append(Step(run.step_key, datetime.now(UTC), 0.0, "replayed"))
+    return result
+
+
+@cache
+def returned(node: Node) -> Any:
+    """What a node says it returns."""
+    return get_type_hints(node)["return"]
+
+
+@cache
+def takes_run(node: Node) -> bool:
+    """Whether a node's first parameter is the run."""
+    return next(iter(get_type_hints(node).values()), None) is Run

@@ -12,7 +12,7 @@ from schemas.catalog import Catalog, modules, type_name
 from service.errors import WiringError
 from workers.kit.binding import bind
 from workers.kit.pipeline import Pipeline, Retry, Seconds
-from workers.kit.plan import Plan, edges
+from workers.kit.plan import Free, Plan, edges
 
 
 class Wired(Struct, frozen=True):
@@ -43,7 +43,7 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
         if kind in wired:
             raise WiringError(f'{places[kind]} and {place} are both on "{kind}". An event has one pipeline.')
         places[kind] = place
-        wired[kind] = Wired(name, kind, pipeline, bind(pipeline.flow, pipeline.on))
+        wired[kind] = Wired(name, kind, pipeline, compiled(pipeline))
     if missing := sorted(set(catalog) - set(wired)):
         struct = catalog[missing[0]].struct
         raise WiringError(
@@ -51,6 +51,11 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
             "Add one in workers/pipelines/, or take the event away."
         )
     return wired
+
+
+def compiled(pipeline: Pipeline) -> Plan:
+    """What runs. Raises WiringError where a parameter can't be bound."""
+    return (Free(pipeline.body),) if pipeline.body is not None else bind(pipeline.flow, pipeline.on)
 
 
 class _Options(Struct, frozen=True):

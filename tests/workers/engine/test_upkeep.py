@@ -21,7 +21,7 @@ from service.store import Store
 from tests.board import board_on
 from tests.programs import event_type, program_of
 from workers.engine.executor import Executor, Stage
-from workers.engine.journal import Ledger
+from workers.engine.journal import Journal, Ledger
 from workers.engine.lease import Lease
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
@@ -52,8 +52,9 @@ class Desk:
             return None
 
         settler = Settler(settings, lambda _: None, wake_at)
-        clients: Any = None  # nothing is run here
-        stage = Stage(settings, program.catalog, program.wiring, clients, Ledger(settings), settler)
+        nobody: Any = None  # nothing is run here
+        journal = Journal(settings)
+        stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, Ledger(settings), journal, settler)
         self.sweeper = Sweeper(settings, redis, self.lease, Executor(stage, self.lease.guard))
 
     async def accept(self, count: int, key: str | None = None) -> list[UUID]:

@@ -13,7 +13,8 @@ from workers.clients.breaker import Policy
 from workers.clients.llm import Call, Llm
 from workers.clients.vectors import Vectors
 from workers.clients.web import open_web
-from workers.kit.run import Clients, Facts, Run
+from workers.kit.memory import Facts, Kept
+from workers.kit.run import Clients, Run
 
 NOWHERE = Settings(database_url="postgresql://127.0.0.1:9/nowhere")
 
@@ -23,6 +24,10 @@ async def keep_none(event_id: UUID, run: int, claim: int, step: str, call: Call)
 
 
 async def held() -> None:
+    return
+
+
+async def keep_nothing(event_id: UUID, run: int, claim: int, kept: Kept) -> None:
     return
 
 
@@ -42,5 +47,6 @@ async def open_run() -> AsyncIterator[Run]:
             ledger=keep_none,
             facts=Facts([], []),
             settings=NOWHERE,
+            keep=keep_nothing,
             guard=held,
         )

@@ -1,0 +1,65 @@
+"""What a run remembers: its steps, and what the journal has and will have of them."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from uuid import UUID
+
+from msgspec import Raw, Struct
+
+from workers.clients.vectors import Document
+
+
+class JournalMismatch(Exception):
+    """A stored result does not decode as what the step returns now."""
+
+
+class Step(Struct, frozen=True):
+    """One execution of a node, for the timeline."""
+
+    step: str
+    at: datetime
+    ms: float
+    state: str
+
+
+class Entry(Struct, frozen=True):
+    """What the journal keeps of a step: its result, and what it asked the settle to write."""
+
+    result: Raw
+    documents: list[Document] = []
+
+
+class Kept(Struct, frozen=True):
+    """An entry that is not stored yet."""
+
+    step: str
+    at: datetime
+    entry: bytes
+
+
+Guard = Callable[[], Awaitable[None]]
+"""Returns while this worker holds its lease; waits where it may have lost it."""
+Keep = Callable[[UUID, int, int, Kept], Awaitable[None]]
+"""Stores an entry. Raises Stale where the claim is not ours any more."""
+
+
+class Stale(BaseException):
+    """The claim is somebody else's by now: this run ends, whatever user code catches."""
+
+
+class Facts(Struct):
+    """What a run has done so far. `found` is the journal of earlier tries, `kept` what rides in the settle."""
+
+    steps: list[Step] = []
+    documents: list[Document] = []
+    found: dict[str, Raw] = {}
+    kept: list[Kept] = []
+    progress: bool = False
+    counts: dict[str, int] = {}
+
+
+class Effects(Struct):
+    """What one step did beside giving a result."""
+
+    documents: list[Document] = []
+    outside: bool = False
