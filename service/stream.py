@@ -76,7 +76,7 @@ async def finish(redis: Redis, stream: str, group: str, entries: Sequence[str]) 
 async def take_over(redis: Redis, stream: str, group: str, consumer: str, idle_ms: int, count: int) -> list[Entry]:
     """Entries that another consumer has read but not finished for `idle_ms`; empty ones where the entry is deleted."""
     try:
-        # justid: of a deleted entry a Redis before 7 would else give nothing, not even its id, and it would pend for ever
+        # justid: else a Redis before 7 gives of a deleted entry not even its id, and it would pend for ever
         taken = await redis.xautoclaim(stream, group, consumer, idle_ms, count=count, justid=True)
     except ResponseError as error:
         if not str(error).startswith("NOGROUP"):

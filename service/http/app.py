@@ -12,7 +12,7 @@ import schemas.events
 from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
-from service.http import events, health, operations
+from service.http import events, health, operations, types
 from service.http.door import Door
 from service.http.problem import HANDLERS
 from service.intake import open_intake
@@ -43,6 +43,9 @@ def _routes() -> list[Route]:
         Route("/dead-letters/{dead_id:uuid}", operations.get_dead_letter, methods=["GET"]),
         Route("/dead-letters/replay", operations.replay_dead_letters, methods=["POST"]),
         Route("/actors/{key:path}", operations.get_actor, methods=["GET"]),
+        Route("/types", types.list_types, methods=["GET"]),
+        Route("/types/{type}/schema", types.get_schema, methods=["GET"]),
+        Route("/pipelines/{name}", types.get_pipeline, methods=["GET"]),
         Route("/workers", health.list_workers, methods=["GET"]),
         Route("/healthz", health.healthz, methods=["GET"]),
         Route("/readyz", health.readyz, methods=["GET"]),

@@ -43,3 +43,9 @@ limit $9;
 -- name: workers
 select worker, host, pid, version, started_at, beat_at, lease_until, state, slots, in_flight, pipelines
 from workers where state not in ('dead', 'stopped') order by started_at;
+
+-- name: pipelines
+select name, type from pipelines order by name;
+
+-- name: pipeline
+select name, type, version, nodes, edges from pipelines where name = $1;
