@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test check bench deploy lock clean venv
+.PHONY: help up demo test faults check bench deploy lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
 ALONE := env -u ANTHROPIC_API_KEY -u ANTHROPIC_AUTH_TOKEN -u ANTHROPIC_BASE_URL -u OPENAI_API_KEY -u OPENAI_BASE_URL \
@@ -19,6 +19,9 @@ demo: venv ## feed messages through and count what came out (FILE=messages.csv o
 
 test: venv ## all tests, on a Postgres and a Redis of their own (ARGS="-k story")
 	@$(ALONE) .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+faults: venv ## every fault, done for real, and what it cost (SEED=n ROWS="4 22")
+	@$(ALONE) CALLBOARD_SEED="$(SEED)" CALLBOARD_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v --no-header
 
 check: venv ## lint, format and types
 	@.venv/bin/ruff check .

@@ -62,7 +62,7 @@ HOMES: Final = {
     "redis": ("service", "workers.engine"),
     "rich": ("service.cli",),
     "starlette": ("service.http", "service.dashboard", "workers.simulator"),
-    "uvicorn": ("service.__main__", "workers.simulator.serve"),
+    "uvicorn": ("service.http.serve", "workers.simulator.serve"),
     "watchfiles": ("service.cli.up",),
 }
 

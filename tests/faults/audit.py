@@ -24,7 +24,8 @@ begin
         return old;
     end if;
     if tg_op = 'INSERT' or old.ord is distinct from new.ord then
-        insert into audit (what, event_id, claim, key, ord) values ('placed', new.event_id, new.claim, new.key, new.ord);
+        insert into audit (what, event_id, claim, key, ord)
+        values ('placed', new.event_id, new.claim, new.key, new.ord);
     end if;
     if tg_op = 'UPDATE' and new.claim <> old.claim then
         insert into audit (what, event_id, claim, worker, key, ord)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import httpx
@@ -38,6 +39,7 @@ class Load:
     def __init__(self, rig: "Rig") -> None:
         self._rig: Final = rig
         self.log: Final[list[Sent]] = []
+        self._enough: Final = asyncio.Event()
         self.http: Final = httpx.AsyncClient(timeout=TRY_S, limits=httpx.Limits(max_connections=200))
 
     @property
@@ -79,6 +81,25 @@ class Load:
             for items in lanes.values():
                 group.create_task(lane(items))
 
+    async def flow(self, kinds: Sequence[str], keys: int = 0, senders: int = 10, every_s: float = 0.5) -> None:
+        """Events of random kinds, until `enough()`: from `senders` senders without a key and one for each of `keys`, who
+        pause for about `every_s` each time."""
+
+        async def lane(key: str | None) -> None:
+            while not self._enough.is_set():
+                await self.send(self._rig.random.choice(kinds), key)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._rig.random.uniform(0, 2 * every_s)):
+                        await self._enough.wait()
+
+        self._enough.clear()
+        async with asyncio.TaskGroup() as group:
+            for n in range(senders + keys):
+                group.create_task(lane(f"key-{n}" if n < keys else None))
+
+    def enough(self) -> None:
+        self._enough.set()
+
     async def accepted(self, count: int, timeout_s: float = 30.0) -> None:
         """Until so many have their 202."""
 
@@ -96,6 +117,8 @@ class Load:
                 told = answer.json()
                 sent.event_id, sent.duplicate, sent.answered_at = told["event_id"], told["duplicate"], time.time()
                 return
+            if answer is not None and answer.status_code == 503:
+                assert "retry-after" in answer.headers, f"{sent.id}: a 503 that does not say when to come again"
             if answer is not None and answer.status_code not in AGAIN:
                 raise AssertionError(f"{sent.id}: {answer.status_code} {answer.text}")
             await asyncio.sleep(self._rig.random.uniform(0.02, 0.3))

@@ -3,9 +3,10 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final, TypeAlias
 from uuid import UUID
 
+import asyncpg
 from msgspec import Struct, json
 
 from tests.eventually import eventually
@@ -18,7 +19,7 @@ CHARGED: Final = ("failed", "dead")
 ENDINGS: Final = {"probe.poison": "dead", "probe.crash": "dead"}
 TELLING: Final = ("probe.once", "probe.slow", "probe.ask", "probe.block", "probe.new")
 
-Row = Mapping[str, Any]
+Row: TypeAlias = asyncpg.Record
 
 
 class Evidence(Struct, frozen=True):
@@ -36,8 +37,10 @@ class Evidence(Struct, frozen=True):
 
 
 async def judge(rig: Rig, still_open: Iterable[UUID] = (), ended: Mapping[str, str] | None = None) -> Evidence:
-    """Wait until all is quiet but `still_open`, then hold everything against I1-I7. `ended`: the status that events of a
-    kind must end with, where it is not `succeeded`."""
+    """Wait until all is quiet but `still_open`, then hold everything against I1-I7.
+
+    `ended`: the status that events of a kind must end with, where it is not the usual one.
+    """
     still = [str(each) for each in still_open]
     begun = time.monotonic()
     try:
@@ -141,7 +144,9 @@ def once(evidence: Evidence, still_open: Sequence[str]) -> None:
         if event["status"] != "succeeded":
             continue
         result = json.decode(event["result"])
-        assert result == {"token": sent.token, "claim": event["claim"]}, f"{sent.id}: {result}, {dict(event)}"
+        assert result["token"] == sent.token, f"{sent.id}: {result}"
+        # An earlier claim's, where the step was remembered.
+        assert result["claim"] in claims, f"{sent.id}: {result}, claims {claims}"
         settled = [row for row in evidence.attempts[event_id] if row["outcome"] == "succeeded"]
         assert [row["claim"] for row in settled] == [event["claim"]], f"{sent.id}: {settled}"
         documents = [row["detail"] for row in rows if row["what"] == "document"]
@@ -152,20 +157,17 @@ def once(evidence: Evidence, still_open: Sequence[str]) -> None:
 
 
 def paid_once(evidence: Evidence) -> None:
-    """I3: a step calls once per claim; a completed call of a claim that was settled is in the ledger."""
+    """I3: a step calls once per claim at most; what an ended event asked for is in the ledger."""
     made = Counter((each.event_id, each.claim, each.step) for each in evidence.rig.sink.calls)
     assert not [call for call, times in made.items() if times > 1], made.most_common(3)
     per_step = Counter((each.event_id, each.step) for each in evidence.rig.sink.calls)
     for (event_id, step), times in per_step.items():
         rights = [row for row in evidence.audit[event_id] if row["what"] == "claimed"]
         assert times <= len(rights), f"{event_id} {step}: {times} calls in {len(rights)} claims"
-    kept = Counter(
-        (str(row["event_id"]), row["claim"], row["step"]) for row in evidence.calls if row["outcome"] == "ok"
-    )
+    kept = {(str(row["event_id"]), row["step"]) for row in evidence.calls if row["outcome"] == "ok"}
     for event_id, event in evidence.events.items():
         if event["status"] == "succeeded" and event["type"] == "probe.ask":
-            for step in ("first", "second"):
-                assert kept[event_id, event["claim"], step] == 1, f"{event_id}: {step} is not in the ledger"
+            assert {(event_id, "first"), (event_id, "second")} <= kept, f"{event_id}: not in the ledger"
 
 
 def none_unasked(evidence: Evidence) -> None:
@@ -198,9 +200,12 @@ def in_order(evidence: Evidence) -> None:
     for key, ids in keyed.items():
         place = {each: _place(evidence, each) for each in ids}
         in_place = sorted(ids, key=place.__getitem__)
-        for one, two in zip(in_place, in_place[1:], strict=False):
-            late, early = evidence.sent[one], evidence.sent[two]
-            assert not early.answered_at < late.sent_at, f"{key}: {early.id} was promised before {late.id} was sent"
+        for n, one in enumerate(in_place):
+            behind = [evidence.sent[each] for each in in_place[n + 1 :]]
+            passed = [each.id for each in behind if each.answered_at < evidence.sent[one].sent_at]
+            assert not passed, (
+                f"{key}: {passed} were promised before {evidence.sent[one].id} was sent, and stand behind it"
+            )
         ends = [each for each in in_place if evidence.events[each]["status"] != "open"]
         order = [_n(evidence, each, "ended") for each in ends]
         assert order == sorted(order), f"{key}: ended out of order"
@@ -220,7 +225,9 @@ def _apart(evidence: Evidence, key: str, ids: Sequence[str]) -> None:
 
 
 def _place(evidence: Evidence, event_id: str) -> int:
-    return max(row["ord"] for row in evidence.audit[event_id] if row["what"] == "placed" and row["ord"] is not None)
+    return max(
+        int(row["ord"]) for row in evidence.audit[event_id] if row["what"] == "placed" and row["ord"] is not None
+    )
 
 
 def _n(evidence: Evidence, event_id: str, what: str) -> int:

@@ -27,6 +27,7 @@ class Proxy:
         self._pairs: Final[set[Pair]] = set()
         self._changed = asyncio.Event()
         self.mode: Mode = "pass"
+        self.accepted = 0  # connections, ever
         self.delay_s: Callable[[], float] = lambda: 0.0
         self.port = 0
 
@@ -50,6 +51,7 @@ class Proxy:
     async def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pair = Pair(self, reader, writer)
         self._pairs.add(pair)
+        self.accepted += 1
         try:
             if self.mode == "cut":
                 return

@@ -3,8 +3,8 @@
     async def test_row_99_something(rig: Rig) -> None:
         rig.expects_s = 30                          # I6: how long it may take to come to rest, 30 s unless told
         await rig.api()                             # `python -m service`; each call starts one more
-        one = await rig.worker(concurrency=50)      # `python -m workers`; keywords are settings (CALLBOARD_CONCURRENCY)
-        two = await rig.worker(doors=True)          # behind proxies of its own: two.postgres.turn("blackhole"), two.redis
+        one = await rig.worker(concurrency=50)      # `python -m workers`; keywords are settings (CALLBOARD_…)
+        two = await rig.worker(doors=True)          # behind its own proxies: two.redis.turn("blackhole"), two.postgres
         load = asyncio.create_task(rig.load.burst(200, ["probe.once", "probe.ask"], keys=10))
         await rig.load.accepted(50)                 # until 50 have their 202
         await rig.kill(one)                         # also freeze, thaw; rig.postgres.kill() / .freeze() / .start()
@@ -37,6 +37,7 @@ from redis.exceptions import RedisError
 
 from service.migrate import migrate
 from service.settings import Settings
+from service.supervise import end
 from tests.eventually import eventually
 from tests.faults import audit
 from tests.faults.load import Load
@@ -133,46 +134,47 @@ class Rig:
 
     async def api(self, **told: Any) -> Child:
         """Start an API and wait until it answers. `port=` takes the place of one that ended."""
-        port = int(told.pop("port", 0)) or free_port()
-        child = await self._spawn("api", "service", {**told, "port": port})
-        child.url = f"http://127.0.0.1:{port}"
+        told["port"] = told.get("port") or free_port()
+        child = await self._spawn("api", "service", told)
+        child.url = f"http://127.0.0.1:{told['port']}"
         async with httpx.AsyncClient(base_url=child.url, timeout=5) as http:
             await eventually(lambda: self._answers(http, child), START_S)
         return child
 
     async def worker(self, *, wait: bool = True, **told: Any) -> Child:
-        """Start a worker and wait until it is registered, unless `wait` says not to."""
+        """Start a worker and, unless told not to, wait until it is registered."""
         child = await self._spawn("worker", "workers", told)
         if wait:
             await eventually(lambda: self._registered(child), START_S)
         return child
+
+    async def start(self, name: str, **told: Any) -> Child:
+        """Start an `api` or a `worker` and wait for nothing."""
+        module = {"api": "service", "worker": "workers"}[name]
+        return await self._spawn(name, module, {"port": free_port(), **told})
 
     @property
     def apis(self) -> list[Child]:
         return [each for each in self.children if each.url and each.running]
 
     async def keep(self, start: Callable[[], Awaitable[Child]]) -> None:
-        """Start a program, and another whenever it has ended, as a supervisor of the machine would, to the test's end."""
+        """Start a program, and another whenever it has ended, as a supervisor of the machine would, to the test's end.
+        Each end counts as a fault."""
         child = await start()
 
         async def tend() -> None:
             nonlocal child
             while True:
-                await eventually(lambda: _fact(not child.running), 3600)
-                self.injected()
-                child = await start()
+                if not child.running:
+                    self.injected()
+                    child = await start()
+                await asyncio.sleep(0.05)
 
         self.background(tend())
 
     def background(self, work: Any) -> None:
         """Let a coroutine run until the test ends."""
-        task = asyncio.create_task(work)
-
-        async def end() -> None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-        self._stack.push_async_callback(end)
+        self._stack.push_async_callback(end, [asyncio.create_task(work)])
 
     def newer(self, files: dict[str, str]) -> Path:
         """Another tree of the product, for `tree=`."""
@@ -226,6 +228,10 @@ class Rig:
         if not child.running:
             raise RuntimeError(f"{child.name} ended with status {child.process.returncode}: {child.said}")
         return bool(await self.sql("select 1 from workers where pid = $1 and state = 'ready'", child.pid))
+
+    async def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """A request to any API, once."""
+        return await self.load.http.request(method, f"{self.random.choice(self.apis).url}{path}", json=body)
 
     # -- faults
 

@@ -35,6 +35,7 @@ class Effect(Struct, frozen=True):
     """One POST to the web hook."""
 
     key: str
+    claim: int
     at: float
 
 
@@ -74,13 +75,14 @@ async def open_sink() -> AsyncIterator[Sink]:
     try:
         yield sink
     finally:
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         await serving
 
 
 def _hook(sink: Sink) -> Callable[[Request], Any]:
     async def hook(request: Request) -> Response:
-        sink.effects.append(Effect(request.headers["idempotency-key"], time.time()))
+        claim = (await request.json())["claim"]
+        sink.effects.append(Effect(request.headers["idempotency-key"], claim, time.time()))
         return Response(status_code=202)
 
     return hook

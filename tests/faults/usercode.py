@@ -99,7 +99,9 @@ async def told(run: Run, event: Ask, second: Second) -> Told:
 async def poison(run: Run, event: Poison) -> Told:
     if event.how == "memory":
         raise MemoryError
-    if event.how == "reject":
+    if event.how == "late":
+        await asyncio.sleep(3)
+    if event.how in ("late", "reject"):
         raise Reject("poison")
     raise ValueError("poison")
 

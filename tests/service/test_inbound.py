@@ -22,9 +22,9 @@ from service.embedded import Server
 from service.inbound import Inbound
 from service.resources import open_redis
 from service.settings import Settings
+from service.supervise import keep
 from tests.board import Board
 from tests.eventually import eventually
-from service.supervise import keep
 
 LABELLED: dict[str, Any] = {"type": "message.labelled", "data": {"text": "a", "label": "b"}}
 GOOD = json.encode(LABELLED)

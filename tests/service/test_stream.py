@@ -59,9 +59,12 @@ async def test_what_another_left_is_taken_over(redis: Redis) -> None:
     await stream.ensure_group(redis, NAME, GROUP)
     await stream.ring(redis, [uuid7() for _ in range(3)], NAME)
     ((_, entries),) = await stream.read(redis, [NAME], GROUP, "a", 10)
-    await redis.xdel(NAME, entries[0][0])  # Redis 6.2 gives a deleted entry as one without an id
+    await redis.xdel(NAME, entries[0][0])  # Redis 7 forgets that it is pending, one before keeps it
     assert await stream.take_over(redis, NAME, GROUP, "b", 60_000, 10) == []
-    assert await stream.take_over(redis, NAME, GROUP, "b", 0, 10) == entries[1:]
+    taken = await stream.take_over(redis, NAME, GROUP, "b", 0, 10)
+    assert [entry for entry in taken if entry[1]] == entries[1:]
+    await stream.finish(redis, NAME, GROUP, [entry_id for entry_id, _ in taken])
+    assert (await redis.xpending(NAME, GROUP))["pending"] == 0
 
 
 async def test_several_streams_are_read_in_one_go(redis: Redis) -> None:

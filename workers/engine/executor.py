@@ -42,11 +42,17 @@ class Stage(Struct, frozen=True):
     settler: Settler
 
 
-class Hand(Struct, frozen=True):
-    """An event in hand."""
+class Hand(Struct, eq=False):
+    """An event in hand. `ours`: until we hear that the claim is somebody else's; `attempting`: until it is settled."""
 
     claimed: Claimed
-    task: "asyncio.Task[None]"
+    task: "asyncio.Task[None] | None" = None
+    attempting: bool = True
+    ours: bool = True
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
 
 
 class Executor:
@@ -55,10 +61,8 @@ class Executor:
     def __init__(self, stage: Stage, guard: Guard) -> None:
         self._stage: Final = stage
         self._guard: Final = guard
-        self._held: Final[dict[UUID, Hand]] = {}
+        self._held: Final[set[Hand]] = set()  # an event may be in it twice, under a claim that is lost and a new one
         self._freed: Final = asyncio.Event()
-        self._attempting: Final[set[UUID]] = set()
-        self._dropped: Final[set[UUID]] = set()
         self._draining = False
 
     @property
@@ -71,14 +75,14 @@ class Executor:
 
     @property
     def suspects(self) -> int:
-        return sum(hand.claimed.suspect for hand in self._held.values())
+        return sum(hand.claimed.suspect for hand in self._held)
 
     def claims(self) -> list[Claimed]:
         """The claims whose runs are going on, but for those that are being settled."""
-        return [self._held[event_id].claimed for event_id in self._attempting]
+        return [hand.claimed for hand in self._held if hand.attempting]
 
     def holds(self) -> list[UUID]:
-        return list(self._held)
+        return [hand.claimed.event_id for hand in self._held]
 
     async def free_slots(self) -> int:
         """Wait for a free slot, then say how many there are."""
@@ -88,70 +92,68 @@ class Executor:
         return self.free
 
     def start(self, claimed: Claimed) -> None:
-        task = asyncio.create_task(self._live(claimed), name=f"event {claimed.event_id}")
-        self._held[claimed.event_id] = Hand(claimed, task)
-        task.add_done_callback(lambda done: self._let_go(claimed.event_id, done))
+        hand = Hand(claimed)
+        hand.task = asyncio.create_task(self._live(hand), name=f"event {claimed.event_id}")
+        self._held.add(hand)
+        hand.task.add_done_callback(lambda done: self._let_go(hand, done))
 
     async def drain(self, grace_s: float) -> None:
         """Let what runs finish for `grace_s`, then hand the rest back, uncharged."""
         await self._wait(grace_s)
         self._draining = True
-        for event_id in self._attempting:
-            self._held[event_id].task.cancel()
+        for hand in self._held:
+            if hand.attempting:
+                hand.cancel()
         await self._wait(HAND_BACK_TIMEOUT_S)
         self.drop_all()
 
     async def _wait(self, timeout_s: float) -> None:
-        if self._held:
-            await asyncio.wait([hand.task for hand in self._held.values()], timeout=timeout_s)
+        tasks = [hand.task for hand in self._held if hand.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
 
     def drop(self, event_id: UUID, claim: int | None = None) -> None:
         """The event is not ours any more (cancelled, taken over): its run is ended, and nothing of it is settled."""
-        hand = self._held.get(event_id)
-        if hand is not None and event_id in self._attempting and claim in (None, hand.claimed.claim):
-            self._dropped.add(event_id)
-            hand.task.cancel()
+        for hand in self._held:
+            if hand.attempting and hand.claimed.event_id == event_id and claim in (None, hand.claimed.claim):
+                hand.ours = False
+                hand.cancel()
 
     def drop_all(self) -> None:
         """The lease is lost: what runs is somebody else's now, and nothing of it is settled."""
-        self._dropped.update(self._held)
-        for hand in self._held.values():
-            hand.task.cancel()
+        for hand in self._held:
+            hand.ours = False
+            hand.cancel()
 
-    def _let_go(self, event_id: UUID, done: "asyncio.Task[None]") -> None:
-        hand = self._held.get(event_id)
-        if hand is not None and hand.task is done:
-            del self._held[event_id]
-            self._dropped.discard(event_id)
+    def _let_go(self, hand: Hand, done: "asyncio.Task[None]") -> None:
+        self._held.discard(hand)
         self._freed.set()
         if not done.cancelled() and (error := done.exception()) is not None:
-            log.error("event %s was not settled; the lease will free it", event_id, exc_info=error)
+            log.error("event %s was not settled; the lease will free it", hand.claimed.event_id, exc_info=error)
 
-    async def _live(self, claimed: Claimed) -> None:
-        facts = Facts()
+    async def _live(self, hand: Hand) -> None:
+        claimed, facts = hand.claimed, Facts()
         wired = self._stage.wiring.get(claimed.type)
-        self._attempting.add(claimed.event_id)
-        try:
-            outcome = await self._attempt(wired, claimed, facts) if wired else unknown_type(claimed)
-        finally:
-            self._attempting.discard(claimed.event_id)
+        outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
+        hand.attempting = False
         await self._settle(claimed, wired, outcome, facts)
 
-    async def _attempt(self, wired: Wired, claimed: Claimed, facts: Facts) -> Outcome:
+    async def _attempt(self, wired: Wired, hand: Hand, facts: Facts) -> Outcome:
         """Run the pipeline once; whatever it raises becomes an outcome here."""
+        claimed = hand.claimed
         try:
             event = self._stage.catalog[claimed.type].decode(claimed.data)
             facts.found = await self._recall(claimed)
             async with asyncio.timeout(wired.pipeline.timeout_s):
-                result = await execute(wired.plan, self._run(claimed, facts), event)
+                result = await execute(wired.plan, self._run(hand, facts), event)
             return self._done(result)
         except asyncio.CancelledError:
-            if not self._draining or claimed.event_id in self._dropped:
+            if not self._draining or not hand.ours:
                 raise
             _uncancel()
             return HandedBack()
         except Stale as error:
-            self._dropped.add(claimed.event_id)
+            hand.ours = False
             raise asyncio.CancelledError from error
         except Unavailable as error:
             return after(Outage(str(error), error.retry_after_s), claimed, wired.pipeline.retry, facts)
@@ -160,6 +162,12 @@ class Executor:
             log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(told).__name__)
             return after(told, claimed, wired.pipeline.retry, facts)
 
+    async def _still_ours(self, hand: Hand) -> None:
+        """Nothing is started while the lease may be lost, nor under a claim that is."""
+        await self._guard()
+        if not hand.ours:
+            raise Stale
+
     async def _recall(self, claimed: Claimed) -> dict[str, Raw]:
         try:
             async with asyncio.timeout(RECALL_TIMEOUT_S):
@@ -167,7 +175,8 @@ class Executor:
         except POSTGRES_ERRORS as error:
             raise Outage(f"Postgres did not answer what was remembered: {error}") from error
 
-    def _run(self, claimed: Claimed, facts: Facts) -> Run:
+    def _run(self, hand: Hand, facts: Facts) -> Run:
+        claimed = hand.claimed
         return Run(
             event_id=claimed.event_id,
             source=claimed.source,
@@ -179,8 +188,9 @@ class Executor:
             ledger=self._stage.ledger.record,
             facts=facts,
             settings=self._stage.settings,
-            guard=self._guard,
+            guard=lambda: self._still_ours(hand),
             keep=self._stage.journal.keep,
+            whole=self._stage.ledger.whole,
             simulated=self._stage.settings.simulated,
         )
 

@@ -1,7 +1,8 @@
 """Journal and ledger: results of steps and LLM calls, stored before what depends on them starts."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from msgspec import Raw
@@ -14,6 +15,8 @@ from workers.clients.llm import Call
 from workers.engine.claimed import SQL, Claimed
 from workers.kit.memory import Kept, Stale
 
+T = TypeVar("T")
+
 RECORD_TIMEOUT_S: Final = 30.0
 JOURNAL_SQL: Final = sql.queries("journal")
 
@@ -25,6 +28,7 @@ class Ledger:
         self._commits: Final = GroupCommit[tuple[Any, ...], None](
             "ledger", lambda: connect(settings, "ledger"), _record
         )
+        self._calling: Final[set[asyncio.Task[Any]]] = set()
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 
     async def record(self, event_id: UUID, run: int, claim: int, step: str, call: Call) -> None:
@@ -44,6 +48,18 @@ class Ledger:
         paid = (call.provider, call.model, call.tokens_in, call.tokens_out, call.cost_usd, call.priced, call.ms)
         reply = None if call.reply is None else call.reply.replace("\0", "�")
         await self._commits.put((*row, *paid, call.outcome, reply, call.simulated), RECORD_TIMEOUT_S)
+
+    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call that goes on when the run that made it is cut off: it is paid for, so it is booked."""
+        calling = asyncio.create_task(call)
+        self._calling.add(calling)
+        calling.add_done_callback(self._called)
+        return await asyncio.shield(calling)
+
+    def _called(self, done: "asyncio.Task[Any]") -> None:
+        self._calling.discard(done)
+        if not done.cancelled():
+            done.exception()  # fetched, since the run that would have been told may be gone
 
 
 class Journal:

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
@@ -25,6 +25,7 @@ FOREIGN_IDLE_MS: Final = 10_000
 FOREIGN_EVERY_S: Final = 10.0
 CLAIM_TIMEOUT_S: Final = 10.0
 CLAIM_TRIES: Final = 3
+STOP_S: Final = 1.5
 DEAF_S: Final = 12.0
 STANDING_BY_S: Final = 0.05
 STREAMS: Final = (stream.FRONT, stream.WORK)  # in the order they are read
@@ -110,10 +111,13 @@ class Reader:
         if not entries:
             return
         ids = [event_id for _, fields in entries if (event_id := stream.event_id(fields)) is not None]
-        for each in await self._claim(connection, ids):
-            self._executor.start(each)
+        await _whole(self._start(connection, ids))
         hit(self._settings, "claim_committed")
         await stream.finish(self._redis, name, stream.GROUP, [entry_id for entry_id, _ in entries])
+
+    async def _start(self, connection: Connection, ids: Sequence[UUID]) -> None:
+        for each in await self._claim(connection, ids):
+            self._executor.start(each)
 
     async def _claim(self, connection: Connection, ids: Sequence[UUID]) -> list[Claimed]:
         worker = self._lease.worker
@@ -127,3 +131,13 @@ class Reader:
                 if not left:
                     raise
         return []
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Where the worker stops, what is just being claimed is still started: it will be handed back with the rest."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=STOP_S)
+        raise

@@ -16,6 +16,8 @@ from workers.kit.memory import Facts, JournalMismatch
 
 PUT_OFF_CAP_S: Final = 600.0
 UNKNOWN_TYPE_S: Final = 10.0
+# What passed another release's door may fit again when this one has been replaced: ten minutes are enough for that.
+MISFITS_MAX: Final = 60
 MESSAGE_MAX: Final = 2000
 
 
@@ -31,6 +33,9 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
             return Dead("rejected", told)
         case JournalMismatch():
             return Dead("journal_mismatch", told)
+        case msgspec.ValidationError() if step is None and claimed.put_offs < MISFITS_MAX:
+            cause = f"this worker's release can't read it: {error}"
+            return Later(_in(UNKNOWN_TYPE_S), cause, charged=False, error=told)
         case msgspec.ValidationError() if step is None:
             return Dead("invalid", told)
         case _ if attempt(claimed, facts) >= retry.attempts:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
@@ -42,6 +42,16 @@ class Ledger(Protocol):
     def __call__(self, event_id: UUID, run: int, claim: int, step: str, call: Call) -> Awaitable[None]: ...
 
 
+class Whole(Protocol):
+    """How a call is awaited that must be recorded even where nobody waits for it any more."""
+
+    def __call__(self, call: Coroutine[Any, Any, T]) -> Awaitable[T]: ...
+
+
+async def _as_it_is(call: Coroutine[Any, Any, T]) -> T:
+    return await call
+
+
 class RunLlm(Struct, frozen=True):
     """`run.llm`: LLM calls, recorded in the ledger."""
 
@@ -61,7 +71,8 @@ class RunLlm(Struct, frozen=True):
             await run.guard()  # another try or another provider is a new call
 
         labels = {"event_id": str(run.event_id), "step": run.step_key}
-        return await run.clients.llm.ask(prompt, variables, returns=returns, model=model, record=record, labels=labels)
+        asking = run.clients.llm.ask(prompt, variables, returns=returns, model=model, record=record, labels=labels)
+        return await run.whole(asking)
 
 
 class RunVectors(Struct, frozen=True):
@@ -108,6 +119,7 @@ class Run(Struct, frozen=True):
     settings: Settings
     guard: Guard
     keep: Keep
+    whole: Whole = _as_it_is
     simulated: bool = False
     step_key: str = ""
     effects: Effects = msgspec.field(default_factory=Effects)

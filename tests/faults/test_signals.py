@@ -1,0 +1,87 @@
+"""Rows 8 and 9: programs that are asked to end, in every order and at every moment."""
+
+import asyncio
+import signal
+import time
+from typing import Final
+
+import pytest
+
+from tests.faults.oracle import judge
+from tests.faults.rig import Child, Rig
+
+GRACE_S: Final = 2
+STOP_S: Final = GRACE_S + 8.0
+# Before its own handlers stand, a program ends by the signal itself.
+IN_ORDER: Final = (0, -signal.SIGINT, -signal.SIGTERM)
+
+
+@pytest.mark.slow_fault
+async def test_row_08_rolling_restart_under_load(rig: Rig) -> None:
+    """Each program in turn gets SIGTERM and a successor; long runs are handed back, uncharged."""
+    rig.expects_s = 60
+    apis = [await rig.api(grace_s=GRACE_S) for _ in range(2)]
+    workers = [await rig.worker(grace_s=GRACE_S, concurrency=50) for _ in range(3)]
+    sending = asyncio.create_task(
+        rig.load.flow(["probe.once", "probe.ask", "probe.slow"], keys=10, senders=10, every_s=0.3)
+    )
+    turns: list[Child] = [*apis, *workers]
+    rig.random.shuffle(turns)
+    for each in turns:
+        successor = await (rig.api(grace_s=GRACE_S) if each.url else rig.worker(grace_s=GRACE_S, concurrency=50))
+        for _ in range(6):
+            await rig.load.send("probe.slow", seconds=6)
+        assert await _stopped(rig, each, signal.SIGTERM) == 0, each.said
+        assert successor.running
+    rig.load.enough()
+    await sending
+    evidence = await judge(rig)
+    assert {code for each in rig.load.log for code in each.codes} <= {202, 503, 0}
+    ends = [row for rows in evidence.attempts.values() for row in rows]
+    assert "handed_back" in {row["outcome"] for row in ends}
+    lost = [dict(row) for row in ends if row["outcome"] == "lost"]
+    assert not lost, f"an orderly stop left {lost} behind"
+
+
+@pytest.mark.slow_fault
+async def test_row_09_sigterm_twice(rig: Rig) -> None:
+    """The second one changes nothing: exit 0, and what was in hand is handed back."""
+    api, worker = await rig.api(grace_s=GRACE_S), await rig.worker(grace_s=GRACE_S)
+    for _ in range(5):
+        await rig.load.send("probe.slow", seconds=6)
+    await rig.full(worker, 5)
+    for each in (worker, api):
+        each.tell(signal.SIGTERM)
+        await asyncio.sleep(rig.random.uniform(0, 1))
+        assert await _stopped(rig, each, signal.SIGTERM) == 0, each.said
+        assert "Traceback" not in each.said
+    await rig.worker()
+    evidence = await judge(rig)
+    assert [rows[0]["outcome"] for rows in evidence.attempts.values()] == ["handed_back"] * 5
+
+
+@pytest.mark.slow_fault
+async def test_row_09_signal_while_starting(rig: Rig) -> None:
+    """At any moment of the start, to either program: it ends, and says nothing of a crash."""
+    for number in (signal.SIGINT, signal.SIGTERM) * 4:
+        for start in ("api", "worker"):
+            child = await rig.start(start)
+            await asyncio.sleep(rig.random.uniform(0, 3))
+            status = await _stopped(rig, child, number)
+            assert status in IN_ORDER, f"{child.name}: {status} after {number.name}: {child.said}"
+            crashed = "Traceback" in child.said and not child.said.rstrip().endswith("KeyboardInterrupt")
+            assert not crashed, child.said
+    await rig.api()
+    await rig.worker()
+    await rig.load.burst(10, ["probe.once"])
+    await judge(rig)
+
+
+async def _stopped(rig: Rig, child: Child, number: signal.Signals) -> int:
+    begun = time.monotonic()
+    child.tell(number)
+    rig.injected()
+    status = await child.ended(60)
+    took_s = time.monotonic() - begun
+    assert took_s < STOP_S, f"{child.name} took {took_s:.1f} s to end"
+    return status
