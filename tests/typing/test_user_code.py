@@ -15,7 +15,7 @@ from typing import Literal
 from msgspec import Struct
 
 from schemas import Event
-from workers.kit import Outage, Pipeline, Reject, Retry, Run, parallel, route
+from workers.kit import Pipeline, Reject, Retry, Run, parallel, route
 
 
 class Opened(Event, tag="opened", frozen=True):
@@ -48,7 +48,7 @@ async def finish(run: Run, ticket: Opened, language: Language | None) -> None:
     reply = await run.web.post("https://example.org", json={"to": [ticket.body]}, timeout_s=3)
     if reply.status == 204:
         raise Reject("nothing to be done")
-    raise Outage("come back", after_s=5)
+    raise Reject("come back never")
 
 
 """

@@ -2,16 +2,16 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 
 from schemas import Event
 from service.errors import WiringError
-from workers.kit.flow import Element, Flow, Node, Parallel, Route
-from workers.kit.plan import EVENT, OTHERWISE, RUN, Bound, Choice, Part, Plan, Together
-from workers.kit.run import Run
+from workers.kit.flow import Each, Element, Flow, Node, Parallel, Route
+from workers.kit.plan import EVENT, ITEM, OTHERWISE, RUN, Bound, Choice, Mapped, Part, Plan, Together
+from workers.kit.run import Run, returned
 
 
 class Producer(Struct, frozen=True):
@@ -59,6 +59,9 @@ def _element(element: Element, scope: Scope, path: str, names: _Names) -> tuple[
         case Parallel(nodes):
             members = tuple(_bound(node, scope, path, names) for node in nodes)
             return Together(members), tuple(_gives(member, depth) for member in members)
+        case Each():
+            mapped = _mapped(element, scope, path, names)
+            return mapped, (Producer(mapped.bound.key, GenericAlias(list, (_returns(element.node),)), depth),)
         case Route():
             return _route(element, scope, path, names)
         case _:
@@ -120,7 +123,31 @@ def _bound(node: Node, scope: Scope, path: str, names: _Names) -> Bound:
 
 
 def _gives(bound: Bound, depth: int) -> Producer:
-    return Producer(bound.key, _hints(bound.node)["return"], depth)
+    return Producer(bound.key, _returns(bound.node), depth)
+
+
+def _returns(node: Node) -> Any:
+    """What a node gives to those behind it: not the Stop that nobody is behind."""
+    _hints(node)
+    return returned(node)
+
+
+def _mapped(element: Each, scope: Scope, path: str, names: _Names) -> Mapped:
+    """The item's parameter is the one of whose type there is a list; of several, that with the nearest list."""
+    hints = _hints(element.node)
+    lists = [
+        (nearest[0], name)
+        for name in inspect.signature(element.node).parameters
+        if name in hints and len(nearest := _nearest(scope, GenericAlias(list, (hints[name],)))) == 1
+    ]
+    if not lists:
+        raise WiringError(
+            f"{_where(element.node)} is run for each item of a list, and nothing upstream gives a list of what it "
+            "takes. Put a node before it that returns list[…] of the type of one of its parameters."
+        )
+    items, name = max(lists, key=lambda found: found[0].depth)
+    inner = (*scope, Producer(ITEM, hints[name], 1 + max(producer.depth for producer in scope)))
+    return Mapped(_bound(element.node, inner, path, names), items.name, element.at_once)
 
 
 def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str:

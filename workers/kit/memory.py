@@ -26,6 +26,7 @@ class Entry(Struct, frozen=True):
     """What the journal keeps of a step: its result, and what it asked the settle to write."""
 
     result: Raw
+    stopped: bool = False
     documents: list[Document] = []
 
 

@@ -1,17 +1,19 @@
 """A flow compiled: every parameter bound to what produces it. This is what runs, and what is drawn."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from schemas import Event
-from workers.kit.flow import Node
+from workers.kit.flow import Node, Stop
 from workers.kit.run import Run, step
 
 RUN = "the run"  # no name of a node: those have no blank
 EVENT = "the event"
+ITEM = "the item"
 
 Results = dict[str, Any]
 Arrow = tuple[str, str, str | None]
@@ -30,6 +32,14 @@ class Together(Struct, frozen=True):
     members: tuple[Bound, ...]
 
 
+class Mapped(Struct, frozen=True):
+    """A node for every item of what `items` gave; ITEM in `bound.takes` is the item's place."""
+
+    bound: Bound
+    items: str
+    at_once: int
+
+
 class Choice(Struct, frozen=True):
     """`gives[label]` maps what comes out of the route to the step of that branch which produces it."""
 
@@ -45,14 +55,25 @@ class Free(Struct, frozen=True):
     body: Node
 
 
-Part = Bound | Together | Choice | Free
+Part = Bound | Together | Mapped | Choice | Free
 Plan = tuple[Part, ...]
 OTHERWISE = "otherwise"
 
 
+class _Stopped(Exception):
+    """A node ended the flow."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__("stopped")
+        self.result = result
+
+
 async def execute(plan: Plan, run: Run, event: Event) -> Any:
-    """Run the plan; its result is what its last part gives (a list for `parallel`)."""
-    return await _parts(plan, run, {EVENT: event})
+    """Run the plan; its result is what its last part gives (of `parallel` and `each` a list), or what stopped it."""
+    try:
+        return await _parts(plan, run, {EVENT: event})
+    except _Stopped as stopped:
+        return stopped.result
 
 
 async def _parts(plan: Plan, run: Run, results: Results) -> Any:
@@ -63,6 +84,8 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
                 last = await _node(part, run, results)
             case Together():
                 last = await _together(part, run, results)
+            case Mapped():
+                last = await _mapped(part, run, results)
             case Choice():
                 last = await _choice(part, run, results)
             case Free():
@@ -73,14 +96,34 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
 async def _node(bound: Bound, run: Run, results: Results) -> Any:
     own = run.at(bound.key)
     arguments = [own if name == RUN else results[name] for name in bound.takes]
-    results[bound.key] = await step(own, bound.node, arguments)
-    return results[bound.key]
+    result = await step(own, bound.node, arguments)
+    if isinstance(result, Stop):
+        raise _Stopped(result.result)
+    results[bound.key] = result
+    return result
 
 
 async def _together(part: Together, run: Run, results: Results) -> list[Any]:
+    return await _side_by_side([_node(member, run, results) for member in part.members])
+
+
+async def _mapped(part: Mapped, run: Run, results: Results) -> list[Any]:
+    """One step an item, under a key of its own; what the items need besides is shared."""
+    places = asyncio.Semaphore(part.at_once)
+
+    async def one(index: int, item: Any) -> Any:
+        own = replace(part.bound, key=f"{part.bound.key}[{index}]")
+        async with places:
+            return await _node(own, run, {**results, ITEM: item})
+
+    results[part.bound.key] = await _side_by_side([one(index, item) for index, item in enumerate(results[part.items])])
+    return list(results[part.bound.key])
+
+
+async def _side_by_side(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_node(member, run, results), name=member.key) for member in part.members]
+            tasks = [group.create_task(work) for work in works]
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
     return [task.result() for task in tasks]
@@ -123,6 +166,8 @@ def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrow
                 ends = _arrive(part.members, "node", ends, nodes, arrows)
             case Free():
                 ends = _arrive([Bound(part.body.__name__, part.body, ())], "free", ends, nodes, arrows)
+            case Mapped():
+                ends = _arrive([part.bound], "each", ends, nodes, arrows)
             case Choice():
                 _arrive([part.router], "router", ends, nodes, arrows)
                 branches = dict(part.branches) | ({OTHERWISE: part.otherwise} if part.otherwise is not None else {})

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, get_type_hints, overload
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, Union, get_args, get_type_hints, overload
 from uuid import UUID
 
 import msgspec
@@ -19,7 +19,7 @@ from workers.clients.embed import embed
 from workers.clients.llm import Call, Llm
 from workers.clients.vectors import Document, Found, Vectors
 from workers.clients.web import Reply, Web
-from workers.kit.flow import Node
+from workers.kit.flow import Node, Stop
 from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, Step
 
 P = ParamSpec("P")
@@ -188,7 +188,9 @@ async def step(run: Run, node: Node, arguments: Sequence[Any], named: Mapping[st
 
 
 async def _keep(run: Run, at: datetime, result: Any, ms: float) -> None:
-    entry = json.encode(Entry(Raw(json.encode(result)), run.effects.documents))
+    stopped = isinstance(result, Stop)
+    told = Raw(json.encode(result.result if stopped else result))
+    entry = json.encode(Entry(told, stopped, run.effects.documents))
     kept = Kept(run.step_key, at, entry)
     if run.effects.outside or ms > CHEAP_MS:
         await run.keep(run.event_id, run.number, run.claim, kept)
@@ -202,7 +204,7 @@ def _replayed(run: Run, node: Node, stored: Raw) -> Any:
     returns = returned(node)
     try:
         entry = json.decode(stored, type=Entry)
-        result = json.decode(entry.result, type=returns)
+        result = Stop(entry.result) if entry.stopped else json.decode(entry.result, type=returns)
     except msgspec.MsgspecError as error:
         run.facts.steps.append(Step(run.step_key, datetime.now(UTC), 0.0, "failed"))
         raise JournalMismatch(
@@ -215,8 +217,10 @@ def _replayed(run: Run, node: Node, stored: Raw) -> Any:
 
 @cache
 def returned(node: Node) -> Any:
-    """What a node says it returns."""
-    return get_type_hints(node)["return"]
+    """What a node says it returns, but for the Stop that ends a flow."""
+    returns = get_type_hints(node)["return"]
+    left = [each for each in get_args(returns) if each is not Stop]
+    return Union[tuple(left)] if Stop in get_args(returns) and left else returns  # noqa: UP007 - made, not written
 
 
 @cache
