@@ -82,7 +82,7 @@ class Load:
                 group.create_task(lane(items))
 
     async def flow(self, kinds: Sequence[str], keys: int = 0, senders: int = 10, every_s: float = 0.5) -> None:
-        """Events of random kinds, until `enough()`: from `senders` senders without a key and one for each of `keys`, who
+        """Events of random kinds, until `enough()`: from `senders` without a key and one for each of `keys`, who
         pause for about `every_s` each time."""
 
         async def lane(key: str | None) -> None:

@@ -36,8 +36,9 @@ async def test_row_31_network_blackhole(rig: Rig, program: str, server: str) -> 
 
 
 @pytest.mark.slow_fault
-async def test_row_31_network_blackhole_and_told_to_stop(rig: Rig) -> None:
-    """It knows nobody any more, has events in hand, and ends in its time all the same."""
+async def test_row_31_network_blackhole_worker_told_to_stop(rig: Rig) -> None:
+    """It reaches nobody any more, has events in hand, and ends in its time all the same."""
+    rig.expects_s = 60
     api, worker, other = await rig.api(), await rig.worker(doors=True), await rig.worker()
     async with under_load(rig, [api, other], rate=40):
         rig.sink.latency_s = lambda: 3.0
@@ -48,6 +49,21 @@ async def test_row_31_network_blackhole_and_told_to_stop(rig: Rig) -> None:
         await asyncio.sleep(rig.random.uniform(0, 8))
         worker.tell(signal.SIGTERM)
         assert await worker.ended(GRACE_S + 5) == 0
+        rig.sink.latency_s = lambda: 0.05
+    await judge(rig)
+
+
+@pytest.mark.slow_fault
+async def test_row_31_network_blackhole_api_told_to_stop(rig: Rig) -> None:
+    """With requests in hand that can't be stored: their senders turn to another API."""
+    api, other, worker = await rig.api(doors=True), await rig.api(), await rig.worker()
+    async with under_load(rig, [other, worker], rate=40, told=(202, 503, 0)):
+        for door in api.doors.values():
+            door.turn("blackhole")
+        rig.injected()
+        await asyncio.sleep(rig.random.uniform(0, 8))
+        api.tell(signal.SIGTERM)
+        assert await api.ended(GRACE_S + 5) == 0
     await judge(rig)
 
 
