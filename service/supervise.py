@@ -1,7 +1,9 @@
-"""Parts side by side, each started again when it ends."""
+"""Parts side by side, each started again when it ends; and an end that comes in time."""
 
 import asyncio
 import logging
+import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
@@ -11,6 +13,7 @@ from service.resources import backoff_s
 LONG_ENOUGH_S: Final = 60.0
 PAUSE_MAX_S: Final = 5.0
 CANCEL_AGAIN_S: Final = 2.0
+STOP_MAX_S: Final = 4.0
 
 Part = Callable[[], Awaitable[None]]
 
@@ -51,3 +54,19 @@ async def keep(name: str, part: Part) -> None:
             log.warning("%s ended and starts again: %s: %s", name, type(error).__name__, error)
             log.debug("%s ended", name, exc_info=error)
         await asyncio.sleep(backoff_s(tries, 0.2, PAUSE_MAX_S))
+
+
+def end_in_time(grace_s: float) -> None:
+    """Called when the program is told to end: it is gone STOP_MAX_S after the grace time, whatever hangs.
+
+    A thread, since the loop may be what hangs. Nothing is lost by it: a commit is whole or was not, and the lease frees
+    what could not be handed back.
+    """
+    timer = threading.Timer(grace_s + STOP_MAX_S, _leave)
+    timer.daemon = True
+    timer.start()
+
+
+def _leave() -> None:
+    log.warning("the end took too long (Postgres or Redis does not answer?); what is left, others take over")
+    os._exit(0)

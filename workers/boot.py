@@ -12,6 +12,7 @@ from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
 from service.settings import Settings, load
+from service.supervise import end_in_time
 from workers.engine.supervisor import Program, open_worker
 from workers.hosted import program
 
@@ -47,3 +48,4 @@ async def run(whole: Program) -> None:
         loop.add_signal_handler(each, stop.set)
     async with open_worker(whole):
         await stop.wait()
+        end_in_time(whole.settings.grace_s)

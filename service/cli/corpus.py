@@ -62,8 +62,7 @@ def split(messages: list[Message]) -> Split:
 
 def subject_of(message: Message) -> str:
     """The given subject, else the first words of the text."""
-    given = message.subject or message.text
-    line = " ".join(given.split())
+    line = " ".join((message.subject or "").split() or message.text.split())
     if len(line) <= SUBJECT_MAX:
         return line
     return line[: SUBJECT_MAX - 1].rsplit(" ", 1)[0] + "…"

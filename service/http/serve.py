@@ -1,10 +1,15 @@
 """The API's program: checked, then served until SIGTERM."""
 
+import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
+from socket import socket
 
 import uvicorn
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from schemas.catalog import CatalogError
 from service import failpoints
@@ -12,11 +17,14 @@ from service.cli.parts import check_port
 from service.embedded import running
 from service.errors import CallboardError, StartError
 from service.http.app import create_app
+from service.http.problem import problem
 from service.log import setup
 from service.settings import Settings, load
+from service.supervise import end_in_time
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 65
+AGAIN = {"Retry-After": "1", "Connection": "close"}
 
 
 def main() -> int:
@@ -34,8 +42,8 @@ def main() -> int:
     for each in (signal.SIGTERM, signal.SIGINT):
         # When it has stopped in order, uvicorn raises the signal once more: no failure.
         signal.signal(each, lambda *_: sys.exit(0))
-    uvicorn.run(
-        app,
+    config = uvicorn.Config(
+        to_the_last(app),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -45,7 +53,30 @@ def main() -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.grace_s,
     )
-    return 0
+    server = _Server(config)
+    server.run()
+    return 0 if server.started else 1
+
+
+def to_the_last(app: ASGIApp) -> ASGIApp:
+    """Requests that are cut short when the grace time is over are told to come again: uvicorn would call it a 500."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            if scope["type"] != "http":
+                raise
+            with suppress(RuntimeError):  # an answer had begun
+                await problem(Request(scope), 503, "not now: it stops", headers=AGAIN)(scope, receive, send)
+
+    return answered
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        end_in_time(self.config.timeout_graceful_shutdown or 0)
+        await super().shutdown(sockets)
 
 
 def refuse_open_door(settings: Settings) -> None:

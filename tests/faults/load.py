@@ -82,8 +82,10 @@ class Load:
                 group.create_task(lane(items))
 
     async def flow(self, kinds: Sequence[str], keys: int = 0, senders: int = 10, every_s: float = 0.5) -> None:
-        """Events of random kinds, until `enough()`: from `senders` without a key and one for each of `keys`, who
-        pause for about `every_s` each time."""
+        """Events of random kinds until `enough()`: `senders` send without a key, one more sends for each of `keys`.
+
+        Each pauses for about `every_s` behind every 202.
+        """
 
         async def lane(key: str | None) -> None:
             while not self._enough.is_set():

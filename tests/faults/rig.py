@@ -138,14 +138,14 @@ class Rig:
         child = await self._spawn("api", "service", told)
         child.url = f"http://127.0.0.1:{told['port']}"
         async with httpx.AsyncClient(base_url=child.url, timeout=5) as http:
-            await eventually(lambda: self._answers(http, child), START_S)
+            await self._until(child, lambda: self._answers(http, child))
         return child
 
     async def worker(self, *, wait: bool = True, **told: Any) -> Child:
         """Start a worker and, unless told not to, wait until it is registered."""
         child = await self._spawn("worker", "workers", told)
         if wait:
-            await eventually(lambda: self._registered(child), START_S)
+            await self._until(child, lambda: self._registered(child))
         return child
 
     async def start(self, name: str, **told: Any) -> Child:
@@ -217,6 +217,14 @@ class Rig:
             "postgres": await self._stack.enter_async_context(proxy_to(to_postgres)),
             "redis": await self._stack.enter_async_context(proxy_to(to_redis)),
         }
+
+    async def _until(self, child: Child, started: Callable[[], Awaitable[bool]]) -> None:
+        try:
+            await eventually(started, START_S)
+        except AssertionError:
+            child.tell(signal.SIGABRT)  # it says where it hangs
+            await child.ended()
+            raise
 
     async def _answers(self, http: httpx.AsyncClient, child: Child) -> bool:
         assert child.running, child.said

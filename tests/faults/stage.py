@@ -8,16 +8,17 @@ from typing import Final
 from tests.eventually import eventually
 from tests.faults.rig import Child, Rig
 
-KINDS: Final = ("probe.ask", "probe.once", "probe.ask", "probe.once", "probe.ask", "probe.poison")
-BEFORE: Final = 60
+KINDS: Final = ("probe.ask",) * 7 + ("probe.once",) * 4 + ("probe.poison",)
+BEFORE: Final = 40
 SENDERS: Final = 20
 KEYS: Final = 10
+REST_S: Final = 60.0  # mailboxes that filled up meanwhile are emptied one event at a time
 PATIENCE_S: Final = 15.0  # longer than the API waits for Postgres before its 503
 
 
 @asynccontextmanager
 async def under_load(
-    rig: Rig, programs: Sequence[Child], least: int = 240, rate: float = 60.0, told: Sequence[int] = (202,)
+    rig: Rig, programs: Sequence[Child], least: int = 240, rate: float = 45.0, told: Sequence[int] = (202,)
 ) -> AsyncIterator[None]:
     """Events of all kinds, half of them keyed, about `rate` a second, from before the block to after it.
 
@@ -25,6 +26,7 @@ async def under_load(
     every program runs that ran.
     """
     rig.load.http.timeout = PATIENCE_S
+    rig.expects_s = max(rig.expects_s, REST_S)
     rig.sink.latency_s = lambda: rig.random.uniform(0.02, 0.06)
     pause_s = (SENDERS + KEYS) / rate
     sending = asyncio.create_task(rig.load.flow(KINDS, KEYS, SENDERS, pause_s))

@@ -24,10 +24,9 @@ ANSWER_MAX_S = 25.0  # 5 s for a connection of the pool, 10 s for the statement,
 @pytest.mark.slow_fault
 async def test_row_25_postgres_backends_frozen(rig: Rig) -> None:
     """One of our backends at a time, whichever it is, longer than anybody waits for it."""
-    rig.expects_s = 60
     programs = [await rig.api(), await rig.worker(), await rig.worker()]
     async with under_load(rig, programs, told=REFUSED):
-        for _ in range(4):
+        for _ in range(3):
             row = rig.random.choice(await _backends(rig, "callboard %"))
             async with _frozen([row["pid"]]):
                 rig.injected()
@@ -53,7 +52,6 @@ async def test_row_25_postgres_frozen_pool_comes_back(rig: Rig) -> None:
 @pytest.mark.slow_fault
 @pytest.mark.parametrize("table", ["work", "events", "workers"])
 async def test_row_25_postgres_table_locked(rig: Rig, table: str) -> None:
-    rig.expects_s = 60
     programs = [await rig.api(), await rig.worker(), await rig.worker()]
     async with under_load(rig, programs, told=REFUSED):
         connection = await asyncpg.connect(rig.database_url, timeout=10)
@@ -71,7 +69,6 @@ async def test_row_25_postgres_table_locked(rig: Rig, table: str) -> None:
 @pytest.mark.slow_fault
 async def test_row_25_postgres_slow(rig: Rig) -> None:
     """Half a second more for each answer."""
-    rig.expects_s = 60
     api, worker = await rig.api(doors=True), await rig.worker(doors=True)
     async with under_load(rig, [api, worker], told=REFUSED):
         for each in (api, worker):
@@ -86,7 +83,6 @@ async def test_row_25_postgres_slow(rig: Rig) -> None:
 @pytest.mark.slow_fault
 async def test_row_27_postgres_connections_used_up(rig: Rig) -> None:
     """Nobody gets a connection any more: the API says so, and is not ready."""
-    rig.expects_s = 60
     api = await rig.api()
     programs = [api, await rig.worker()]
     async with under_load(rig, programs, told=REFUSED):

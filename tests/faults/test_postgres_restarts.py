@@ -20,7 +20,6 @@ CONNECTS_MAX = (
 @pytest.mark.slow_fault
 async def test_row_23_postgres_fast_restart(rig: Rig) -> None:
     """Away for longer than the API waits; nobody storms it meanwhile."""
-    rig.expects_s = 60
     api, worker = await rig.api(doors=True), await rig.worker(doors=True)
     async with under_load(rig, [api, worker], told=REFUSED):
         for _ in range(2):
@@ -42,7 +41,7 @@ def _connects(*children: Child) -> int:
 async def test_row_24_postgres_crash(rig: Rig) -> None:
     """The postmaster and all its children at once; what had its 202 is there after the recovery."""
     programs = [await rig.api(), await rig.worker()]
-    async with under_load(rig, programs, told=REFUSED):
+    async with under_load(rig, programs, told=REFUSED, least=180):
         taken = [UUID(each.event_id) for each in rig.load.taken]
         await rig.postgres.kill()
         rig.injected()
@@ -56,7 +55,6 @@ async def test_row_24_postgres_crash(rig: Rig) -> None:
 @pytest.mark.slow_fault
 async def test_row_26_postgres_hangs_up(rig: Rig) -> None:
     """On one of our connections every 50 ms, for six seconds."""
-    rig.expects_s = 60
     programs = [await rig.api(), await rig.worker()]
     async with under_load(rig, programs, told=REFUSED):
         connection = await asyncpg.connect(rig.database_url, timeout=10)

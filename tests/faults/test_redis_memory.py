@@ -15,7 +15,7 @@ async def test_row_10_redis_flushall(rig: Rig) -> None:
     """Again and again, in the middle of the work; the senders notice nothing."""
     rig.forgets = True
     programs = [await rig.api(), await rig.worker()]
-    async with under_load(rig, programs):
+    async with under_load(rig, programs, least=180):
         for _ in range(3):
             await rig.client.flushall()
             rig.injected()
@@ -43,7 +43,7 @@ async def test_row_12_redis_restarts_empty(rig: Rig) -> None:
     """Away for a while, then back with nothing: the 202s go on all the time."""
     rig.forgets = True
     programs = [await rig.api(), await rig.worker()]
-    async with under_load(rig, programs):
+    async with under_load(rig, programs, least=180):
         data = rig.redis.server.folder / "data"
         await rig.redis.kill()
         rig.injected()

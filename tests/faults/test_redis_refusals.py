@@ -15,6 +15,7 @@ from tests.faults.stage import goes_on, under_load
 GRACE_S = 5.0  # the rig's CALLBOARD_GRACE_S
 
 
+@pytest.mark.slow_fault
 async def test_row_14_redis_hangs_up(rig: Rig) -> None:
     """Every connection, every 30 ms, for three seconds."""
     programs = [await rig.api(), await rig.worker()]

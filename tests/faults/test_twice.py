@@ -64,7 +64,7 @@ async def test_row_22_the_same_ring_a_hundred_times(rig: Rig) -> None:
 
 @pytest.mark.slow_fault
 async def test_row_50_operators_press_twice(rig: Rig) -> None:
-    """Each dead letter replayed by many at once, singly and in bulk, while a worker is killed: one run more each."""
+    """Many replay the same dead letters, singly and in bulk, while a worker is killed: one more run each."""
     await rig.api()
     await rig.api()
     victim = await rig.worker(concurrency=10)

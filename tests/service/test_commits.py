@@ -19,6 +19,7 @@ from service.commits import BadRow, GroupCommit
 from service.errors import Unavailable
 from service.resources import Connection, connect
 from service.settings import Settings
+from service.supervise import end
 from tests.eventually import eventually
 
 TABLE: Final = "create table notes (n integer primary key, note text not null check (note <> 'forbidden'))"
@@ -60,8 +61,7 @@ async def open_desk(settings: Settings, writers: int = 1) -> AsyncIterator[Desk]
     try:
         yield desk
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from service.embedded import Server
 from service.inbound import Inbound
 from service.resources import open_redis
 from service.settings import Settings
-from service.supervise import keep
+from service.supervise import end, keep
 from tests.board import Board
 from tests.eventually import eventually
 
@@ -44,8 +44,7 @@ async def taking_in(settings: Settings) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end([task])
 
 
 @pytest.fixture

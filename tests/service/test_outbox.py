@@ -14,6 +14,7 @@ from service import outbox, stream
 from service.outbox import Outbox
 from service.resources import open_redis
 from service.settings import Settings
+from service.supervise import end
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
 
@@ -43,7 +44,7 @@ async def test_rings_in_order(redis: Redis) -> None:
 
     await eventually(all_rung)
     assert await rung(redis) == ids
-    running.cancel()
+    await end([running])
 
 
 async def test_what_waits_at_the_end_is_rung(redis: Redis) -> None:

@@ -15,6 +15,7 @@ from schemas.catalog import Catalog, EventType, discover
 from schemas.envelope import Incoming, read
 from service.settings import Settings
 from service.store import Store, Stored
+from service.supervise import end
 
 CATALOG = discover(schemas.events)
 
@@ -37,8 +38,7 @@ async def open_store(settings: Settings, catalog: Catalog = CATALOG) -> AsyncIte
     try:
         yield store
     finally:
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+        await end([writing])
 
 
 @pytest.fixture

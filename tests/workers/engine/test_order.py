@@ -15,6 +15,7 @@ from schemas.identity import uuid7
 from service.resources import connect
 from service.settings import Settings
 from service.store import Store
+from service.supervise import end
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import event_type, program_of
@@ -114,8 +115,7 @@ async def test_events_without_a_key_take_no_lock(settings: Settings) -> None:
             await holder.execute("select pg_advisory_xact_lock(7, bucket) from generate_series(0, 255) as b (bucket)")
             assert (await store.accept(incoming(1, None))).status == "queued"
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end([running])
         await holder.close()
 
 

@@ -18,6 +18,7 @@ from service import stream
 from service.resources import connect
 from service.settings import Settings
 from service.store import Store
+from service.supervise import end
 from tests.board import board_on
 from tests.programs import event_type, program_of
 from workers.engine.executor import Executor, Stage
@@ -63,8 +64,7 @@ class Desk:
         ids = [uuid7() for _ in range(count)]
         made = [Incoming(each, "/t", str(each), "plain", key, None, Attributes(), b"{}") for each in ids]
         await asyncio.gather(*(store.accept(each) for each in made))
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end([running])
         return ids
 
     async def do(self, statement: str, *arguments: Any) -> list[Any]:
