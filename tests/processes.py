@@ -50,7 +50,10 @@ class Program:
         """Its exit status, after it was sent the signal `number`."""
         if number is not None:
             self.process.send_signal(number)
-        await eventually(lambda: _true(self.process.poll() is not None), END_S)
+        try:
+            await eventually(lambda: _true(self.process.poll() is not None), END_S)
+        except AssertionError:
+            raise AssertionError(f"it had not ended after {END_S:g} s; it said: {self.told[-4000:]}") from None
         return int(self.process.returncode)
 
 

@@ -38,9 +38,9 @@ SETTINGS = {
 
 
 async def start_redis(folder: Path, port: int = 0) -> Server:
-    """Starts the redis-server of `folder` on `port`; 0 picks a free one.
+    """Starts the redis-server of `folder` on `port`, or on a free one where that is taken or 0.
 
-    Raises StartError with one sentence where the folder, the port or the program does not let it.
+    Raises StartError with one sentence where the folder or the program does not let it.
     """
     folder = folder.resolve()
     with told(folder), ExitStack() as undo:
@@ -88,8 +88,8 @@ def _from_wheel() -> Path | None:
 
 async def _run(program: Path, place: Place, port: int) -> tuple["subprocess.Popen[bytes]", int]:
     words = ""
-    for _ in range(1 if port else PORT_TRIES):
-        chosen = port or free_port()
+    for preferred in (port, *[0] * PORT_TRIES):
+        chosen = preferred or free_port()
         since = log_size(place.folder)
         options = [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
         command = [
@@ -111,9 +111,7 @@ async def _run(program: Path, place: Place, port: int) -> tuple["subprocess.Pope
         words = last_words(place.folder, since)
         if "ddress already in use" not in words:
             raise failure(NAME, place.folder, words)
-    raise StartError(
-        f"Port {port or chosen} is taken by another program: Redis can't listen there. ({words.splitlines()[-1]})"
-    )
+    raise StartError(f"Redis finds no free port on 127.0.0.1. ({words.splitlines()[-1]})")
 
 
 async def _ready(process: "subprocess.Popen[bytes]", port: int) -> bool:
