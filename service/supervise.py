@@ -62,11 +62,12 @@ def end_in_time(grace_s: float) -> None:
     A thread, since the loop may be what hangs. Nothing is lost by it: a commit is whole or was not, and the lease frees
     what could not be handed back.
     """
-    timer = threading.Timer(grace_s + STOP_MAX_S, _leave)
+    timer = threading.Timer(grace_s + STOP_MAX_S, _leave, [asyncio.get_running_loop()])
     timer.daemon = True
     timer.start()
 
 
-def _leave() -> None:
-    log.warning("the end took too long (Postgres or Redis does not answer?); what is left, others take over")
+def _leave(loop: asyncio.AbstractEventLoop) -> None:
+    left = ", ".join(sorted(task.get_name() for task in asyncio.all_tasks(loop)))
+    log.warning("the end took too long (Postgres or Redis does not answer?); others take over what is left: %s", left)
     os._exit(0)

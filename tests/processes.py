@@ -20,7 +20,8 @@ CALLBOARD: Final = (sys.executable, "-c", "from service.cli import main; main()"
 UP: Final = (*CALLBOARD, "up")
 LAST_WORDS: Final = "Ctrl-C ends it all; the data stays."
 START_S: Final = 60.0
-END_S: Final = 30.0
+END_S: Final = 80.0  # a worker's grace time and the patience with Postgres, one after the other
+HUNG: Final = "the end took too long"
 
 
 class Program:
@@ -54,6 +55,7 @@ class Program:
             await eventually(lambda: _true(self.process.poll() is not None), END_S)
         except AssertionError:
             raise AssertionError(f"it had not ended after {END_S:g} s; it said: {self.told[-4000:]}") from None
+        assert HUNG not in self.told, self.told[-4000:]
         return int(self.process.returncode)
 
 
