@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from hashlib import blake2b
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, Union, get_args, get_type_hints, overload
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, Union, get_args, get_type_hints, overload
 from uuid import UUID
 
 import msgspec
@@ -16,11 +16,12 @@ from msgspec.structs import replace
 from service.failpoints import hit
 from service.settings import Settings
 from workers.clients.embed import embed
-from workers.clients.llm import Call, Llm
+from workers.clients.llm import Llm
 from workers.clients.vectors import Document, Found, Vectors
 from workers.clients.web import Reply, Web
 from workers.kit.flow import Node, Stop
 from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, Step
+from workers.kit.run_llm import Ledger, RunLlm, Whole, as_it_is
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,45 +35,6 @@ class Clients(Struct, frozen=True):
     llm: Llm
     vectors: Vectors
     web: Web
-
-
-class Ledger(Protocol):
-    """Where calls are recorded before the step that made them goes on."""
-
-    def __call__(self, event_id: UUID, run: int, claim: int, step: str, call: Call) -> Awaitable[None]: ...
-
-
-class Whole(Protocol):
-    """How a call is awaited that must be recorded even where nobody waits for it any more."""
-
-    def __call__(self, call: Coroutine[Any, Any, T]) -> Awaitable[T]: ...
-
-
-async def _as_it_is(call: Coroutine[Any, Any, T]) -> T:
-    return await call
-
-
-class RunLlm(Struct, frozen=True):
-    """`run.llm`: LLM calls, recorded in the ledger."""
-
-    run: "Run"
-
-    async def ask(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
-        """Render `prompt`, ask the model its head names (or `model`, an alias), decode the reply as `returns`.
-
-        Raises Outage while no provider of the alias answers, LlmRefused where the request or its answer can't succeed.
-        """
-        run = self.run
-        await run.guard()
-        run.effects.outside = True
-
-        async def record(call: Call) -> None:
-            await run.ledger(run.event_id, run.number, run.claim, run.step_key, call)
-            await run.guard()  # another try or another provider is a new call
-
-        labels = {"event_id": str(run.event_id), "step": run.step_key}
-        asking = run.clients.llm.ask(prompt, variables, returns=returns, model=model, record=record, labels=labels)
-        return await run.whole(asking)
 
 
 class RunVectors(Struct, frozen=True):
@@ -119,14 +81,24 @@ class Run(Struct, frozen=True):
     settings: Settings
     guard: Guard
     keep: Keep
-    whole: Whole = _as_it_is
+    whole: Whole = as_it_is
     simulated: bool = False
     step_key: str = ""
     effects: Effects = msgspec.field(default_factory=Effects)
 
     @property
     def llm(self) -> RunLlm:
-        return RunLlm(self)
+        return RunLlm(
+            self.event_id,
+            self.number,
+            self.claim,
+            self.step_key,
+            self.clients.llm,
+            self.ledger,
+            self.guard,
+            self.whole,
+            self.effects,
+        )
 
     @property
     def vectors(self) -> RunVectors:
