@@ -16,8 +16,6 @@ EVENT = "the event"
 ITEM = "the item"
 
 Results = dict[str, Any]
-Arrow = tuple[str, str, str | None]
-End = tuple[str, str | None]  # a node and the label of the way that leads on from it
 
 
 class Bound(Struct, frozen=True):
@@ -145,43 +143,3 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """A node fails as itself, not as a group: the first failure is the one that cancelled the others."""
     inner = errors.exceptions[0]
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
-
-
-def edges(plan: Plan) -> tuple[list[tuple[str, str]], list[Arrow]]:
-    """The drawing: (name, kind) of each node, (from, to, label) of each edge."""
-    nodes: list[tuple[str, str]] = []
-    arrows: list[Arrow] = []
-    _draw(plan, [], nodes, arrows)
-    return nodes, arrows
-
-
-def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]) -> Sequence[End]:
-    """Draw the parts behind `before`; returns the ends that what comes next stands behind."""
-    ends = before
-    for part in plan:
-        match part:
-            case Bound():
-                ends = _arrive([part], "node", ends, nodes, arrows)
-            case Together():
-                ends = _arrive(part.members, "node", ends, nodes, arrows)
-            case Free():
-                ends = _arrive([Bound(part.body.__name__, part.body, ())], "free", ends, nodes, arrows)
-            case Mapped():
-                ends = _arrive([part.bound], "each", ends, nodes, arrows)
-            case Choice():
-                _arrive([part.router], "router", ends, nodes, arrows)
-                branches = dict(part.branches) | ({OTHERWISE: part.otherwise} if part.otherwise is not None else {})
-                ends = [
-                    end
-                    for label, branch in branches.items()
-                    for end in _draw(branch, [(part.router.key, label)], nodes, arrows)
-                ]
-    return ends
-
-
-def _arrive(
-    members: Sequence[Bound], kind: str, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]
-) -> list[End]:
-    nodes.extend((member.key, kind) for member in members)
-    arrows.extend((end, member.key, label) for end, label in before for member in members)
-    return [(member.key, None) for member in members]

@@ -11,8 +11,9 @@ from schemas import Event
 from schemas.catalog import Catalog, modules, type_name
 from service.errors import WiringError
 from workers.kit.binding import bind
+from workers.kit.drawing import edges
 from workers.kit.pipeline import Pipeline, Retry, Seconds
-from workers.kit.plan import Free, Plan, edges
+from workers.kit.plan import Free, Plan
 
 
 class Wired(Struct, frozen=True):

@@ -13,7 +13,8 @@ from tests.programs import program_of
 from tests.workers.kit.runs import open_run
 from workers.kit import Pipeline, Retry, Run, Stop, each, parallel
 from workers.kit.binding import bind
-from workers.kit.plan import edges, execute
+from workers.kit.drawing import edges
+from workers.kit.plan import execute
 
 
 class Text(Event, tag="text", frozen=True):

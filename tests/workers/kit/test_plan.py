@@ -11,8 +11,9 @@ from schemas import Event
 from tests.workers.kit.runs import open_run
 from workers.kit import Run, parallel, route
 from workers.kit.binding import bind
+from workers.kit.drawing import edges
 from workers.kit.flow import Flow
-from workers.kit.plan import edges, execute
+from workers.kit.plan import execute
 
 
 class Asked(Event, tag="asked", frozen=True):
