@@ -86,7 +86,7 @@ def _moments(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> Iterato
             "claimed", each["started_at"], attempt=each["attempt"], ms=waited_ms, detail={"worker": each["worker"]}
         )
         for step in json.decode(each["steps"]):
-            detail = {"state": step["state"]}
+            detail = {name: step[name] for name in ("state", "error") if name in step}
             yield _moment("step", _at(step["at"]), step["step"], each["attempt"], step["ms"], detail)
         if each["outcome"] != "cancelled":
             yield _ending(row, each)

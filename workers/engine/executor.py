@@ -8,17 +8,19 @@ from uuid import UUID
 from msgspec import Raw, Struct, json
 
 from schemas.catalog import Catalog
-from schemas.outcome import Dead, Done, HandedBack, Outcome
+from schemas.outcome import Done, HandedBack, Outcome
 from service.commits import BadRow
-from service.errors import Outage, Reject, Unavailable
+from service.errors import Outage, Unavailable
 from service.resources import POSTGRES_ERRORS, Pool
 from service.settings import Settings
 from workers.engine.claimed import Claimed
 from workers.engine.journal import Journal, Ledger, recall
-from workers.engine.retry import after, describe, unknown_type
+from workers.engine.retry import after, unknown_type
 from workers.engine.settle import Ending, Settler
+from workers.kit import Pipeline
 from workers.kit.memory import Facts, Guard, Stale
 from workers.kit.plan import execute
+from workers.kit.record import check_size
 from workers.kit.run import Clients, Run
 from workers.kit.wiring import Wired, Wiring
 
@@ -135,6 +137,7 @@ class Executor:
         claimed, facts = hand.claimed, Facts()
         wired = self._stage.wiring.get(claimed.type)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
+        facts.failed.clear()  # a traceback holds its frames, and those hold the facts
         hand.attempting = False
         await self._settle(claimed, wired, outcome, facts)
 
@@ -145,8 +148,8 @@ class Executor:
             event = self._stage.catalog[claimed.type].decode(claimed.data)
             facts.found = await self._recall(claimed)
             async with asyncio.timeout(wired.pipeline.timeout_s):
-                result = await execute(wired.plan, self._run(hand, facts), event)
-            return self._done(result)
+                result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event)
+            return Done(self._encoded(result, wired))
         except asyncio.CancelledError:
             if not self._draining or not hand.ours:
                 raise
@@ -156,7 +159,7 @@ class Executor:
             hand.ours = False
             raise asyncio.CancelledError from error
         except Unavailable as error:
-            return after(Outage(str(error), error.retry_after_s), claimed, wired.pipeline.retry, facts)
+            return after(_outage(error), claimed, wired.pipeline.retry, facts)
         except Exception as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
             told = _timed_out(error, wired) or error
             log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(told).__name__)
@@ -175,7 +178,7 @@ class Executor:
         except POSTGRES_ERRORS as error:
             raise Outage(f"Postgres did not answer what was remembered: {error}") from error
 
-    def _run(self, hand: Hand, facts: Facts) -> Run:
+    def _run(self, hand: Hand, facts: Facts, pipeline: Pipeline) -> Run:
         claimed = hand.claimed
         return Run(
             event_id=claimed.event_id,
@@ -191,16 +194,15 @@ class Executor:
             guard=lambda: self._still_ours(hand),
             keep=self._stage.journal.keep,
             whole=self._stage.ledger.whole,
+            limits_s=pipeline.limits_s,
+            resources=pipeline.resources,
             simulated=self._stage.settings.simulated,
         )
 
-    def _done(self, result: object) -> Outcome:
+    def _encoded(self, result: object, wired: Wired) -> bytes:
         encoded = json.encode(result)
-        size_max = self._stage.settings.result_max
-        if len(encoded) > size_max:
-            error = Reject(f"the result has {len(encoded)} bytes, CALLBOARD_RESULT_MAX is {size_max}. Return less.")
-            return Dead("rejected", describe(error, None))
-        return Done(encoded)
+        check_size(f"the result of {wired.name}", len(encoded), self._stage.settings.result_max)
+        return encoded
 
     async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
         """Until it is settled, or refused because the claim is not ours any more."""
@@ -226,10 +228,18 @@ class Executor:
 def _timed_out(error: Exception, wired: Wired) -> Exception | None:
     """A TimeoutError has no text of its own; whose it was, the node's or the attempt's, its step says."""
     if isinstance(error, TimeoutError) and not str(error):
-        return TimeoutError(
+        told = TimeoutError(
             f"not finished in time (an attempt of {wired.name} may take {wired.pipeline.timeout_s:g} s)"
         )
+        told.__cause__ = error
+        return told
     return None
+
+
+def _outage(error: Unavailable) -> Outage:
+    outage = Outage(str(error), error.retry_after_s)
+    outage.__cause__ = error
+    return outage
 
 
 def _uncancel() -> None:

@@ -12,7 +12,7 @@ from service.errors import Outage, Reject
 from workers.clients.llm import LlmRefused
 from workers.engine.claimed import Claimed
 from workers.kit import Retry
-from workers.kit.memory import Facts, JournalMismatch
+from workers.kit.memory import Facts, JournalMismatch, TooLarge
 
 PUT_OFF_CAP_S: Final = 600.0
 UNKNOWN_TYPE_S: Final = 10.0
@@ -23,7 +23,7 @@ MESSAGE_MAX: Final = 2000
 
 def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Outcome:
     """An outage puts the event off, uncharged; a refusal is final; anything else is one of its attempts."""
-    step = failed_step(facts)
+    step = failed_step(facts, error)
     told = describe(error, step)
     match error:
         case Outage():
@@ -31,6 +31,8 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
             return Later(_in(wait_s), error.cause, charged=False, error=told)
         case Reject() | LlmRefused():
             return Dead("rejected", told)
+        case TooLarge():
+            return Dead("too_large", told)
         case JournalMismatch():
             return Dead("journal_mismatch", told)
         case msgspec.ValidationError() if step is None and claimed.put_offs < MISFITS_MAX:
@@ -50,10 +52,10 @@ def attempt(claimed: Claimed, facts: Facts) -> int:
     return 1 if facts.progress else claimed.attempt
 
 
-def failed_step(facts: Facts) -> str | None:
-    """Where it failed; where nothing failed but something was cut off, that."""
-    ended = [each for each in facts.steps if each.state in ("failed", "cancelled")]
-    return next((each.step for each in ended if each.state == "failed"), ended[-1].step if ended else None)
+def failed_step(facts: Facts, error: Exception) -> str | None:
+    """The step that raised it (another may have failed, and been collected); where none did, what was cut off last."""
+    failed = next((step for step, raised in facts.failed.items() if raised in (error, error.__cause__)), None)
+    return failed or next((each.step for each in reversed(facts.steps) if each.state == "cancelled"), None)
 
 
 def unknown_type(claimed: Claimed) -> Later:

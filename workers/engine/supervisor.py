@@ -30,6 +30,7 @@ from workers.engine.reader import Reader
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
+from workers.kit.resources import open_resources
 from workers.kit.run import Clients
 from workers.kit.wiring import Wiring, graph
 from workers.simulator import running_simulator
@@ -109,6 +110,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         ),
         vectors=Vectors(pool),
         web=await stack.enter_async_context(open_web()),
+        resources=await stack.enter_async_context(open_resources()),
     )
     arq = open_arq(settings)
     stack.push_async_callback(arq.connection_pool.disconnect)

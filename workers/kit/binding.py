@@ -1,30 +1,33 @@
 """Parameters are bound by type: each to the nearest producer upstream."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import GenericAlias
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from schemas import Event
 from service.errors import WiringError
-from workers.kit.flow import Each, Element, Flow, Node, Parallel, Route
-from workers.kit.plan import EVENT, ITEM, OTHERWISE, RUN, Bound, Choice, Mapped, Part, Plan, Together
+from workers.kit.flow import OTHERWISE, Each, Element, Flow, Node, Parallel, Route, where
+from workers.kit.plan import EVENT, ITEM, RUN, Bound, Choice, Mapped, Part, Plan, Together
+from workers.kit.resources import Open, given_by
 from workers.kit.run import Run
-from workers.kit.scope import Producer, Scope, named, nearest, shared
-from workers.kit.signature import check_labels, hints_of, returns, where
+from workers.kit.scope import Branches, Producer, Scope, Siblings, fits, given, named, nearest, nearness, optional
+from workers.kit.signature import check_at_once, check_labels, hints_of, returns
 
 
-def bind(flow: Flow, event: type[Event]) -> Plan:
+def bind(flow: Flow, event: type[Event], resources: Sequence[Open] = ()) -> Plan:
     """Compile a flow. Raises WiringError with node, parameter and the nearest fix."""
-    names = _Names()
-    plan, _ = _bind(flow, (Producer(EVENT, event, 0),), "", names)
+    names = _Names({f"the resource {where(each)}": each for each in resources})
+    opened = tuple((Producer(name, given_by(each)),) for name, each in names.resources.items())
+    plan, _ = _bind(flow, (Siblings(opened), Producer(EVENT, event)), "", names)
     return plan
 
 
 class _Names:
     """Step keys: the node's name, behind the branch it stands in; numbered where it stands there twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, resources: Mapping[str, Open]) -> None:
+        self.resources = resources
         self._seen: dict[str, int] = {}
 
     def of(self, node: Node, path: str) -> str:
@@ -33,87 +36,96 @@ class _Names:
         return key if self._seen[key] == 1 else f"{key}#{self._seen[key]}"
 
 
-def _bind(flow: Flow, scope: Scope, path: str, names: _Names) -> tuple[Plan, Scope]:
+def _bind(flow: Flow, upstream: Scope, path: str, names: _Names) -> tuple[Plan, Scope]:
+    """The plan of a flow, and what it gives to those behind it."""
+    if not isinstance(flow, list | tuple):
+        raise WiringError(f"{where(flow)} stands where a flow is wanted. Write a list of nodes: […].")
     parts: list[Part] = []
+    gives: Scope = ()
     for element in flow:
-        part, given = _element(element, scope, path, names)
+        part, layers = _element(element, (*upstream, *gives), path, names)
         parts.append(part)
-        scope = (*scope, *given)
-    return tuple(parts), scope
+        gives = (*gives, *layers)
+    return tuple(parts), gives
 
 
 def _element(element: Element, scope: Scope, path: str, names: _Names) -> tuple[Part, Scope]:
-    depth = 1 + max(producer.depth for producer in scope)
     match element:
-        case Parallel(nodes):
-            members = tuple(_bound(node, scope, path, names) for node in nodes)
-            return Together(members), tuple(_gives(member, depth) for member in members)
+        case Parallel():
+            return _parallel(element, scope, path, names)
         case Each():
             mapped = _mapped(element, scope, path, names)
-            return mapped, (Producer(mapped.bound.key, GenericAlias(list, (returns(element.node),)), depth),)
+            gives = returns(element.node)
+            whole = GenericAlias(list, (optional(gives) if element.collect else gives,))
+            return mapped, (Producer(mapped.bound.key, whole),)
         case Route():
             return _route(element, scope, path, names)
+        case list() | tuple():
+            raise WiringError(f"{_first(element)} stands in a list of its own. A flow in a flow goes into parallel(…).")
         case _:
             bound = _bound(element, scope, path, names)
-            return bound, (_gives(bound, depth),)
+            return bound, (Producer(bound.key, returns(element)),)
+
+
+def _parallel(element: Parallel, scope: Scope, path: str, names: _Names) -> tuple[Part, Scope]:
+    if not element.members:
+        raise WiringError("parallel() has no member. Name the nodes that it runs, or take it away.")
+    check_at_once(f"parallel({_first(element.members)}, …)", element.at_once)
+    flows: list[Any] = [member if isinstance(member, list | tuple) else [member] for member in element.members]
+    bound = [_bind(flow, scope, path, names) for flow in flows]
+    plans, scopes = zip(*bound, strict=True)
+    return Together(plans, element.at_once, element.collect), (Siblings(scopes, element.collect),)
+
+
+def _first(members: Any) -> str:
+    """The first node in it, to say which list or `parallel` is meant."""
+    match members:
+        case list() | tuple():
+            return _first(members[0]) if members else "an empty list"
+        case Parallel():
+            return _first(members.members)
+        case Each():
+            return where(members.node)
+        case Route():
+            return where(members.router)
+        case _:
+            return where(members)
 
 
 def _route(element: Route, scope: Scope, path: str, names: _Names) -> tuple[Part, Scope]:
     router = _bound(element.router, scope, path, names)
     check_labels(element)
-    depth = 1 + max(producer.depth for producer in scope)
-    inner = (*scope, _gives(router, depth))
+    label = Producer(router.key, returns(element.router))
     branches = dict(element.branches) | ({OTHERWISE: element.otherwise} if element.otherwise is not None else {})
-    bound = {label: _bind(branch, inner, f"{path}{label}/", names) for label, branch in branches.items()}
-    gives, outward = _common(
-        {label: scoped[len(inner) :] for label, (_, scoped) in bound.items()}, router.key, depth + 1
-    )
-    plans = {label: plan for label, (plan, _) in bound.items()}
+    bound = {key: _bind(branch, (*scope, label), f"{path}{key}/", names) for key, branch in branches.items()}
+    plans = {key: plan for key, (plan, _) in bound.items()}
     otherwise = plans.pop(OTHERWISE, None) if element.otherwise is not None else None
-    return Choice(router, plans, otherwise, gives), (*inner[len(scope) :], *outward)
-
-
-def _common(branches: Mapping[str, Scope], router: str, depth: int) -> tuple[dict[str, dict[str, str]], Scope]:
-    """What every branch gives, under the type they share: the same type, or the base of all that the others give."""
-    gives: dict[str, dict[str, str]] = {label: {} for label in branches}
-    outward: list[Producer] = []
-    for kind in shared(list(branches.values())):
-        name = f"{router}:{named(kind)}"
-        if any(other.name == name for other in outward):
-            name = f"{name}#{len(outward) + 1}"  # two types of one name, from two modules
-        for label, scope in branches.items():
-            gives[label][name] = nearest(scope, kind)[0].name
-        outward.append(Producer(name, kind, depth))
-    return gives, tuple(outward)
+    out = Branches(router.key, {key: gives for key, (_, gives) in bound.items()}, {})
+    return Choice(router, plans, otherwise, out.gives), (label, out)
 
 
 def _bound(node: Node, scope: Scope, path: str, names: _Names) -> Bound:
     hints = hints_of(node)
     key = names.of(node, path)
     takes = tuple(_source(node, each, hints, scope) for each in inspect.signature(node).parameters.values())
-    return Bound(key, node, takes)
-
-
-def _gives(bound: Bound, depth: int) -> Producer:
-    return Producer(bound.key, returns(bound.node), depth)
+    uses = tuple((place, names.resources[name]) for place, name in enumerate(takes) if name in names.resources)
+    return Bound(key, node, takes, uses)
 
 
 def _mapped(element: Each, scope: Scope, path: str, names: _Names) -> Mapped:
     """The item's parameter is the one of whose type there is a list; of several, that with the nearest list."""
     hints = hints_of(element.node)
-    lists = [
-        (found[0], name)
-        for name in inspect.signature(element.node).parameters
-        if name in hints and len(found := nearest(scope, GenericAlias(list, (hints[name],)))) == 1
-    ]
+    check_at_once(f"each({where(element.node)})", element.at_once)
+    wanted = {name: GenericAlias(list, (kind,)) for name, kind in hints.items() if name != "return"}
+    lists = [(nearness(scope, kind), name) for name, kind in wanted.items() if len(nearest(scope, kind)) == 1]
     if not lists:
         raise WiringError(
             f"{where(element.node)} is run for each item of a list, and nothing upstream gives a list of what it "
             "takes. Put a node before it that returns list[…] of the type of one of its parameters."
         )
-    items, name = max(lists, key=lambda each: each[0].depth)
-    inner = (*scope, Producer(ITEM, hints[name], 1 + max(producer.depth for producer in scope)))
-    return Mapped(_bound(element.node, inner, path, names), items.name, element.at_once)
+    name = max(lists, key=lambda each: each[0])[1]
+    bound = _bound(element.node, (*scope, Producer(ITEM, hints[name])), path, names)
+    return Mapped(bound, nearest(scope, wanted[name])[0].name, element.at_once, element.collect)
 
 
 def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str:
@@ -131,14 +143,22 @@ def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], 
         both = " and ".join(producer.name for producer in found)
         raise WiringError(
             f"{where(node)}: parameter `{name}: {named(wanted)}` could be what {both} give, "
-            "side by side in one `parallel`. Give one of them a type of its own."
+            "and neither is nearer than the other. Give one of them a type of its own."
         )
     return found[0].name
 
 
 def _nothing_gives(node: Node, name: str, wanted: Any, scope: Scope) -> str:
-    there = ", ".join(f"{named(producer.gives)} (from {producer.name})" for producer in scope)
-    return (
-        f"{where(node)}: nothing upstream gives parameter `{name}: {named(wanted)}`. There is: {there}. "
-        f"Put a node that returns {named(wanted)} before it, or change the parameter's type."
-    )
+    there = ", ".join(f"{named(kind)} (from {producer})" for producer, kind in given(scope))
+    fix = f"Put a node that returns {named(wanted)} before it, or change the parameter's type."
+    for loose in _loosened(wanted):
+        if maybe := [producer for producer, kind in given(scope) if fits(kind, loose)]:
+            fix = f"What {maybe[-1]} gives may be missing: ask for `{name}: {named(loose)}`."
+    return f"{where(node)}: nothing upstream gives parameter `{name}: {named(wanted)}`. There is: {there}. {fix}"
+
+
+def _loosened(wanted: Any) -> Iterator[Any]:
+    """What a node asks for where what it takes may be None: after `collect`, or a node that says so."""
+    yield optional(wanted)
+    if get_origin(wanted) is list:
+        yield GenericAlias(list, (optional(get_args(wanted)[0]),))

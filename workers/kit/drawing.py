@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from workers.kit.plan import OTHERWISE, Bound, Choice, Free, Mapped, Plan, Together
+from workers.kit.flow import OTHERWISE
+from workers.kit.plan import Bound, Choice, Free, Mapped, Plan, Together
 
 Arrow = tuple[str, str, str | None]
 End = tuple[str, str | None]  # a node and the label of the way that leads on from it
@@ -22,15 +23,15 @@ def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrow
     for part in plan:
         match part:
             case Bound():
-                ends = _arrive([part], "node", ends, nodes, arrows)
+                ends = _arrive(part, "node", ends, nodes, arrows)
             case Together():
-                ends = _arrive(part.members, "node", ends, nodes, arrows)
+                ends = [end for member in part.members for end in _draw(member, ends, nodes, arrows)]
             case Free():
-                ends = _arrive([Bound(part.body.__name__, part.body, ())], "free", ends, nodes, arrows)
+                ends = _arrive(Bound(part.body.__name__, part.body, ()), "free", ends, nodes, arrows)
             case Mapped():
-                ends = _arrive([part.bound], "each", ends, nodes, arrows)
+                ends = _arrive(part.bound, "each", ends, nodes, arrows)
             case Choice():
-                _arrive([part.router], "router", ends, nodes, arrows)
+                _arrive(part.router, "router", ends, nodes, arrows)
                 branches = dict(part.branches) | ({OTHERWISE: part.otherwise} if part.otherwise is not None else {})
                 ends = [
                     end
@@ -41,8 +42,8 @@ def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrow
 
 
 def _arrive(
-    members: Sequence[Bound], kind: str, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]
+    bound: Bound, kind: str, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]
 ) -> list[End]:
-    nodes.extend((member.key, kind) for member in members)
-    arrows.extend((end, member.key, label) for end, label in before for member in members)
-    return [(member.key, None) for member in members]
+    nodes.append((bound.key, kind))
+    arrows.extend((end, bound.key, label) for end, label in before)
+    return [(bound.key, None)]

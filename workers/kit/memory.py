@@ -13,13 +13,18 @@ class JournalMismatch(Exception):
     """A stored result does not decode as what the step returns now."""
 
 
-class Step(Struct, frozen=True):
+class TooLarge(Exception):
+    """A result is over CALLBOARD_RESULT_MAX: trying again would not make it smaller."""
+
+
+class Step(Struct, frozen=True, omit_defaults=True):
     """One execution of a node, for the timeline."""
 
     step: str
     at: datetime
     ms: float
     state: str
+    error: str = ""
 
 
 class Entry(Struct, frozen=True):
@@ -49,13 +54,18 @@ class Stale(BaseException):
 
 
 class Facts(Struct):
-    """What a run has done so far. `found` is the journal of earlier tries, `kept` what rides in the settle."""
+    """What a run has done so far. `found` is the journal of earlier tries, `kept` what rides in the settle.
+
+    What is in `drawn` must be stored before anything else starts; `failed` says which step raised what.
+    """
 
     steps: list[Step] = []
     documents: list[Document] = []
     found: dict[str, Raw] = {}
     kept: list[Kept] = []
     progress: bool = False
+    drawn: list[Kept] = []
+    failed: dict[str, BaseException] = {}
     counts: dict[str, int] = {}
 
 
@@ -64,3 +74,4 @@ class Effects(Struct):
 
     documents: list[Document] = []
     outside: bool = False
+    over: bool = False

@@ -1,12 +1,14 @@
 """A pipeline: what runs for an event type."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Final, TypeVar
 
 from msgspec import Meta, Struct
 
 from schemas import Event
 from workers.kit.flow import Flow, Node
+from workers.kit.resources import Open
 from workers.kit.run import Run
 
 E = TypeVar("E", bound=Event)
@@ -23,23 +25,33 @@ class Retry(Struct, frozen=True):
 
 
 RETRY: Final = Retry()
+NO_LIMITS: Final[Mapping[Node, float]] = MappingProxyType({})
 
 
 class Pipeline(Struct, frozen=True):
     """Runs `flow` for every event of type `on`; `timeout_s` bounds one attempt.
 
-    The name, shown to operators, is that of the module variable it is assigned to. `body` is what `@pipeline` wraps.
+    `limits_s` bounds single nodes. `resources` are `@asynccontextmanager` functions, each opened once per worker: nodes
+    take what it gives by its type. The name, shown to operators, is that of the module variable it is assigned to.
+    `body` is what `@pipeline` wraps.
     """
 
     on: type[Event]
     flow: Flow = ()
     retry: Retry = RETRY
     timeout_s: Seconds = 120.0
+    limits_s: Mapping[Node, float] = NO_LIMITS
+    resources: Sequence[Open] = ()
     body: Node | None = None
 
 
 def pipeline(
-    *, on: type[E], retry: Retry = RETRY, timeout_s: float = 120.0
+    *,
+    on: type[E],
+    retry: Retry = RETRY,
+    timeout_s: float = 120.0,
+    limits_s: Mapping[Node, float] = NO_LIMITS,
+    resources: Sequence[Open] = (),
 ) -> Callable[[Callable[[Run, E], Awaitable[Any]]], Pipeline]:
     """The free form, for what a flow can't say (loops, critics that send back).
 
@@ -48,6 +60,6 @@ def pipeline(
     """
 
     def wrap(body: Callable[[Run, E], Awaitable[Any]]) -> Pipeline:
-        return Pipeline(on=on, retry=retry, timeout_s=timeout_s, body=body)
+        return Pipeline(on=on, retry=retry, timeout_s=timeout_s, limits_s=limits_s, resources=resources, body=body)
 
     return wrap

@@ -1,14 +1,18 @@
 """A flow compiled: every parameter bound to what produces it. This is what runs, and what is drawn."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas import Event
-from workers.kit.flow import Node, Stop
+from service.errors import Outage, Reject, Unavailable
+from workers.kit.flow import OTHERWISE, Node, Stop
+from workers.kit.memory import JournalMismatch, TooLarge
+from workers.kit.resources import Uses
 from workers.kit.run import Run, step
 
 RUN = "the run"  # no name of a node: those have no blank
@@ -16,18 +20,22 @@ EVENT = "the event"
 ITEM = "the item"
 
 Results = dict[str, Any]
+Work = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class Bound(Struct, frozen=True):
-    """A node under its step key; `takes` names the producer of each argument."""
+    """A node under its step key; `takes` names the producer of each argument, `uses` says which are resources."""
 
     key: str
     node: Node
     takes: tuple[str, ...]
+    uses: Uses = ()
 
 
 class Together(Struct, frozen=True):
-    members: tuple[Bound, ...]
+    members: "tuple[Plan, ...]"
+    at_once: int
+    collect: bool
 
 
 class Mapped(Struct, frozen=True):
@@ -36,10 +44,11 @@ class Mapped(Struct, frozen=True):
     bound: Bound
     items: str
     at_once: int
+    collect: bool
 
 
 class Choice(Struct, frozen=True):
-    """`gives[label]` maps what comes out of the route to the step of that branch which produces it."""
+    """`gives` maps what comes out of the route to the step of each branch, by label, which produces it."""
 
     router: Bound
     branches: Mapping[str, "Plan"]
@@ -55,7 +64,6 @@ class Free(Struct, frozen=True):
 
 Part = Bound | Together | Mapped | Choice | Free
 Plan = tuple[Part, ...]
-OTHERWISE = "otherwise"
 
 
 class _Stopped(Exception):
@@ -64,6 +72,10 @@ class _Stopped(Exception):
     def __init__(self, result: Any) -> None:
         super().__init__("stopped")
         self.result = result
+
+
+ENDING: Final = (Outage, Unavailable, Reject, JournalMismatch, TooLarge, _Stopped)
+"""What ends an attempt, or its flow, in a `parallel` that collects too."""
 
 
 async def execute(plan: Plan, run: Run, event: Event) -> Any:
@@ -87,14 +99,15 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
             case Choice():
                 last = await _choice(part, run, results)
             case Free():
-                last = await part.body(run, results[EVENT])
+                last = await part.body(run.at(""), results[EVENT])
     return last
 
 
 async def _node(bound: Bound, run: Run, results: Results) -> Any:
     own = run.at(bound.key)
-    arguments = [own if name == RUN else results[name] for name in bound.takes]
-    result = await step(own, bound.node, arguments)
+    # A name that is missing is one of a member that failed, in a `parallel` that collects: bound as `T | None`.
+    arguments = [own if name == RUN else results.get(name) for name in bound.takes]
+    result = await step(own, bound.node, arguments, uses=bound.uses)
     if isinstance(result, Stop):
         raise _Stopped(result.result)
     results[bound.key] = result
@@ -102,29 +115,46 @@ async def _node(bound: Bound, run: Run, results: Results) -> Any:
 
 
 async def _together(part: Together, run: Run, results: Results) -> list[Any]:
-    return await _side_by_side([_node(member, run, results) for member in part.members])
+    works = [partial(_parts, member, run, results) for member in part.members]
+    return await _side_by_side(works, part.at_once, part.collect)
 
 
 async def _mapped(part: Mapped, run: Run, results: Results) -> list[Any]:
     """One step an item, under a key of its own; what the items need besides is shared."""
-    places = asyncio.Semaphore(part.at_once)
 
-    async def one(index: int, item: Any) -> Any:
+    def one(index: int, item: Any) -> Work:
         own = replace(part.bound, key=f"{part.bound.key}[{index}]")
+        return lambda: _node(own, run, {**results, ITEM: item})
+
+    works = [one(index, item) for index, item in enumerate(results.get(part.items) or ())]
+    gave = await _side_by_side(works, part.at_once, part.collect)
+    results[part.bound.key] = gave
+    return list(gave)
+
+
+async def _side_by_side(works: Sequence[Work], at_once: int, collect: bool) -> list[Any]:
+    places = asyncio.Semaphore(at_once)
+
+    async def one(work: Work) -> Any:
         async with places:
-            return await _node(own, run, {**results, ITEM: item})
+            return await (_or_none(work) if collect else work())
 
-    results[part.bound.key] = await _side_by_side([one(index, item) for index, item in enumerate(results[part.items])])
-    return list(results[part.bound.key])
-
-
-async def _side_by_side(works: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
+            tasks = [group.create_task(one(work)) for work in works]
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
     return [task.result() for task in tasks]
+
+
+async def _or_none(work: Work) -> Any:
+    """None where it failed by itself; what ends the attempt for all of the event, or the flow, goes on."""
+    (gave,) = await asyncio.gather(work(), return_exceptions=True)
+    if isinstance(gave, BaseException):
+        if not isinstance(gave, Exception) or isinstance(gave, ENDING):
+            raise gave
+        return None
+    return gave
 
 
 async def _choice(part: Choice, run: Run, results: Results) -> Any:
@@ -134,8 +164,8 @@ async def _choice(part: Choice, run: Run, results: Results) -> Any:
     if branch is None:
         raise ValueError(f'{part.router.key} gave the label "{label}", which no branch has')
     last = await _parts(branch, run, results)
-    for name, producer in part.gives[chosen].items():
-        results[name] = results[producer]
+    for name, producers in part.gives.items():
+        results[name] = results.get(producers[chosen])
     return last
 
 

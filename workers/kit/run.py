@@ -1,32 +1,38 @@
 """The one handle a node gets: `run: Run`."""
 
 import asyncio
-import time
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, Union, get_args, get_type_hints, overload
-from uuid import UUID
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, get_type_hints, overload
+from uuid import UUID, uuid4
 
 import msgspec
 from msgspec import Raw, Struct, json
 from msgspec.structs import replace
 
+from service.errors import Reject, WiringError
 from service.failpoints import hit
 from service.settings import Settings
-from workers.clients.embed import embed
 from workers.clients.llm import Llm
-from workers.clients.vectors import Document, Found, Vectors
-from workers.clients.web import Reply, Web
-from workers.kit.flow import Node, Stop
-from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, Step
+from workers.clients.vectors import Vectors
+from workers.clients.web import Web
+from workers.kit.flow import Node, Stop, where
+from workers.kit.handles import RunVectors, RunWeb
+from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, Stale
+from workers.kit.record import OnRecord, check_size, failed, in_time, note
+from workers.kit.resources import Open, Resources, Uses, given_by
 from workers.kit.run_llm import Ledger, RunLlm, Whole, as_it_is
+from workers.kit.scope import fits, named
+from workers.kit.signature import returned
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 CHEAP_MS: Final = 5.0
+DRAWN_MAX: Final = 1000
 
 
 class Clients(Struct, frozen=True):
@@ -35,35 +41,7 @@ class Clients(Struct, frozen=True):
     llm: Llm
     vectors: Vectors
     web: Web
-
-
-class RunVectors(Struct, frozen=True):
-    """`run.vectors`: search now; what is written becomes visible with the event's own end, in the same transaction."""
-
-    run: "Run"
-
-    async def search(
-        self, collection: str, text: str, k: int = 10, sources: Sequence[str] | None = None
-    ) -> list[Found]:
-        """The `k` documents nearest to `text`, best first; only those written for `sources`, where given."""
-        return await self.run.clients.vectors.search(collection, embed(text), k, sources)
-
-    def upsert(self, collection: str, doc_id: str, text: str, metadata: Mapping[str, str] | None = None) -> None:
-        """Keep `text` under `doc_id`, embedded; its metadata also says the event's `source`."""
-        whole = {"source": self.run.source, **(metadata or {})}
-        self.run.effects.documents.append(Document(collection, doc_id, text, embed(text), whole))
-
-
-class RunWeb(Struct, frozen=True):
-    """`run.web`: calls to the outside. They are at least once; the key of the step lets the other side drop repeats."""
-
-    run: "Run"
-
-    async def post(self, url: str, json: object, timeout_s: float = 10.0) -> Reply:
-        """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx)."""
-        key = f"{self.run.event_id}/{self.run.step_key}"
-        self.run.effects.outside = True
-        return await self.run.clients.web.post(url, json=json, idempotency_key=key, timeout_s=timeout_s)
+    resources: Resources = msgspec.field(default_factory=Resources)
 
 
 class Run(Struct, frozen=True):
@@ -82,6 +60,8 @@ class Run(Struct, frozen=True):
     guard: Guard
     keep: Keep
     whole: Whole = as_it_is
+    limits_s: Mapping[Node, float] = {}
+    resources: Sequence[Open] = ()
     simulated: bool = False
     step_key: str = ""
     effects: Effects = msgspec.field(default_factory=Effects)
@@ -102,11 +82,11 @@ class Run(Struct, frozen=True):
 
     @property
     def vectors(self) -> RunVectors:
-        return RunVectors(self)
+        return RunVectors(self.source, self.clients.vectors, self.effects)
 
     @property
     def web(self) -> RunWeb:
-        return RunWeb(self)
+        return RunWeb(self.event_id, self.step_key, self.clients.web, self.effects)
 
     @overload
     async def step(
@@ -121,19 +101,70 @@ class Run(Struct, frozen=True):
 
         The step's key is the node, a hash of its arguments and the how-manieth with these: steps may come in any order.
         """
-        given = json.encode([args, dict(sorted(kwargs.items()))])
-        key = f"{node.__name__}:{blake2b(given, digest_size=6).hexdigest()}"
-        nth = self.facts.counts[key] = self.facts.counts.get(key, 0) + 1
-        own = self.at(key if nth == 1 else f"{key}#{nth}")
+        is_resource = self.clients.resources.is_one
+        given = [each for each in args if not is_resource(each)]
+        by_name = {name: each for name, each in sorted(kwargs.items()) if not is_resource(each)}
+        hashed = blake2b(json.encode([given, by_name]), digest_size=6).hexdigest()
+        own = self.at(self._numbered(f"{node.__name__}:{hashed}"))
         inserted = [own] if takes_run(node) else []
         return await step(own, node, [*inserted, *args], kwargs)
 
+    async def resource(self, kind: type[T]) -> T:
+        """The resource of this type, among those that the pipeline names; opened if it isn't yet."""
+        opening = next((each for each in self.resources if fits(given_by(each), kind)), None)
+        if opening is None:
+            raise WiringError(f"the pipeline names no resource that gives {named(kind)}. Add it to its `resources`.")
+        found: T = await self.clients.resources.get(opening)
+        return found
+
+    def now(self) -> datetime:
+        """The time, in UTC. In the free form, between steps, a retry sees the same; so with the two below."""
+        return self._drawn("now()", datetime, lambda: datetime.now(UTC))
+
+    def random(self) -> float:
+        """A number from 0 up to 1."""
+        return self._drawn("random()", float, random.random)
+
+    def uuid(self) -> UUID:
+        return self._drawn("uuid()", UUID, uuid4)
+
+    def _drawn(self, name: str, kind: type[T], draw: Callable[[], T]) -> T:
+        """In a step the value is part of the step; between steps it is journaled before anything else is started."""
+        if self.step_key:
+            return draw()
+        key = self._numbered(name)
+        if (stored := self.facts.found.get(key)) is not None:
+            return json.decode(json.decode(stored, type=Entry).result, type=kind)
+        if self.facts.counts[name] > DRAWN_MAX:
+            raise Reject(f"run.{name} was asked {DRAWN_MAX} times between steps. Ask it in a node: there it is free.")
+        value = draw()
+        kept = Kept(key, datetime.now(UTC), json.encode(Entry(Raw(json.encode(value)))))
+        self.facts.kept.append(kept)
+        self.facts.drawn.append(kept)
+        return value
+
+    def _numbered(self, name: str) -> str:
+        nth = self.facts.counts[name] = self.facts.counts.get(name, 0) + 1
+        return name if nth == 1 else f"{name}#{nth}"
+
     def at(self, step_key: str) -> "Run":
-        """The same run, as another step sees it."""
-        return replace(self, step_key=step_key, effects=Effects([], False))
+        """The same run, as another step sees it; when that is over, nothing more is started in its name."""
+        effects = Effects()
+        return replace(self, step_key=step_key, effects=effects, guard=partial(_guard, self, effects))
 
 
-async def step(run: Run, node: Node, arguments: Sequence[Any], named: Mapping[str, Any] | None = None) -> Any:
+async def _guard(run: Run, effects: Effects) -> None:
+    await run.guard()
+    if effects.over:
+        raise Stale("the step is over")
+    if drawn := list(run.facts.drawn):
+        await asyncio.gather(*(run.keep(run.event_id, run.number, run.claim, each) for each in drawn))
+        run.facts.drawn = [each for each in run.facts.drawn if each not in drawn]
+
+
+async def step(
+    run: Run, node: Node, arguments: Sequence[Any], named: Mapping[str, Any] | None = None, uses: Uses = ()
+) -> Any:
     """Run a node as `run.step_key`, or give back what the journal has of it.
 
     A step that touched the outside or took a while is stored before what depends on it starts; a cheap one rides in the
@@ -144,24 +175,19 @@ async def step(run: Run, node: Node, arguments: Sequence[Any], named: Mapping[st
         return _replayed(run, node, stored)
     await run.guard()
     hit(run.settings, "step")
-    at, begun = datetime.now(UTC), time.perf_counter()
-    state = "failed"
-    try:
-        result = await node(*arguments, **(named or {}))
-        await _keep(run, at, result, (time.perf_counter() - begun) * 1000)
-        state = "done"
+    with OnRecord(run.facts, run.step_key, run.effects) as record:
+        given = list(arguments)
+        for place, opening in uses:
+            given[place] = await run.clients.resources.get(opening)
+        result = await in_time(node(*given, **(named or {})), where(node), run.limits_s.get(node))
+        await _keep(run, record.at, result, record.ms)
         return result
-    except asyncio.CancelledError:
-        state = "cancelled"
-        raise
-    finally:
-        ms = (time.perf_counter() - begun) * 1000
-        run.facts.steps.append(Step(run.step_key, at, round(ms, 3), state))
 
 
 async def _keep(run: Run, at: datetime, result: Any, ms: float) -> None:
     stopped = isinstance(result, Stop)
     told = Raw(json.encode(result.result if stopped else result))
+    check_size(f"the result of step {run.step_key}", len(told), run.settings.result_max)
     entry = json.encode(Entry(told, stopped, run.effects.documents))
     kept = Kept(run.step_key, at, entry)
     if run.effects.outside or ms > CHEAP_MS:
@@ -178,21 +204,14 @@ def _replayed(run: Run, node: Node, stored: Raw) -> Any:
         entry = json.decode(stored, type=Entry)
         result = Stop(entry.result) if entry.stopped else json.decode(entry.result, type=returns)
     except msgspec.MsgspecError as error:
-        run.facts.steps.append(Step(run.step_key, datetime.now(UTC), 0.0, "failed"))
-        raise JournalMismatch(
+        misfit = JournalMismatch(
             f"what the journal has of step {run.step_key} is no {returns} any more ({error}). Replay from that step."
-        ) from error
+        )
+        failed(run.facts, run.step_key, datetime.now(UTC), 0.0, misfit)
+        raise misfit from error
     run.facts.documents.extend(entry.documents)
-    run.facts.steps.append(Step(run.step_key, datetime.now(UTC), 0.0, "replayed"))
+    note(run.facts, run.step_key, datetime.now(UTC), 0.0, "replayed")
     return result
-
-
-@cache
-def returned(node: Node) -> Any:
-    """What a node says it returns, but for the Stop that ends a flow."""
-    returns = get_type_hints(node)["return"]
-    left = [each for each in get_args(returns) if each is not Stop]
-    return Union[tuple(left)] if Stop in get_args(returns) and left else returns  # noqa: UP007 - made, not written
 
 
 @cache

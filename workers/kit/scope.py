@@ -1,60 +1,113 @@
 """What is in scope: who gives which type, and who gives it nearest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Optional, Union, get_args, get_origin
 
 from msgspec import Struct
 
-from schemas import Event
-
 
 class Producer(Struct, frozen=True):
-    """A value in scope: `depth` says how near it is, equal for the siblings of one `parallel`."""
+    """A value in scope."""
 
     name: str
     gives: Any
-    depth: int
 
 
-Scope = tuple[Producer, ...]
+class Siblings(Struct, frozen=True):
+    """What the members of one `parallel` give; with `collect` each of them may be missing."""
+
+    members: "Sequence[Scope]"
+    collect: bool = False
+
+
+class Branches(Struct, frozen=True):
+    """What comes out of a route: of each type the nearest in every branch. `gives` notes what was asked for."""
+
+    router: str
+    labelled: "Mapping[str, Scope]"
+    gives: dict[str, dict[str, str]]
+
+
+Layer = Producer | Siblings | Branches
+Scope = tuple[Layer, ...]
+"""What lies upstream, the nearest last."""
 
 
 def nearest(scope: Scope, wanted: Any) -> list[Producer]:
     """Who gives it last: several only where they stand side by side in one `parallel`."""
-    fitting = [producer for producer in scope if fits(producer.gives, wanted)]
-    return [producer for producer in fitting if producer.depth == max(each.depth for each in fitting)]
+    return next((found for layer in reversed(scope) if (found := _of(layer, wanted))), [])
 
 
-def shared(branches: Sequence[Scope]) -> list[Any]:
-    candidates: list[Any] = []
-    for producer in (each for scope in branches for each in scope):
-        for kind in _bases(producer.gives):
-            if kind not in candidates and all(len(nearest(scope, kind)) == 1 for scope in branches):
-                candidates.append(kind)
-    return [kind for kind in candidates if not any(other is not kind and fits(other, kind) for other in candidates)]
+def nearness(scope: Scope, wanted: Any) -> int:
+    return max((place for place, layer in enumerate(scope) if _of(layer, wanted)), default=-1)
 
 
-def _bases(kind: Any) -> Iterator[Any]:
-    yield kind
-    if isinstance(kind, type):
-        yield from (
-            base for base in kind.__mro__[1:] if base not in (object, Struct, Event) and issubclass(base, Struct)
-        )
+def _of(layer: Layer, wanted: Any) -> list[Producer]:
+    match layer:
+        case Producer():
+            return [layer] if fits(layer.gives, wanted) else []
+        case Siblings():
+            if layer.collect and not _may_be_none(wanted):
+                return []
+            return [producer for member in layer.members for producer in nearest(member, wanted)]
+        case Branches():
+            found = {label: nearest(scope, wanted) for label, scope in layer.labelled.items()}
+            if not found or any(len(each) != 1 for each in found.values()):
+                return []
+            return [Producer(_out(layer, wanted, {label: each[0].name for label, each in found.items()}), wanted)]
 
 
-def fits(given: Any, wanted: Any) -> bool:
-    """Whether a value declared as `given` can be passed where `wanted` is asked for."""
-    if given is NoneType:
+def optional(kind: Any) -> Any:
+    return Optional[kind]  # noqa: UP045 - made, not written
+
+
+def _may_be_none(wanted: Any) -> bool:
+    return get_origin(wanted) in (Union, UnionType) and NoneType in get_args(wanted)
+
+
+def _out(layer: Branches, wanted: Any, found: dict[str, str]) -> str:
+    """The name under which it comes out of the route; numbered where two types of one name do."""
+    whole = name = f"{layer.router}:{named(wanted)}"
+    while layer.gives.setdefault(name, found) != found:
+        name = f"{whole}#{len(layer.gives) + 1}"
+    return name
+
+
+def given(scope: Scope) -> Iterator[tuple[str, Any]]:
+    """(name, type) of all that is in scope, for people to read."""
+    for layer in scope:
+        match layer:
+            case Producer():
+                yield layer.name, layer.gives
+            case Siblings():
+                for name, kind in (each for member in layer.members for each in given(member)):
+                    yield name, optional(kind) if layer.collect else kind
+            case Branches():
+                first = next(iter(layer.labelled.values()), ())
+                yield from ((layer.router, kind) for _, kind in given(first) if _of(layer, kind))
+
+
+def fits(gives: Any, wanted: Any) -> bool:
+    """Whether a value declared as `gives` can be passed where `wanted` is asked for."""
+    if gives is NoneType:
         return wanted is NoneType
-    if get_origin(given) in (Union, UnionType):
-        return all(fits(each, wanted) or (each is NoneType and each in get_args(wanted)) for each in get_args(given))
+    if get_origin(gives) in (Union, UnionType):
+        return all(fits(each, wanted) or (each is NoneType and each in get_args(wanted)) for each in get_args(gives))
     if get_origin(wanted) in (Union, UnionType):
-        return any(fits(given, each) for each in get_args(wanted))
-    if isinstance(given, type) and isinstance(wanted, type):
-        return issubclass(given, wanted) and wanted is not object
-    return bool(given == wanted)
+        return any(fits(gives, each) for each in get_args(wanted))
+    if isinstance(gives, type) and isinstance(wanted, type):
+        return issubclass(gives, wanted) and wanted is not object
+    return bool(gives == wanted)
 
 
 def named(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")
+    """A type as a person writes it."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " | ".join(map(named, inner))
+    if isinstance(origin, type) and inner:
+        return f"{origin.__name__}[{', '.join(map(named, inner))}]"
+    if kind is NoneType:
+        return "None"
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -1,12 +1,12 @@
 """What a node's signature says, and what is wrong with it."""
 
 import inspect
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from service.errors import WiringError
-from workers.kit.flow import Node, Route
-from workers.kit.plan import OTHERWISE
-from workers.kit.run import returned
+from workers.kit.flow import OTHERWISE, Node, Route, Stop, where
 
 
 def hints_of(node: Node) -> dict[str, Any]:
@@ -29,9 +29,19 @@ def returns(node: Node) -> Any:
     return returned(node)
 
 
+@cache
+def returned(node: Node) -> Any:
+    """What a node says it returns, but for the Stop that ends a flow."""
+    returns = get_type_hints(node)["return"]
+    left = [each for each in get_args(returns) if each is not Stop]
+    return Union[tuple(left)] if Stop in get_args(returns) and left else returns  # noqa: UP007 - made, not written
+
+
 def check_labels(element: Route) -> None:
     place, given = where(element.router), hints_of(element.router)["return"]
     labels = set(get_args(given)) if get_origin(given) is Literal else set()
+    if not isinstance(element.branches, Mapping):
+        raise WiringError(f"{place}: the branches of its route are no dict. Write {{label: [nodes], …}}.")
     branches = set(element.branches)
     if OTHERWISE in branches and element.otherwise is not None:
         raise WiringError(f'{place}: a label is called "{OTHERWISE}", as the rest is. Rename it.')
@@ -47,8 +57,9 @@ def check_labels(element: Route) -> None:
         )
 
 
-def where(node: Node) -> str:
-    return f"{getattr(node, '__module__', '?')}.{getattr(node, '__name__', node)}"
+def check_at_once(place: str, at_once: int) -> None:
+    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
+        raise WiringError(f"{place}: at_once is {at_once!r}. Give a whole number from 1 up.")
 
 
 def _list(labels: set[Any]) -> str:

@@ -11,6 +11,7 @@ from schemas import Event
 from schemas.catalog import Catalog, modules, type_name
 from service.errors import WiringError
 from workers.kit.binding import bind
+from workers.kit.checks import check_limits, check_resources
 from workers.kit.drawing import edges
 from workers.kit.pipeline import Pipeline, Retry, Seconds
 from workers.kit.plan import Free, Plan
@@ -44,7 +45,9 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
         if kind in wired:
             raise WiringError(f'{places[kind]} and {place} are both on "{kind}". An event has one pipeline.')
         places[kind] = place
-        wired[kind] = Wired(name, kind, pipeline, compiled(pipeline))
+        plan = compiled(pipeline)
+        check_limits(place, pipeline, plan)
+        wired[kind] = Wired(name, kind, pipeline, plan)
     if missing := sorted(set(catalog) - set(wired)):
         struct = catalog[missing[0]].struct
         raise WiringError(
@@ -56,7 +59,9 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
 
 def compiled(pipeline: Pipeline) -> Plan:
     """What runs. Raises WiringError where a parameter can't be bound."""
-    return (Free(pipeline.body),) if pipeline.body is not None else bind(pipeline.flow, pipeline.on)
+    if pipeline.body is not None:
+        return (Free(pipeline.body),)
+    return bind(pipeline.flow, pipeline.on, pipeline.resources)
 
 
 class _Options(Struct, frozen=True):
@@ -68,6 +73,9 @@ def _check(place: str, pipeline: Pipeline) -> None:
     """A Struct's bounds hold where it is decoded, not where it is made."""
     if not (isinstance(pipeline.on, type) and issubclass(pipeline.on, Event)):
         raise WiringError(f"{place} is on {pipeline.on!r}, which is no Event. Name the class.")
+    if not isinstance(pipeline.retry, Retry):
+        raise WiringError(f"{place}: retry is {pipeline.retry!r}. Write Retry(attempts=…).")
+    check_resources(place, pipeline)
     try:
         convert({"retry": asdict(pipeline.retry), "timeout_s": pipeline.timeout_s}, _Options)
     except ValidationError as error:

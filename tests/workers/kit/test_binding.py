@@ -68,7 +68,8 @@ def taken(plan: Plan) -> dict[str, tuple[str, ...]]:
             case Bound():
                 found[part.key] = part.takes
             case Together():
-                found |= {member.key: member.takes for member in part.members}
+                for member in part.members:
+                    found |= taken(member)
             case Choice():
                 found[part.router.key] = part.router.takes
                 for branch in (*part.branches.values(), part.otherwise or ()):
@@ -159,7 +160,7 @@ def test_what_every_branch_of_a_route_gives_is_in_scope_behind_it(either: Route)
     (part, _) = bind([either, take], Asked)
     assert isinstance(part, Choice)
     other = "b" if either.otherwise is None else "otherwise"
-    assert part.gives == {"a": {"pick:Weather": "a/weather"}, other: {"pick:Weather": f"{other}/weather_again"}}
+    assert part.gives == {"pick:Weather": {"a": "a/weather", other: f"{other}/weather_again"}}
     assert takes([either, take], "take") == ("pick:Weather",)
     assert "nothing upstream gives parameter `found: Traffic`" in refusal([either, too_much])
 
@@ -167,7 +168,7 @@ def test_what_every_branch_of_a_route_gives_is_in_scope_behind_it(either: Route)
 def test_what_branches_give_under_a_common_base_is_in_scope_as_that() -> None:
     (part, _) = bind([route(pick, {"a": [weather], "b": [traffic]}), answer], Asked)
     assert isinstance(part, Choice)
-    assert part.gives == {"a": {"pick:Facts": "a/weather"}, "b": {"pick:Facts": "b/traffic"}}
+    assert part.gives == {"pick:Facts": {"a": "a/weather", "b": "b/traffic"}}
     assert takes([route(pick, {"a": [weather], "b": [traffic]}), answer], "answer") == ("pick:Facts",)
 
 

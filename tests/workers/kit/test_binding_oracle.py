@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -97,7 +98,7 @@ def flow(layers: Layers) -> list[Element]:
 
 
 def takes(plan: Plan) -> dict[str, tuple[str, ...]]:
-    members = [each for part in plan for each in (part.members if isinstance(part, Together) else [part])]
+    members = [each for part in plan for each in (chain(*part.members) if isinstance(part, Together) else [part])]
     return {each.key: each.takes for each in members if isinstance(each, Bound)}
 
 

@@ -1,0 +1,45 @@
+"""`run.vectors` and `run.web`."""
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+from msgspec import Struct
+
+from workers.clients.embed import embed
+from workers.clients.vectors import Document, Found, Vectors
+from workers.clients.web import Reply, Web
+from workers.kit.memory import Effects
+
+
+class RunVectors(Struct, frozen=True):
+    """`run.vectors`: search now; what is written becomes visible with the event's own end, in the same transaction."""
+
+    source: str
+    client: Vectors
+    effects: Effects
+
+    async def search(
+        self, collection: str, text: str, k: int = 10, sources: Sequence[str] | None = None
+    ) -> list[Found]:
+        """The `k` documents nearest to `text`, best first; only those written for `sources`, where given."""
+        return await self.client.search(collection, embed(text), k, sources)
+
+    def upsert(self, collection: str, doc_id: str, text: str, metadata: Mapping[str, str] | None = None) -> None:
+        """Keep `text` under `doc_id`, embedded; its metadata also says the event's `source`."""
+        whole = {"source": self.source, **(metadata or {})}
+        self.effects.documents.append(Document(collection, doc_id, text, embed(text), whole))
+
+
+class RunWeb(Struct, frozen=True):
+    """`run.web`: calls to the outside. They are at least once; the key of the step lets the other side drop repeats."""
+
+    event_id: UUID
+    step_key: str
+    client: Web
+    effects: Effects
+
+    async def post(self, url: str, json: object, timeout_s: float = 10.0) -> Reply:
+        """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx)."""
+        key = f"{self.event_id}/{self.step_key}"
+        self.effects.outside = True
+        return await self.client.post(url, json=json, idempotency_key=key, timeout_s=timeout_s)

@@ -1,0 +1,64 @@
+"""What surrounds a node while it runs: its place on the timeline, its time limit, the size of what it gives."""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from workers.kit.memory import Effects, Facts, Step, TooLarge
+
+ERROR_MAX: Final = 200
+
+
+class OnRecord:
+    """A step on the timeline, however it ends; then it is over."""
+
+    def __init__(self, facts: Facts, step: str, effects: Effects) -> None:
+        self._facts: Final = facts
+        self._step: Final = step
+        self._effects: Final = effects
+        self.at: Final = datetime.now(UTC)
+        self._begun: Final = time.perf_counter()
+
+    @property
+    def ms(self) -> float:
+        return (time.perf_counter() - self._begun) * 1000
+
+    def __enter__(self) -> "OnRecord":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._effects.over = True
+        if error is None:
+            note(self._facts, self._step, self.at, self.ms, "done")
+        elif isinstance(error, asyncio.CancelledError):
+            note(self._facts, self._step, self.at, self.ms, "cancelled")
+        else:
+            failed(self._facts, self._step, self.at, self.ms, error)
+
+
+def note(facts: Facts, step: str, at: datetime, ms: float, state: str, error: str = "") -> None:
+    facts.steps.append(Step(step, at, round(ms, 3), state, error))
+
+
+def failed(facts: Facts, step: str, at: datetime, ms: float, error: BaseException) -> None:
+    facts.failed[step] = error
+    note(facts, step, at, ms, "failed", f"{type(error).__name__}: {error}"[:ERROR_MAX].replace("\0", "�"))
+
+
+async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) -> Any:
+    if limit_s is None:
+        return await running
+    try:
+        async with asyncio.timeout(limit_s) as limit:
+            return await running
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"{place} took longer than the {limit_s:g} s that `limits_s` gives it.") from None
+
+
+def check_size(what: str, size: int, size_max: int) -> None:
+    if size > size_max:
+        raise TooLarge(f"{what} has {size} bytes, CALLBOARD_RESULT_MAX is {size_max}. Return less, or raise it.")
