@@ -133,7 +133,8 @@ def _row(moment: Moment, drawn: Scale) -> Row:
         case "step":
             failed = moment.detail.get("state") == "failed"
             bar = _bar_of("failed" if failed else "step", moment, drawn)
-            return Row("step", moment.step or "", at, took, [bar], "failed" if failed else "", failed=failed)
+            note = moment.detail.get("error", "failed") if failed else ""
+            return Row("step", moment.step or "", at, took, [bar], note, failed=failed)
         case _:
             return _mark(moment, at, drawn)
 

@@ -10,12 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 BEFORE = """
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Literal
+from uuid import UUID
 
 from msgspec import Struct
 
 from schemas import Event
-from workers.kit import Pipeline, Reject, Retry, Run, parallel, route
+from workers.kit import Pipeline, Reject, Retry, Run, Stop, each, parallel, pipeline, route
 
 
 class Opened(Event, tag="opened", frozen=True):
@@ -51,6 +55,28 @@ async def finish(run: Run, ticket: Opened, language: Language | None) -> None:
     raise Reject("come back never")
 
 
+class Browser:
+    async def read(self, url: str) -> str:
+        return url
+
+
+@asynccontextmanager
+async def open_browser() -> AsyncIterator[Browser]:
+    yield Browser()
+
+
+async def words(ticket: Opened) -> list[Language]:
+    return [Language(word) for word in ticket.body.split()]
+
+
+async def look(browser: Browser, language: Language) -> Triage | Stop:
+    return Triage("low") if await browser.read(language.code) else Stop()
+
+
+async def draft(run: Run, topic: str, round_no: int) -> Language:
+    return Language(topic * round_no)
+
+
 """
 RIGHT = """
 support = Pipeline(
@@ -58,7 +84,28 @@ support = Pipeline(
     flow=[parallel(classify, language), route(by_urgency, {"high": [finish], "low": []}, otherwise=[finish]), finish],
     retry=Retry(attempts=3, base_s=0.5, cap_s=10),
     timeout_s=30,
+    limits_s={classify: 20.0, finish: 3},
 )
+nested = Pipeline(
+    on=Opened,
+    flow=[
+        parallel([words, each(look, at_once=3, collect=True)], parallel(language, finish), at_once=2, collect=True),
+        parallel([route(by_urgency, {"high": [], "low": [parallel(finish)]})]),
+    ],
+    limits_s={look: 1.5},
+    resources=[open_browser],
+)
+
+
+@pipeline(on=Opened, retry=Retry(attempts=2), timeout_s=60, limits_s={draft: 20, look: 3.5}, resources=[open_browser])
+async def critic(run: Run, ticket: Opened) -> tuple[datetime, float, UUID, Language] | None:
+    browser: Browser = await run.resource(Browser)
+    for round_no in range(3):
+        found = await run.step(draft, ticket.body, round_no=round_no)
+        triage = await run.step(classify, ticket)
+        if triage.urgency == "high" and not isinstance(await run.step(look, browser, found), Stop):
+            return run.now(), run.random(), run.uuid(), found
+    return None
 """
 WRONG = {
     "a reply taken for another type": (
@@ -120,6 +167,54 @@ WRONG = {
     "an event that is changed": (
         "async def bad(ticket: Opened) -> None:\n    ticket.body = ''\n",
         'Property "body" defined in "Opened" is read-only',
+    ),
+    "a bound that is no number": (
+        "p = parallel(classify, at_once='2')\n",
+        'Argument "at_once" to "parallel" has incompatible type "str"; expected "int"',
+    ),
+    "a member that is no node": (
+        "p = parallel([classify, 5])\n",
+        "List item 1 has incompatible type",
+    ),
+    "each of a flow": (
+        "p = each([classify])\n",
+        'Argument 1 to "each" has incompatible type',
+    ),
+    "a limit that is a text": (
+        "p = Pipeline(on=Opened, flow=[classify], limits_s={classify: '20'})\n",
+        "Dict entry 0 has incompatible type",
+    ),
+    "a limit of a name": (
+        "p = Pipeline(on=Opened, flow=[classify], limits_s={'classify': 20.0})\n",
+        "Dict entry 0 has incompatible type",
+    ),
+    "a resource that is not opened and closed": (
+        "p = Pipeline(on=Opened, flow=[classify], resources=[by_urgency])\n",
+        "List item 0 has incompatible type",
+    ),
+    "a resource that was opened": (
+        "p = Pipeline(on=Opened, flow=[classify], resources=[open_browser()])\n",
+        "List item 0 has incompatible type",
+    ),
+    "a resource taken for another type": (
+        "async def bad(run: Run) -> Language:\n    return await run.resource(Browser)\n",
+        'Argument 1 to "resource" of "Run" has incompatible type "type[Browser]"; expected "type[Language]"',
+    ),
+    "a step given another type": (
+        "async def bad(run: Run, ticket: Opened) -> None:\n    await run.step(classify, 'ticket')\n",
+        'No overload variant of "step" of "Run" matches argument types',
+    ),
+    "a step whose result is taken for another": (
+        "async def bad(run: Run, t: Opened) -> Language:\n    found = await run.step(classify, t)\n    return found\n",
+        'Incompatible return value type (got "Triage", expected "Language")',
+    ),
+    "a free form on another event": (
+        "@pipeline(on=Opened)\nasync def bad(run: Run, triage: Triage) -> None: ...\n",
+        "incompatible type",
+    ),
+    "a time that is a number": (
+        "async def bad(run: Run) -> float:\n    return run.now()\n",
+        'Incompatible return value type (got "datetime", expected "float")',
     ),
     "a search that is no list of texts": (
         "async def bad(run: Run) -> list[str]:\n    return await run.vectors.search('tickets', 'x')\n",

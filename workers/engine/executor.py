@@ -158,8 +158,6 @@ class Executor:
         except Stale as error:
             hand.ours = False
             raise asyncio.CancelledError from error
-        except Unavailable as error:
-            return after(_outage(error), claimed, wired.pipeline.retry, facts)
         except Exception as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
             told = _timed_out(error, wired) or error
             log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(told).__name__)
@@ -234,12 +232,6 @@ def _timed_out(error: Exception, wired: Wired) -> Exception | None:
         told.__cause__ = error
         return told
     return None
-
-
-def _outage(error: Unavailable) -> Outage:
-    outage = Outage(str(error), error.retry_after_s)
-    outage.__cause__ = error
-    return outage
 
 
 def _uncancel() -> None:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import json
 
 from schemas.outcome import Dead, Later, Outcome
-from service.errors import Outage, Reject
+from service.errors import Outage, Reject, Unavailable
 from workers.clients.llm import LlmRefused
 from workers.engine.claimed import Claimed
 from workers.kit import Retry
@@ -24,6 +24,8 @@ MESSAGE_MAX: Final = 2000
 def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Outcome:
     """An outage puts the event off, uncharged; a refusal is final; anything else is one of its attempts."""
     step = failed_step(facts, error)
+    if isinstance(error, Unavailable):
+        error = Outage(str(error), error.retry_after_s)
     told = describe(error, step)
     match error:
         case Outage():

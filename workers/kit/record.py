@@ -61,4 +61,4 @@ async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) ->
 
 def check_size(what: str, size: int, size_max: int) -> None:
     if size > size_max:
-        raise TooLarge(f"{what} has {size} bytes, CALLBOARD_RESULT_MAX is {size_max}. Return less, or raise it.")
+        raise TooLarge(f"{what} has {size} bytes, CALLBOARD_RESULT_MAX is {size_max}. Return less, or set it higher.")

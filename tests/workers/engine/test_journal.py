@@ -12,6 +12,7 @@ from service.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of
+from tests.workers.engine.free_form import replayed_alike
 from workers.kit import Pipeline, Retry, Run, parallel, pipeline
 from workers.kit.run import CHEAP_MS
 
@@ -239,9 +240,11 @@ async def test_the_free_form_finds_its_steps_again(settings: Settings) -> None:
                 return Sum(left.n)
         return Sum(-1)
 
-    async with running(settings, critic) as board:
+    whole = program_of(settings, job=critic)
+    async with board_on(settings, whole) as board:
         event = await board.ended(await board.send("job", {}))
         assert (event["status"], event["result"]) == ("succeeded", {"n": 2})
         assert counts.ran == {"draft": 3, "judge": 4}
         steps: list[Any] = [each["step"] for each in event["timeline"] if each["what"] == "step"]
         assert all(step.startswith(("draft:", "judge:")) for step in steps)
+        await replayed_alike(board, whole, event["event_id"])

@@ -238,7 +238,7 @@ async def test_a_step_with_too_large_a_result_is_dead_at_once(settings: Settings
         assert event["error"]["step"].partition(":")[0] == "big"
         assert event["error"]["message"].startswith("the result of step big")
         assert event["error"]["message"].endswith(
-            "has 2011 bytes, CALLBOARD_RESULT_MAX is 1000. Return less, or raise it."
+            "has 2011 bytes, CALLBOARD_RESULT_MAX is 1000. Return less, or set it higher."
         )
 
 
