@@ -135,13 +135,15 @@ async def _mapped(part: Mapped, run: Run, results: Results) -> list[Any]:
 async def _side_by_side(works: Sequence[Work], at_once: int, collect: bool) -> list[Any]:
     places = asyncio.Semaphore(at_once)
 
-    async def one(work: Work) -> Any:
+    async def in_turn(work: Work) -> Any:
         async with places:
-            return await (_or_none(work) if collect else work())
+            return await work()
 
+    members = [partial(_or_none, work) for work in works] if collect else works
+    starts = members if len(works) <= at_once else [partial(in_turn, member) for member in members]
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(work)) for work in works]
+            tasks = [group.create_task(start()) for start in starts]
     except BaseExceptionGroup as errors:
         raise _first(errors) from None
     return [task.result() for task in tasks]
