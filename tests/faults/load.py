@@ -102,7 +102,7 @@ class Load:
     def enough(self) -> None:
         self._enough.set()
 
-    async def accepted(self, count: int, timeout_s: float = 30.0) -> None:
+    async def accepted(self, count: int, timeout_s: float = 60.0) -> None:
         """Until so many have their 202."""
 
         async def fact() -> bool:

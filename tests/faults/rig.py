@@ -44,10 +44,11 @@ from tests.faults.load import Load
 from tests.faults.machines import Machines
 from tests.faults.proxy import Proxy, Streams, proxy_to
 from tests.faults.sink import Sink, open_sink
-from tests.faults.usercode import FILES, copy_product
+from tests.faults.usercode import copy_product
 from tests.processes import alone, free_port
 
-START_S: Final = 30.0
+START_S: Final = 90.0  # the imports of a program are three seconds of a processor that may have much else to do
+PATIENCE_S: Final = 60.0  # for steps of a test that nothing is promised about
 STREAMS: Final = ("callboard:work", "callboard:front")
 DATABASE: Final = "rig"
 
@@ -90,7 +91,7 @@ class Child:
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
-    async def ended(self, timeout_s: float = 30.0) -> int:
+    async def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """Its exit status; negative: the signal that ended it."""
         await eventually(lambda: _fact(not self.running), timeout_s)
         return int(self.process.returncode)
@@ -127,7 +128,6 @@ class Rig:
         self.takeovers_s: list[float] = []
         self._folder: Final = folder
         self._stack: Final = stack
-        self._tree = copy_product(folder / "tree", FILES)
         self.client: Final = Redis.from_url(f"redis://127.0.0.1:{machines.redis_port}/0", socket_timeout=2)
 
     # -- programs
@@ -181,7 +181,7 @@ class Rig:
         return copy_product(self._folder / "newer", files)
 
     async def _spawn(self, name: str, module: str, told: dict[str, Any]) -> Child:
-        tree, doors = told.pop("tree", self._tree), told.pop("doors", False)
+        tree, doors = told.pop("tree", self.machines.tree), told.pop("doors", False)
         gates = await self._doors() if doors else {}
         number = len(self.children) + 1
         environ = {
@@ -267,7 +267,7 @@ class Rig:
         self.held.extend(held)
         return held
 
-    async def full(self, child: Child, count: int, timeout_s: float = 30.0) -> None:
+    async def full(self, child: Child, count: int, timeout_s: float = PATIENCE_S) -> None:
         """Until the worker holds so many claims."""
 
         async def fact() -> bool:

@@ -23,7 +23,7 @@ async def test_row_08_rolling_restart_under_load(rig: Rig) -> None:
     apis = [await rig.api(grace_s=GRACE_S) for _ in range(2)]
     workers = [await rig.worker(grace_s=GRACE_S, concurrency=50) for _ in range(3)]
     sending = asyncio.create_task(
-        rig.load.flow(["probe.once", "probe.ask", "probe.slow"], keys=10, senders=10, every_s=0.3)
+        rig.load.flow(["probe.once", "probe.ask", "probe.slow"], keys=10, senders=10, every_s=0.8)
     )
     turns: list[Child] = [*apis, *workers]
     rig.random.shuffle(turns)
