@@ -31,7 +31,7 @@ async def _frozen(rig: Rig, rounds: int, held: int, frozen_s: float) -> None:
     await rig.worker(concurrency=200)
     victim = await rig.worker(concurrency=60)
     for n in range(rounds):
-        rig.sink.latency_s = lambda: rig.random.uniform(1, 6)
+        rig.sink.latency_s = lambda: rig.random.uniform(2, 12)
         sending = asyncio.create_task(rig.load.flow(["probe.ask"], keys=10, senders=10))
         await rig.full(victim, held)
         await asyncio.sleep(rig.random.uniform(0, 1))

@@ -28,7 +28,7 @@ async def _killed_mid_call(rig: Rig, rounds: int, held: int) -> None:
     await rig.worker(concurrency=200)
     for _ in range(rounds):
         victim = await rig.worker(concurrency=60)
-        rig.sink.latency_s = lambda: 4.0
+        rig.sink.latency_s = lambda: 10.0
         sending = asyncio.create_task(rig.load.flow(["probe.ask"], keys=10, senders=10))
         await rig.full(victim, held)
         await asyncio.sleep(rig.random.uniform(0, 1))

@@ -8,11 +8,10 @@ import pytest
 
 from tests.faults.oracle import judge
 from tests.faults.proxy import Mode
-from tests.faults.rig import Rig
+from tests.faults.rig import GRACE_S, STOP_S, Rig
 from tests.faults.stage import goes_on, refused, under_load
 
 REFUSED: Final = (202, 503)
-GRACE_S: Final = 5.0  # the rig's CALLBOARD_GRACE_S
 WAYS: Final = [(program, server) for program in ("api", "worker") for server in ("postgres", "redis")]
 
 
@@ -46,7 +45,7 @@ async def test_row_31_network_blackhole_worker_told_to_stop(rig: Rig) -> None:
         rig.injected()
         await asyncio.sleep(rig.random.uniform(0, 8))
         worker.tell(signal.SIGTERM)
-        assert await worker.ended(GRACE_S + 5) == 0
+        assert await worker.ended(GRACE_S + STOP_S) == 0
         rig.sink.latency_s = lambda: 0.05
     await judge(rig)
 
@@ -61,7 +60,7 @@ async def test_row_31_network_blackhole_api_told_to_stop(rig: Rig) -> None:
         rig.injected()
         await asyncio.sleep(rig.random.uniform(0, 8))
         api.tell(signal.SIGTERM)
-        assert await api.ended(GRACE_S + 5) == 0
+        assert await api.ended(GRACE_S + STOP_S) == 0
     await judge(rig)
 
 
