@@ -12,13 +12,13 @@ KINDS: Final = ("probe.ask",) * 7 + ("probe.once",) * 4 + ("probe.poison",)
 BEFORE: Final = 40
 SENDERS: Final = 20
 KEYS: Final = 10
-REST_S: Final = 60.0  # mailboxes that filled up meanwhile are emptied one event at a time
+REST_S: Final = 90.0  # mailboxes that filled up meanwhile are emptied one event at a time
 ANSWER_S: Final = 15.0  # longer than the API waits for Postgres before its 503
 
 
 @asynccontextmanager
 async def under_load(
-    rig: Rig, programs: Sequence[Child], least: int = 240, rate: float = 45.0, told: Sequence[int] = (202,)
+    rig: Rig, programs: Sequence[Child], least: int = 240, rate: float = 25.0, told: Sequence[int] = (202,)
 ) -> AsyncIterator[None]:
     """Events of all kinds, half of them keyed, about `rate` a second, from before the block to after it.
 

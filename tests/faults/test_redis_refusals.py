@@ -45,7 +45,7 @@ async def test_row_15_redis_frozen(rig: Rig) -> None:
     """Half a minute; a worker that is told to stop meanwhile does so in its time."""
     programs = [await rig.api(), await rig.worker()]
     leaving = await rig.worker()
-    async with under_load(rig, programs, rate=40):
+    async with under_load(rig, programs):
         rig.redis.freeze()
         rig.injected()
         try:
