@@ -47,10 +47,10 @@ from tests.faults.sink import Sink, open_sink
 from tests.faults.usercode import copy_product
 from tests.processes import alone, free_port
 
-START_S: Final = 90.0  # the imports of a program are three seconds of a processor that may have much else to do
+START_S: Final = 120.0  # the imports of a program are three seconds of a processor that may have much else to do
 GRACE_S: Final = 5
 STOP_S: Final = 10.0  # behind the grace: a program ends itself after four, and may have to wait for a processor
-PATIENCE_S: Final = 60.0  # for steps of a test that nothing is promised about
+PATIENCE_S: Final = 120.0  # for steps of a test that nothing is promised about
 STREAMS: Final = ("callboard:work", "callboard:front")
 DATABASE: Final = "rig"
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.eventually import eventually
 from tests.faults.oracle import judge
-from tests.faults.rig import Child, Held, Rig, percentile
+from tests.faults.rig import PATIENCE_S, Child, Held, Rig, percentile
 
 TAKEOVER_S: Final = 10.0
 LEASE_S: Final = 6.0
@@ -54,7 +54,7 @@ async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at:
         rows = await rig.sql("select state from workers where pid = $1 order by started_at", victim.pid)
         return len(rows) == lives and rows[-1]["state"] == "ready"
 
-    await eventually(under_new_id)
+    await eventually(under_new_id, PATIENCE_S)
 
     async def all_in_the_ledger() -> bool:
         rows = await rig.sql("select event_id, claim, step, at from calls")
@@ -69,7 +69,7 @@ async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at:
         assert not late, f"calls begun under a lost lease: {late}"
         return True
 
-    await eventually(all_in_the_ledger)
+    await eventually(all_in_the_ledger, PATIENCE_S)
     told = [
         each for each in rig.sink.effects if (each.key.partition("/")[0], each.claim) in mine and each.at > thawed_at
     ]

@@ -65,7 +65,7 @@ async def test_row_02_again_and_again(rig: Rig) -> None:
     for _ in range(2):
         await rig.keep(lambda: rig.worker(concurrency=20, failpoints=odds))
     sending = asyncio.create_task(rig.load.flow(["probe.once", "probe.ask"], keys=8, senders=8, every_s=0.3))
-    await eventually(lambda: _at_least(rig, 6), 120)
+    await eventually(lambda: _at_least(rig, 6), 180)
     rig.load.enough()
     await sending
     await judge(rig)

@@ -80,7 +80,7 @@ async def _stopped(rig: Rig, child: Child, number: signal.Signals) -> int:
     begun = time.monotonic()
     child.tell(number)
     rig.injected()
-    status = await child.ended(60)
+    status = await child.ended()
     took_s = time.monotonic() - begun
     assert took_s < GRACE_S + STOP_S, f"{child.name} took {took_s:.1f} s to end"
     return status
