@@ -27,11 +27,12 @@ async def test_row_04_a_hundred_takeovers(rig: Rig) -> None:
 
 
 async def _frozen(rig: Rig, rounds: int, held: int, frozen_s: float) -> None:
+    rig.expects_s = 60
     await rig.api()
     await rig.worker(concurrency=200)
     victim = await rig.worker(concurrency=60)
     for n in range(rounds):
-        rig.sink.latency_s = lambda: rig.random.uniform(2, 12)
+        rig.sink.latency_s = lambda: rig.random.uniform(8, 16)
         sending = asyncio.create_task(rig.load.flow(["probe.ask"], keys=10, senders=10))
         await rig.full(victim, held)
         await asyncio.sleep(rig.random.uniform(0, 1))

@@ -24,11 +24,12 @@ async def test_row_01_a_hundred_takeovers(rig: Rig) -> None:
 
 
 async def _killed_mid_call(rig: Rig, rounds: int, held: int) -> None:
+    rig.expects_s = 60
     await rig.api()
     await rig.worker(concurrency=200)
     for _ in range(rounds):
         victim = await rig.worker(concurrency=60)
-        rig.sink.latency_s = lambda: 10.0
+        rig.sink.latency_s = lambda: 12.0
         sending = asyncio.create_task(rig.load.flow(["probe.ask"], keys=10, senders=10))
         await rig.full(victim, held)
         await asyncio.sleep(rig.random.uniform(0, 1))
