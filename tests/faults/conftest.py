@@ -1,22 +1,33 @@
-"""One pair of servers for each process of tests, one rig for each test, and the table at the end."""
+"""One pair of servers for each process of tests, one rig for each test, and at the end the table of all processes."""
 
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.faults.machines import Machines
+from tests.faults.matrix import MATRIX, row_of
 from tests.faults.rig import Rig, open_rig, percentile
 from tests.servers import open_folder
 
 SEED: Final = int(os.environ.get("CALLBOARD_SEED") or random.SystemRandom().randrange(1_000_000))
-ROWS: Final = tuple(os.environ.get("CALLBOARD_ROWS", "").replace(",", " ").split())
-TABLE: Final = pytest.StashKey[list[tuple[str, int, int, int, list[float]]]]()
+ROWS: Final = {int(row) for row in os.environ.get("CALLBOARD_ROWS", "").replace(",", " ").split()}
+MEASURED: Final = "measured"
 TAIL: Final = 3000
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ["CALLBOARD_SEED"] = str(SEED)  # the processes that run tests side by side inherit it
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {SEED} (make faults SEED={SEED} replays it)"
 
 
 @pytest.fixture(scope="session")
@@ -30,52 +41,69 @@ def machines() -> Iterator[Machines]:
 
 
 @pytest.fixture
-async def rig(machines: Machines, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+async def rig(machines: Machines, tmp_path: Path) -> AsyncIterator[Rig]:
     async with open_rig(machines, tmp_path, SEED) as made:
         yield made
-        row = (request.node.name.removeprefix("test_"), made.faults, made.lost, made.doubled, made.takeovers_s)
-        request.config.stash.setdefault(TABLE, []).append(row)
-        report = request.node.stash.get(REPORT, None)
-        if report is not None and report.failed:
-            for each in made.children:
-                report.sections.append((f"{each.name} (status {each.process.poll()})", each.said[-TAIL:]))
-            print(f"seed {SEED}: CALLBOARD_SEED={SEED} replays it")
-
-
-REPORT: Final = pytest.StashKey[pytest.TestReport]()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
     report: pytest.TestReport = yield
-    if report.when == "call" and "rig" in getattr(item, "fixturenames", ()):
-        item.stash[REPORT] = report
-        report.sections.append(("seed", f"CALLBOARD_SEED={SEED} replays it"))
+    rig = getattr(item, "funcargs", {}).get("rig")
+    if report.when == "call" and rig is not None:
+        row = (row_of(item.name), rig.faults, rig.lost, rig.doubled, rig.rest_s, rig.takeovers_s)
+        report.user_properties.append((MEASURED, row))
+        if report.failed:
+            report.sections.append(("seed", f"CALLBOARD_SEED={SEED} replays it"))
+            report.sections += [
+                (f"{each.name} (status {each.process.poll()})", each.said[-TAIL:]) for each in rig.children
+            ]
     return report
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`make faults ROWS="4 22"`: only these rows of the matrix."""
     if ROWS:
-        wanted = [f"test_row_{int(row):02d}_" for row in ROWS]
-        out = [item for item in items if not item.name.startswith(tuple(wanted))]
+        out = [item for item in items if row_of(item.name) not in ROWS]
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=out)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = config.stash.get(TABLE, [])
-    if not rows:
-        return
-    write = terminalreporter.write_line
-    write(f"\nseed {SEED}")
-    write(f"{'fault':<58}{'runs':>6}{'lost':>6}{'doubled':>9}{'takeover p50/p99':>22}")
-    for name, runs, lost, doubled, takeovers in rows:
-        write(f"{name:<58}{runs:>6}{lost:>6}{doubled:>9}{_spread(takeovers):>22}")
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of README.md: a line for each row that ran, of all its tests and all processes together."""
+    rows = defaultdict(list)
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, measured in report.user_properties:
+                if name == MEASURED:
+                    number, *numbers = measured
+                    rows[number].append((outcome, *numbers))
+    if rows:
+        write = terminalreporter.write_line
+        write(f"\nseed {SEED}, {datetime.now(UTC):%Y-%m-%d}\n")
+        write("| fault | runs | lost | doubled | at rest after | takeover p50 / p99 |")
+        write("| --- | --- | --- | --- | --- | --- |")
+        for number in sorted(rows):
+            write(_line(f"{number} · {MATRIX[number]}", *zip(*rows[number], strict=True)))
 
 
-def _spread(samples: list[float]) -> str:
+def _line(
+    fault: str,
+    outcomes: Sequence[str],
+    runs: Sequence[int],
+    lost: Sequence[int],
+    doubled: Sequence[int],
+    rests_s: Sequence[float],
+    takeovers_s: Sequence[Sequence[float]],
+) -> str:
+    if "failed" in outcomes:
+        return f"| {fault} | failed | | | | |"
+    spread = _spread([each for samples in takeovers_s for each in samples])
+    return f"| {fault} | {sum(runs)} | {sum(lost)} | {sum(doubled)} | {max(rests_s):.1f} s | {spread} |"
+
+
+def _spread(samples: Sequence[float]) -> str:
     """Median and 99th percentile, of so many samples."""
     if not samples:
-        return "-"
-    return f"{percentile(samples, 0.5):.1f} / {percentile(samples, 0.99):.1f} s ({len(samples)})"
+        return ""
+    return f"{percentile(samples, 0.5):.1f} / {percentile(samples, 0.99):.1f} s of {len(samples)}"

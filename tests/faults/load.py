@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.faults.rig import Rig
 
 TRY_S: Final = 5.0
-GIVE_UP_S: Final = 90.0
+GIVE_UP_S: Final = 180.0
 AGAIN: Final = (500, 502, 503, 504)
 
 
@@ -102,7 +102,7 @@ class Load:
     def enough(self) -> None:
         self._enough.set()
 
-    async def accepted(self, count: int, timeout_s: float = 30.0) -> None:
+    async def accepted(self, count: int, timeout_s: float = 120.0) -> None:
         """Until so many have their 202."""
 
         async def fact() -> bool:

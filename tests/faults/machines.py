@@ -4,11 +4,13 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, urlsplit
 
 from service.embedded import Server, start_postgres, start_redis, stop
+from tests.faults.usercode import FILES, copy_product
 from tests.processes import all_gone, descendants
 
 
@@ -67,6 +69,11 @@ class Machines:
         self.folder: Final = folder
         self.postgres: Final = Machine(lambda: start_postgres(folder / "postgres"))
         self.redis: Final = Machine(self._start_redis)
+
+    @cached_property
+    def tree(self) -> Path:
+        """The product with the probes, compiled once."""
+        return copy_product(self.folder / "tree", FILES)
 
     async def _start_redis(self) -> Server:
         server = await start_redis(self.folder / "redis", self._redis_port)

@@ -44,10 +44,13 @@ from tests.faults.load import Load
 from tests.faults.machines import Machines
 from tests.faults.proxy import Proxy, Streams, proxy_to
 from tests.faults.sink import Sink, open_sink
-from tests.faults.usercode import FILES, copy_product
+from tests.faults.usercode import copy_product
 from tests.processes import alone, free_port
 
-START_S: Final = 30.0
+START_S: Final = 120.0  # the imports of a program are three seconds of a processor that may have much else to do
+GRACE_S: Final = 5
+STOP_S: Final = 10.0  # behind the grace: a program ends itself after four, and may have to wait for a processor
+PATIENCE_S: Final = 120.0  # for steps of a test that nothing is promised about
 STREAMS: Final = ("callboard:work", "callboard:front")
 DATABASE: Final = "rig"
 
@@ -90,7 +93,7 @@ class Child:
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
-    async def ended(self, timeout_s: float = 30.0) -> int:
+    async def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """Its exit status; negative: the signal that ended it."""
         await eventually(lambda: _fact(not self.running), timeout_s)
         return int(self.process.returncode)
@@ -127,7 +130,8 @@ class Rig:
         self.takeovers_s: list[float] = []
         self._folder: Final = folder
         self._stack: Final = stack
-        self._tree = copy_product(folder / "tree", FILES)
+        self._alone: Final = asyncio.Lock()
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self.client: Final = Redis.from_url(f"redis://127.0.0.1:{machines.redis_port}/0", socket_timeout=2)
 
     # -- programs
@@ -181,20 +185,18 @@ class Rig:
         return copy_product(self._folder / "newer", files)
 
     async def _spawn(self, name: str, module: str, told: dict[str, Any]) -> Child:
-        tree, doors = told.pop("tree", self._tree), told.pop("doors", False)
+        tree, doors = told.pop("tree", self.machines.tree), told.pop("doors", False)
         gates = await self._doors() if doors else {}
         number = len(self.children) + 1
         environ = {
             "DATABASE_URL": _through(gates.get("postgres")) or self.database_url,
             "REDIS_URL": f"redis://127.0.0.1:{gates['redis'].port if gates else self.machines.redis_port}/0",
-            "ANTHROPIC_API_KEY": "dummy",
-            "ANTHROPIC_BASE_URL": self.sink.url,
             "OPENAI_API_KEY": "dummy",
             "OPENAI_BASE_URL": f"{self.sink.url}/v1",
             "PAGE_URL": f"{self.sink.url}/effects",
             "CALLBOARD_SIMULATE": "off",
             "CALLBOARD_BUDGET_DAY_USD": "1000",
-            "CALLBOARD_GRACE_S": "5",
+            "CALLBOARD_GRACE_S": str(GRACE_S),
             "CALLBOARD_DATA_DIR": str(self._folder),
             "PYTHONWARNINGS": "ignore",
             "PYTHONFAULTHANDLER": "1",
@@ -267,7 +269,7 @@ class Rig:
         self.held.extend(held)
         return held
 
-    async def full(self, child: Child, count: int, timeout_s: float = 30.0) -> None:
+    async def full(self, child: Child, count: int, timeout_s: float = PATIENCE_S) -> None:
         """Until the worker holds so many claims."""
 
         async def fact() -> bool:
@@ -289,18 +291,24 @@ class Rig:
         return f"{head.rpartition('/')[0]}/{DATABASE}?{query}"
 
     async def sql(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(self.database_url, timeout=10)
-        try:
-            return list(await connection.fetch(statement, *arguments, timeout=30))
-        finally:
-            await connection.close()
+        """On one connection of the test's own: a new one for each poll would take what the programs need."""
+        async with self._alone:
+            return list(await (await self._session()).fetch(statement, *arguments, timeout=30))
 
     async def script(self, statements: str) -> None:
-        connection = await asyncpg.connect(self.database_url, timeout=10)
-        try:
-            await connection.execute(statements)
-        finally:
-            await connection.close()
+        async with self._alone:
+            await (await self._session()).execute(statements)
+
+    async def _session(self) -> "asyncpg.Connection[asyncpg.Record]":
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await asyncpg.connect(self.database_url, timeout=10)
+        return self._connection
+
+    async def close(self) -> None:
+        await self.load.http.aclose()
+        await self.client.aclose()
+        if self._connection is not None:
+            self._connection.terminate()
 
     async def quiet(self, still_open: Iterable[UUID] = ()) -> bool:
         """Whether nothing is on its way but `still_open`, and nothing pends in Redis."""
@@ -343,8 +351,7 @@ async def open_rig(machines: Machines, folder: Path, seed: int) -> AsyncIterator
     async with AsyncExitStack() as stack:
         sink = await stack.enter_async_context(open_sink())
         rig = Rig(machines, sink, folder, seed, stack)
-        stack.push_async_callback(rig.client.aclose)
-        stack.push_async_callback(rig.load.http.aclose)
+        stack.push_async_callback(rig.close)
         stack.push_async_callback(_end, rig.children)
         await rig.client.flushall()
         await migrate(Settings(database_url=rig.database_url))

@@ -11,7 +11,7 @@ from typing import Any, Final
 import uvicorn
 from msgspec import Struct
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,7 +81,10 @@ async def open_sink() -> AsyncIterator[Sink]:
 
 def _hook(sink: Sink) -> Callable[[Request], Any]:
     async def hook(request: Request) -> Response:
-        claim = (await request.json())["claim"]
+        try:
+            claim = (await request.json())["claim"]
+        except ClientDisconnect:  # its sender is gone: nothing was said
+            return Response(status_code=400)
         sink.effects.append(Effect(request.headers["idempotency-key"], claim, time.time()))
         return Response(status_code=202)
 

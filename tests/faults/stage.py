@@ -6,26 +6,26 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from tests.eventually import eventually
-from tests.faults.rig import Child, Rig
+from tests.faults.rig import PATIENCE_S, Child, Rig
 
 KINDS: Final = ("probe.ask",) * 7 + ("probe.once",) * 4 + ("probe.poison",)
 BEFORE: Final = 40
 SENDERS: Final = 20
 KEYS: Final = 10
-REST_S: Final = 60.0  # mailboxes that filled up meanwhile are emptied one event at a time
-PATIENCE_S: Final = 15.0  # longer than the API waits for Postgres before its 503
+REST_S: Final = 90.0  # mailboxes that filled up meanwhile are emptied one event at a time
+ANSWER_S: Final = 15.0  # longer than the API waits for Postgres before its 503
 
 
 @asynccontextmanager
 async def under_load(
-    rig: Rig, programs: Sequence[Child], least: int = 240, rate: float = 45.0, told: Sequence[int] = (202,)
+    rig: Rig, programs: Sequence[Child], least: int = 240, rate: float = 25.0, told: Sequence[int] = (202,)
 ) -> AsyncIterator[None]:
     """Events of all kinds, half of them keyed, about `rate` a second, from before the block to after it.
 
     At the end each has its 202, nobody was ever told anything that is not in `told` (0: the connection broke), and
     every program runs that ran.
     """
-    rig.load.http.timeout = PATIENCE_S
+    rig.load.http.timeout = ANSWER_S
     rig.expects_s = max(rig.expects_s, REST_S)
     rig.sink.latency_s = lambda: rig.random.uniform(0.02, 0.06)
     pause_s = (SENDERS + KEYS) / rate
@@ -45,7 +45,7 @@ async def under_load(
     assert not ended, f"{ended} did not outlive it"
 
 
-async def goes_on(rig: Rig, count: int, timeout_s: float = 30.0) -> None:
+async def goes_on(rig: Rig, count: int, timeout_s: float = PATIENCE_S) -> None:
     """Until so many more have their 202."""
     await rig.load.accepted(len(rig.load.taken) + count, timeout_s)
 
@@ -55,7 +55,7 @@ def refusals(rig: Rig) -> int:
     return sum(each.codes.count(503) for each in rig.load.log)
 
 
-async def refused(rig: Rig, timeout_s: float = 30.0) -> None:
+async def refused(rig: Rig, timeout_s: float = PATIENCE_S) -> None:
     """Until somebody is told 503: the outage is longer than the API waits."""
     before = refusals(rig)
 

@@ -10,7 +10,7 @@ from tests.faults.oracle import judge
 from tests.faults.rig import Rig
 
 JSON: Final = {"content-type": "application/json"}
-RUNG_S: Final = 15.0
+RUNG_S: Final = 30.0
 
 POISON: Final = {
     "NUL": rb'{"type":"probe.once","data":{"token":"a\u0000b"}}',

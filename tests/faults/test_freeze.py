@@ -9,7 +9,7 @@ import pytest
 
 from tests.eventually import eventually
 from tests.faults.oracle import judge
-from tests.faults.rig import Child, Held, Rig, percentile
+from tests.faults.rig import PATIENCE_S, Child, Held, Rig, percentile
 
 TAKEOVER_S: Final = 10.0
 LEASE_S: Final = 6.0
@@ -27,11 +27,12 @@ async def test_row_04_a_hundred_takeovers(rig: Rig) -> None:
 
 
 async def _frozen(rig: Rig, rounds: int, held: int, frozen_s: float) -> None:
+    rig.expects_s = 60
     await rig.api()
     await rig.worker(concurrency=200)
     victim = await rig.worker(concurrency=60)
     for n in range(rounds):
-        rig.sink.latency_s = lambda: rig.random.uniform(1, 6)
+        rig.sink.latency_s = lambda: rig.random.uniform(8, 16)
         sending = asyncio.create_task(rig.load.flow(["probe.ask"], keys=10, senders=10))
         await rig.full(victim, held)
         await asyncio.sleep(rig.random.uniform(0, 1))
@@ -54,7 +55,7 @@ async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at:
         rows = await rig.sql("select state from workers where pid = $1 order by started_at", victim.pid)
         return len(rows) == lives and rows[-1]["state"] == "ready"
 
-    await eventually(under_new_id)
+    await eventually(under_new_id, PATIENCE_S)
 
     async def all_in_the_ledger() -> bool:
         rows = await rig.sql("select event_id, claim, step, at from calls")
@@ -69,7 +70,7 @@ async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at:
         assert not late, f"calls begun under a lost lease: {late}"
         return True
 
-    await eventually(all_in_the_ledger)
+    await eventually(all_in_the_ledger, PATIENCE_S)
     told = [
         each for each in rig.sink.effects if (each.key.partition("/")[0], each.claim) in mine and each.at > thawed_at
     ]

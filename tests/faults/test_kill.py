@@ -24,11 +24,12 @@ async def test_row_01_a_hundred_takeovers(rig: Rig) -> None:
 
 
 async def _killed_mid_call(rig: Rig, rounds: int, held: int) -> None:
+    rig.expects_s = 60
     await rig.api()
     await rig.worker(concurrency=200)
     for _ in range(rounds):
         victim = await rig.worker(concurrency=60)
-        rig.sink.latency_s = lambda: 4.0
+        rig.sink.latency_s = lambda: 12.0
         sending = asyncio.create_task(rig.load.flow(["probe.ask"], keys=10, senders=10))
         await rig.full(victim, held)
         await asyncio.sleep(rig.random.uniform(0, 1))
@@ -65,7 +66,7 @@ async def test_row_02_again_and_again(rig: Rig) -> None:
     for _ in range(2):
         await rig.keep(lambda: rig.worker(concurrency=20, failpoints=odds))
     sending = asyncio.create_task(rig.load.flow(["probe.once", "probe.ask"], keys=8, senders=8, every_s=0.3))
-    await eventually(lambda: _at_least(rig, 6), 120)
+    await eventually(lambda: _at_least(rig, 6), 180)
     rig.load.enough()
     await sending
     await judge(rig)

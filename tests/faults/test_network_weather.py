@@ -8,11 +8,10 @@ import pytest
 
 from tests.faults.oracle import judge
 from tests.faults.proxy import Mode
-from tests.faults.rig import Rig
+from tests.faults.rig import GRACE_S, STOP_S, Rig
 from tests.faults.stage import goes_on, refused, under_load
 
 REFUSED: Final = (202, 503)
-GRACE_S: Final = 5.0  # the rig's CALLBOARD_GRACE_S
 WAYS: Final = [(program, server) for program in ("api", "worker") for server in ("postgres", "redis")]
 
 
@@ -23,7 +22,7 @@ async def test_row_31_network_blackhole(rig: Rig, program: str, server: str) -> 
     api, worker, other = await rig.api(doors=True), await rig.worker(doors=True), await rig.worker()
     door = (api if program == "api" else worker).doors[server]
     dumb = (program, server) == ("api", "postgres")
-    async with under_load(rig, [api, worker, other], rate=40, told=REFUSED if dumb else (202,)):
+    async with under_load(rig, [api, worker, other], told=REFUSED if dumb else (202,)):
         door.turn("blackhole")
         rig.injected()
         await asyncio.sleep(rig.random.uniform(10, 15))
@@ -38,7 +37,7 @@ async def test_row_31_network_blackhole(rig: Rig, program: str, server: str) -> 
 async def test_row_31_network_blackhole_worker_told_to_stop(rig: Rig) -> None:
     """It reaches nobody any more, has events in hand, and ends in its time all the same."""
     api, worker, other = await rig.api(), await rig.worker(doors=True), await rig.worker()
-    async with under_load(rig, [api, other], rate=40):
+    async with under_load(rig, [api, other]):
         rig.sink.latency_s = lambda: 3.0
         await rig.full(worker, 5)
         for door in worker.doors.values():
@@ -46,7 +45,7 @@ async def test_row_31_network_blackhole_worker_told_to_stop(rig: Rig) -> None:
         rig.injected()
         await asyncio.sleep(rig.random.uniform(0, 8))
         worker.tell(signal.SIGTERM)
-        assert await worker.ended(GRACE_S + 5) == 0
+        assert await worker.ended(GRACE_S + STOP_S) == 0
         rig.sink.latency_s = lambda: 0.05
     await judge(rig)
 
@@ -55,13 +54,13 @@ async def test_row_31_network_blackhole_worker_told_to_stop(rig: Rig) -> None:
 async def test_row_31_network_blackhole_api_told_to_stop(rig: Rig) -> None:
     """With requests in hand that can't be stored: their senders turn to another API."""
     api, other, worker = await rig.api(doors=True), await rig.api(), await rig.worker()
-    async with under_load(rig, [other, worker], rate=40, told=(202, 503, 0)):
+    async with under_load(rig, [other, worker], told=(202, 503, 0)):
         for door in api.doors.values():
             door.turn("blackhole")
         rig.injected()
         await asyncio.sleep(rig.random.uniform(0, 8))
         api.tell(signal.SIGTERM)
-        assert await api.ended(GRACE_S + 5) == 0
+        assert await api.ended(GRACE_S + STOP_S) == 0
     await judge(rig)
 
 
@@ -87,7 +86,7 @@ async def test_row_32_network_half_open(rig: Rig, program: str, server: str) -> 
     dumb = (program, server) == ("api", "postgres")
     modes: list[Mode] = ["deaf", "deaf", "half_open"]
     rig.random.shuffle(modes)
-    async with under_load(rig, [api, worker, other], rate=40, told=REFUSED if dumb else (202,)):
+    async with under_load(rig, [api, worker, other], told=REFUSED if dumb else (202,)):
         for mode in modes:
             door.turn(mode)
             rig.injected()
@@ -103,7 +102,7 @@ async def test_row_33_network_slow(rig: Rig) -> None:
     rig.expects_s = 90
     api, worker, other = await rig.api(doors=True), await rig.worker(doors=True), await rig.worker(doors=True)
     programs = [api, worker, other]
-    async with under_load(rig, programs, rate=30, told=REFUSED):
+    async with under_load(rig, programs, rate=20, told=REFUSED):
         for door in [door for each in programs for door in each.doors.values()]:
             door.turn("delay", lambda: rig.random.uniform(0.1, 0.3))
         rig.injected()

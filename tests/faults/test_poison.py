@@ -7,7 +7,7 @@ import pytest
 
 from tests.eventually import eventually
 from tests.faults.oracle import judge
-from tests.faults.rig import Rig
+from tests.faults.rig import PATIENCE_S, Rig
 from tests.faults.usercode import NEWER
 
 
@@ -70,7 +70,7 @@ async def test_row_48_reader_that_never_reads(rig: Rig) -> None:
         items = (await rig.ask("GET", "/workers")).json()["items"]
         return [each["state"] for each in items if each["pid"] == deaf.pid] == ["deaf"]
 
-    await eventually(told, 20)
+    await eventually(told, PATIENCE_S)
     await judge(rig)
 
 
@@ -94,7 +94,7 @@ async def test_row_49_two_releases_side_by_side(rig: Rig) -> None:
             assert "probe.new" in row["cause"]
         return set(there) >= {each.event_id for each in (*unknown, behind)}
 
-    await eventually(waits)
+    await eventually(waits, PATIENCE_S)
     assert not await rig.sql("select 1 from dead_letters"), "a newer release's event was taken for a bad one"
     await rig.worker(tree=newer)
     rig.expects_s = 60

@@ -13,7 +13,7 @@ import pytest
 
 from tests.eventually import eventually
 from tests.faults.oracle import judge
-from tests.faults.rig import Child, Rig
+from tests.faults.rig import PATIENCE_S, Child, Rig
 from tests.faults.stage import goes_on, refused, under_load
 
 REFUSED = (202, 503)
@@ -44,7 +44,7 @@ async def test_row_25_postgres_frozen_pool_comes_back(rig: Rig) -> None:
         async with _frozen([row["pid"] for row in await _backends(rig, "callboard api")]):
             rig.injected()
             assert await _answers(http) <= {200, 503}
-        await eventually(lambda: _all_well(http), 30)
+        await eventually(lambda: _all_well(http), PATIENCE_S)
         assert len(await _backends(rig, "callboard api")) <= POOL_MAX
     assert api.running
 

@@ -7,7 +7,7 @@ import pytest
 from service.stream import FRONT, GROUP, WORK
 from tests.eventually import eventually
 from tests.faults.oracle import judge
-from tests.faults.rig import Rig
+from tests.faults.rig import PATIENCE_S, Rig
 from tests.faults.stage import goes_on, under_load
 
 
@@ -83,7 +83,7 @@ async def test_row_20_redis_trimmed_under_pending(rig: Rig) -> None:
             rig.injected()
             await goes_on(rig, 20)
     await judge(rig)
-    await eventually(lambda: _none_pending(rig), 30)
+    await eventually(lambda: _none_pending(rig), PATIENCE_S)
 
 
 async def _pending(rig: Rig) -> int:

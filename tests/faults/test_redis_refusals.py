@@ -9,10 +9,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 
 from tests.faults.oracle import judge
-from tests.faults.rig import Rig
+from tests.faults.rig import GRACE_S, STOP_S, Rig
 from tests.faults.stage import goes_on, under_load
-
-GRACE_S = 5.0  # the rig's CALLBOARD_GRACE_S
 
 
 @pytest.mark.slow_fault
@@ -47,13 +45,13 @@ async def test_row_15_redis_frozen(rig: Rig) -> None:
     """Half a minute; a worker that is told to stop meanwhile does so in its time."""
     programs = [await rig.api(), await rig.worker()]
     leaving = await rig.worker()
-    async with under_load(rig, programs, rate=40):
+    async with under_load(rig, programs):
         rig.redis.freeze()
         rig.injected()
         try:
             await asyncio.sleep(rig.random.uniform(5, 10))
             leaving.tell(signal.SIGTERM)
-            assert await leaving.ended(GRACE_S + 5) == 0
+            assert await leaving.ended(GRACE_S + STOP_S) == 0
             await asyncio.sleep(15)
         finally:
             rig.redis.thaw()

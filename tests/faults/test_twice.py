@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 from service.stream import FRONT, GROUP, WORK
 from tests.eventually import eventually
 from tests.faults.oracle import judge
-from tests.faults.rig import Rig
+from tests.faults.rig import PATIENCE_S, Rig
 
 
 @pytest.mark.slow_fault
@@ -70,7 +70,7 @@ async def test_row_50_operators_press_twice(rig: Rig) -> None:
     victim = await rig.worker(concurrency=10)
     await rig.worker()
     sent = [await rig.load.send("probe.poison", how="late") for _ in range(8)]
-    await eventually(lambda: _letters(rig, len(sent)))
+    await eventually(lambda: _letters(rig, len(sent)), PATIENCE_S)
     single = [rig.ask("POST", f"/events/{each.event_id}/replay") for each in sent for _ in range(4)]
     bulk = [rig.ask("POST", "/dead-letters/replay", {"type": "probe.poison"}) for _ in range(4)]
     pressed = [*single, *bulk]

@@ -147,11 +147,18 @@ variables = ["mark"]
 <<{{ mark }}>> Say something.
 """
 
+# One provider: to import the SDK of another takes longer than all the rest of a program's start.
+MODELS: Final = """
+fast = [{ provider = "openai", model = "gpt-6-luna" }]
+smart = [{ provider = "openai", model = "gpt-6.1-sol" }]
+"""
+
 FILES: Final = {
     "schemas/events/probe.py": EVENTS,
     "workers/nodes/probe.py": NODES,
     "workers/pipelines/probe.py": PIPELINES,
     "prompts/probe/ask/v1.md": PROMPT,
+    "prompts/models.toml": MODELS,
 }
 
 # A newer release of the same code: one type more, and one more field, with a default, in a type that there was.
@@ -174,4 +181,5 @@ def copy_product(folder: Path, files: dict[str, str]) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.lstrip(), encoding="utf-8")
+    (folder / "workers" / "providers" / "anthropic.py").unlink()
     return folder

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from workers.engine.journal import Journal, Ledger, recall
 from workers.engine.retry import after, unknown_type
 from workers.engine.settle import Ending, Settler
 from workers.kit import Pipeline
-from workers.kit.memory import Facts, Guard, Stale
+from workers.kit.memory import Facts, Stale
 from workers.kit.plan import execute
 from workers.kit.record import check_size
 from workers.kit.run import Clients, Run
@@ -60,7 +61,7 @@ class Hand(Struct, eq=False):
 class Executor:
     """The events in hand, one task each, at most `settings.concurrency`."""
 
-    def __init__(self, stage: Stage, guard: Guard) -> None:
+    def __init__(self, stage: Stage, guard: Callable[[], Awaitable[UUID]]) -> None:
         self._stage: Final = stage
         self._guard: Final = guard
         self._held: Final[set[Hand]] = set()  # an event may be in it twice, under a claim that is lost and a new one
@@ -164,9 +165,11 @@ class Executor:
             return after(told, claimed, wired.pipeline.retry, facts)
 
     async def _still_ours(self, hand: Hand) -> None:
-        """Nothing is started while the lease may be lost, nor under a claim that is."""
-        await self._guard()
-        if not hand.ours:
+        """Nothing is started while the lease may be lost, nor under a claim that is.
+
+        The heart may register this worker anew before the loop hears that it had lost its lease.
+        """
+        if await self._guard() != hand.claimed.worker or not hand.ours:
             raise Stale
 
     async def _recall(self, claimed: Claimed) -> dict[str, Raw]:

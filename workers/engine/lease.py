@@ -66,10 +66,11 @@ class Lease:
         """Whether it was renewed without a gap for a whole lease: after an outage, renew before you judge."""
         return self.held and time.monotonic() - self._steady_since >= LEASE.total_seconds()
 
-    async def guard(self) -> None:
-        """Wait until the lease is held: nothing is started under one that may have been lost."""
+    async def guard(self) -> UUID:
+        """Wait until the lease is held: nothing is started under one that may have been lost. Whose it is then."""
         while not self.held:
             await asyncio.sleep(STALE_POLL_S)
+        return self.worker
 
     async def run(self, on_lost: Callable[[], None]) -> None:
         """Keep the heart beating until cancelled; `on_lost` is called on this loop when the lease is lost."""

@@ -1,0 +1,47 @@
+"""The rows of the fault matrix: what is done to whom. Each has tests named after its number."""
+
+import re
+from typing import Final
+
+MATRIX: Final = {
+    1: "a worker is killed in the middle of calls",
+    2: "a worker is killed between its commits and what follows them",
+    3: "a worker is killed between a dead letter and its stream",
+    4: "a worker is frozen for longer than its lease, then wakes up",
+    5: "the API is killed between commit and ring",
+    6: "the API is killed before the commit",
+    7: "the API is killed between commit and answer",
+    8: "all programs are restarted one by one, under load",
+    9: "SIGTERM twice; a signal while a program starts",
+    10: "Redis: FLUSHALL",
+    11: "Redis: the stream or its group is deleted",
+    12: "Redis is killed and comes back empty",
+    13: "Redis is killed and comes back a second older",
+    14: "Redis hangs up every 30 ms; twenty restarts",
+    15: "Redis stands still for half a minute",
+    16: "Redis is full",
+    18: "Redis becomes a replica",
+    20: "Redis: entries are trimmed while they pend",
+    21: "Redis: a stranger takes entries and keeps them",
+    22: "the same event is rung a hundred times",
+    23: "Postgres is restarted",
+    24: "Postgres crashes",
+    25: "Postgres stands still, is slow, or is locked",
+    26: "Postgres hangs up every 50 ms",
+    27: "Postgres has no connection left",
+    31: "network: everything vanishes, nobody says so",
+    32: "network: replies get lost; half-open connections",
+    33: "network: 200 ± 100 ms each way",
+    35: "an event that raises, runs out of memory, or ends its worker",
+    36: "bytes that are no event, among good ones",
+    37: "a node blocks the event loop, 20 s or for good",
+    48: "the reader of the stream has a bug",
+    49: "an old and a new release run side by side",
+    50: "operators replay the same dead letters at once",
+}
+
+
+def row_of(test: str) -> int:
+    """The row that a test stands for; 0 for none."""
+    found = re.match(r"test_row_(\d+)_", test)
+    return int(found[1]) if found else 0

@@ -1,0 +1,55 @@
+"""The lease, where the loop and the heart's thread know different things."""
+
+import asyncio
+from uuid import uuid4
+
+from msgspec import Struct
+
+from schemas import Event
+from service.settings import Settings
+from tests.board import board_on
+from tests.eventually import eventually
+from tests.programs import program_of
+from workers.engine.executor import Executor
+from workers.kit import Pipeline
+
+
+class Poked(Event, tag="poked", frozen=True):
+    pass
+
+
+class One(Struct, frozen=True):
+    pass
+
+
+class Two(Struct, frozen=True):
+    pass
+
+
+async def test_nothing_starts_under_a_claim_of_an_earlier_registration(settings: Settings) -> None:
+    """Forced: the heart has registered anew, and the loop has not heard yet that the old lease is lost."""
+    begun, go_on, seconds = asyncio.Event(), asyncio.Event(), []
+
+    async def one(event: Poked) -> One:
+        begun.set()
+        await go_on.wait()
+        return One()
+
+    async def two(event: Poked, first: One) -> Two:
+        seconds.append(first)
+        return Two()
+
+    async with board_on(settings, program_of(settings, poked=Pipeline(on=Poked, flow=[one, two]))) as board:
+        (worker,) = board.workers
+        event_id = await board.send("poked", {})
+        await begun.wait()
+        mine, worker.lease.worker = worker.lease.worker, uuid4()
+        go_on.set()
+        await eventually(lambda: _none(worker.executor))
+        assert not seconds, "a step began under a claim that is somebody else's"
+        worker.lease.worker = mine
+        assert (await board.ended(event_id, 30))["status"] == "succeeded", "handed back, and run again"
+
+
+async def _none(executor: Executor) -> bool:
+    return executor.in_flight == 0
