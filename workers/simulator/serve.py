@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
 from service.errors import StartError
 from workers.simulator.app import create_app
+from workers.simulator.behaviour import Behaviour
 
 HOST: Final = "127.0.0.1"
 BACKLOG: Final = 2048
 STOP_S: Final = 5
+AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 class _Inside(uvicorn.Server):
@@ -23,36 +26,99 @@ class _Inside(uvicorn.Server):
         yield
 
 
+class _Wire:
+    """The server, and the time for which there is to be none."""
+
+    def __init__(self) -> None:
+        self.server: _Inside | None = None
+        self.down_s = 0.0
+        self.over: Final = asyncio.Event()
+
+    def cut(self, client: Any, *, reset: bool) -> None:
+        for transport in self._transports():
+            if transport.get_extra_info("peername") == client:
+                _reset(transport) if reset else transport.close()
+
+    def down(self, for_s: float, client: Any) -> None:
+        self.down_s = for_s
+        for transport in self._transports():
+            if transport.get_extra_info("peername") != client:
+                _reset(transport)
+        self.stop()
+
+    def stop(self, *, force: bool = True) -> None:
+        if self.server:
+            for each in self.server.servers if force else ():
+                each.close()
+            self.server.should_exit, self.server.force_exit = True, force
+
+    def _transports(self) -> list[asyncio.Transport]:
+        return [each.transport for each in self.server.server_state.connections] if self.server else []
+
+
 @contextlib.asynccontextmanager
-async def running_simulator(port: int = 0, latency_s: float = 0.02) -> AsyncIterator[str]:
+async def running_simulator(
+    port: int = 0, latency_s: float = 0.02, behaviour: Behaviour | None = None
+) -> AsyncIterator[str]:
     """Yield the base URL of a simulator that runs until the context ends; port 0 takes a free one."""
-    listening = _listen(port)
+    wire = _Wire()
+    app = create_app(latency_s, behaviour, wire)
+    bound = _bound(port)
+    if not wire.down_s:
+        bound.listen(BACKLOG)
     config = uvicorn.Config(
-        create_app(latency_s),
+        app,
         lifespan="off",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
     )
-    server = _Inside(config)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    serving = asyncio.create_task(_serve(config, wire, bound))
     try:
         # It listens already: who connects before the server has begun to serve waits for it.
-        yield f"http://{HOST}:{listening.getsockname()[1]}"
+        yield f"http://{HOST}:{bound.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        wire.over.set()
+        wire.stop(force=False)
         await serving
 
 
-def _listen(port: int) -> socket.socket:
+async def _serve(config: uvicorn.Config, wire: _Wire, bound: socket.socket) -> None:
+    """One server after another, with the time between them in which nobody listens."""
+    port = bound.getsockname()[1]
+    while not wire.over.is_set():
+        if wire.down_s:
+            await _until(wire.over, wire.down_s)
+            wire.down_s = 0.0
+        wire.server = _Inside(config)
+        wire.server.should_exit = wire.over.is_set()
+        await wire.server.serve(sockets=[bound])
+        wire.server = None
+        if not wire.over.is_set():
+            # The port stays ours, so that nobody else answers in its place.
+            bound = _bound(port)
+    bound.close()
+
+
+async def _until(over: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await over.wait()
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+    transport.abort()
+
+
+def _bound(port: int) -> socket.socket:
     # With the protocol said outright: asyncio sets TCP_NODELAY only then, and without it some replies take 40 ms more.
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((HOST, port))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((HOST, port))
     except OSError as error:
-        listening.close()
+        bound.close()
         raise StartError(f"The simulator can't listen on {HOST}:{port}: {error.strerror}.") from error
-    listening.listen(BACKLOG)
-    listening.setblocking(False)
-    return listening
+    bound.setblocking(False)
+    return bound
