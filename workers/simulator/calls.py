@@ -44,7 +44,7 @@ class Calls:
         self._count += 1
         event_id, step = (unquote(request.headers.get(f"x-callboard-{name}", "")) for name in ("event-id", "step"))
         hashed = hashlib.sha256(body).hexdigest()[:16]
-        seen = Seen(self._count, time.time(), request.url.path, model, event_id, step, hashed, *tokens)
+        seen = Seen(self._count, time.time(), request.scope["path"], model, event_id, step, hashed, *tokens)
         self.latest.append(seen)
         return seen
 

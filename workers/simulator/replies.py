@@ -77,7 +77,7 @@ def pieces(text: str) -> list[str]:
 def answer(chat: Chat, twist: str, seeded: int) -> Reply:
     """The whole reply; the `twist` of a fault makes it a refusal, one that is cut off, or one that does not fit."""
     asked = (chat.model, chat.system, chat.messages, chat.schema)
-    text = REFUSAL if twist == "refusal" else reply(chat.schema, seed(seeded, *asked))
+    text = REFUSAL if twist == "refusal" else reply(chat.schema, seed(*asked, *([seeded] if seeded else [])))
     if twist == "invalid" and chat.schema:
         text = msgspec.json.encode([{"simulated": "this does not fit the schema"}]).decode()
     room = int(min(len(text) // 2 if twist == "length" else len(text), chat.tokens_max * LETTERS_PER_TOKEN))

@@ -65,15 +65,20 @@ def _value(name: str, schema: dict[str, Any], scene: _Scene) -> Any:
 
 
 def _branch(name: str, branches: list[dict[str, Any]], scene: _Scene) -> Any:
-    """One that is not null, unless this is deep down already."""
+    """One that is not null; deep down, the one that ends soonest."""
     order = scene.random.sample(branches, len(branches))
-    order.sort(key=lambda each: (each.get("type") == "null") is (scene.depth < DEEP))
+    order.sort(key=lambda each: _reach(each, scene) if scene.depth > DEEP else each.get("type") == "null")
     for each in order:
         try:
             return _value(name, each, scene)
         except _TooDeep:
             continue
     raise _TooDeep
+
+
+def _reach(schema: dict[str, Any], scene: _Scene) -> int:
+    target = scene.components.get(schema.get("$ref", "").rpartition("/")[2], schema)
+    return 0 if schema.get("type") == "null" else 1 + str(target).count("$ref")
 
 
 def _of_type(name: str, schema: dict[str, Any], scene: _Scene) -> Any:
@@ -175,11 +180,12 @@ def _text(name: str, schema: dict[str, Any], random: Random) -> str:
     low, high = schema.get("minLength", 0), schema.get("maxLength", math.inf)
     if schema.get("contentEncoding") == "base64":
         return base64.b64encode(random.randbytes(int(low) // 4 * 3 or 3 * (high > 3))).decode()
-    for _ in range(TRIES if "pattern" in schema else 0):
-        text = matching(schema["pattern"], random)
+    letters = "" if name else "".join(random.choices(string.ascii_lowercase, k=int(min(max(8, low), high))))
+    for go in range(TRIES if "pattern" in schema else 0):
+        text = matching(schema["pattern"], random) + ("" if go % 2 else letters)
         if low <= len(text) <= high and re.search(schema["pattern"], text):
             return text
     if not name:
-        return "".join(random.choices(string.ascii_lowercase, k=int(min(max(8, low), high))))
+        return letters
     text = f"(simulated {name}) {TEXT}" if name in ("text", "body", "reply") else f"simulated {name}"
     return text[: int(min(high, len(text)))].ljust(low, ".")

@@ -1,7 +1,6 @@
 """An answer as it goes over the wire: what is said when, and how it ends."""
 
 import asyncio
-from contextlib import suppress
 from typing import Any, Final, Literal, Protocol
 
 from msgspec import Struct
@@ -39,14 +38,23 @@ class Line(Protocol):
         """End the connection from this address, at once or behind what was said."""
 
     def down(self, for_s: float, client: Any) -> None:
-        """Listen to nobody for so long, and reset every connection but the one from this address."""
+        """Listen to nobody for so long, and reset every connection; the one from this address ends in order."""
 
 
 async def play(script: Script, request: Request, send: Send, line: Line) -> Ended:
     """How it ended: `left` means that the other side went before."""
+    gone = asyncio.create_task(_gone(request.receive))
+    try:
+        return await _play(script, request, send, line, gone)
+    finally:
+        gone.cancel()
+
+
+async def _play(script: Script, request: Request, send: Send, line: Line, gone: asyncio.Task[None]) -> Ended:
     for place, beat in enumerate(script.beats, 1):
-        await asyncio.sleep(beat.wait_s)
-        if await request.is_disconnected():
+        if beat.wait_s:
+            await asyncio.wait((gone,), timeout=beat.wait_s)
+        if gone.done():
             return "left"
         if place == 1:
             await send(_start(script))
@@ -56,7 +64,7 @@ async def play(script: Script, request: Request, send: Send, line: Line) -> Ende
         return "answered"
     if script.ending == "cut":
         line.cut(request.client, reset=not script.beats)
-    await _gone(request.receive)
+    await asyncio.wait((gone,), timeout=SILENCE_MAX_S)
     return "cut" if script.ending == "cut" else "left"
 
 
@@ -69,7 +77,5 @@ def _start(script: Script) -> dict[str, Any]:
 
 
 async def _gone(receive: Receive) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(SILENCE_MAX_S):
-            while (await receive())["type"] != "http.disconnect":
-                pass
+    if (await receive())["type"] != "http.disconnect":
+        await asyncio.sleep(SILENCE_MAX_S)

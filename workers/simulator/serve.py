@@ -27,9 +27,11 @@ class _Inside(uvicorn.Server):
 
 
 class _Wire:
-    """The server, and the time for which there is to be none."""
+    """The port, the server that listens there, and the time for which there is to be none."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int) -> None:
+        self.bound = _bound(port)
+        self.port: Final[int] = self.bound.getsockname()[1]
         self.server: _Inside | None = None
         self.down_s = 0.0
         self.over: Final = asyncio.Event()
@@ -41,16 +43,21 @@ class _Wire:
 
     def down(self, for_s: float, client: Any) -> None:
         self.down_s = for_s
+        if not self.server or self.server.should_exit:
+            return
         for transport in self._transports():
-            if transport.get_extra_info("peername") != client:
-                _reset(transport)
-        self.stop()
+            told = transport.get_extra_info("peername") == client
+            transport.close() if told else _reset(transport)
+        for each in self.server.servers:
+            each.close()
+        self.server.should_exit = self.server.force_exit = True
+        # Taken again at once, without listening: nobody else is to answer in its place.
+        self.bound = _bound(self.port)
 
-    def stop(self, *, force: bool = True) -> None:
+    def stop(self) -> None:
+        self.over.set()
         if self.server:
-            for each in self.server.servers if force else ():
-                each.close()
-            self.server.should_exit, self.server.force_exit = True, force
+            self.server.should_exit = True
 
     def _transports(self) -> list[asyncio.Transport]:
         return [each.transport for each in self.server.server_state.connections] if self.server else []
@@ -61,43 +68,35 @@ async def running_simulator(
     port: int = 0, latency_s: float = 0.02, behaviour: Behaviour | None = None
 ) -> AsyncIterator[str]:
     """Yield the base URL of a simulator that runs until the context ends; port 0 takes a free one."""
-    wire = _Wire()
-    app = create_app(latency_s, behaviour, wire)
-    bound = _bound(port)
-    if not wire.down_s:
-        bound.listen(BACKLOG)
+    wire = _Wire(port)
     config = uvicorn.Config(
-        app,
+        create_app(latency_s, behaviour, wire),
         lifespan="off",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
     )
-    serving = asyncio.create_task(_serve(config, wire, bound))
-    try:
+    if not wire.down_s:
         # It listens already: who connects before the server has begun to serve waits for it.
-        yield f"http://{HOST}:{bound.getsockname()[1]}"
+        wire.bound.listen(BACKLOG)
+    serving = asyncio.create_task(_serve(config, wire))
+    try:
+        yield f"http://{HOST}:{wire.port}"
     finally:
-        wire.over.set()
-        wire.stop(force=False)
+        wire.stop()
         await serving
 
 
-async def _serve(config: uvicorn.Config, wire: _Wire, bound: socket.socket) -> None:
+async def _serve(config: uvicorn.Config, wire: _Wire) -> None:
     """One server after another, with the time between them in which nobody listens."""
-    port = bound.getsockname()[1]
     while not wire.over.is_set():
         if wire.down_s:
             await _until(wire.over, wire.down_s)
             wire.down_s = 0.0
-        wire.server = _Inside(config)
-        wire.server.should_exit = wire.over.is_set()
-        await wire.server.serve(sockets=[bound])
-        wire.server = None
-        if not wire.over.is_set():
-            # The port stays ours, so that nobody else answers in its place.
-            bound = _bound(port)
-    bound.close()
+        else:
+            wire.server = _Inside(config)
+            await wire.server.serve(sockets=[wire.bound])
+    wire.bound.close()
 
 
 async def _until(over: asyncio.Event, timeout_s: float) -> None:
