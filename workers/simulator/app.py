@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service.errors import SettingsError
+from service.errors import CallboardError, SettingsError
 from workers.simulator import anthropic, openai
 from workers.simulator.behaviour import Behaviour
 from workers.simulator.calls import LOG_MAX, Calls
@@ -99,12 +99,12 @@ class Endpoint:
             body = await request.body()
             asked = self._read(request, body)
             fault = self._fault(request, asked.model)
+            said = self._dialect.speak(asked, fault.kind if fault else "", simulator.behaviour.seed)
         except ClientDisconnect:
             return
-        except (msgspec.DecodeError, RecursionError, SettingsError) as misfit:
+        except (msgspec.DecodeError, RecursionError, CallboardError) as misfit:
             await play(self._error(BAD_REQUEST, str(misfit)), request, send, simulator.line)
             return
-        said = self._dialect.speak(asked, fault.kind if fault else "", simulator.behaviour.seed)
         seen = simulator.calls.begin(request, body, asked.model, (said.tokens_in, said.tokens_out))
         gauge = simulator.limiter.gauge(asked.model)
         refusal = gauge.enter(said.tokens_in + said.tokens_out)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from service.errors import CallboardError
 from workers.simulator.patterns import matching
 
 BOUNDS: Final = re.compile(r"\{.*\}\Z", re.DOTALL)
@@ -42,8 +43,11 @@ class _Scene(Struct, frozen=True):
 
 
 def value(schema: dict[str, Any], random: Random) -> Any:
-    """The same for the same schema and state of `random`."""
-    return _value("reply", schema, _Scene(random, schema.get("$defs", {})))
+    """The same for the same schema and state of `random`. Raises CallboardError where no value is found."""
+    try:
+        return _value("reply", schema, _Scene(random, schema.get("$defs", {})))
+    except (_TooDeep, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, re.error) as error:
+        raise CallboardError(f"The simulator can't meet this schema: {error or 'it has no end'}.") from error
 
 
 def _value(name: str, schema: dict[str, Any], scene: _Scene) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from msgspec import Meta, Struct, defstruct
 
-from service.errors import WiringError
+from service.errors import CallboardError, WiringError
 from workers.clients.structured import Shape
 from workers.simulator.patterns import matching
 from workers.simulator.replies import reply, seed
@@ -151,11 +151,31 @@ def test_a_recursive_type_comes_to_an_end(number: int) -> None:
     assert len(said) < 20_000
 
 
-def test_a_type_without_an_end_has_no_value() -> None:
-    endless = {"$ref": "#/$defs/A", "$defs": {"A": {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}}}}
-    assert value({**endless, "$defs": {"A": {"type": "integer"}}}, Random(0)) in range(101)
-    bounded = value({**endless, "$defs": {"A": {**endless["$defs"]["A"], "required": []}}}, Random(0))  # type: ignore[index]
-    assert isinstance(bounded, dict)
+ENDLESS = {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "required": ["a"]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#/$defs/A", "$defs": {"A": ENDLESS}},
+        {"$ref": "#/$defs/A"},
+        {"type": "integer", "minimum": 2, "maximum": 1},
+        {"type": "string", "pattern": "("},
+        {"type": "array", "items": [1]},
+        {"anyOf": []},
+        {"anyOf": 1},
+        {"description": 7},
+        {"properties": 7, "type": "object"},
+    ],
+)
+def test_a_schema_that_nothing_fits_is_told(schema: dict[str, Any]) -> None:
+    with pytest.raises(CallboardError, match="can't meet this schema"):
+        value(schema, Random(0))
+
+
+def test_a_recursion_that_may_be_left_out_ends() -> None:
+    made = value({"$ref": "#/$defs/A", "$defs": {"A": ENDLESS | {"required": []}}}, Random(0))
+    assert set(made) == {"a"}
 
 
 PATTERNS = [

@@ -2,7 +2,7 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -25,7 +25,7 @@ STOPS = {
 
 
 class Verdict(Struct, frozen=True):
-    pay: bool
+    mood: Literal["calm", "cross", "glad"]
     because: str
 
 
@@ -99,7 +99,7 @@ async def test_the_seed_and_the_question_make_the_reply(url: str) -> None:
 
     said = await texts(url)
     assert said == await texts(url)
-    assert len(set(said)) == 2, "pay, or not"
+    assert len(set(said)) == 3, "each mood"
     async with running_simulator(behaviour=Behaviour(seed=1, latency_ms=0)) as other:
         assert said != await texts(other)
 
@@ -145,6 +145,20 @@ async def test_bad_requests_are_refused_as_the_provider_would(http: httpx.AsyncC
     assert answer.status_code == 400
     assert answer.headers["x-callboard-simulated"] == "1"
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+STRANGE: list[dict[str, Any]] = [
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": {"anyOf": []}}}},
+    {"output_config": {"format": {"schema": {"type": "string", "pattern": "("}}}},
+    {"max_tokens": 0},
+    {"response_format": 7},
+]
+
+
+@pytest.mark.parametrize("asked", STRANGE)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+async def test_what_can_not_be_met_is_refused(http: httpx.AsyncClient, path: str, asked: dict[str, Any]) -> None:
+    assert (await http.post(path, json={"model": MODEL, "messages": HELLO, **asked})).status_code == 400
 
 
 async def test_every_call_is_on_record(http: httpx.AsyncClient) -> None:
