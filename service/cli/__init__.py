@@ -25,6 +25,7 @@ COMMANDS = (
     Entry("cancel", "service.cli.operate:cancel", "End an event that has not ended."),
     Entry("migrate", "service.cli.programs:migrate", "Bring the database schema up to date."),
     Entry("api", "service.cli.programs:api", "Run the HTTP service alone."),
+    Entry("simulator", "service.cli.programs:simulator", "Run the model simulator alone, with faults on request."),
     Entry("worker", "service.cli.programs:worker", "Run one worker alone."),
 )
 

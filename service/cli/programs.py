@@ -1,10 +1,11 @@
-"""`callboard api | worker | migrate`: the parts alone."""
+"""`callboard api | worker | migrate | simulator`: the parts alone."""
 
 import asyncio
 import os
 import sys
 
 import click
+from msgspec import json
 
 from service.embedded import running
 from service.log import setup
@@ -48,3 +49,33 @@ def migrate() -> None:
     for name in done:
         click.echo(f"ran {name}")
     click.echo("the schema is up to date")
+
+
+@click.command()
+@click.option("--port", default=8001, show_default=True, help="0 takes a free one; always on 127.0.0.1.")
+@click.option("--seed", default=0, show_default=True, help="Another seed, other replies.")
+@click.option("--latency-ms", default=20.0, show_default=True, help="Median of a reply, lognormal.")
+@click.option("--latency-p99-ms", type=float, help="The same as the median: always as long. Default: 2.5 times that.")
+@click.option("--first-token-ms", type=float, help="Median of a stream's first token. Default: as of a reply.")
+@click.option("--token-ms", default=0.0, show_default=True, help="From token to token of a stream.")
+@click.option(
+    "--limit", multiple=True, help="requests=60,tokens=10000,concurrent=5,model=NAME: any of these, per minute."
+)
+@click.option("--fault", multiple=True, envvar="SIMULATOR_FAULTS", help="See below; may be given more than once.")
+@click.option("--log-file", default="", help="A file that gets a JSON line for every call.")
+def simulator(port: int, limit: tuple[str, ...], fault: tuple[str, ...], **behaviour: float | str | None) -> None:
+    """Run the model simulator alone: OpenAI's, Azure's and Anthropic's protocols, for any SDK. Ends on SIGTERM.
+
+    \b
+    Examples:  callboard simulator --fault 529,share=0.3 --fault hang,model=gpt-6-luna,times=5
+               curl 127.0.0.1:8001/faults -d '{"kind": "down", "for_s": 60}'
+               curl 127.0.0.1:8001/calls
+
+    \b
+    A fault is an HTTP status or one of: quota refusal length invalid malformed html empty truncated cut
+    error_event stall drip hang reset down; then, as wanted, with commas:
+      model=NAME  share=0.3  times=5  for_s=60  wait_s=1 (drip)  retry_after=3600 (a status; any text)
+    One call alone: the header `x-callboard-fault` with the same words. DELETE /faults ends them all.
+    """
+    asked = json.encode({"port": port, "behaviour": behaviour, "limits": limit, "faults": fault}).decode()
+    os.execv(sys.executable, [sys.executable, "-m", "workers.simulator", asked])  # noqa: S606

@@ -1,38 +1,34 @@
-"""The simulator's HTTP side: OpenAI's chat and embeddings, Anthropic's messages, a pager, and logs of what came."""
+"""The simulator's HTTP side: the providers' protocols, a pager, logs of what came, and the faults."""
 
-import asyncio
-import base64
 import math
-from array import array
 from collections import deque
 from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Annotated, Any, Final
-from urllib.parse import unquote
+from typing import Any, Final
 
 import msgspec
-from msgspec import Meta, Struct, ValidationError
+from msgspec import Struct
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from workers.simulator.replies import EMBEDDING_DIMENSIONS, embedding, reply, seed, tokens
+from service.errors import CallboardError, SettingsError
+from workers.simulator import anthropic, openai
+from workers.simulator.behaviour import Behaviour
+from workers.simulator.calls import LOG_MAX, Calls
+from workers.simulator.dialect import BAD_REQUEST, Dialect, Said
+from workers.simulator.faults import DOWN_S, Fault, Faults, parse, spoilt
+from workers.simulator.limits import Gauge, Limiter, Refusal
+from workers.simulator.replies import Chat, Texts
+from workers.simulator.script import STREAM, Beat, Line, Script, play
 
-LOG_MAX: Final = 10_000
+BODY_MAX: Final = 32 * 1024 * 1024
 HEADERS: Final = {"x-callboard-simulated": "1"}
-
-
-class Seen(Struct, frozen=True):
-    """One call as the simulator saw it: what tests hold against the ledger."""
-
-    path: str
-    model: str
-    event_id: str
-    step: str
-    status: int
-    tokens_in: int
-    tokens_out: int
+FAULT_HEADER: Final = "x-callboard-fault"
+AZURE: Final = "/openai/deployments/{model}"
 
 
 class Page(Struct, frozen=True):
@@ -43,77 +39,174 @@ class Page(Struct, frozen=True):
 
 
 class Simulator(Struct, frozen=True):
-    """`latency_s` is the median of a lognormal distribution with a seeded generator."""
-
-    latency_s: float
+    behaviour: Behaviour
     random: Random
-    calls: deque[Seen]
+    faults: Faults
+    limiter: Limiter
+    calls: Calls
     pages: deque[Page]
+    line: Line
 
 
-class Chat(Struct, frozen=True):
-    """What both protocols ask for, as far as the reply depends on it."""
+class Unwired:
+    """Beneath an app whose server is somebody else's: connections can't be cut there."""
 
-    model: str
-    messages: list[Any]
-    system: Any = None
-    response_format: dict[str, Any] | None = None
-    output_config: dict[str, Any] | None = None
-    stream: bool | None = False
+    def cut(self, client: Any, *, reset: bool) -> None:
+        raise ConnectionAbortedError("cut on purpose, by a fault")
 
-    @property
-    def schema(self) -> dict[str, Any] | None:
-        asked = (self.response_format or {}).get("json_schema") or (self.output_config or {}).get("format") or {}
-        schema = asked.get("schema")
-        return schema if isinstance(schema, dict) else None
+    def down(self, for_s: float, client: Any) -> None:
+        raise SettingsError("Only `running_simulator` can be down.")
 
 
-class Texts(Struct, frozen=True):
-    model: str
-    input: str | list[str]
-    dimensions: Annotated[int, Meta(ge=1, le=4096)] | None = None
-    encoding_format: str = "float"
-
-
-class Said(Struct, frozen=True):
-    """A body to send, and what it counts as."""
-
-    model: str
-    body: dict[str, Any]
-    tokens_in: int
-    tokens_out: int
-
-
-Speak = Callable[[bytes], Said]
-
-
-def create_app(latency_s: float = 0.02, seeded: int = 0) -> Starlette:
-    simulator = Simulator(latency_s, Random(seeded), deque(maxlen=LOG_MAX), deque(maxlen=LOG_MAX))
+def create_app(latency_s: float = 0.02, behaviour: Behaviour | None = None, line: Line | None = None) -> Starlette:
+    """With `latency_s` alone, or with all of its `behaviour`."""
+    simulator = _simulator(behaviour or Behaviour(latency_ms=latency_s * 1000), line or Unwired())
+    chat, embeddings = openai.dialect_of(Chat), openai.dialect_of(Texts)
+    dialects = {
+        "/v1/chat/completions": chat,
+        f"{AZURE}/chat/completions": chat,
+        "/v1/embeddings": embeddings,
+        f"{AZURE}/embeddings": embeddings,
+        "/v1/messages": anthropic.dialect(),
+    }
     return Starlette(
         routes=[
-            Route("/v1/chat/completions", _endpoint(simulator, _completion, _openai_error), methods=["POST"]),
-            Route("/v1/embeddings", _endpoint(simulator, _embeddings, _openai_error), methods=["POST"]),
-            Route("/v1/messages", _endpoint(simulator, _message, _anthropic_error), methods=["POST"]),
-            Route("/calls", _log("calls", simulator.calls), methods=["GET"]),
-            Route("/pages", _log("pages", simulator.pages), methods=["GET"]),
+            *(
+                Route(path, Endpoint(simulator, dialect), methods=["POST"], max_body_size=BODY_MAX)
+                for path, dialect in dialects.items()
+            ),
+            Route("/calls", _shown("calls", lambda: list(simulator.calls.latest)), methods=["GET"]),
+            Route("/pages", _shown("pages", lambda: list(simulator.pages)), methods=["GET"]),
             Route("/pages", _pager(simulator), methods=["POST"]),
+            Route("/faults", _shown("faults", simulator.faults.shown), methods=["GET"]),
+            Route("/faults", _armed(simulator), methods=["POST"]),
+            Route("/faults", _cleared(simulator), methods=["DELETE"]),
         ]
     )
 
 
-def _endpoint(
-    simulator: Simulator, speak: Speak, error: Callable[[str], dict[str, Any]]
-) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        try:
-            said = speak(await request.body())
-        except msgspec.DecodeError as misfit:
-            return _json(error(str(misfit)), 400)
-        await asyncio.sleep(simulator.latency_s * math.exp(simulator.random.gauss(0, 0.4)))
-        simulator.calls.append(_seen(request, said))
-        return _json(said.body, 200)
+class Endpoint:
+    """One place where a model is asked."""
 
-    return answer
+    def __init__(self, simulator: Simulator, dialect: Dialect) -> None:
+        self._simulator = simulator
+        self._dialect = dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        simulator = self._simulator
+        try:
+            body = await request.body()
+            asked = self._read(request, body)
+            fault = self._fault(request, asked.model)
+            said = self._dialect.speak(asked, fault.kind if fault else "", simulator.behaviour.seed)
+        except ClientDisconnect:
+            return
+        except (msgspec.DecodeError, RecursionError, CallboardError) as misfit:
+            await play(self._error(BAD_REQUEST, str(misfit)), request, send, simulator.line)
+            return
+        seen = simulator.calls.begin(request, body, asked.model, (said.tokens_in, said.tokens_out))
+        gauge = simulator.limiter.gauge(asked.model)
+        refusal = gauge.enter(said.tokens_in + said.tokens_out)
+        script = self._limited(gauge, refusal) if refusal else self._script(said, fault, gauge)
+        seen.status, seen.fault = script.status, fault.kind if fault and not refusal else ""
+        ended: Any = "cut"
+        try:
+            ended = await play(script, request, send, simulator.line)
+        finally:
+            if not refusal:
+                gauge.leave()
+            simulator.calls.end(seen, ended)
+
+    def _read(self, request: Request, body: bytes) -> Any:
+        asked = msgspec.json.decode(body, type=self._dialect.asked)
+        model = request.path_params.get("model") or asked.model
+        if not model:
+            raise msgspec.ValidationError("no model is named")
+        return msgspec.structs.replace(asked, model=model)
+
+    def _fault(self, request: Request, model: str) -> Fault | None:
+        own = request.headers.get(FAULT_HEADER)
+        return parse(own) if own else self._simulator.faults.pick(model)
+
+    def _script(self, said: Said, fault: Fault | None, gauge: Gauge) -> Script:
+        if fault and fault.kind == "status":
+            again = {"retry-after": fault.retry_after} if fault.retry_after else {}
+            return self._error(fault.status, f"HTTP {fault.status} on purpose (simulated).", again)
+        if fault and fault.kind == "quota":
+            status, body = self._dialect.no_credit
+            return _plain(status, body, {})
+        whole = self._whole(said, self._told(gauge))
+        return spoilt(whole, fault.kind, fault.wait_s, self._dialect.error_event) if fault else whole
+
+    def _whole(self, said: Said, headers: dict[str, str]) -> Script:
+        behaviour, random = self._simulator.behaviour, self._simulator.random
+        latency_s = behaviour.latency_s(random, streams=not said.body)
+        if said.body:
+            return _plain(200, said.body, headers, latency_s)
+        first, *others = said.events
+        beats = (Beat(latency_s, first), *(Beat(behaviour.token_ms / 1000, each) for each in others))
+        return Script(200, HEADERS | headers, beats, STREAM)
+
+    def _limited(self, gauge: Gauge, refusal: Refusal) -> Script:
+        again = {"retry-after": str(math.ceil(refusal.after_s))}
+        return self._error(429, f"The limit of {refusal.what} is reached (simulated).", self._told(gauge) | again)
+
+    def _told(self, gauge: Gauge) -> dict[str, str]:
+        return {name: fact for left in gauge.left() for name, fact in self._dialect.left(left).items()}
+
+    def _error(self, status: int, message: str, headers: dict[str, str] | None = None) -> Script:
+        return _plain(status, self._dialect.error(status, message), headers or {})
+
+
+def _plain(status: int, body: object, headers: dict[str, str], wait_s: float = 0.0) -> Script:
+    return Script(status, HEADERS | headers, (Beat(wait_s, msgspec.json.encode(body)),))
+
+
+def _simulator(behaviour: Behaviour, line: Line) -> Simulator:
+    random = Random(behaviour.seed)
+    simulator = Simulator(
+        behaviour=behaviour,
+        random=random,
+        faults=Faults(random),
+        limiter=Limiter(behaviour.limits),
+        calls=Calls(behaviour.log_file),
+        pages=deque(maxlen=LOG_MAX),
+        line=line,
+    )
+    for fault in behaviour.faults:
+        _arm(simulator, fault, None)
+    return simulator
+
+
+def _arm(simulator: Simulator, fault: Fault, client: Any) -> None:
+    if fault.kind == "down":
+        simulator.line.down(fault.for_s or DOWN_S, client)
+    else:
+        simulator.faults.arm(fault)
+
+
+def _armed(simulator: Simulator) -> Callable[[Request], Awaitable[Response]]:
+    async def arm(request: Request) -> Response:
+        try:
+            fault = msgspec.json.decode(await request.body(), type=Fault)
+            if fault.kind != "down":
+                simulator.faults.arm(fault)
+        except (msgspec.DecodeError, SettingsError) as misfit:
+            return _json({"error": str(misfit)}, 400)
+        down = fault.kind == "down"
+        later = BackgroundTask(_arm, simulator, fault, request.client) if down else None
+        return _json({"faults": simulator.faults.shown()}, 202, later)
+
+    return arm
+
+
+def _cleared(simulator: Simulator) -> Callable[[Request], Awaitable[Response]]:
+    async def clear(_: Request) -> Response:
+        simulator.faults.clear()
+        return _json({"faults": []}, 200)
+
+    return clear
 
 
 def _pager(simulator: Simulator) -> Callable[[Request], Awaitable[Response]]:
@@ -128,70 +221,12 @@ def _pager(simulator: Simulator) -> Callable[[Request], Awaitable[Response]]:
     return page
 
 
-def _log(name: str, log: deque[Any]) -> Callable[[Request], Awaitable[Response]]:
+def _shown(name: str, rows: Callable[[], list[Any]]) -> Callable[[Request], Awaitable[Response]]:
     async def show(_: Request) -> Response:
-        return _json({name: list(log)}, 200)
+        return _json({name: rows()}, 200)
 
     return show
 
 
-def _seen(request: Request, said: Said) -> Seen:
-    event_id, step = (unquote(request.headers.get(f"x-callboard-{name}", "")) for name in ("event-id", "step"))
-    return Seen(request.url.path, said.model, event_id, step, 200, said.tokens_in, said.tokens_out)
-
-
-def _json(body: object, status: int) -> Response:
-    return Response(msgspec.json.encode(body), status, HEADERS, "application/json")
-
-
-def _chat(body: bytes) -> tuple[Chat, str]:
-    chat = msgspec.json.decode(body, type=Chat)
-    if chat.stream:
-        raise ValidationError("the simulator does not stream yet")
-    return chat, reply(chat.schema, seed(chat.model, chat.system, chat.messages, chat.schema))
-
-
-def _completion(body: bytes) -> Said:
-    chat, text = _chat(body)
-    tokens_in, tokens_out = tokens(body), tokens(text)
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", "logprobs": None}
-    usage = {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out}
-    head = {"id": "chatcmpl-simulated", "object": "chat.completion", "created": 0, "model": chat.model}
-    return Said(chat.model, {**head, "choices": [choice], "usage": usage}, tokens_in, tokens_out)
-
-
-def _message(body: bytes) -> Said:
-    chat, text = _chat(body)
-    tokens_in, tokens_out = tokens(body), tokens(text)
-    head = {"id": "msg_simulated", "type": "message", "role": "assistant", "model": chat.model}
-    content = [{"type": "text", "text": text}]
-    usage = {"input_tokens": tokens_in, "output_tokens": tokens_out}
-    end = {"stop_reason": "end_turn", "stop_sequence": None, "usage": usage}
-    return Said(chat.model, {**head, "content": content, **end}, tokens_in, tokens_out)
-
-
-def _embeddings(body: bytes) -> Said:
-    asked = msgspec.json.decode(body, type=Texts)
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    dimensions = asked.dimensions or EMBEDDING_DIMENSIONS
-    vectors = [embedding(text, dimensions) for text in texts]
-    as_base64 = asked.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": index, "embedding": _base64(vector) if as_base64 else vector}
-        for index, vector in enumerate(vectors)
-    ]
-    tokens_in = sum(map(tokens, texts))
-    usage = {"prompt_tokens": tokens_in, "total_tokens": tokens_in}
-    return Said(asked.model, {"object": "list", "model": asked.model, "data": data, "usage": usage}, tokens_in, 0)
-
-
-def _base64(vector: list[float]) -> str:
-    return base64.b64encode(array("f", vector).tobytes()).decode()
-
-
-def _openai_error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
-
-
-def _anthropic_error(message: str) -> dict[str, Any]:
-    return {"type": "error", "error": {"type": "invalid_request_error", "message": message}}
+def _json(body: object, status: int, later: BackgroundTask | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, HEADERS, "application/json", later)

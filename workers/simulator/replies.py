@@ -2,25 +2,61 @@
 
 import hashlib
 import math
-import re
 from random import Random
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+from msgspec import Meta, Struct
 
-BOUNDS: Final = re.compile(r"\{.*\}\Z", re.DOTALL)
-FORMATS: Final = {
-    "date-time": "2025-01-01T00:00:00Z",
-    "date": "2025-01-01",
-    "time": "00:00:00Z",
-    "duration": "PT1H",
-    "uuid": "00000000-0000-4000-8000-000000000000",
-}
-TEXT: Final = (
-    "This text was written by Callboard's simulator, not by a model: set a provider key to get real answers. "
-    "It stands where the reply would be, and is long enough to look like one."
-)
-EMBEDDING_DIMENSIONS: Final = 1536
+from workers.simulator.schemas import TEXT, value
+
+LETTERS_PER_TOKEN: Final = 4
+EMBEDDING_DIMENSIONS: Final = {"text-embedding-3-large": 3072}
+EMBEDDING_DIMENSIONS_ELSE: Final = 1536
+Stop = Literal["end", "length", "refused"]
+REFUSAL: Final = "(simulated) I can't help with that."
+
+
+class Chat(Struct, frozen=True):
+    """What both protocols ask for, as far as the reply depends on it."""
+
+    messages: list[Any]
+    model: str = ""
+    system: Any = None
+    response_format: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    stream: bool | None = False
+    stream_options: dict[str, Any] | None = None
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        asked = (self.response_format or {}).get("json_schema") or (self.output_config or {}).get("format")
+        schema = asked.get("schema") if isinstance(asked, dict) else None
+        return schema if isinstance(schema, dict) else None
+
+    @property
+    def tokens_max(self) -> float:
+        return self.max_completion_tokens or self.max_tokens or math.inf
+
+
+class Texts(Struct, frozen=True):
+    input: str | list[str]
+    model: str = ""
+    dimensions: Annotated[int, Meta(ge=1, le=4096)] | None = None
+    encoding_format: str = "float"
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
+class Reply(Struct, frozen=True):
+    text: str
+    stop: Stop
+    tokens_in: int
+    tokens_out: int
 
 
 def seed(*parts: object) -> Random:
@@ -30,14 +66,39 @@ def seed(*parts: object) -> Random:
 
 def tokens(text: str | bytes) -> int:
     """About what a provider would count."""
-    return max(1, math.ceil(len(text) / 4))
+    return max(1, math.ceil(len(text) / LETTERS_PER_TOKEN))
+
+
+def pieces(text: str) -> list[str]:
+    """As a stream brings it: a token each."""
+    return [text[at : at + LETTERS_PER_TOKEN] for at in range(0, len(text), LETTERS_PER_TOKEN)]
+
+
+def answer(chat: Chat, twist: str, seeded: int) -> Reply:
+    """The whole reply; the `twist` of a fault makes it a refusal, one that is cut off, or one that does not fit."""
+    asked = (chat.model, chat.system, chat.messages, chat.schema)
+    text = REFUSAL if twist == "refusal" else reply(chat.schema, seed(*asked, *([seeded] if seeded else [])))
+    if twist == "invalid" and chat.schema:
+        text = msgspec.json.encode([{"simulated": "this does not fit the schema"}]).decode()
+    room = int(min(len(text) // 2 if twist == "length" else len(text), chat.tokens_max * LETTERS_PER_TOKEN))
+    # A model makes prose as long as there is room; JSON breaks off.
+    stop = _stop(twist, cut=twist == "length" or (room < len(text) and chat.schema is not None))
+    return Reply(text[:room], stop, tokens(msgspec.json.encode(asked)), tokens(text[:room]))
+
+
+def _stop(twist: str, *, cut: bool) -> Stop:
+    return "refused" if twist == "refusal" else "length" if cut else "end"
 
 
 def reply(schema: dict[str, Any] | None, random: Random) -> str:
     """Plain text, or JSON that fits `schema`."""
     if schema is None:
         return f"(simulated) {TEXT}"
-    return msgspec.json.encode(_value("reply", schema, random)).decode()
+    return msgspec.json.encode(value(schema, random)).decode()
+
+
+def dimensions_of(asked: Texts) -> int:
+    return asked.dimensions or EMBEDDING_DIMENSIONS.get(asked.model, EMBEDDING_DIMENSIONS_ELSE)
 
 
 def embedding(text: str, dimensions: int) -> list[float]:
@@ -48,71 +109,3 @@ def embedding(text: str, dimensions: int) -> list[float]:
         vector[number % dimensions] += 1.0 if number >> 63 else -1.0
     norm = math.hypot(*vector)
     return [each / norm for each in vector] if norm else [1.0, *vector[1:]]
-
-
-def _value(name: str, schema: dict[str, Any], random: Random) -> Any:
-    schema = _told(schema) | schema
-    for key in ("enum", "examples"):
-        if schema.get(key):
-            return random.choice(schema[key])
-    if "const" in schema:
-        return schema["const"]
-    if "anyOf" in schema:
-        return _value(name, _filled(schema["anyOf"]), random)
-    return _of_type(name, schema, random)
-
-
-def _of_type(name: str, schema: dict[str, Any], random: Random) -> Any:
-    match _type(schema):
-        case "object":
-            return {key: _value(key, each, random) for key, each in schema.get("properties", {}).items()}
-        case "array":
-            return [_value(name, schema.get("items", {}), random) for _ in range(_length(schema))]
-        case "integer":
-            return _number(schema, random, whole=True)
-        case "number":
-            return _number(schema, random, whole=False)
-        case "boolean":
-            return random.random() < 0.9
-        case "null":
-            return None
-    return _text(name, schema)
-
-
-def _told(schema: dict[str, Any]) -> dict[str, Any]:
-    """The bounds that strict mode made the asker write into the description, as JSON at its end."""
-    found = BOUNDS.search(schema.get("description", ""))
-    try:
-        return msgspec.json.decode(found[0], type=dict[str, Any]) if found else {}
-    except msgspec.DecodeError:
-        return {}
-
-
-def _filled(branches: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first branch that is not null."""
-    return next((each for each in branches if each.get("type") != "null"), branches[0])
-
-
-def _type(schema: dict[str, Any]) -> str:
-    kind = schema.get("type", "string")
-    return next((each for each in kind if each != "null"), "null") if isinstance(kind, list) else str(kind)
-
-
-def _length(schema: dict[str, Any]) -> int:
-    return int(min(max(2, schema.get("minItems", 0)), schema.get("maxItems", math.inf)))
-
-
-def _number(schema: dict[str, Any], random: Random, *, whole: bool) -> float:
-    step = 1 if whole else 0.001
-    low = max(schema.get("minimum", -math.inf), schema.get("exclusiveMinimum", -math.inf) + step)
-    high = min(schema.get("maximum", math.inf), schema.get("exclusiveMaximum", math.inf) - step)
-    low = low if low > -math.inf else min(0, high)
-    high = high if high < math.inf else low + (100 if whole else 1)
-    return random.randint(math.ceil(low), math.floor(high)) if whole else round(random.uniform(low, high), 3)
-
-
-def _text(name: str, schema: dict[str, Any]) -> str:
-    if schema.get("format") in FORMATS:
-        return FORMATS[schema["format"]]
-    text = f"(simulated {name}) {TEXT}" if name in ("text", "body", "reply") else f"simulated {name}"
-    return text[: schema.get("maxLength", len(text))].ljust(schema.get("minLength", 0), ".")

@@ -3,17 +3,20 @@
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 
 from service.errors import StartError
 from workers.simulator.app import create_app
+from workers.simulator.behaviour import Behaviour
 
 HOST: Final = "127.0.0.1"
 BACKLOG: Final = 2048
 STOP_S: Final = 5
+AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
 class _Inside(uvicorn.Server):
@@ -23,36 +26,98 @@ class _Inside(uvicorn.Server):
         yield
 
 
+class _Wire:
+    """The port, the server that listens there, and the time for which there is to be none."""
+
+    def __init__(self, port: int) -> None:
+        self.bound = _bound(port)
+        self.port: Final[int] = self.bound.getsockname()[1]
+        self.server: _Inside | None = None
+        self.down_s = 0.0
+        self.over: Final = asyncio.Event()
+
+    def cut(self, client: Any, *, reset: bool) -> None:
+        for transport in self._transports():
+            if transport.get_extra_info("peername") == client:
+                _reset(transport) if reset else transport.close()
+
+    def down(self, for_s: float, client: Any) -> None:
+        self.down_s = for_s
+        if not self.server or self.server.should_exit:
+            return
+        for transport in self._transports():
+            told = transport.get_extra_info("peername") == client
+            transport.close() if told else _reset(transport)
+        for each in self.server.servers:
+            each.close()
+        self.server.should_exit = self.server.force_exit = True
+        # Taken again at once, without listening: nobody else is to answer in its place.
+        self.bound = _bound(self.port)
+
+    def stop(self) -> None:
+        self.over.set()
+        if self.server:
+            self.server.should_exit = True
+
+    def _transports(self) -> list[asyncio.Transport]:
+        return [each.transport for each in self.server.server_state.connections] if self.server else []
+
+
 @contextlib.asynccontextmanager
-async def running_simulator(port: int = 0, latency_s: float = 0.02) -> AsyncIterator[str]:
+async def running_simulator(
+    port: int = 0, latency_s: float = 0.02, behaviour: Behaviour | None = None
+) -> AsyncIterator[str]:
     """Yield the base URL of a simulator that runs until the context ends; port 0 takes a free one."""
-    listening = _listen(port)
+    wire = _Wire(port)
     config = uvicorn.Config(
-        create_app(latency_s),
+        create_app(latency_s, behaviour, wire),
         lifespan="off",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=STOP_S,
     )
-    server = _Inside(config)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
+    if not wire.down_s:
         # It listens already: who connects before the server has begun to serve waits for it.
-        yield f"http://{HOST}:{listening.getsockname()[1]}"
+        wire.bound.listen(BACKLOG)
+    serving = asyncio.create_task(_serve(config, wire))
+    try:
+        yield f"http://{HOST}:{wire.port}"
     finally:
-        server.should_exit = True
+        wire.stop()
         await serving
 
 
-def _listen(port: int) -> socket.socket:
+async def _serve(config: uvicorn.Config, wire: _Wire) -> None:
+    """One server after another, with the time between them in which nobody listens."""
+    while not wire.over.is_set():
+        if wire.down_s:
+            await _until(wire.over, wire.down_s)
+            wire.down_s = 0.0
+        else:
+            wire.server = _Inside(config)
+            await wire.server.serve(sockets=[wire.bound])
+    wire.bound.close()
+
+
+async def _until(over: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await over.wait()
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+    transport.abort()
+
+
+def _bound(port: int) -> socket.socket:
     # With the protocol said outright: asyncio sets TCP_NODELAY only then, and without it some replies take 40 ms more.
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((HOST, port))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((HOST, port))
     except OSError as error:
-        listening.close()
+        bound.close()
         raise StartError(f"The simulator can't listen on {HOST}:{port}: {error.strerror}.") from error
-    listening.listen(BACKLOG)
-    listening.setblocking(False)
-    return listening
+    bound.setblocking(False)
+    return bound

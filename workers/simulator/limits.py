@@ -1,0 +1,116 @@
+"""Rate limits as the providers have them: requests and tokens a minute, coming back steadily, and calls at a time."""
+
+import time
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from service.errors import SettingsError
+
+MODELS_MAX: Final = 1000
+
+Many = Annotated[int, Meta(ge=1)]
+
+
+class Limit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """For `model`, or for each model by itself that has none of its own; None is unlimited."""
+
+    model: str = ""
+    requests: Many | None = None
+    tokens: Many | None = None
+    concurrent: Many | None = None
+
+
+class Left(Struct, frozen=True):
+    """What a provider tells in its headers."""
+
+    what: Literal["requests", "tokens"]
+    limit: int
+    left: int
+    reset_s: float
+
+
+class Refusal(Struct, frozen=True):
+    what: str
+    after_s: float
+
+
+class Bucket:
+    """`limit` a minute; full at first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit: Final = limit
+        self._level = float(limit)
+        self._at = time.monotonic()
+
+    def after_s(self, amount: int) -> float:
+        """How long until there is that much; 0 for now."""
+        now = time.monotonic()
+        self._level = min(self.limit, self._level + (now - self._at) * self.limit / 60)
+        self._at = now
+        return max(0.0, (min(amount, self.limit) - self._level) * 60 / self.limit)
+
+    def take(self, amount: int) -> None:
+        self._level -= amount
+
+    def left(self, what: Literal["requests", "tokens"]) -> Left:
+        return Left(what, self.limit, max(0, int(self._level)), self.after_s(self.limit))
+
+
+class Gauge:
+    """One model's limit and what is used of it."""
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit = limit
+        self._requests = Bucket(limit.requests) if limit.requests else None
+        self._tokens = Bucket(limit.tokens) if limit.tokens else None
+        self._running = 0
+
+    def enter(self, tokens: int) -> Refusal | None:
+        """None is a yes, which ends with `leave`."""
+        if self._limit.concurrent and self._running >= self._limit.concurrent:
+            return Refusal("concurrent requests", 1.0)
+        asked = [(self._requests, 1, "requests per minute"), (self._tokens, tokens, "tokens per minute")]
+        for bucket, amount, what in asked:
+            if bucket and (after_s := bucket.after_s(amount)):
+                return Refusal(what, after_s)
+        for bucket, amount, _ in asked:
+            if bucket:
+                bucket.take(amount)
+        self._running += 1
+        return None
+
+    def leave(self) -> None:
+        self._running -= 1
+
+    def left(self) -> list[Left]:
+        found = [self._requests and self._requests.left("requests"), self._tokens and self._tokens.left("tokens")]
+        return [each for each in found if each]
+
+
+class Limiter:
+    """The gauges, made when a model is first asked."""
+
+    def __init__(self, limits: tuple[Limit, ...]) -> None:
+        self._limits = {each.model: each for each in limits}
+        self._gauges: dict[str, Gauge] = {}
+
+    def gauge(self, model: str) -> Gauge:
+        limit = self._limits.get(model) or self._limits.get("") or Limit()
+        if model in self._gauges:
+            return self._gauges[model]
+        if len(self._gauges) >= MODELS_MAX:
+            return Gauge(limit)
+        return self._gauges.setdefault(model, Gauge(limit))
+
+
+def parse(text: str) -> Limit:
+    """`requests=60,tokens=10000,concurrent=5,model=gpt-6-luna`, any of them. Raises SettingsError."""
+    given = dict(each.partition("=")[::2] for each in text.split(","))
+    try:
+        return msgspec.convert(given, Limit, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(
+            f"{text!r} is no limit: {error}. One or more of requests= tokens= concurrent= model="
+        ) from error

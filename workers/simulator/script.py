@@ -1,0 +1,81 @@
+"""An answer as it goes over the wire: what is said when, and how it ends."""
+
+import asyncio
+from typing import Any, Final, Literal, Protocol
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.types import Receive, Send
+
+SILENCE_MAX_S: Final = 600.0
+STREAM: Final = "text/event-stream"
+
+Ending = Literal["whole", "silence", "cut"]
+Ended = Literal["open", "answered", "cut", "left"]
+
+
+class Beat(Struct, frozen=True):
+    """So many seconds after the one before."""
+
+    wait_s: float
+    data: bytes
+
+
+class Script(Struct, frozen=True):
+    """Without a beat not even a status is sent."""
+
+    status: int
+    headers: dict[str, str]
+    beats: tuple[Beat, ...]
+    content_type: str = "application/json"
+    ending: Ending = "whole"
+
+
+class Line(Protocol):
+    """What is beneath HTTP."""
+
+    def cut(self, client: Any, *, reset: bool) -> None:
+        """End the connection from this address, at once or behind what was said."""
+
+    def down(self, for_s: float, client: Any) -> None:
+        """Listen to nobody for so long, and reset every connection; the one from this address ends in order."""
+
+
+async def play(script: Script, request: Request, send: Send, line: Line) -> Ended:
+    """How it ended: `left` means that the other side went before."""
+    gone = asyncio.create_task(_gone(request.receive))
+    try:
+        return await _play(script, request, send, line, gone)
+    finally:
+        gone.cancel()
+
+
+async def _play(script: Script, request: Request, send: Send, line: Line, gone: asyncio.Task[None]) -> Ended:
+    for place, beat in enumerate(script.beats, 1):
+        if beat.wait_s:
+            await asyncio.wait((gone,), timeout=beat.wait_s)
+        if gone.done():
+            return "left"
+        if place == 1:
+            await send(_start(script))
+        more = place < len(script.beats) or script.ending != "whole"
+        await send({"type": "http.response.body", "body": beat.data, "more_body": more})
+    if script.ending == "whole":
+        return "answered"
+    if script.ending == "cut":
+        line.cut(request.client, reset=not script.beats)
+    await asyncio.wait((gone,), timeout=SILENCE_MAX_S)
+    return "cut" if script.ending == "cut" else "left"
+
+
+def _start(script: Script) -> dict[str, Any]:
+    headers = {"content-type": script.content_type, **script.headers}
+    if len(script.beats) == 1 and script.ending == "whole":
+        headers["content-length"] = str(len(script.beats[0].data))
+    encoded = [(name.encode(), text.encode("latin-1", "replace")) for name, text in headers.items()]
+    return {"type": "http.response.start", "status": script.status, "headers": encoded}
+
+
+async def _gone(receive: Receive) -> None:
+    if (await receive())["type"] != "http.disconnect":
+        await asyncio.sleep(SILENCE_MAX_S)
