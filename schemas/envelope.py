@@ -17,7 +17,9 @@ TENANT: Final = "default"
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Moment = Annotated[datetime, Meta(tz=True)]
 _EXTENSION: Final = re.compile(r"[a-z0-9]{1,20}")
-_OURS: Final = frozenset(("status", "attempts", "run", "worker", "pipeline", "result", "error", "calls", "timeline"))
+_OURS: Final = frozenset(
+    ("status", "attempts", "run", "worker", "pipeline", "result", "error", "calls", "timeline", "parent")
+)
 _NOT_JSON: Final = (msgspec.DecodeError, RecursionError)
 _AT: Final = re.compile(r" - at `(\$[^`]*)`$")
 
@@ -69,6 +71,8 @@ class Incoming(Struct, frozen=True):
     attributes: Attributes
     data: bytes
     tenant: str = TENANT
+    parent: UUID | None = None
+    reaction: str | None = None
 
 
 _envelopes: Final = json.Decoder(Envelope)

@@ -35,7 +35,8 @@ class GroupCommit(Generic[T, R]):
     """Items put by many callers are written together; each caller gets its own result or its own error.
 
     `write` takes a connection and items and returns one result for each, in order. It must be safe to repeat: after a
-    lost connection the same items are written again, whether or not the first commit arrived.
+    lost connection the same items are written again, whether or not the first commit arrived. `weigh` says how many
+    rows an item is: a batch is full at SIZE of them.
     """
 
     def __init__(
@@ -43,10 +44,12 @@ class GroupCommit(Generic[T, R]):
         name: str,
         connect: Callable[[], Awaitable[Connection]],
         write: Callable[[Connection, Sequence[T]], Awaitable[Sequence[R]]],
+        weigh: Callable[[T], int] = lambda _: 1,
     ) -> None:
         self._name: Final = name
         self._connect: Final = connect
         self._write: Final = write
+        self._weigh: Final = weigh
         self._waiting: Final[deque[tuple[T, asyncio.Future[R]]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
@@ -94,7 +97,10 @@ class GroupCommit(Generic[T, R]):
             held.drop()
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
-        batch = [self._waiting.popleft() for _ in range(min(SIZE, len(self._waiting)))]
+        batch, room = list[tuple[T, asyncio.Future[R]]](), SIZE
+        while self._waiting and room > 0:
+            batch.append(self._waiting.popleft())
+            room -= self._weigh(batch[-1][0])
         if not self._waiting:
             self._more.clear()
         return [each for each in batch if not each[1].done()]

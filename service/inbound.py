@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -45,13 +45,20 @@ class _Typed(Struct, frozen=True):
 class Inbound:
     """One process at a time takes the stream in; the others stand by."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, redis: Redis, holder: Callable[[], UUID]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        redis: Redis,
+        holder: Callable[[], UUID],
+        keyed: Collection[str] = (),
+    ) -> None:
         self._settings: Final = settings
         self._redis: Final = redis
         self._holder: Final = holder
         self._store: Final = Store(settings, catalog)
         self._outbox: Final = Outbox(redis)
-        self._intake: Final = Intake(catalog, self._store, self._outbox, settings.body_max)
+        self._intake: Final = Intake(catalog, self._store, self._outbox, settings.body_max, lambda: keyed)
 
     async def run(self) -> None:
         """Take in until cancelled; an error ends it, and the supervisor starts it again, own pending entries first."""

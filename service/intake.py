@@ -1,7 +1,7 @@
 """The one door: HTTP and streams, the same decoding, the same commit, the same ring."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -12,6 +12,7 @@ from schemas.catalog import Catalog
 from schemas.envelope import Incoming, read
 from schemas.text import BadEvent
 from service.commits import BadRow
+from service.keyed import Keyed
 from service.outbox import Outbox
 from service.resources import REDIS_ERRORS
 from service.settings import Settings
@@ -42,11 +43,14 @@ class Accepted(Struct, frozen=True):
 class Intake:
     """Decode, store, ring."""
 
-    def __init__(self, catalog: Catalog, store: Store, outbox: Outbox, body_max: int) -> None:
+    def __init__(
+        self, catalog: Catalog, store: Store, outbox: Outbox, body_max: int, keyed: Callable[[], Collection[str]]
+    ) -> None:
         self.catalog: Final = catalog
         self._store: Final = store
         self.outbox: Final = outbox
         self._body_max: Final = body_max
+        self._keyed: Final = keyed
 
     async def take(
         self, body: bytes, *, source: str, default_id: str | None = None, key: str | None = None
@@ -60,6 +64,8 @@ class Intake:
         incoming = read(body, self.catalog, source=source, default_id=key or default_id)
         if key and incoming.id != key:
             raise BadEvent(400, "`id` and the header Idempotency-Key differ: send one of them, or the same", "$.id")
+        if incoming.partitionkey is None and incoming.type in self._keyed():
+            raise BadEvent(422, f"what runs for {incoming.type} keeps state by key: name the actor", "$.partitionkey")
         try:
             stored = await self._store.accept(incoming)
         except BadRow as error:
@@ -73,10 +79,10 @@ class Intake:
 
 @asynccontextmanager
 async def open_intake(settings: Settings, catalog: Catalog, redis: Redis) -> AsyncIterator[Intake]:
-    """The door with its two tasks, the commits and the ring; at the end what was taken is committed and rung."""
-    store, outbox = Store(settings, catalog), Outbox(redis)
-    async with supervised({"store": store.run, "outbox": outbox.run}):
-        yield Intake(catalog, store, outbox, settings.body_max)
+    """The door with its tasks, the commits and the ring among them; at the end what was taken is committed and rung."""
+    store, outbox, keyed = Store(settings, catalog), Outbox(redis), Keyed(settings)
+    async with supervised({"store": store.run, "outbox": outbox.run, "keyed": keyed.run}):
+        yield Intake(catalog, store, outbox, settings.body_max, lambda: keyed.types)
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 await store.drained()

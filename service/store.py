@@ -63,14 +63,11 @@ class Store:
 
     async def _insert(self, connection: Connection, batch: Sequence[Incoming]) -> set[UUID]:
         """Batches with keys draw their places under the locks of their mailboxes; others need no transaction."""
-        keyed = [each for each in batch if each.partitionkey is not None]
-        if not keyed:
-            return await _accept(connection, batch)
+        if all(each.partitionkey is None for each in batch):
+            return await accept(connection, batch)
         async with connection.transaction():
-            await connection.execute(
-                _SQL["lock_mailboxes"], [each.tenant for each in keyed], [each.partitionkey for each in keyed]
-            )
-            return await _accept(connection, batch)
+            await lock_mailboxes(connection, batch)
+            return await accept(connection, batch)
 
     async def _existing(self, connection: Connection, batch: Sequence[Incoming]) -> dict[Identity, asyncpg.Record]:
         asked = list({identity(each) for each in batch})
@@ -102,7 +99,17 @@ def identity(each: Incoming) -> Identity:
     return (each.tenant, each.source, each.id)
 
 
-async def _accept(connection: Connection, batch: Sequence[Incoming]) -> set[UUID]:
+async def lock_mailboxes(connection: Connection, batch: Sequence[Incoming]) -> None:
+    """Before anything else in the transaction that accepts `batch`: their places are drawn in the order of commits."""
+    keyed = [each for each in batch if each.partitionkey is not None]
+    if keyed:
+        await connection.execute(
+            _SQL["lock_mailboxes"], [each.tenant for each in keyed], [each.partitionkey for each in keyed]
+        )
+
+
+async def accept(connection: Connection, batch: Sequence[Incoming]) -> set[UUID]:
+    """The ids of those that were not there yet. Where one has a key, its mailbox is locked."""
     columns = zip(
         *(
             (
@@ -115,6 +122,8 @@ async def _accept(connection: Connection, batch: Sequence[Incoming]) -> set[UUID
                 json.encode(each.attributes).decode(),
                 each.data.decode(),
                 each.due_at,
+                each.parent,
+                each.reaction,
             )
             for each in batch
         ),

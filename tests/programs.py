@@ -8,17 +8,18 @@ from service.settings import Settings
 from workers.engine.supervisor import Program
 from workers.hosted import program
 from workers.kit import Pipeline
-from workers.kit.wiring import Wired, compiled
+from workers.kit.wiring import connected
 
 
 def program_of(settings: Settings, **pipelines: Pipeline) -> Program:
-    """A program of these pipelines alone, each under its keyword."""
+    """A program of these pipelines alone, each under its keyword; of those after another, too."""
     wired = {}
     catalog = {}
     for name, pipeline in pipelines.items():
-        kind = type_name(pipeline.on)
-        wired[kind] = Wired(name, kind, pipeline, compiled(pipeline))
-        catalog[kind] = event_type(pipeline.on)
+        if pipeline.on is not None:
+            kind = type_name(pipeline.on)
+            wired[kind] = connected(name, kind, pipeline, pipelines)
+            catalog[kind] = event_type(pipeline.on)
     return replace(program(settings), catalog=catalog, wiring=wired)
 
 

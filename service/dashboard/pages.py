@@ -102,7 +102,7 @@ async def event_page(mine: Look, request: Request) -> Response:
     return mine.page(
         "event.html",
         **common,
-        event={"partitionkey": None, **event},
+        event={"partitionkey": None, "parent": None, **event},
         failure=_failure(event["error"]),
         others=_others(event),
         ledger=calls(event),

@@ -102,12 +102,13 @@ async def discard_dead_letters(request: Request) -> Response:
 
 
 async def get_actor(request: Request) -> Response:
-    """The mailbox of a key: how long, and what is in hand or holds it up."""
+    """What a key's actor remembers; its mailbox: how long, and what is in hand or holds it up."""
     key = request.path_params["key"]
     async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
         length = await connection.fetchval(SQL["mailbox"], TENANT, key)
         row = await connection.fetchrow(SQL["in_hand"], TENANT, key)
-    return reply({"key": key, "states": {}, "mailbox": length, "in_hand": dict(row) if row else None})
+        states = {each["type"]: raw(each["value"]) for each in await connection.fetch(SQL["states_of"], TENANT, key)}
+    return reply({"key": key, "states": states, "mailbox": length, "in_hand": dict(row) if row else None})
 
 
 def _operator(request: Request) -> Operator:

@@ -15,11 +15,17 @@ SQL: Final = sql.queries("read")
 
 
 async def list_types(request: Request) -> Response:
-    """Every event type, with its pipeline where a worker has told it."""
+    """Every event type, with its pipeline and those that follow it where a worker has told them."""
     async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        pipelines = {row["type"]: row["name"] for row in await connection.fetch(SQL["pipelines"])}
+        rows = await connection.fetch(SQL["pipelines"])
+    pipelines = {row["type"]: row["name"] for row in rows if row["follows"] is None}
     items = [
-        {"type": name, "pipeline": pipelines.get(name), "schema": f"/types/{name}/schema"}
+        {
+            "type": name,
+            "pipeline": pipelines.get(name),
+            "followers": [row["name"] for row in rows if row["follows"] is not None and row["type"] == name],
+            "schema": f"/types/{name}/schema",
+        }
         for name in sorted(door(request).catalog)
     ]
     return reply({"items": items})
@@ -39,5 +45,5 @@ async def get_pipeline(request: Request) -> Response:
         row = await connection.fetchrow(SQL["pipeline"], request.path_params["name"])
     if row is None:
         raise HTTPException(404, f"no pipeline {request.path_params['name']}")
-    told = {name: row[name] for name in ("name", "type", "version")}
+    told = {name: row[name] for name in ("name", "type", "version", "follows", "followers")}
     return reply({**told, "nodes": raw(row["nodes"]), "edges": raw(row["edges"])})

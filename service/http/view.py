@@ -58,6 +58,7 @@ def _standing(row: Row) -> dict[str, Any]:
     is_open = row["run_now"] is not None
     return {
         "event_id": row["event_id"],
+        **({} if row["parent"] is None else {"parent": row["parent"]}),
         "status": row["status"],
         "attempts": row["attempts_now"] if is_open else row["attempts_then"],
         "attempts_max": row["attempts_max"],

@@ -14,24 +14,26 @@ with ready as (
 update work w
 set status = 'running', claim = w.claim + 1, worker = $2, claimed_at = clock_timestamp(), cause = null,
     first_at = coalesce(w.first_at, clock_timestamp()),
-    deadline_at = clock_timestamp() + make_interval(secs => coalesce((select timeout_s from pipelines where type = e.type), 3600))
+    deadline_at = clock_timestamp() + make_interval(secs => coalesce(
+        (select timeout_s from pipelines where name = e.reaction), (select timeout_s from pipelines where type = e.type), 3600))
 from events e
 where e.event_id = w.event_id
   and w.event_id = any (array(
       select event_id from ready
       where lost < 2 or suspect + $3::integer <= greatest(1, $4::integer / (4 ^ least(lost - 1, 8))::integer)))
 returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.claim, w.claimed_at,
-          e.source, e.id, e.type, e.data, e.attributes;
+          e.source, e.id, e.type, e.data, e.attributes, e.parent, e.reaction;
 
 -- name: settle
 -- The fence is the first thing that happens: whoever does not hold the claim any more changes nothing below it. Only the
--- attempt is recorded all the same: it is a fact.
+-- attempt is recorded all the same: it is a fact. What is written with an ending names it by its place n in the batch: an
+-- event may be there twice, under a claim that is lost and a new one.
 with given as (
     select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::json[], $5::json[], $6::timestamptz[], $7::text[],
                          $8::text[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::uuid[], $14::timestamptz[],
                          $15::json[])
-        as g (event_id, claim, outcome, result, error, due_at, cause, reason, dead_id, pipeline, run, attempt, worker,
-              started_at, steps)
+        with ordinality as g (event_id, claim, outcome, result, error, due_at, cause, reason, dead_id, pipeline, run, attempt,
+                              worker, started_at, steps, n)
 ), held as (
     select g.*, w.tenant, w.key
     from (select * from given order by event_id) as g
@@ -68,26 +70,33 @@ with given as (
 ), written as (
     insert into documents (tenant, collection, id, text, embedding, metadata)
     select distinct on (h.tenant, d.collection, d.id) h.tenant, d.collection, d.id, d.text, d.embedding, d.metadata
-    from unnest($16::uuid[], $17::text[], $18::text[], $19::text[], $20::vector[], $21::jsonb[])
-        with ordinality as d (event_id, collection, id, text, embedding, metadata, n)
-    join held h using (event_id)
-    where h.outcome = 'succeeded'
-    order by h.tenant, d.collection, d.id, d.n desc
+    from unnest($16::bigint[], $17::text[], $18::text[], $19::text[], $20::vector[], $21::jsonb[])
+        with ordinality as d (n, collection, id, text, embedding, metadata, nth)
+    join held h using (n)
+    order by h.tenant, d.collection, d.id, d.nth desc
     on conflict (tenant, collection, id) do update
         set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp()
 ), remembered as (
-    insert into journal (event_id, run, step, at, entry)
-    select h.event_id, h.run, j.step, j.at, j.entry
-    from unnest($22::uuid[], $23::text[], $24::timestamptz[], $25::json[]) as j (event_id, step, at, entry)
-    join held h using (event_id)
-    where h.outcome in ('failed', 'put_off', 'handed_back', 'dead')
+    insert into journal (event_id, run, step, at, entry, took_state)
+    select h.event_id, h.run, j.step, j.at, j.entry, j.took_state
+    from unnest($22::bigint[], $23::text[], $24::timestamptz[], $25::json[], $26::boolean[])
+        as j (n, step, at, entry, took_state)
+    join held h using (n)
     on conflict (event_id, run, step) do nothing
+), stated as (
+    insert into states (tenant, key, type, value, event_id)
+    select h.tenant, h.key, s.type, s.value, h.event_id
+    from unnest($27::bigint[], $28::text[], $29::json[]) as s (n, type, value)
+    join held h using (n)
+    order by h.tenant, h.key, s.type
+    on conflict (tenant, key, type) do update
+        set value = excluded.value, event_id = excluded.event_id, written_at = clock_timestamp()
 ), facts as (
     insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps)
     select event_id, claim, run, attempt, worker, started_at, clock_timestamp(), outcome, error, steps from given
     on conflict (event_id, claim) do nothing
 )
-select event_id, tenant, case when outcome in ('succeeded', 'dead') then key end as key from held;
+select n, tenant, case when outcome in ('succeeded', 'dead') then key end as key from held;
 
 -- name: heads
 -- After a commit that closed events of these mailboxes: who is first there now.

@@ -1,16 +1,27 @@
 -- name: keep
 -- Memory is refused to a stale claim: whoever gets no row back does not hold the event any more.
 with given as (
-    select * from unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[], $5::timestamptz[], $6::json[])
-        with ordinality as g (event_id, run, claim, step, at, entry, n)
+    select * from unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[], $5::timestamptz[], $6::json[],
+                         $7::boolean[])
+        with ordinality as g (event_id, run, claim, step, at, entry, took_state, n)
 ), held as (
     select g.* from given g cross join lateral (
         select 1 from work where work.event_id = g.event_id and work.claim = g.claim and work.status = 'running') as w
 ), stored as (
-    insert into journal (event_id, run, step, at, entry) select event_id, run, step, at, entry from held
+    insert into journal (event_id, run, step, at, entry, took_state)
+    select event_id, run, step, at, entry, took_state from held
     on conflict (event_id, run, step) do nothing
 )
 select n from held;
 
 -- name: recall
 select step, entry from journal where event_id = $1 and run = $2;
+
+-- name: states
+select type, value from states where tenant = $1 and key = $2;
+
+-- name: result_of
+-- Of that run, also where a replay has superseded it.
+select result from events where event_id = $1 and run = $2 and status = 'succeeded'
+union all
+select result from runs where event_id = $1 and run = $2 and status = 'succeeded';

@@ -67,7 +67,7 @@ with lost as (
            case when w.strikes >= $1::integer then 'crash_loop' else 'deadline' end as reason
     from work w
     join events e using (event_id)
-    left join pipelines p on p.type = e.type
+    left join pipelines p on case when e.reaction is null then p.type = e.type else p.name = e.reaction end
     where w.status in ('queued', 'scheduled')
       and (w.strikes >= $1::integer or (w.cause like 'past its deadline%' and w.attempts >= coalesce(p.attempts_max, 5)))
     order by w.event_id limit cardinality($2::uuid[]) for update of w skip locked
@@ -192,11 +192,13 @@ returning duty;
 update duties set held_until = '-infinity' where duty = $1 and holder = $2;
 
 -- name: forget_pipelines
--- A pipeline that was renamed leaves its type to the new name.
-delete from pipelines where type = any ($1::text[]) and name <> all ($2::text[]);
+-- What was drawn of these types and under these names: a renamed pipeline leaves its type to the new name.
+delete from pipelines where coalesce(type, follows_type) = any ($1::text[]) or name = any ($2::text[]);
 
 -- name: write_pipeline
-insert into pipelines (name, type, version, attempts_max, timeout_s, nodes, edges) values ($1, $2, $3, $4, $5, $6, $7)
+insert into pipelines (name, type, version, attempts_max, timeout_s, nodes, edges, follows, follows_type, needs_key)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 on conflict (name) do update
-    set type = excluded.type, version = excluded.version, attempts_max = excluded.attempts_max, timeout_s = excluded.timeout_s, nodes = excluded.nodes,
-        edges = excluded.edges, written_at = clock_timestamp();
+    set type = excluded.type, version = excluded.version, attempts_max = excluded.attempts_max, timeout_s = excluded.timeout_s,
+        nodes = excluded.nodes, edges = excluded.edges, follows = excluded.follows, follows_type = excluded.follows_type,
+        needs_key = excluded.needs_key, written_at = clock_timestamp();

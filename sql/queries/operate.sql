@@ -10,7 +10,8 @@ delete from dead_letters where dead_id = any ($1::uuid[]);
 
 -- name: replay
 -- A new run of the same event, behind everything in its mailbox; the old run is kept, and what it remembers is carried
--- over, up to $4 where that is given. $3 is who asked.
+-- over, up to $4 where that is given, and up to the first step that took an actor's state: other events may have changed
+-- that in between, so what was made of it is no result any more. $3 is who asked.
 with old as (
     select * from events where event_id = any ($1::uuid[]) and tenant = $2 and status in ('succeeded', 'dead', 'cancelled')
     order by event_id for update
@@ -29,8 +30,10 @@ with old as (
 ), remembered as (
     insert into journal (event_id, run, step, at, entry)
     select j.event_id, a.run, j.step, j.at, j.entry
-    from again a cross join lateral (select * from journal where journal.event_id = a.event_id and journal.run = a.run - 1) as j
-    where $4::timestamptz is null or j.at < $4
+    from again a cross join lateral (
+        select journal.*, min(at) filter (where took_state) over () as took_at
+        from journal where journal.event_id = a.event_id and journal.run = a.run - 1) as j
+    where ($4::timestamptz is null or j.at < $4) and (j.took_at is null or j.at < j.took_at)
 ), answered as (
     delete from dead_letters d using again a where d.event_id = a.event_id
 ), noted as (
@@ -100,6 +103,9 @@ select at, actor, action, detail from operations where event_id = $1 and action 
 
 -- name: mailbox
 select count(*) as length from work where tenant = $1 and key = $2;
+
+-- name: states_of
+select type, value from states where tenant = $1 and key = $2 order by type;
 
 -- name: in_hand
 -- The head of a mailbox: what runs, or what everything behind it waits for.

@@ -3,10 +3,10 @@ select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attribute
        e.result, e.error, e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now,
        w.due_at, w.claimed_at, w.claim, w.rung_at, w.cause,
-       p.name as pipeline, p.attempts_max
+       e.parent, coalesce(e.reaction, p.name) as pipeline, p.attempts_max
 from events e
 left join work w using (event_id)
-left join pipelines p on p.type = e.type
+left join pipelines p on case when e.reaction is null then p.type = e.type else p.name = e.reaction end
 where e.event_id = $1 and e.tenant = $2;
 
 -- name: attempts
@@ -22,12 +22,12 @@ from calls where event_id = $1 order by at;
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at, e.error,
        e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now, w.due_at,
-       p.name as pipeline, p.attempts_max,
+       e.parent, coalesce(e.reaction, p.name) as pipeline, p.attempts_max,
        least(w.first_at, (select min(a.started_at) from attempts a where a.event_id = e.event_id)) as started_at,
        spent.calls, spent.cost_usd
 from events e
 left join work w using (event_id)
-left join pipelines p on p.type = e.type
+left join pipelines p on case when e.reaction is null then p.type = e.type else p.name = e.reaction end
 cross join lateral (select count(*) as calls, coalesce(sum(c.cost_usd), 0) as cost_usd from calls c where c.event_id = e.event_id) as spent
 where e.tenant = $1
   and ($2::text is null or e.type = $2)
@@ -45,7 +45,9 @@ select worker, host, pid, version, started_at, beat_at, lease_until, state, slot
 from workers where state not in ('dead', 'stopped') order by started_at;
 
 -- name: pipelines
-select name, type from pipelines order by name;
+select name, coalesce(type, follows_type) as type, follows from pipelines order by name;
 
 -- name: pipeline
-select name, type, version, nodes, edges from pipelines where name = $1;
+select name, coalesce(type, follows_type) as type, version, nodes, edges, follows,
+       array(select name from pipelines f where f.follows = p.name order by name) as followers
+from pipelines p where name = $1;

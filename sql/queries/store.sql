@@ -5,11 +5,12 @@ from (select distinct hashtext(tenant || key) & 255 as bucket from unnest($1::te
 
 -- name: accept
 with given as (
-    select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::json[], $8::json[], $9::timestamptz[])
-        with ordinality as g (event_id, tenant, source, id, type, partitionkey, attributes, data, due_at, n)
+    select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::json[], $8::json[], $9::timestamptz[],
+                         $10::uuid[], $11::text[])
+        with ordinality as g (event_id, tenant, source, id, type, partitionkey, attributes, data, due_at, parent, reaction, n)
 ), stored as (
-    insert into events (event_id, tenant, source, id, type, partitionkey, attributes, data)
-    select event_id, tenant, source, id, type, partitionkey, attributes, data from given order by n
+    insert into events (event_id, tenant, source, id, type, partitionkey, attributes, data, parent, reaction)
+    select event_id, tenant, source, id, type, partitionkey, attributes, data, parent, reaction from given order by n
     on conflict do nothing
     returning event_id
 ), queued as (
@@ -35,3 +36,7 @@ left join work w using (event_id);
 insert into dead_letters (dead_id, origin, type, reason, error, attempts, event)
 values ($1, $2, $3, $4, $5, 0, $6)
 on conflict (origin) do nothing;
+
+-- name: keyed
+-- The types whose pipeline keeps state by key.
+select type from pipelines where needs_key and type is not null;

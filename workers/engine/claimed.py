@@ -19,8 +19,12 @@ class Claimed(Struct, frozen=True):
     tenant: str
     key: str | None
     source: str
+    id: str
     type: str
     data: bytes
+    attributes: str
+    parent: UUID | None
+    reaction: str | None
     run: int
     attempts: int
     lost: int
@@ -46,8 +50,12 @@ def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:
         tenant=row["tenant"],
         key=row["key"],
         source=row["source"],
+        id=row["id"],
         type=row["type"],
         data=row["data"].encode(),
+        attributes=row["attributes"],
+        parent=row["parent"],
+        reaction=row["reaction"],
         run=row["run"],
         attempts=row["attempts"],
         lost=row["lost"],

@@ -3,30 +3,31 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from msgspec import Raw, Struct, json
+from msgspec import Struct, json
 
 from schemas.catalog import Catalog
 from schemas.outcome import Done, HandedBack, Outcome
 from service.commits import BadRow
-from service.errors import Outage, Unavailable
-from service.resources import POSTGRES_ERRORS, Pool
+from service.errors import Reject, Unavailable
+from service.resources import Pool
 from service.settings import Settings
 from workers.engine.claimed import Claimed
-from workers.engine.journal import Journal, Ledger, recall
+from workers.engine.journal import Journal, Ledger, followed, recall, states
 from workers.engine.retry import after, unknown_type
 from workers.engine.settle import Ending, Settler
 from workers.kit import Pipeline
+from workers.kit.handles import Clients
 from workers.kit.memory import Facts, Stale
 from workers.kit.plan import execute
 from workers.kit.record import check_size
-from workers.kit.run import Clients, Run
-from workers.kit.wiring import Wired, Wiring
+from workers.kit.run import Run
+from workers.kit.state import NO_KEY
+from workers.kit.wiring import Wired, Wiring, chosen
 
 SETTLE_TIMEOUT_S: Final = 60.0
-RECALL_TIMEOUT_S: Final = 10.0
 HAND_BACK_TIMEOUT_S: Final = 5.0
 
 log = logging.getLogger("callboard.executor")
@@ -136,7 +137,7 @@ class Executor:
 
     async def _live(self, hand: Hand) -> None:
         claimed, facts = hand.claimed, Facts()
-        wired = self._stage.wiring.get(claimed.type)
+        wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
         facts.failed.clear()  # a traceback holds its frames, and those hold the facts
         hand.attempting = False
@@ -147,9 +148,10 @@ class Executor:
         claimed = hand.claimed
         try:
             event = self._stage.catalog[claimed.type].decode(claimed.data)
-            facts.found = await self._recall(claimed)
+            facts.found = await recall(self._stage.pool, claimed)
+            gave = await self._gave(wired, claimed)
             async with asyncio.timeout(wired.pipeline.timeout_s):
-                result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event)
+                result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event, gave)
             return Done(self._encoded(result, wired))
         except asyncio.CancelledError:
             if not self._draining or not hand.ours:
@@ -172,12 +174,13 @@ class Executor:
         if await self._guard() != hand.claimed.worker or not hand.ours:
             raise Stale
 
-    async def _recall(self, claimed: Claimed) -> dict[str, Raw]:
-        try:
-            async with asyncio.timeout(RECALL_TIMEOUT_S):
-                return await recall(self._stage.pool, claimed)
-        except POSTGRES_ERRORS as error:
-            raise Outage(f"Postgres did not answer what was remembered: {error}") from error
+    async def _gave(self, wired: Wired, claimed: Claimed) -> Any:
+        """What a follower is handed of the run that it follows."""
+        if wired.needs_key and claimed.key is None:
+            raise Reject(f"{wired.name} {NO_KEY}")
+        if wired.followed is None:
+            return None
+        return json.decode(await followed(self._stage.pool, claimed), type=wired.followed)
 
     def _run(self, hand: Hand, facts: Facts, pipeline: Pipeline) -> Run:
         claimed = hand.claimed
@@ -198,6 +201,8 @@ class Executor:
             limits_s=pipeline.limits_s,
             resources=pipeline.resources,
             simulated=self._stage.settings.simulated,
+            catalog=self._stage.catalog,
+            load=lambda: states(self._stage.pool, claimed),
         )
 
     def _encoded(self, result: object, wired: Wired) -> bytes:
@@ -207,8 +212,9 @@ class Executor:
 
     async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
         """Until it is settled, or refused because the claim is not ours any more."""
-        name = wired.name if wired else None
-        ending = Ending(claimed, outcome, name, facts)
+        name = wired.name if wired else claimed.reaction
+        followers = [each.name for each in wired.followers] if wired else ()
+        ending = Ending(claimed, outcome, name, facts, followers)
         while True:
             try:
                 if not await self._stage.settler.settle(ending, SETTLE_TIMEOUT_S):

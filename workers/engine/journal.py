@@ -1,23 +1,27 @@
-"""Journal and ledger: results of steps and LLM calls, stored before what depends on them starts."""
+"""Journal and ledger: results of steps and LLM calls, stored before what depends on them starts; what is recalled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+import asyncpg
 from msgspec import Raw
 
 import sql
 from service.commits import GroupCommit
-from service.resources import Connection, connect
+from service.errors import Outage, Reject
+from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
 from workers.clients.llm import Call
 from workers.engine.claimed import SQL, Claimed
 from workers.kit.memory import Kept, Stale
+from workers.kit.state import NO_KEY
 
 T = TypeVar("T")
 
 RECORD_TIMEOUT_S: Final = 30.0
+RECALL_TIMEOUT_S: Final = 10.0
 JOURNAL_SQL: Final = sql.queries("journal")
 
 
@@ -73,17 +77,42 @@ class Journal:
 
     async def keep(self, event_id: UUID, run: int, claim: int, kept: Kept) -> None:
         """Raises Stale where the claim is not ours any more, Unavailable where Postgres does not take it in time."""
-        row = (event_id, run, claim, kept.step, kept.at, kept.entry.decode())
+        row = (event_id, run, claim, kept.step, kept.at, kept.entry.decode(), kept.took_state)
         if not await self._commits.put(row, RECORD_TIMEOUT_S):
             raise Stale(str(event_id))
 
 
-async def recall(connection: Any, claimed: Claimed) -> dict[str, Raw]:
+async def recall(pool: Pool, claimed: Claimed) -> dict[str, Raw]:
     """What earlier tries of this run have stored, by step. The first claim of an event can't find anything."""
     if claimed.claim == 1:
         return {}
-    rows = await connection.fetch(JOURNAL_SQL["recall"], claimed.event_id, claimed.run)
+    rows = await _fetch(pool, JOURNAL_SQL["recall"], claimed.event_id, claimed.run)
     return {row["step"]: Raw(row["entry"].encode()) for row in rows}
+
+
+async def states(pool: Pool, claimed: Claimed) -> dict[str, Raw]:
+    """What the actor remembers, by type. No other event of its key can change that while this one is claimed."""
+    if claimed.key is None:
+        raise Reject(f"{claimed.type} {NO_KEY}")
+    rows = await _fetch(pool, JOURNAL_SQL["states"], claimed.tenant, claimed.key)
+    return {row["type"]: Raw(row["value"].encode()) for row in rows}
+
+
+async def followed(pool: Pool, claimed: Claimed) -> bytes:
+    """What the run gave that this event follows."""
+    run = int(claimed.id.partition("/")[0])
+    rows = await _fetch(pool, JOURNAL_SQL["result_of"], claimed.parent, run)
+    if not rows:
+        raise Reject(f"what run {run} of event {claimed.parent} gave is not there any more")
+    return bytes(rows[0]["result"].encode())
+
+
+async def _fetch(pool: Pool, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+    try:
+        async with asyncio.timeout(RECALL_TIMEOUT_S):
+            return list(await pool.fetch(statement, *arguments))
+    except POSTGRES_ERRORS as error:
+        raise Outage(f"Postgres did not answer what was remembered: {error}") from error
 
 
 async def _record(connection: Connection, batch: Sequence[tuple[Any, ...]]) -> list[None]:

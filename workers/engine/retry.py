@@ -62,7 +62,8 @@ def failed_step(facts: Facts, error: Exception) -> str | None:
 
 def unknown_type(claimed: Claimed) -> Later:
     """The sender is newer than this worker: the event waits for one that knows its type."""
-    return Later(_in(UNKNOWN_TYPE_S), f'this worker does not know the type "{claimed.type}"', charged=False)
+    what = f'type "{claimed.type}"' if claimed.reaction is None else f'pipeline "{claimed.reaction}"'
+    return Later(_in(UNKNOWN_TYPE_S), f"this worker does not know the {what}", charged=False)
 
 
 def delay_s(failed_before: int, retry: Retry) -> float:

@@ -1,21 +1,26 @@
 """Settle: the one transaction that ends a claim. The outcome is matched here."""
 
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
+import asyncpg
 from msgspec import Struct, json
 from pgvector import Vector
 from pgvector.asyncpg import register_vector
 
+from schemas.envelope import Incoming
 from schemas.identity import uuid7
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from service.commits import GroupCommit
 from service.failpoints import hit
 from service.resources import Connection, connect
 from service.settings import Settings
+from service.store import accept, lock_mailboxes
 from workers.clients.vectors import Document
+from workers.engine.children import due_later, incoming, weight
 from workers.engine.claimed import SQL, Claimed
 from workers.engine.retry import attempt
 from workers.kit.memory import Facts
@@ -30,10 +35,19 @@ class Ending(Struct, frozen=True):
     outcome: Outcome
     pipeline: str | None
     facts: Facts
+    followers: Sequence[str] = ()
 
     @property
-    def documents(self) -> list[Document]:
-        return self.facts.documents if isinstance(self.outcome, Done) else []
+    def succeeded(self) -> bool:
+        return isinstance(self.outcome, Done)
+
+    @property
+    def weight(self) -> int:
+        """How many rows of a batch it counts as."""
+        return 1 + (weight(self.facts.children) + len(self.followers) if self.succeeded else 0)
+
+    def children(self) -> list[Incoming]:
+        return incoming(self.claimed, self.facts.children, self.followers) if self.succeeded else []
 
 
 class Settler:
@@ -45,7 +59,9 @@ class Settler:
         self._ring: Final = ring
         self._wake_at: Final = wake_at
         self._settings: Final = settings
-        self._commits: Final = GroupCommit[Ending, bool]("settle", self._connect, self._write)
+        self._commits: Final = GroupCommit[Ending, bool](
+            "settle", self._connect, self._write, lambda ending: ending.weight
+        )
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 
     async def settle(self, ending: Ending, timeout_s: float) -> bool:
@@ -53,6 +69,8 @@ class Settler:
         held = await self._commits.put(ending, timeout_s)
         if held and isinstance(ending.outcome, Later):
             await self._wake_at(ending.outcome.due_at)
+        if held and ending.succeeded and (due := due_later(ending.facts.children, datetime.now(UTC))):
+            await asyncio.gather(*map(self._wake_at, due))
         return held
 
     async def _connect(self) -> Connection:
@@ -61,24 +79,58 @@ class Settler:
         return connection
 
     async def _write(self, connection: Connection, batch: Sequence[Ending]) -> list[bool]:
-        rows = zip(*map(_row, batch), strict=True)
-        written = [_document(ending, each) for ending in batch for each in ending.documents]
-        documents = zip(*written, strict=True) if written else ([],) * 6
         hit(self._settings, "settle_begin")
-        kept = [
-            (ending.claimed.event_id, each.step, each.at, each.entry.decode())
-            for ending in batch
-            for each in ending.facts.kept
-        ]
-        remembered = zip(*kept, strict=True) if kept else ([],) * 4
-        held = await connection.fetch(SQL["settle"], *rows, *documents, *remembered)
+        children = {n: said for n, ending in enumerate(batch, 1) if (said := ending.children())}
+        held, due = await _settled(connection, batch, children)
         hit(self._settings, "settle_committed")
+        for event_id in due:
+            self._ring(event_id)
         moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
         if moved:
             for row in await connection.fetch(SQL["heads"], *zip(*moved, strict=True)):
                 self._ring(row["event_id"])
-        still = {row["event_id"] for row in held}
-        return [ending.claimed.event_id in still for ending in batch]
+        still = {row["n"] for row in held}
+        return [n in still for n in range(1, len(batch) + 1)]
+
+
+async def _settled(
+    connection: Connection, batch: Sequence[Ending], children: Mapping[int, list[Incoming]]
+) -> tuple[list[asyncpg.Record], list[UUID]]:
+    """Who still held their claims, and the children that can be rung. With children it takes a transaction."""
+    arguments = _arguments(batch)
+    if not children:
+        return await connection.fetch(SQL["settle"], *arguments), []
+    async with connection.transaction():
+        await lock_mailboxes(connection, [each for said in children.values() for each in said])
+        held = await connection.fetch(SQL["settle"], *arguments)
+        said = [each for row in held for each in children.get(row["n"], ())]
+        fresh = await accept(connection, said) if said else set()
+    now = datetime.now(UTC)
+    return held, [each.event_id for each in said if each.event_id in fresh and (each.due_at or now) <= now]
+
+
+def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
+    """Of the settle statement, in its order."""
+    places = list(enumerate(batch, 1))
+    succeeded = [(n, ending.facts) for n, ending in places if ending.succeeded]
+    documents = [_document(n, each) for n, facts in succeeded for each in facts.documents]
+    states = [(n, name, bytes(told).decode()) for n, facts in succeeded for name, told in facts.new_states.items()]
+    kept = [
+        (n, each.step, each.at, each.entry.decode(), each.took_state)
+        for n, ending in places
+        for each in ending.facts.kept
+        if each.lasting or not ending.succeeded
+    ]
+    return [
+        *zip(*map(_row, batch), strict=True),
+        *_columns(documents, 6),
+        *_columns(kept, 5),
+        *_columns(states, 3),
+    ]
+
+
+def _columns(rows: Sequence[Row], width: int) -> Sequence[Sequence[Any]]:
+    return list(zip(*rows, strict=True)) if rows else [[]] * width
 
 
 def _row(ending: Ending) -> Row:
@@ -104,9 +156,9 @@ def _row(ending: Ending) -> Row:
     return (claimed.event_id, claimed.claim, *end, *who)
 
 
-def _document(ending: Ending, document: Document) -> Row:
+def _document(n: int, document: Document) -> Row:
     return (
-        ending.claimed.event_id,
+        n,
         document.collection,
         document.id,
         document.text,

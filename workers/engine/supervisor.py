@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Final
+from typing import Any, Final
 
 from arq import ArqRedis
 from msgspec import Struct
@@ -30,9 +30,9 @@ from workers.engine.reader import Reader
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
+from workers.kit.handles import Clients
 from workers.kit.resources import open_resources
-from workers.kit.run import Clients
-from workers.kit.wiring import Wiring, graph
+from workers.kit.wiring import Wired, Wiring, everyone, graph
 from workers.simulator import running_simulator
 
 BLOCKING_TIMEOUT_S: Final = 8.0
@@ -117,7 +117,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     outbox, ledger, journal, clock = Outbox(redis), Ledger(settings), Journal(settings), Clock(arq)
     settler = Settler(settings, outbox.ring, clock.wake_at)
     stopping = asyncio.Event()
-    pipelines = [wired.name for wired in program.wiring.values()]
+    pipelines = [wired.name for wired in everyone(program.wiring)]
     lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
     stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler)
     executor = Executor(stage, lease.guard)
@@ -130,7 +130,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         journal=journal,
         lease=lease,
         sweeper=Sweeper(settings, redis, lease, executor),
-        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker),
+        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, _keyed(program.wiring)),
         outbox=outbox,
         arq=arq,
         cancels=lambda: listen(blocking, executor),
@@ -146,6 +146,16 @@ def _state(stopping: asyncio.Event, reader: Reader) -> str:
     return "deaf" if reader.deaf else "ready"
 
 
+def _keyed(wiring: Wiring) -> frozenset[str]:
+    return frozenset(kind for kind, wired in wiring.items() if wired.needs_key)
+
+
+def _drawing(wired: Wired, kind: str | None) -> tuple[Any, ...]:
+    bounds = (wired.pipeline.retry.attempts, wired.pipeline.timeout_s)
+    version, nodes, edges = graph(wired)
+    return (wired.name, kind, version, *bounds, nodes, edges)
+
+
 @asynccontextmanager
 async def _drained(parts: Parts, grace_s: float) -> AsyncIterator[None]:
     try:
@@ -158,14 +168,16 @@ async def _write_graphs(program: Program) -> None:
     """The drawings of the pipelines, for whoever reads `GET /pipelines/{name}`."""
     connection: Connection = await connect(program.settings, "graphs")
     try:
-        types, names = list(program.wiring), [wired.name for wired in program.wiring.values()]
+        whole = everyone(program.wiring)
         async with connection.transaction():
-            await connection.execute(SQL["forget_pipelines"], types, names)
+            await connection.execute(SQL["forget_pipelines"], list(program.wiring), [wired.name for wired in whole])
             for wired in program.wiring.values():
-                version, nodes, edges = graph(wired)
-                bounds = (wired.pipeline.retry.attempts, wired.pipeline.timeout_s)
-                told = (wired.name, wired.type, version, *bounds, nodes, edges)
-                await connection.execute(SQL["write_pipeline"], *told)
+                await connection.execute(
+                    SQL["write_pipeline"], *_drawing(wired, wired.type), None, None, wired.needs_key
+                )
+            for wired in whole:
+                for each in wired.followers:
+                    await connection.execute(SQL["write_pipeline"], *_drawing(each, None), wired.name, each.type, False)
     finally:
         with suppress(*POSTGRES_ERRORS):
             await connection.close(timeout=1)

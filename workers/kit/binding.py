@@ -8,19 +8,32 @@ from typing import Any, get_args, get_origin
 from schemas import Event
 from service.errors import WiringError
 from workers.kit.flow import OTHERWISE, Each, Element, Flow, Node, Parallel, Route, where
-from workers.kit.plan import EVENT, ITEM, RUN, Bound, Choice, Mapped, Part, Plan, Together
+from workers.kit.plan import EVENT, FOLLOWED, ITEM, RUN, Bound, Choice, Free, Mapped, Part, Plan, Together
 from workers.kit.resources import Open, given_by
 from workers.kit.run import Run
 from workers.kit.scope import Branches, Producer, Scope, Siblings, fits, given, named, nearest, nearness, optional
 from workers.kit.signature import check_at_once, check_labels, hints_of, returns
+from workers.kit.state import Taken, taken
 
 
-def bind(flow: Flow, event: type[Event], resources: Sequence[Open] = ()) -> Plan:
-    """Compile a flow. Raises WiringError with node, parameter and the nearest fix."""
+def bind(flow: Flow, event: type[Event], resources: Sequence[Open] = (), followed: Any = None) -> Plan:
+    """Compile a flow, of a follower where something is `followed`.
+
+    Raises WiringError with node, parameter and the nearest fix.
+    """
     names = _Names({f"the resource {where(each)}": each for each in resources})
     opened = tuple((Producer(name, given_by(each)),) for name, each in names.resources.items())
-    plan, _ = _bind(flow, (Siblings(opened), Producer(EVENT, event)), "", names)
+    plan, _ = _bind(flow, (Siblings(opened), *_outset(event, followed)), "", names)
     return plan
+
+
+def bind_body(body: Node, event: type[Event], followed: Any) -> Free:
+    """The free form of a follower: its parameters are bound like a node's."""
+    return Free(body, _bound(body, _outset(event, followed), "", _Names({})).takes)
+
+
+def _outset(event: type[Event], followed: Any) -> Scope:
+    return (Producer(EVENT, event), *(() if followed is None else (Producer(FOLLOWED, followed),)))
 
 
 class _Names:
@@ -108,7 +121,8 @@ def _bound(node: Node, scope: Scope, path: str, names: _Names) -> Bound:
     hints = hints_of(node)
     key = names.of(node, path)
     takes = tuple(_source(node, each, hints, scope) for each in inspect.signature(node).parameters.values())
-    uses = tuple((place, names.resources[name]) for place, name in enumerate(takes) if name in names.resources)
+    sources = [(place, each) for place, each in enumerate(takes) if isinstance(each, str)]
+    uses = tuple((place, names.resources[name]) for place, name in sources if name in names.resources)
     return Bound(key, node, takes, uses)
 
 
@@ -128,7 +142,7 @@ def _mapped(element: Each, scope: Scope, path: str, names: _Names) -> Mapped:
     return Mapped(bound, nearest(scope, wanted[name])[0].name, element.at_once, element.collect)
 
 
-def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str:
+def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str | Taken:
     name, wanted = parameter.name, hints.get(parameter.name)
     if parameter.kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
         raise WiringError(f"{where(node)}: parameter `{parameter}` takes no argument by its place. Write it plainly.")
@@ -136,6 +150,8 @@ def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], 
         raise WiringError(f"{where(node)}: parameter `{name}` has no type. Annotate it: parameters are bound by type.")
     if wanted is Run:
         return RUN
+    if (state := taken(wanted, f"{where(node)}: parameter `{name}`")) is not None:
+        return state
     found = nearest(scope, wanted)
     if not found:
         raise WiringError(_nothing_gives(node, name, wanted, scope))

@@ -1,12 +1,13 @@
 """What a pipeline says of single nodes: their time limits, and the resources they take."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from service.errors import WiringError
-from workers.kit.flow import Node, where
+from workers.kit.flow import where
 from workers.kit.pipeline import Pipeline
-from workers.kit.plan import Bound, Choice, Mapped, Plan, Together
+from workers.kit.plan import Plan
+from workers.kit.reading import bounds
 from workers.kit.resources import given_by
 from workers.kit.signature import hints_of
 
@@ -15,7 +16,9 @@ def check_limits(place: str, pipeline: Pipeline, plan: Plan) -> None:
     """Raises WiringError where a limit is no number of seconds, or of a node that the flow has not."""
     if not isinstance(pipeline.limits_s, Mapping):
         raise WiringError(f"{place}: limits_s is no dict. Write {{node: seconds, …}}.")
-    there = None if pipeline.body is not None else set(_nodes(plan))  # what a free form runs shows when it runs
+    there = (
+        None if pipeline.body is not None else {bound.node for bound in bounds(plan)}
+    )  # what a free form runs shows when it runs
     for node, limit_s in pipeline.limits_s.items():
         hints_of(node)
         if there is not None and node not in there:
@@ -31,18 +34,3 @@ def check_resources(place: str, pipeline: Pipeline) -> None:
         raise WiringError(f"{place}: resources is no list. Write [{where(pipeline.resources)}].")
     for each in pipeline.resources:
         given_by(each)
-
-
-def _nodes(plan: Plan) -> Iterator[Node]:
-    for part in plan:
-        match part:
-            case Bound():
-                yield part.node
-            case Mapped():
-                yield part.bound.node
-            case Together():
-                yield from (node for member in part.members for node in _nodes(member))
-            case Choice():
-                yield part.router.node
-                for branch in (*part.branches.values(), part.otherwise or ()):
-                    yield from _nodes(branch)

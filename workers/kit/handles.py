@@ -1,14 +1,25 @@
-"""`run.vectors` and `run.web`."""
+"""What a run reaches the outside by: `run.vectors` and `run.web`."""
 
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from workers.clients.embed import embed
+from workers.clients.llm import Llm
 from workers.clients.vectors import Document, Found, Vectors
 from workers.clients.web import Reply, Web
 from workers.kit.memory import Effects
+from workers.kit.resources import Resources
+
+
+class Clients(Struct, frozen=True):
+    """What a worker opens once and every run uses."""
+
+    llm: Llm
+    vectors: Vectors
+    web: Web
+    resources: Resources = field(default_factory=Resources)
 
 
 class RunVectors(Struct, frozen=True):

@@ -1,6 +1,6 @@
 """What a run remembers: its steps, and what the journal has and will have of them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from uuid import UUID
 
@@ -27,12 +27,24 @@ class Step(Struct, frozen=True, omit_defaults=True):
     error: str = ""
 
 
-class Entry(Struct, frozen=True):
+class Child(Struct, frozen=True):
+    """An event that a step emitted. `id` says in which run of its parent, in which step and as which of its own."""
+
+    id: str
+    type: str
+    key: str | None
+    due_at: datetime | None
+    data: Raw
+
+
+class Entry(Struct, frozen=True, omit_defaults=True):
     """What the journal keeps of a step: its result, and what it asked the settle to write."""
 
     result: Raw
     stopped: bool = False
     documents: list[Document] = []
+    children: list[Child] = []
+    states: dict[str, Raw] = {}
 
 
 class Kept(Struct, frozen=True):
@@ -41,6 +53,13 @@ class Kept(Struct, frozen=True):
     step: str
     at: datetime
     entry: bytes
+    took_state: bool = False
+    emitted: bool = False
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a replay must know of it although the run that made it succeeded and it cost nothing."""
+        return self.took_state or self.emitted
 
 
 Guard = Callable[[], Awaitable[None]]
@@ -57,6 +76,7 @@ class Facts(Struct):
     """What a run has done so far. `found` is the journal of earlier tries, `kept` what rides in the settle.
 
     What is in `drawn` must be stored before anything else starts; `failed` says which step raised what.
+    `states` is what the actor remembers, once it was asked for; `new_states` what steps set; `in_hand` what one has.
     """
 
     steps: list[Step] = []
@@ -67,6 +87,18 @@ class Facts(Struct):
     drawn: list[Kept] = []
     failed: dict[str, BaseException] = {}
     counts: dict[str, int] = {}
+    children: list[Child] = []
+    emitted: int = 0
+    emitted_bytes: int = 0
+    states: Mapping[str, Raw] | None = None
+    new_states: dict[str, Raw] = {}
+    in_hand: set[str] = set()
+
+    def ask(self, entry: Entry) -> None:
+        """What a step asked for is written with the event's end."""
+        self.documents.extend(entry.documents)
+        self.children.extend(entry.children)
+        self.new_states.update(entry.states)
 
 
 class Effects(Struct):
@@ -74,4 +106,5 @@ class Effects(Struct):
 
     documents: list[Document] = []
     outside: bool = False
+    children: list[Child] = []
     over: bool = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar, overload
 
 from msgspec import Meta, Struct
 
@@ -29,22 +29,24 @@ NO_LIMITS: Final[Mapping[Node, float]] = MappingProxyType({})
 
 
 class Pipeline(Struct, frozen=True):
-    """Runs `flow` for every event of type `on`; `timeout_s` bounds one attempt.
+    """Runs `flow` for every event of type `on`, or for each that `after` succeeded with, at most `timeout_s` long.
 
     `limits_s` bounds single nodes. `resources` are `@asynccontextmanager` functions, each opened once per worker: nodes
     take what it gives by its type. The name, shown to operators, is that of the module variable it is assigned to.
     `body` is what `@pipeline` wraps.
     """
 
-    on: type[Event]
+    on: type[Event] | None = None
     flow: Flow = ()
     retry: Retry = RETRY
     timeout_s: Seconds = 120.0
     limits_s: Mapping[Node, float] = NO_LIMITS
     resources: Sequence[Open] = ()
     body: Node | None = None
+    after: "Pipeline | None" = None
 
 
+@overload
 def pipeline(
     *,
     on: type[E],
@@ -52,14 +54,29 @@ def pipeline(
     timeout_s: float = 120.0,
     limits_s: Mapping[Node, float] = NO_LIMITS,
     resources: Sequence[Open] = (),
-) -> Callable[[Callable[[Run, E], Awaitable[Any]]], Pipeline]:
+) -> Callable[[Callable[[Run, E], Awaitable[Any]]], Pipeline]: ...
+
+
+@overload
+def pipeline(
+    *,
+    after: Pipeline,
+    retry: Retry = RETRY,
+    timeout_s: float = 120.0,
+    limits_s: Mapping[Node, float] = NO_LIMITS,
+    resources: Sequence[Open] = (),
+) -> Callable[[Callable[..., Awaitable[Any]]], Pipeline]: ...
+
+
+def pipeline(**options: Any) -> Callable[[Callable[..., Awaitable[Any]]], Pipeline]:
     """The free form, for what a flow can't say (loops, critics that send back).
 
     `@pipeline(on=TicketOpened) async def support(run, ticket)` runs its nodes by `await run.step(node, …)`, and between
-    steps decides only by its arguments and by what steps gave: then a retry finds every step again.
+    steps decides only by its arguments and by what steps gave: then a retry finds every step again. Behind `after`, its
+    parameters are bound by type, as a node's are: the run, the event, what the other pipeline gave.
     """
 
-    def wrap(body: Callable[[Run, E], Awaitable[Any]]) -> Pipeline:
-        return Pipeline(on=on, retry=retry, timeout_s=timeout_s, limits_s=limits_s, resources=resources, body=body)
+    def wrap(body: Callable[..., Awaitable[Any]]) -> Pipeline:
+        return Pipeline(**options, body=body)
 
     return wrap

@@ -14,21 +14,25 @@ from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, TooLarge
 from workers.kit.resources import Uses
 from workers.kit.run import Run, step
+from workers.kit.state import Taken
 
 RUN = "the run"  # no name of a node: those have no blank
 EVENT = "the event"
 ITEM = "the item"
+FOLLOWED = "what it follows"
 
 Results = dict[str, Any]
+Takes = tuple[str | Taken, ...]
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class Bound(Struct, frozen=True):
-    """A node under its step key; `takes` names the producer of each argument, `uses` says which are resources."""
+    """A node under its step key; `takes` names the producer of each argument, or the state that is put in for it;
+    `uses` says which are resources."""
 
     key: str
     node: Node
-    takes: tuple[str, ...]
+    takes: "Takes"
     uses: Uses = ()
 
 
@@ -60,6 +64,7 @@ class Free(Struct, frozen=True):
     """A free-form pipeline: a function that runs its steps by `run.step`."""
 
     body: Node
+    takes: "Takes" = (RUN, EVENT)
 
 
 Part = Bound | Together | Mapped | Choice | Free
@@ -78,10 +83,13 @@ ENDING: Final = (Outage, Unavailable, Reject, JournalMismatch, TooLarge, _Stoppe
 """What ends an attempt, or its flow, in a `parallel` that collects too."""
 
 
-async def execute(plan: Plan, run: Run, event: Event) -> Any:
-    """Run the plan; its result is what its last part gives (of `parallel` and `each` a list), or what stopped it."""
+async def execute(plan: Plan, run: Run, event: Event, followed: Any = None) -> Any:
+    """Run the plan; its result is what its last part gives (of `parallel` and `each` a list), or what stopped it.
+
+    `followed` is what the pipeline gave that this one is after.
+    """
     try:
-        return await _parts(plan, run, {EVENT: event})
+        return await _parts(plan, run, {EVENT: event, FOLLOWED: followed})
     except _Stopped as stopped:
         return stopped.result
 
@@ -99,19 +107,22 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
             case Choice():
                 last = await _choice(part, run, results)
             case Free():
-                last = await part.body(run.at(""), results[EVENT])
+                last = await part.body(*_arguments(part.takes, run.at(""), results))
     return last
 
 
 async def _node(bound: Bound, run: Run, results: Results) -> Any:
     own = run.at(bound.key)
-    # A name that is missing is one of a member that failed, in a `parallel` that collects: bound as `T | None`.
-    arguments = [own if name == RUN else results.get(name) for name in bound.takes]
-    result = await step(own, bound.node, arguments, uses=bound.uses)
+    result = await step(own, bound.node, _arguments(bound.takes, own, results), uses=bound.uses)
     if isinstance(result, Stop):
         raise _Stopped(result.result)
     results[bound.key] = result
     return result
+
+
+def _arguments(takes: Takes, run: Run, results: Results) -> list[Any]:
+    """A name that is missing is one of a member that failed, in a `parallel` that collects: bound as `T | None`."""
+    return [run if each == RUN else each if isinstance(each, Taken) else results.get(each) for each in takes]
 
 
 async def _together(part: Together, run: Run, results: Results) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
 from hashlib import blake2b
+from itertools import takewhile
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, get_type_hints, overload
 from uuid import UUID, uuid4
 
@@ -13,35 +14,28 @@ import msgspec
 from msgspec import Raw, Struct, json
 from msgspec.structs import replace
 
+from schemas import Event
+from schemas.catalog import Catalog
 from service.errors import Reject, WiringError
 from service.failpoints import hit
 from service.settings import Settings
-from workers.clients.llm import Llm
-from workers.clients.vectors import Vectors
-from workers.clients.web import Web
+from workers.kit.emit import child, count
 from workers.kit.flow import Node, Stop, where
-from workers.kit.handles import RunVectors, RunWeb
+from workers.kit.handles import Clients, RunVectors, RunWeb
 from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, Stale
 from workers.kit.record import OnRecord, check_size, failed, in_time, note
-from workers.kit.resources import Open, Resources, Uses, given_by
+from workers.kit.resources import Open, Uses, given_by
 from workers.kit.run_llm import Ledger, RunLlm, Whole, as_it_is
 from workers.kit.scope import fits, named
 from workers.kit.signature import returned
+from workers.kit.state import Load, State, close_states, no_states, open_states, set_states, taken
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S", bound=Struct)
 
 CHEAP_MS: Final = 5.0
 DRAWN_MAX: Final = 1000
-
-
-class Clients(Struct, frozen=True):
-    """What a worker opens once and every run uses."""
-
-    llm: Llm
-    vectors: Vectors
-    web: Web
-    resources: Resources = msgspec.field(default_factory=Resources)
 
 
 class Run(Struct, frozen=True):
@@ -63,6 +57,8 @@ class Run(Struct, frozen=True):
     limits_s: Mapping[Node, float] = {}
     resources: Sequence[Open] = ()
     simulated: bool = False
+    catalog: Catalog = {}
+    load: Load = no_states
     step_key: str = ""
     effects: Effects = msgspec.field(default_factory=Effects)
 
@@ -88,6 +84,26 @@ class Run(Struct, frozen=True):
     def web(self) -> RunWeb:
         return RunWeb(self.event_id, self.step_key, self.clients.web, self.effects)
 
+    def emit(self, event: Event, *, key: str | None = None, due_at: datetime | None = None) -> None:
+        """Say another event: stored with this one's end, in the same transaction, once however often the step is tried.
+
+        Its `source` is `/events/{event_id}`. Raises Reject where the door would not take it.
+        """
+        child_id = f"{self.number}/{self.step_key}/{len(self.effects.children) + 1}"
+        said = child(self.catalog, event, self.step_key, child_id, key, due_at, self.settings.body_max)
+        count(self.facts, said)
+        self.effects.children.append(said)
+
+    @overload
+    async def step(
+        self, node: Callable[Concatenate["Run", State[S], P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+
+    @overload
+    async def step(
+        self, node: Callable[Concatenate[State[S], P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T: ...
+
     @overload
     async def step(
         self, node: Callable[Concatenate["Run", P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
@@ -97,7 +113,7 @@ class Run(Struct, frozen=True):
     async def step(self, node: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 
     async def step(self, node: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any) -> Any:
-        """Run a node as a step of a free-form pipeline; its Run, where it takes one, is put in.
+        """Run a node as a step of a free-form pipeline; its Run and its State are put in where it takes them.
 
         The step's key is the node, a hash of its arguments and the how-manieth with these: steps may come in any order.
         """
@@ -106,7 +122,7 @@ class Run(Struct, frozen=True):
         by_name = {name: each for name, each in sorted(kwargs.items()) if not is_resource(each)}
         hashed = blake2b(json.encode([given, by_name]), digest_size=6).hexdigest()
         own = self.at(self._numbered(f"{node.__name__}:{hashed}"))
-        inserted = [own] if takes_run(node) else []
+        inserted = [own if each is Run else each for each in put_in(node)]
         return await step(own, node, [*inserted, *args], kwargs)
 
     async def resource(self, kind: type[T]) -> T:
@@ -179,23 +195,29 @@ async def step(
         given = list(arguments)
         for place, opening in uses:
             given[place] = await run.clients.resources.get(opening)
-        result = await in_time(node(*given, **(named or {})), where(node), run.limits_s.get(node))
-        await _keep(run, record.at, result, record.ms)
+        given = await open_states(given, run.facts, run.load)
+        try:
+            result = await in_time(node(*given, **(named or {})), where(node), run.limits_s.get(node))
+            await _keep(run, record, result, given)
+        finally:
+            close_states(given, run.facts)
         return result
 
 
-async def _keep(run: Run, at: datetime, result: Any, ms: float) -> None:
+async def _keep(run: Run, record: OnRecord, result: Any, given: Sequence[Any]) -> None:
     stopped = isinstance(result, Stop)
     told = Raw(json.encode(result.result if stopped else result))
     check_size(f"the result of step {run.step_key}", len(told), run.settings.result_max)
-    entry = json.encode(Entry(told, stopped, run.effects.documents))
-    kept = Kept(run.step_key, at, entry)
-    if run.effects.outside or ms > CHEAP_MS:
+    effects = run.effects
+    entry = Entry(told, stopped, effects.documents, effects.children, set_states(given))
+    took_state = any(isinstance(each, State) for each in given)
+    kept = Kept(run.step_key, record.at, json.encode(entry), took_state, bool(effects.children))
+    if effects.outside or record.ms > CHEAP_MS:
         await run.keep(run.event_id, run.number, run.claim, kept)
     else:
         run.facts.kept.append(kept)
     run.facts.progress = True
-    run.facts.documents.extend(run.effects.documents)
+    run.facts.ask(entry)
 
 
 def _replayed(run: Run, node: Node, stored: Raw) -> Any:
@@ -209,12 +231,17 @@ def _replayed(run: Run, node: Node, stored: Raw) -> Any:
         )
         failed(run.facts, run.step_key, datetime.now(UTC), 0.0, misfit)
         raise misfit from error
-    run.facts.documents.extend(entry.documents)
+    for each in entry.children:
+        count(run.facts, each)
+    run.facts.ask(entry)
     note(run.facts, run.step_key, datetime.now(UTC), 0.0, "replayed")
     return result
 
 
 @cache
-def takes_run(node: Node) -> bool:
-    """Whether a node's first parameter is the run."""
-    return next(iter(get_type_hints(node).values()), None) is Run
+def put_in(node: Node) -> list[Any]:
+    """What a node takes before the arguments that a free-form pipeline gives: the Run, then States."""
+    hints = [hint for name, hint in get_type_hints(node).items() if name != "return"]
+    before = [Run] if hints[:1] == [Run] else []
+    states = (taken(hint, where(node)) for hint in hints[len(before) :])
+    return [*before, *takewhile(lambda each: each is not None, states)]

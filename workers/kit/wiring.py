@@ -1,8 +1,9 @@
 """Which pipeline runs for which event: found in a package, checked whole, before anything is connected to."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from types import ModuleType
+from typing import Any
 
 from msgspec import Struct, ValidationError, convert, json
 from msgspec.structs import asdict
@@ -10,20 +11,33 @@ from msgspec.structs import asdict
 from schemas import Event
 from schemas.catalog import Catalog, modules, type_name
 from service.errors import WiringError
-from workers.kit.binding import bind
+from workers.kit.binding import bind, bind_body
 from workers.kit.checks import check_limits, check_resources
 from workers.kit.drawing import edges
 from workers.kit.pipeline import Pipeline, Retry, Seconds
 from workers.kit.plan import Free, Plan
+from workers.kit.reading import gives, merge, states
 
 
 class Wired(Struct, frozen=True):
-    """A pipeline ready to run, under its name."""
+    """A pipeline ready to run, under its name, with those that run after it.
+
+    `needs_key`: it surely takes an actor's state; of a free-form pipeline that is known when it runs. `followed`: the
+    type of what it is handed of the pipeline that it follows.
+    """
 
     name: str
     type: str
     pipeline: Pipeline
     plan: Plan
+    followers: tuple["Wired", ...] = ()
+    needs_key: bool = False
+    followed: Any = None
+
+    @property
+    def family(self) -> list["Wired"]:
+        """Itself, and all that follow it or each other."""
+        return [self, *(each for follower in self.followers for each in follower.family)]
 
 
 Wiring = Mapping[str, Wired]
@@ -36,32 +50,70 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
     """
     wired: dict[str, Wired] = {}
     places: dict[str, str] = {}
-    for module, name, pipeline in _declared(package):
+    declared = list(_declared(package))
+    for module, name, pipeline in declared:
+        _check(f"{module}.{name}", pipeline, [other for _, _, other in declared])
+    for module, name, pipeline in declared:
         place = f"{module}.{name}"
-        _check(place, pipeline)
+        if pipeline.on is None:
+            continue
         kind = type_name(pipeline.on)
         if kind not in catalog:
             raise WiringError(f'{place} is on "{kind}", which is not in schemas/events/. Put the event there.')
         if kind in wired:
             raise WiringError(f'{places[kind]} and {place} are both on "{kind}". An event has one pipeline.')
         places[kind] = place
-        plan = compiled(pipeline)
-        check_limits(place, pipeline, plan)
-        wired[kind] = Wired(name, kind, pipeline, plan)
+        wired[kind] = connected(name, kind, pipeline, {name: other for _, name, other in declared})
     if missing := sorted(set(catalog) - set(wired)):
         struct = catalog[missing[0]].struct
         raise WiringError(
             f'No pipeline is on "{missing[0]}", which {struct.__module__}.{struct.__name__} declares. '
             "Add one in workers/pipelines/, or take the event away."
         )
+    known: dict[str, type[Struct]] = {}
+    for each in everyone(wired):
+        check_limits(each.name, each.pipeline, each.plan)
+        merge(known, states(each.plan))
     return wired
+
+
+def connected(name: str, kind: str, pipeline: Pipeline, all_of_them: Mapping[str, Pipeline]) -> Wired:
+    """A pipeline with its followers, and theirs."""
+    followers = (
+        connected(other, kind, each, all_of_them) for other, each in all_of_them.items() if each.after is pipeline
+    )
+    plan = compiled(pipeline)
+    gave = None if pipeline.after is None else gives(compiled(pipeline.after))
+    return Wired(name, kind, pipeline, plan, tuple(followers), bool(states(plan)), gave)
+
+
+def everyone(wiring: Wiring) -> list[Wired]:
+    """Every pipeline, the followers too."""
+    return [each for root in wiring.values() for each in root.family]
+
+
+def chosen(wiring: Wiring, kind: str, reaction: str | None) -> Wired | None:
+    """Who runs an event of this type: the pipeline on it, or of those behind it the one named."""
+    root = wiring.get(kind)
+    if root is None or reaction is None:
+        return root
+    return next((each for each in root.family if each.name == reaction), None)
 
 
 def compiled(pipeline: Pipeline) -> Plan:
     """What runs. Raises WiringError where a parameter can't be bound."""
-    if pipeline.body is not None:
-        return (Free(pipeline.body),)
-    return bind(pipeline.flow, pipeline.on, pipeline.resources)
+    event = _said(pipeline)
+    followed = None if pipeline.after is None else gives(compiled(pipeline.after))
+    if pipeline.body is None:
+        return bind(pipeline.flow, event, pipeline.resources, followed)
+    return (Free(pipeline.body) if pipeline.after is None else bind_body(pipeline.body, event, followed),)
+
+
+def _said(pipeline: Pipeline) -> type[Event]:
+    if pipeline.after is not None:
+        return _said(pipeline.after)
+    assert pipeline.on is not None, "checked before"
+    return pipeline.on
 
 
 class _Options(Struct, frozen=True):
@@ -69,9 +121,15 @@ class _Options(Struct, frozen=True):
     timeout_s: Seconds
 
 
-def _check(place: str, pipeline: Pipeline) -> None:
+def _check(place: str, pipeline: Pipeline, declared: Sequence[Pipeline]) -> None:
     """A Struct's bounds hold where it is decoded, not where it is made."""
-    if not (isinstance(pipeline.on, type) and issubclass(pipeline.on, Event)):
+    if (pipeline.on is None) == (pipeline.after is None):
+        raise WiringError(f"{place} is to be `on` an event or `after` a pipeline. Give it one of the two.")
+    if pipeline.after is not None and not any(pipeline.after is other for other in declared):
+        raise WiringError(
+            f"{place} is after something that is no pipeline of workers/pipelines/. Name one of its values."
+        )
+    if pipeline.on is not None and not (isinstance(pipeline.on, type) and issubclass(pipeline.on, Event)):
         raise WiringError(f"{place} is on {pipeline.on!r}, which is no Event. Name the class.")
     if not isinstance(pipeline.retry, Retry):
         raise WiringError(f"{place}: retry is {pipeline.retry!r}. Write Retry(attempts=…).")

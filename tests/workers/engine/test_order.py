@@ -44,7 +44,19 @@ def incoming(n: int, key: str | None) -> Incoming:
 
 
 def columns(each: Incoming) -> Sequence[Any]:
-    row = (each.event_id, "default", each.source, each.id, each.type, each.partitionkey, "{}", each.data.decode(), None)
+    row = (
+        each.event_id,
+        "default",
+        each.source,
+        each.id,
+        each.type,
+        each.partitionkey,
+        "{}",
+        each.data.decode(),
+        None,
+        None,
+        None,
+    )
     return [[value] for value in row]
 
 

@@ -13,8 +13,9 @@ from workers.clients.breaker import Policy
 from workers.clients.llm import Call, Llm
 from workers.clients.vectors import Vectors
 from workers.clients.web import open_web
+from workers.kit.handles import Clients
 from workers.kit.memory import Facts, Kept
-from workers.kit.run import Clients, Run
+from workers.kit.run import Run
 
 NOWHERE = Settings(database_url="postgresql://127.0.0.1:9/nowhere")
 

@@ -11,7 +11,7 @@ from service.errors import WiringError
 from workers.kit import Run, parallel, route
 from workers.kit.binding import bind
 from workers.kit.flow import Flow, Route
-from workers.kit.plan import EVENT, RUN, Bound, Choice, Plan, Together
+from workers.kit.plan import EVENT, RUN, Bound, Choice, Plan, Takes, Together
 
 
 class Asked(Event, tag="asked", frozen=True):
@@ -60,9 +60,9 @@ async def anything() -> str:
     return "anything"
 
 
-def taken(plan: Plan) -> dict[str, tuple[str, ...]]:
+def taken(plan: Plan) -> dict[str, Takes]:
     """Step key → the names of what it takes, of the whole plan."""
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, Takes] = {}
     for part in plan:
         match part:
             case Bound():
@@ -77,7 +77,7 @@ def taken(plan: Plan) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def takes(flow: Flow, key: str) -> tuple[str, ...]:
+def takes(flow: Flow, key: str) -> Takes:
     return taken(bind(flow, Asked))[key]
 
 

@@ -15,7 +15,7 @@ from service.errors import WiringError
 from workers.kit import parallel
 from workers.kit.binding import bind
 from workers.kit.flow import Element
-from workers.kit.plan import EVENT, Bound, Plan, Together
+from workers.kit.plan import EVENT, Bound, Plan, Takes, Together
 
 
 class Said(Event, tag="said", frozen=True):
@@ -97,7 +97,7 @@ def flow(layers: Layers) -> list[Element]:
     return [layer[0] if len(layer) == 1 else parallel(*layer) for layer in made]
 
 
-def takes(plan: Plan) -> dict[str, tuple[str, ...]]:
+def takes(plan: Plan) -> dict[str, Takes]:
     members = [each for part in plan for each in (chain(*part.members) if isinstance(part, Together) else [part])]
     return {each.key: each.takes for each in members if isinstance(each, Bound)}
 
