@@ -82,7 +82,7 @@ async def board_on(settings: Settings, whole: Program | None = None, workers: in
 
 async def _ready(board: Board, workers: int) -> bool:
     drawn = await board.sql("select 1 from pipelines")
-    return len((await board.http.get("/workers")).json()["items"]) >= workers and bool(drawn)
+    return len((await board.http.get("/workers")).json()["items"]) >= workers and (bool(drawn) or not workers)
 
 
 class _Inside(uvicorn.Server):

@@ -19,7 +19,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from schemas import Event
-from workers.kit import Pipeline, Reject, Retry, Run, Stop, each, parallel, pipeline, route
+from workers.kit import Pipeline, Reject, Retry, Run, State, Stop, each, parallel, pipeline, route
 
 
 class Opened(Event, tag="opened", frozen=True):
@@ -44,6 +44,20 @@ async def language(run: Run, ticket: Opened) -> Language:
 
 async def by_urgency(triage: Triage) -> Literal["high", "low"]:
     return triage.urgency
+
+
+class Talk(Struct, frozen=True):
+    turns: tuple[str, ...] = ()
+
+
+async def note(run: Run, talk: State[Talk], text: str) -> int:
+    talk.set(Talk((*talk.value.turns, text)))
+    run.emit(Opened(text), key=run.key)
+    return len(talk.value.turns)
+
+
+async def recall(talk: State[Talk], n: int) -> str:
+    return talk.value.turns[n]
 
 
 async def finish(run: Run, ticket: Opened, language: Language | None) -> None:
@@ -106,6 +120,20 @@ async def critic(run: Run, ticket: Opened) -> tuple[datetime, float, UUID, Langu
         if triage.urgency == "high" and not isinstance(await run.step(look, browser, found), Stop):
             return run.now(), run.random(), run.uuid(), found
     return None
+
+
+told = Pipeline(after=support, flow=[classify])
+
+
+@pipeline(after=told)
+async def free(run: Run, ticket: Opened, triage: Triage) -> str:
+    turns = await run.step(note, ticket.body)
+    return await run.step(recall, turns - 1)
+
+
+@pipeline(on=Opened, timeout_s=5)
+async def alone(run: Run, ticket: Opened) -> int:
+    return await run.step(note, text=ticket.body)
 """
 WRONG = {
     "a reply taken for another type": (
@@ -138,7 +166,7 @@ WRONG = {
     ),
     "a pipeline on no event": (
         "p = Pipeline(on=Triage, flow=[classify])\n",
-        'Argument "on" to "Pipeline" has incompatible type "type[Triage]"; expected "type[Event]"',
+        'Argument "on" to "Pipeline" has incompatible type "type[Triage]"; expected "type[Event] | None"',
     ),
     "a pipeline on an event's name": (
         "p = Pipeline(on='opened', flow=[classify])\n",
@@ -215,6 +243,34 @@ WRONG = {
     "a time that is a number": (
         "async def bad(run: Run) -> float:\n    return run.now()\n",
         'Incompatible return value type (got "datetime", expected "float")',
+    ),
+    "a state of another type": (
+        "async def bad(talk: State[Talk]) -> None:\n    talk.set(Triage('high'))\n",
+        'Argument 1 to "set" of "State" has incompatible type "Triage"; expected "Talk"',
+    ),
+    "a state that is changed": (
+        "async def bad(talk: State[Talk]) -> None:\n    talk.value = Talk()\n",
+        'Property "value" defined in "State" is read-only',
+    ),
+    "a state of no Struct": (
+        "async def bad(talk: State[int]) -> None: ...\n",
+        'Type argument "int" of "State" must be a subtype of "Struct"',
+    ),
+    "a child that is no event": (
+        "async def bad(run: Run) -> None:\n    run.emit(Triage('high'))\n",
+        'Argument 1 to "emit" of "Run" has incompatible type "Triage"; expected "Event"',
+    ),
+    "a key by its place": (
+        "async def bad(run: Run) -> None:\n    run.emit(Opened(''), 'ann')\n",
+        'Too many positional arguments for "emit" of "Run"',
+    ),
+    "a step of a node with a state, and a wrong argument": (
+        "async def bad(run: Run) -> None:\n    await run.step(note, 5)\n",
+        'No overload variant of "step" of "Run" matches argument types',
+    ),
+    "a pipeline after an event": (
+        "p = Pipeline(after=Opened, flow=[classify])\n",
+        'Argument "after" to "Pipeline" has incompatible type "type[Opened]"; expected "Pipeline | None"',
     ),
     "a search that is no list of texts": (
         "async def bad(run: Run) -> list[str]:\n    return await run.vectors.search('tickets', 'x')\n",

@@ -9,9 +9,12 @@ import pytest
 
 import schemas.events
 import workers.pipelines
+from schemas import Event
 from schemas.catalog import discover
 from service.errors import WiringError
 from tests.workers.kit.packages import package
+from workers.kit import Stop, each, parallel, reading, route
+from workers.kit.binding import bind
 from workers.kit.wiring import Wiring, graph, wire
 
 EVENTS = """
@@ -126,3 +129,99 @@ def test_the_graph_of_the_worked_example() -> None:
     assert {"name": "by_urgency", "kind": "router"} in drawn
     assert {"from": "answer/draft_reply", "to": "answer/check_reply", "label": None} in msgspec.json.decode(arrows)
     assert {"from": "by_urgency", "to": "close/close", "label": "close"} in msgspec.json.decode(arrows)
+
+
+BEHIND = (
+    PIPELINES
+    + """
+    from HERE.answers import answers
+    from workers.kit import Run, pipeline
+
+    async def shout(text: str) -> str:
+        return text.upper()
+
+    loud = Pipeline(after=answers, flow=[shout])
+
+    @pipeline(after=loud)
+    async def twice(run: Run, text: str, asked: Asked) -> int:
+        return 2
+"""
+)
+
+
+def test_followers_stand_behind_what_they_follow_and_take_what_it_gives(tmp_path: Path) -> None:
+    answers = wired(tmp_path, {"answers.py": ANSWERS, "behind.py": BEHIND, "news.py": NEWS})["question.asked"]
+    assert [(each.name, each.type, each.followed) for each in answers.family] == [
+        ("answers", "question.asked", None),
+        ("loud", "question.asked", str),
+        ("twice", "question.asked", str),
+    ]
+    assert [each.name for each in answers.followers] == ["loud"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("late = Pipeline(on=Asked, after=answers, flow=[shout])", "is to be `on` an event or `after` a pipeline"),
+        ("late = Pipeline(flow=[shout])", "is to be `on` an event or `after` a pipeline"),
+        (
+            "late = Pipeline(after=Pipeline(on=Asked, flow=[answer]), flow=[shout])",
+            "is after something that is no pipeline of workers/pipelines/",
+        ),
+        ("late = Pipeline(after=answers, flow=[listen])", "nothing upstream gives parameter `told: Told`"),
+    ],
+)
+def test_a_follower_that_does_not_fit_is_refused(tmp_path: Path, wrong: str, told: str) -> None:
+    late = f"{BEHIND}\n    {wrong}\n"
+    assert told in refusal(tmp_path, {"answers.py": ANSWERS, "behind.py": late, "news.py": NEWS})
+
+
+STATES = """
+    from msgspec import Struct
+    from workers.kit import State
+
+    class Mood(Struct, frozen=True):
+        calm: bool = True
+
+    async def feel(mood: State[Mood]) -> None: ...
+"""
+
+
+def test_two_states_of_one_name_are_refused(tmp_path: Path) -> None:
+    both = [text.replace("flow=[", "flow=[feel, ") for text in (ANSWERS, NEWS)]
+    files = {f"{name}.py": STATES + text for name, text in zip(("answers", "news"), both, strict=True)}
+    said = refusal(tmp_path, files)
+    assert ".answers and " in said
+    assert ".news both call a state `Mood`. Rename one." in said
+
+
+async def _draw() -> str:
+    return "x"
+
+
+async def _letters() -> list[str]:
+    return ["x"]
+
+
+async def _count(letter: str) -> int:
+    return 1
+
+
+async def _may_stop() -> str | Stop:
+    return Stop(1)
+
+
+@pytest.mark.parametrize(
+    ("flow", "gives"),
+    [
+        ([_draw], str),
+        ([_letters, each(_count)], list[int]),
+        ([parallel(_draw, _letters)], None),
+        ([route(_draw, {"x": [_count]}, otherwise=[_count])], int),
+        ([route(_draw, {"x": [_count]}, otherwise=[])], None),
+        ([_may_stop, _draw], None),
+        ([], None),
+    ],
+)
+def test_what_a_pipeline_gives_is_known_where_it_is_one_type(flow: Any, gives: Any) -> None:
+    assert reading.gives(bind(flow, Event)) == gives

@@ -1,0 +1,101 @@
+"""Children, followers and state, with workers that are killed around every commit, again and again."""
+
+from typing import Any, Final
+
+from msgspec import json
+
+from tests.eventually import eventually
+from tests.faults.rig import Rig
+from tests.faults.usercode import EVENTS, FILES, NODES, PIPELINES
+
+KIDS: Final = 3
+KEYS: Final = 4
+SENT: Final = 48
+KILLS: Final = 5
+ODDS: Final = "step=kill@0.01,claim_committed=kill@0.03,settle_begin=kill@0.05,settle_committed=kill@0.05"
+
+FAMILY: Final = {
+    **FILES,
+    "schemas/events/probe.py": EVENTS
+    + """
+
+class Family(Event, tag="probe.family", frozen=True):
+    token: str
+    n: int
+
+
+class Kid(Event, tag="probe.kid", frozen=True):
+    token: str
+""",
+    "workers/nodes/probe.py": NODES.replace("Crash, Once", "Crash, Family, Kid, Once").replace(
+        "Reject, Run", "Reject, Run, State"
+    )
+    + f"""
+
+class Book(Struct, frozen=True):
+    born: list[int] = []
+
+
+class Born(Struct, frozen=True):
+    n: int
+
+
+async def bear(run: Run, event: Family, book: State[Book]) -> Born:
+    for each in range({KIDS}):
+        run.emit(Kid(f"{{event.token}}/{{each}}"), key=run.key if each else None)
+    book.set(Book([*book.value.born, event.n]))
+    await asyncio.sleep(0.01 if event.n % 2 else 0)
+    return Born(event.n)
+
+
+async def rest(born: Born) -> Born:
+    await asyncio.sleep(0.01)
+    return born
+
+
+async def kid(event: Kid) -> None: ...
+
+
+async def watch(born: Born) -> int:
+    return born.n
+""",
+    "workers/pipelines/probe.py": PIPELINES.replace("Crash, Once", "Crash, Family, Kid, Once")
+    + """
+probe_family = Pipeline(on=Family, flow=[probe.bear, probe.rest], retry=RETRY)
+probe_kid = Pipeline(on=Kid, flow=[probe.kid], retry=RETRY)
+probe_watch = Pipeline(after=probe_family, flow=[probe.watch], retry=RETRY)
+""",
+}
+
+
+async def test_row_02_children_followers_and_state_happen_once(rig: Rig) -> None:
+    tree = rig.newer(FAMILY)
+    await rig.api(tree=tree)
+    await rig.worker(tree=tree, concurrency=10)
+    for _ in range(2):
+        await rig.keep(lambda: rig.worker(tree=tree, concurrency=10, failpoints=ODDS))
+    for n in range(SENT):
+        await rig.load.send("probe.family", key=f"key-{n % KEYS}", n=n)
+    await eventually(lambda: _ended(rig), 120)
+    rows = await rig.sql("select * from events")
+    by_parent: dict[Any, list[str]] = {}
+    for row in rows:
+        by_parent.setdefault(row["parent"], []).append(row["id"])
+    parents = [row for row in rows if row["type"] == "probe.family" and row["reaction"] is None]
+    assert len(parents) == SENT
+    wanted = sorted(["1/after/probe_watch", *(f"1/bear/{n}" for n in range(1, KIDS + 1))])
+    for row in parents:
+        assert sorted(by_parent[row["event_id"]]) == wanted
+    assert len(rows) == SENT * (2 + KIDS)
+    assert sorted(row["result"] for row in rows if row["reaction"]) == sorted(
+        f"{row['result'][5:-1]}" for row in parents
+    )
+    states = {row["key"]: json.decode(row["value"]) for row in await rig.sql("select key, value from states")}
+    assert states == {f"key-{k}": {"born": list(range(k, SENT, KEYS))} for k in range(KEYS)}
+    assert rig.faults >= KILLS
+
+
+async def _ended(rig: Rig) -> bool:
+    rows = await rig.sql("select status, error from events")
+    assert all(row["status"] in ("open", "succeeded") for row in rows), rows
+    return len(rows) == SENT * (2 + KIDS) and all(row["status"] == "succeeded" for row in rows)
