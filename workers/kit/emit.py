@@ -21,7 +21,9 @@ def child(
 ) -> Child:
     """Raises Reject, which names the step, for what the door would not take."""
     if not step:
-        raise Reject(f"run.emit({type(event).__name__}): emit in a node, and run that by `await run.step(…)`.")
+        raise Reject(
+            f"run.emit({type(event).__name__}): emit while a node runs, in the free form by `await run.step(…)`."
+        )
     kind = catalog.get(type_name(type(event)))
     if kind is None:
         raise Reject(f'{step} emits "{type_name(type(event))}", which is not in schemas/events/.')

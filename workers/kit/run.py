@@ -90,7 +90,8 @@ class Run(Struct, frozen=True):
         Its `source` is `/events/{event_id}`. Raises Reject where the door would not take it.
         """
         child_id = f"{self.number}/{self.step_key}/{len(self.effects.children) + 1}"
-        said = child(self.catalog, event, self.step_key, child_id, key, due_at, self.settings.body_max)
+        step_key = "" if self.effects.over else self.step_key
+        said = child(self.catalog, event, step_key, child_id, key, due_at, self.settings.body_max)
         count(self.facts, said)
         self.effects.children.append(said)
 

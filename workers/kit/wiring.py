@@ -49,20 +49,19 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
     Raises WiringError where an event has no pipeline or two, an option is out of bounds or a parameter can't be bound.
     """
     wired: dict[str, Wired] = {}
-    places: dict[str, str] = {}
     declared = list(_declared(package))
-    for module, name, pipeline in declared:
-        _check(f"{module}.{name}", pipeline, [other for _, _, other in declared])
-    for module, name, pipeline in declared:
-        place = f"{module}.{name}"
+    places = {name: f"{module}.{name}" for module, name, _ in declared}
+    for _, name, pipeline in declared:
+        _check(places[name], pipeline, [other for _, _, other in declared])
+    for _, name, pipeline in declared:
         if pipeline.on is None:
             continue
         kind = type_name(pipeline.on)
         if kind not in catalog:
-            raise WiringError(f'{place} is on "{kind}", which is not in schemas/events/. Put the event there.')
+            raise WiringError(f'{places[name]} is on "{kind}", which is not in schemas/events/. Put the event there.')
         if kind in wired:
-            raise WiringError(f'{places[kind]} and {place} are both on "{kind}". An event has one pipeline.')
-        places[kind] = place
+            both = f"{places[wired[kind].name]} and {places[name]}"
+            raise WiringError(f'{both} are both on "{kind}". An event has one pipeline.')
         wired[kind] = connected(name, kind, pipeline, {name: other for _, name, other in declared})
     if missing := sorted(set(catalog) - set(wired)):
         struct = catalog[missing[0]].struct
@@ -72,7 +71,7 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
         )
     known: dict[str, type[Struct]] = {}
     for each in everyone(wired):
-        check_limits(each.name, each.pipeline, each.plan)
+        check_limits(places[each.name], each.pipeline, each.plan)
         merge(known, states(each.plan))
     return wired
 

@@ -28,7 +28,7 @@ NODES = """
 
     from schemas import Event
     from schemas.events.broken import Asked
-    from workers.kit import Pipeline, Retry, Run, each, parallel, route
+    from workers.kit import Pipeline, Retry, Run, State, each, parallel, route
 
 
     class One(Struct, frozen=True):
@@ -58,6 +58,7 @@ NODES = """
     @asynccontextmanager
     async def open_untyped():
         yield 1
+    async def stateful(one: State[int]) -> None: ...
     @asynccontextmanager
     async def open_two() -> AsyncIterator[Two]:
         yield Two("")
@@ -98,6 +99,9 @@ FLOWS = {
     "[one], retry=5": ["broken.broken: retry is 5. Write Retry(attempts=…)."],
     "[one], retry=Retry(attempts=0)": ["broken.broken: Expected `int` >= 1", "attempts"],
     "[one], timeout_s=0": ["broken.broken: Expected `float` > 0", "timeout_s"],
+    "[one], after='broken.asked'": ["broken.broken is after something that is no pipeline of workers/pipelines/."],
+    "[one], on=Asked, after=5": ["broken.broken is to be `on` an event or `after` a pipeline. Give it one of the two."],
+    "[stateful]": ["broken.stateful: parameter `one` takes ", "write State[…] of a frozen msgspec Struct."],
     "[one], on='broken.asked'": ["broken.broken is on 'broken.asked', which is no Event. Name the class."],
     "[], on=_Elsewhere": [
         'broken.broken is on "broken.elsewhere", which is not in schemas/events/. Put the event there.'
@@ -118,7 +122,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_wiring_error_is_one_sentence(copy: Path, flow: str) -> None:
-    on = "" if "on=" in flow else ", on=Asked"
+    on = "" if "on=" in flow or "after=" in flow else ", on=Asked"
     text = f"{dedent(NODES)}broken = Pipeline(flow={flow}{on})\n"
     (copy / "workers/pipelines/broken.py").write_text(text, encoding="utf-8")
     environment = {"PATH": os.environ["PATH"], "HOME": str(copy), "PYTHONDONTWRITEBYTECODE": "1", **NOWHERE}

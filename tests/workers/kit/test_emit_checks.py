@@ -62,8 +62,12 @@ async def test_what_the_door_would_not_take_is_refused_and_names_the_step(name: 
 
 async def test_it_is_said_in_a_step_only() -> None:
     async with open_run() as run:
-        with pytest.raises(Reject, match=r"emit in a node, and run that by `await run\.step"):
+        with pytest.raises(Reject, match=r"emit while a node runs, in the free form by `await run\.step"):
             run.emit(Said())
+        own = run.at("tell")
+        own.effects.over = True  # the node has returned, and left something running
+        with pytest.raises(Reject, match="emit while a node runs"):
+            own.emit(Said())
 
 
 @pytest.mark.parametrize(("size", "times"), [(1, EMIT_MAX), (1_000_000, EMIT_BYTES_MAX // 1_000_000)])

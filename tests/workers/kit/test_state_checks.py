@@ -84,7 +84,7 @@ def taking(hint: Any) -> Callable[..., Any]:
 )
 def test_what_can_be_no_state_is_said_at_boot(hint: Any, told: str) -> None:
     said = refusal([taking(hint)])
-    assert "test_state.node: parameter `mood`" in said
+    assert "test_state_checks.node: parameter `mood`" in said
     assert told in said
 
 
@@ -99,7 +99,7 @@ def test_one_step_at_a_time_has_it() -> None:
 def test_two_states_of_one_name_are_refused() -> None:
     other: Any = new_class("Mood", (Struct,), {"frozen": True})
     other.__module__ = "elsewhere"
-    with pytest.raises(WiringError, match=r"test_state and elsewhere both call a state `Mood`. Rename one."):
+    with pytest.raises(WiringError, match=r"test_state_checks and elsewhere both call a state `Mood`. Rename one."):
         merge({"Mood": Mood}, {"Mood": other})
 
 
