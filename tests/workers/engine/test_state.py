@@ -171,17 +171,25 @@ async def _invalid(board: Board) -> dict[str, Any]:
 
 
 async def note(run: Run, state: State[Talk], text: str) -> Reply:
-    if text == "slowly":
-        await asyncio.sleep(SLOW_S)
     state.set(Talk([*state.value.turns, text]))
     return Reply(len(state.value.turns))
 
 
 async def test_the_free_form_fills_it_and_lets_one_step_have_it(settings: Settings) -> None:
+    holds, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(state: State[Talk]) -> None:
+        holds.set()
+        await go_on.wait()
+
+    async def beside(run: Run) -> None:
+        await holds.wait()
+        await run.step(note, "beside")
+
     @pipeline(on=Asked, retry=QUICK)
     async def free(run: Run, event: Asked) -> Reply:
         if event.text == "both":
-            await asyncio.gather(run.step(note, "slowly"), run.step(note, "beside"))
+            await asyncio.gather(run.step(hold), beside(run))
         await run.step(note, event.text)
         return await run.step(note, "end")
 
@@ -190,6 +198,7 @@ async def test_the_free_form_fills_it_and_lets_one_step_have_it(settings: Settin
         assert event["result"] == {"turns": 2}
         assert await states(board, "ann") == {"Talk": {"turns": ["hello", "end"]}}
         both = await board.ended(await board.send("asked", {"text": "both"}, partitionkey="ann"))
+        go_on.set()
         assert "two steps side by side take the state Talk" in both["error"]["message"]
         keyless = await board.ended(await board.send("asked", {"text": "hello"}))
         assert (keyless["status"], keyless["error"]["kind"]) == ("dead", "Reject")
