@@ -1,7 +1,7 @@
 """The rig: our real programs as child processes, against a real Postgres and a real Redis that can be hurt.
 
     async def test_row_99_something(rig: Rig) -> None:
-        rig.expects_s = 30                          # I6: how long it may take to come to rest, 30 s unless told
+        rig.expects_s = 30                          # I6: the longest pause until all is at rest, 30 s unless told
         await rig.api()                             # `python -m service`; each call starts one more
         one = await rig.worker(concurrency=50)      # `python -m workers`; keywords are settings (CALLBOARD_…)
         two = await rig.worker(doors=True)          # behind its own proxies: two.redis.turn("blackhole"), two.postgres
@@ -95,7 +95,12 @@ class Child:
 
     async def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """Its exit status; negative: the signal that ended it."""
-        await eventually(lambda: _fact(not self.running), timeout_s)
+        try:
+            await eventually(lambda: _fact(not self.running), timeout_s)
+        except AssertionError:
+            self.tell(signal.SIGABRT)  # it says where it hangs
+            await asyncio.to_thread(self.process.wait, PATIENCE_S)
+            raise
         return int(self.process.returncode)
 
 
@@ -224,8 +229,7 @@ class Rig:
         try:
             await eventually(started, START_S)
         except AssertionError:
-            child.tell(signal.SIGABRT)  # it says where it hangs
-            await child.ended()
+            await child.ended(0)
             raise
 
     async def _answers(self, http: httpx.AsyncClient, child: Child) -> bool:
