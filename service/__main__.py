@@ -1,13 +1,13 @@
 """`python -m service`: the API, until SIGTERM."""
 
-import signal
 import sys
+
+from service.signals import leave, on_end
 
 
 def main() -> int:
     """A signal during the imports, which take a second, ends it as orderly: nothing is accepted yet."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: sys.exit(0))
+    on_end(leave)
     from service.http.serve import main as serve
 
     return serve()

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import sys
 
 from prompts import PromptError
@@ -12,6 +11,7 @@ from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
 from service.settings import Settings, load
+from service.signals import ignore, on_end
 from service.supervise import end_in_time
 from workers.engine.supervisor import Program, open_worker
 from workers.hosted import program
@@ -44,8 +44,8 @@ def check_models(settings: Settings) -> None:
 async def run(whole: Program) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, stop.set)
+    on_end(lambda: loop.call_soon_threadsafe(stop.set))
     async with open_worker(whole):
         await stop.wait()
         end_in_time(whole.settings.grace_s)
+    ignore()

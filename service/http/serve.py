@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import sys
 from contextlib import suppress
 from socket import socket
@@ -20,6 +19,7 @@ from service.http.app import create_app
 from service.http.problem import problem
 from service.log import setup
 from service.settings import Settings, load
+from service.signals import leave, on_end
 from service.supervise import end_in_time
 
 BACKLOG = 2048
@@ -39,9 +39,7 @@ def main() -> int:
     except (CallboardError, CatalogError) as error:
         print(f"callboard api: {error}", file=sys.stderr)
         return 1
-    for each in (signal.SIGTERM, signal.SIGINT):
-        # When it has stopped in order, uvicorn raises the signal once more: no failure.
-        signal.signal(each, lambda *_: sys.exit(0))
+    on_end(leave)  # when it has stopped in order, uvicorn raises the signal once more: no failure
     config = uvicorn.Config(
         to_the_last(app),
         host=settings.host,

@@ -1,7 +1,9 @@
 """The two servers behind a rig: really killed, frozen, started again."""
 
 import os
+import random
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import cached_property
@@ -12,6 +14,16 @@ from urllib.parse import parse_qs, urlsplit
 from service.embedded import Server, start_postgres, start_redis, stop
 from tests.faults.usercode import FILES, copy_product
 from tests.processes import all_gone, descendants
+
+PORTS: Final = (20_000, 32_000)
+
+
+def own_port() -> int:
+    """Free, and below those that connections get: one that its program leaves for a moment, nobody else is given."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", random.SystemRandom().randrange(*PORTS)))
+            return int(probe.getsockname()[1])
 
 
 class Machine:
@@ -65,7 +77,7 @@ class Machines:
     """Postgres and Redis of one test process; both run again at the beginning of each rig."""
 
     def __init__(self, folder: Path) -> None:
-        self._redis_port = 0
+        self.redis_port: Final = own_port()
         self.folder: Final = folder
         self.postgres: Final = Machine(lambda: start_postgres(folder / "postgres"))
         self.redis: Final = Machine(self._start_redis)
@@ -76,16 +88,9 @@ class Machines:
         return copy_product(self.folder / "tree", FILES)
 
     async def _start_redis(self) -> Server:
-        server = await start_redis(self.folder / "redis", self._redis_port)
-        self._redis_port = self._port(server)
+        server = await start_redis(self.folder / "redis", self.redis_port)
+        assert urlsplit(server.url).port == self.redis_port, "somebody has taken its port"
         return server
-
-    def _port(self, server: Server) -> int:
-        return urlsplit(server.url).port or 0
-
-    @property
-    def redis_port(self) -> int:
-        return self._redis_port
 
     @property
     def socket(self) -> str:

@@ -1,7 +1,7 @@
 """The rig: our real programs as child processes, against a real Postgres and a real Redis that can be hurt.
 
     async def test_row_99_something(rig: Rig) -> None:
-        rig.expects_s = 30                          # I6: how long it may take to come to rest, 30 s unless told
+        rig.expects_s = 30                          # I6: the longest pause until all is at rest, 30 s unless told
         await rig.api()                             # `python -m service`; each call starts one more
         one = await rig.worker(concurrency=50)      # `python -m workers`; keywords are settings (CALLBOARD_…)
         two = await rig.worker(doors=True)          # behind its own proxies: two.redis.turn("blackhole"), two.postgres
@@ -41,11 +41,11 @@ from service.supervise import end
 from tests.eventually import eventually
 from tests.faults import audit
 from tests.faults.load import Load
-from tests.faults.machines import Machines
+from tests.faults.machines import Machines, own_port
 from tests.faults.proxy import Proxy, Streams, proxy_to
 from tests.faults.sink import Sink, open_sink
 from tests.faults.usercode import copy_product
-from tests.processes import alone, free_port
+from tests.processes import alone
 
 START_S: Final = 120.0  # the imports of a program are three seconds of a processor that may have much else to do
 GRACE_S: Final = 5
@@ -95,7 +95,12 @@ class Child:
 
     async def ended(self, timeout_s: float = PATIENCE_S) -> int:
         """Its exit status; negative: the signal that ended it."""
-        await eventually(lambda: _fact(not self.running), timeout_s)
+        try:
+            await eventually(lambda: _fact(not self.running), timeout_s)
+        except AssertionError:
+            self.tell(signal.SIGABRT)  # it says where it hangs
+            await asyncio.to_thread(self.process.wait, PATIENCE_S)
+            raise
         return int(self.process.returncode)
 
 
@@ -138,7 +143,7 @@ class Rig:
 
     async def api(self, **told: Any) -> Child:
         """Start an API and wait until it answers. `port=` takes the place of one that ended."""
-        told["port"] = told.get("port") or free_port()
+        told["port"] = told.get("port") or own_port()
         child = await self._spawn("api", "service", told)
         child.url = f"http://127.0.0.1:{told['port']}"
         async with httpx.AsyncClient(base_url=child.url, timeout=5) as http:
@@ -155,7 +160,7 @@ class Rig:
     async def start(self, name: str, **told: Any) -> Child:
         """Start an `api` or a `worker` and wait for nothing."""
         module = {"api": "service", "worker": "workers"}[name]
-        return await self._spawn(name, module, {"port": free_port(), **told})
+        return await self._spawn(name, module, {"port": own_port(), **told})
 
     @property
     def apis(self) -> list[Child]:
@@ -224,20 +229,20 @@ class Rig:
         try:
             await eventually(started, START_S)
         except AssertionError:
-            child.tell(signal.SIGABRT)  # it says where it hangs
-            await child.ended()
+            await child.ended(0)
             raise
 
     async def _answers(self, http: httpx.AsyncClient, child: Child) -> bool:
-        assert child.running, child.said
+        if _killed(child):
+            return True
         with suppress(httpx.TransportError):
             return (await http.get("/readyz")).status_code == 200
         return False
 
     async def _registered(self, child: Child) -> bool:
-        if not child.running:
-            raise RuntimeError(f"{child.name} ended with status {child.process.returncode}: {child.said}")
-        return bool(await self.sql("select 1 from workers where pid = $1 and state = 'ready'", child.pid))
+        return _killed(child) or bool(
+            await self.sql("select 1 from workers where pid = $1 and state = 'ready'", child.pid)
+        )
 
     async def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
         """A request to any API, once."""
@@ -333,6 +338,13 @@ class Rig:
 
 def percentile(samples: Sequence[float], share: float) -> float:
     return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]
+
+
+def _killed(child: Child) -> bool:
+    """A failpoint may end it before we see that it has started; by itself it must not end."""
+    if not child.running and child.process.returncode >= 0:
+        raise RuntimeError(f"{child.name} ended with status {child.process.returncode}: {child.said}")
+    return not child.running
 
 
 async def _fact(fact: bool) -> bool:

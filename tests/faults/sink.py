@@ -68,7 +68,14 @@ async def open_sink() -> AsyncIterator[Sink]:
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it, no TCP_NODELAY
     listening.bind(("127.0.0.1", 0))
     listening.listen(1024)
-    config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=300,  # what it hangs up on is an outage to the programs, and no fault of a row
+        timeout_graceful_shutdown=1,
+    )
     server = _Inside(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     sink.url = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -12,7 +12,7 @@ KINDS: Final = ("probe.ask",) * 7 + ("probe.once",) * 4 + ("probe.poison",)
 BEFORE: Final = 40
 SENDERS: Final = 20
 KEYS: Final = 10
-REST_S: Final = 90.0  # mailboxes that filled up meanwhile are emptied one event at a time
+REST_S: Final = 60.0  # put-offs double
 ANSWER_S: Final = 15.0  # longer than the API waits for Postgres before its 503
 
 
