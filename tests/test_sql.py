@@ -113,9 +113,10 @@ async def _queue(connection: Connection) -> None:
         " select event_id, tenant, partitionkey, nextval('place'), 'queued', now(), now(), 'work' from events"
     )
     await connection.execute(
-        "insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider, model,"
-        " tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated) select gen_random_uuid(), event_id, 1, 1, 'step',"
-        " now(), 'prompt', 1, '', '', 'openai', 'model', 9, 9, 0.1, true, 9, 'ok', false from events"
+        "insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider,"
+        " model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated)"
+        " select gen_random_uuid(), event_id, 1, 1, 'step', now(), 'prompt', 1, '', '', 'openai', 'model',"
+        " 9, 9, 0.1, true, 9, 'ok', false from events"
     )
 
 

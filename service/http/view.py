@@ -30,6 +30,7 @@ CALL: Final = (
     "tokens_in",
     "tokens_out",
     "cost_usd",
+    "priced",
     "outcome",
     "cause",
     "simulated",

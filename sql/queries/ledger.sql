@@ -12,6 +12,7 @@ with given as (
     update allowances a set used_usd = a.used_usd + s.usd
     from (select worker, tenant, day, sum(cost_usd) as usd from given where day is not null and not there group by 1, 2, 3) as s
     where a.worker = s.worker and a.tenant = s.tenant and a.day = s.day
+      and (a.used_usd + s.usd <= a.drawn_usd + 0.000001 or $20::boolean)  -- what sums of floats may be off
     returning a.worker, a.tenant, a.day
 ), held as (
     select g.*, g.day is null or exists (select 1 from booked b where (b.worker, b.tenant, b.day) = (g.worker, g.tenant, g.day)) as held
@@ -41,8 +42,9 @@ with given as (
     update calls c
     set tokens_in = m.tokens_in, tokens_out = m.tokens_out, cost_usd = m.cost_usd, ms = m.ms,
         outcome = m.outcome, cause = m.cause, reply = m.reply, simulated = m.simulated,
-        memory = m.outcome = 'ok' and m.claim = coalesce((select w.claim from work w where w.event_id = m.event_id),
-                                                         (select e.claim from events e where e.event_id = m.event_id))
+        memory = m.outcome = 'ok'
+             and m.claim = coalesce((select w.claim from work w where w.event_id = m.event_id),
+                                    (select e.claim from events e where e.event_id = m.event_id), -1)
     from mine m where c.call_id = m.call_id
     returning c.call_id, c.memory
 ), more as (
@@ -69,6 +71,7 @@ with pool as (
     select drawn_usd from budgets where tenant = $2 and day = $3 for update
 ), amount as (
     select greatest($5::double precision, ($4::double precision - drawn_usd) / 16) as usd from pool where drawn_usd + $5 <= $4
+      and exists (select 1 from workers where worker = $1 and state not in ('dead', 'stopped'))
 ), taken as (
     update budgets b set drawn_usd = b.drawn_usd + amount.usd from amount where b.tenant = $2 and b.day = $3
 ), given as (
