@@ -1,6 +1,7 @@
 """Row 1, its price: what a killed worker had under way is charged at its worst case, and paid for again once."""
 
 import asyncio
+import signal
 from collections import Counter
 
 import pytest
@@ -20,7 +21,9 @@ async def test_row_01_what_a_kill_mid_call_costs(rig: Rig) -> None:
     await eventually(lambda: _called(rig, EVENTS))
     opened = await rig.sql("select call_id, cost_usd from calls where outcome = 'open'")
     assert len(opened) == EVENTS
-    await rig.kill(victim)
+    victim.tell(signal.SIGKILL)
+    await victim.ended()
+    rig.injected()
     rig.sink.latency_s = lambda: 0.02
     await rig.worker()
     await judge(rig)
