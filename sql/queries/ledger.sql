@@ -80,6 +80,12 @@ with pool as (
 )
 select usd from amount;
 
+-- name: put_back
+with kept as (
+    update allowances set drawn_usd = drawn_usd - $4 where worker = $1 and tenant = $2 and day = $3 returning tenant, day
+)
+update budgets b set drawn_usd = b.drawn_usd - $4 from kept k where b.tenant = k.tenant and b.day = k.day;
+
 -- name: settled
 -- What is really spent of a day: without what workers hold ready and what calls under way may cost.
 select b.drawn_usd

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -14,10 +15,12 @@ from workers.clients.ledger import BudgetSpent, DaySpent
 from workers.engine.claimed import Claimed
 
 DRAW_TIMEOUT_S: Final = 10.0
+TIDY_EVERY_S: Final = 2.0
 SPREAD_S: Final = 60.0
 SQL: Final = sql.queries("ledger")
 
 Draw = Callable[[float], Awaitable[bool]]
+PutBack = Callable[[float], Awaitable[object]]
 
 
 class Till:
@@ -26,6 +29,7 @@ class Till:
     def __init__(self, left_usd: float) -> None:
         self.left_usd = left_usd
         self._under_way = 0
+        self._used = False
         self._moved: Final = asyncio.Event()
         self._alone: Final = asyncio.Lock()
 
@@ -39,7 +43,16 @@ class Till:
                 await self._moved.wait()
             self.left_usd -= usd
             self._under_way += 1
+            self._used = True
             return True
+
+    async def tidy(self, put_back: PutBack) -> None:
+        """What is left goes back where nothing was reserved since this was last asked."""
+        async with self._alone:
+            if not self._used and not self._under_way and self.left_usd > 0:
+                left_usd, self.left_usd = self.left_usd, 0.0
+                await put_back(left_usd)
+            self._used = False
 
     def settle(self, back_usd: float) -> None:
         self.left_usd += back_usd
@@ -78,6 +91,13 @@ class Purse:
             raise Outage(f"the day's budget: {told}; calls under way hold the rest", 1.0 + random.random())
         until = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
         raise DaySpent(f"the day's budget: {told}", until + timedelta(seconds=random.uniform(0, SPREAD_S)))
+
+    async def run(self) -> None:
+        """Gives back, now and then, what nobody here needs: others may."""
+        while True:
+            await asyncio.sleep(TIDY_EVERY_S)
+            for key, till in list(self._tills.items()):
+                await till.tidy(partial(self._ask, SQL["put_back"], *key))
 
     async def give_back(self) -> None:
         """At the end of the worker: what was drawn and not used is the others'."""

@@ -11,7 +11,7 @@ from service.commits import GroupCommit
 from service.errors import Outage, Unavailable
 from service.resources import Connection, Pool, connect
 from service.settings import Settings
-from service.supervise import supervised
+from service.supervise import Part, supervised
 from workers.clients.llm import Call
 from workers.engine.budget import SQL, Purse
 from workers.engine.claimed import Claimed
@@ -43,7 +43,10 @@ class Ledger:
         self._closing: Final[set[asyncio.Task[Any]]] = set()
 
     async def run(self) -> None:
-        async with supervised({"calls": self._opens.run, "ledger": self._closes.run}):
+        parts: dict[str, Part] = {"calls": self._opens.run, "ledger": self._closes.run}
+        if self.purse is not None:
+            parts["budget"] = self.purse.run
+        async with supervised(parts):
             await asyncio.Event().wait()
 
     async def open(self, row: Row) -> bool:

@@ -115,6 +115,19 @@ async def test_a_thousand_calls_at_once_on_one_dollar(settings: Settings, tmp_pa
         assert max(*charged, day["drawn_usd"]) <= LIMIT_USD + DUST_USD
 
 
+async def test_what_a_worker_does_not_need_goes_back(settings: Settings, tmp_path: Path) -> None:
+    job = Pipeline(on=Job, flow=[sample], retry=QUICK)
+    async with open_shop(settings, tmp_path, job, budget_day_usd=100) as (board, _):
+        await board.ended(await board.send("job", {}))
+
+        async def drawn() -> bool:
+            (day,) = await board.sql("select drawn_usd from budgets")
+            return bool(abs(day["drawn_usd"] - COST_USD) < DUST_USD)
+
+        await eventually(drawn)
+        assert (await board.ended(await board.send("job", {})))["status"] == "succeeded"
+
+
 async def test_simulated_calls_cost_nobody(settings: Settings) -> None:
     """They have a price and count against an event's own budget, but not against the day's."""
     async with board_on(replace(settings, budget_day_usd=0.0)) as board:
@@ -191,7 +204,7 @@ class Worker:
         await self._pool.execute(LEASE_SQL["register"], self.worker, "host", 1, "test", timedelta(hours=1), 1, [])
 
     async def make(self, spell: Spell, rescued: asyncio.Event) -> None:
-        book = account(self._claimed(), Facts(), self._guard, self.ledger, None)("step")
+        book = account(self._claimed(), Facts(), self.ledger, None)("step", self._guard)
         call = _call(spell.most_usd)
         with suppress(DaySpent, Outage, Stale):
             await book.open(call)
