@@ -13,6 +13,7 @@ sandboxed Jinja2: {{ ticket.body }}
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
@@ -32,11 +33,19 @@ class PromptError(Exception):
     """A prompt, or what it was given, does not fit: names the prompt, the file and the variable."""
 
 
+class Price(Struct, frozen=True, forbid_unknown_fields=True):
+    """US dollars for a million tokens."""
+
+    input: Annotated[float, Meta(ge=0)]
+    output: Annotated[float, Meta(ge=0)]
+
+
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
-    """One link of an alias's chain."""
+    """One link of an alias's chain; `usd_per_million` goes before the price list."""
 
     provider: str
     model: str
+    usd_per_million: Price | None = None
 
 
 class Head(Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,6 +159,10 @@ def _models(file: Path) -> dict[str, tuple[Target, ...]]:
     for alias, chain in models.items():
         if not chain:
             raise PromptError(f"{file}: the alias {alias} names no model.")
+    targets = {target for chain in models.values() for target in chain}
+    for (provider, model), times in Counter((each.provider, each.model) for each in targets).items():
+        if times > 1:
+            raise PromptError(f"{file}: {provider} {model} has two prices. Give it the same wherever it stands.")
     return models
 
 

@@ -143,7 +143,7 @@ class Operator:
             began = await connection.fetchval(SQL["began"], ids[0], step) if step else None
             if step and began is None:
                 raise UnknownStep(f'the last run has no step "{step}"')
-            rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor, began)
+            rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor, began, step)
         for row in rows:
             self._outbox.ring(row["event_id"])
         return {row["event_id"]: row["run"] for row in rows}

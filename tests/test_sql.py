@@ -21,7 +21,10 @@ HOT: Final = {
     "engine.claim": {"work_pkey", "work_mailbox", "events_pkey"},
     "engine.settle": {"work_pkey", "events_pkey"},
     "engine.heads": {"work_mailbox"},
-    "lease.due": {"work_unrung", "work_rung", "work_unplaced", "work_held"},  # each is asked only whether it has one
+    "ledger.open_calls": {"calls_pkey"},
+    "ledger.close_calls": {"calls_pkey", "work_pkey", "events_pkey"},
+    # each is asked only whether it has one
+    "lease.due": {"work_unrung", "work_rung", "work_unplaced", "work_held", "workers_pkey", "calls_open"},
 }
 QUEUED: Final = 20_000
 
@@ -97,7 +100,7 @@ async def test_a_migration_that_fails_leaves_nothing_and_goes_on_later(empty: Se
 
 async def _queue(connection: Connection) -> None:
     """A backlog, every second event with one of 50 keys, behind statistics that were taken when there was none."""
-    for table in ("work", "events"):
+    for table in ("work", "events", "calls"):
         await connection.execute(f"alter table {table} set (autovacuum_enabled = off)")
         await connection.execute(f"analyze {table}")
     await connection.execute(
@@ -108,6 +111,12 @@ async def _queue(connection: Connection) -> None:
     await connection.execute(
         "insert into work (event_id, tenant, key, ord, status, due_at, rung_at, rung_to)"
         " select event_id, tenant, partitionkey, nextval('place'), 'queued', now(), now(), 'work' from events"
+    )
+    await connection.execute(
+        "insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider,"
+        " model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated)"
+        " select gen_random_uuid(), event_id, 1, 1, 'step', now(), 'prompt', 1, '', '', 'openai', 'model',"
+        " 9, 9, 0.1, true, 9, 'ok', false from events"
     )
 
 
@@ -130,9 +139,10 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 async def test_hot_statements_look_rows_up_by_key(connection: Connection, name: str) -> None:
     await _queue(connection)
     nodes = list(_nodes(await _plan(connection, name, statements()[name])))
-    whole = [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] in ("work", "events")]
+    tables = ("work", "events", "calls")
+    whole = [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] in tables]
     assert not whole
-    by = {node["Index Name"]: node for node in nodes if node.get("Index Name", "").startswith(("work", "events"))}
+    by = {node["Index Name"]: node for node in nodes if node.get("Index Name", "").startswith(tables)}
     assert by.keys() == HOT[name]
     if name != "lease.due":
         assert not [index for index, node in by.items() if "Index Cond" not in node]

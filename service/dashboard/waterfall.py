@@ -128,8 +128,8 @@ def _row(moment: Moment, drawn: Scale) -> Row:
         case "call":
             call = convert(moment.detail, Call)
             bar = _bar_of("call" if call.ok else "failed", moment, drawn)
-            note = call.model if call.ok else f"{call.model} · {call.outcome}"
-            return Row("call", call.prompt_version, at, took, [bar], note, call.simulated, not call.ok)
+            note = " · ".join(filter(None, (call.model, "" if call.outcome == "ok" else call.said)))
+            return Row("call", call.prompt_version, at, took, [bar], note, bool(call.simulated), not call.ok)
         case "step":
             failed = moment.detail.get("state") == "failed"
             bar = _bar_of("failed" if failed else "step", moment, drawn)
@@ -153,15 +153,16 @@ class Call(Struct, frozen=True):
 
     prompt: str
     version: int
-    provider: str
-    model: str
-    tokens_in: int
-    tokens_out: int
+    provider: str | None
+    model: str | None
+    tokens_in: int | None
+    tokens_out: int | None
     cost_usd: float
     outcome: str
-    simulated: bool
+    simulated: bool | None
+    cause: str | None = None
     step: str = ""
-    ms: float = 0.0
+    ms: float | None = None
 
     @property
     def prompt_version(self) -> str:
@@ -169,12 +170,16 @@ class Call(Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        return self.outcome == "ok"
+        return self.outcome in ("ok", "open", "recalled")
+
+    @property
+    def said(self) -> str:
+        return f"{self.outcome} ({self.cause})" if self.cause else self.outcome
 
 
 def calls(event: Mapping[str, Any]) -> list[Call]:
     """The ledger of one event."""
-    found = [each for each in event["timeline"] if each["what"] == "call"]
+    found = [each for each in event["timeline"] if each["what"] == "call" and each["detail"]["outcome"] != "recalled"]
     return [convert({**each["detail"], "step": each["step"], "ms": each["ms"]}, Call) for each in found[:ROWS_MAX]]
 
 

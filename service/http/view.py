@@ -22,6 +22,19 @@ ENDINGS: Final = {
     "handed_back": "putoff",
     "lost": "takeover",
 }
+CALL: Final = (
+    "prompt",
+    "version",
+    "provider",
+    "model",
+    "tokens_in",
+    "tokens_out",
+    "cost_usd",
+    "priced",
+    "outcome",
+    "cause",
+    "simulated",
+)
 
 
 def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> dict[str, Any]:
@@ -87,6 +100,9 @@ def _moments(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> Iterato
             "claimed", each["started_at"], attempt=each["attempt"], ms=waited_ms, detail={"worker": each["worker"]}
         )
         for step in json.decode(each["steps"]):
+            if step.get("prompt"):
+                yield _recalled(each, step)
+                continue
             detail = {name: step[name] for name in ("state", "error") if name in step}
             yield _moment("step", _at(step["at"]), step["step"], each["attempt"], step["ms"], detail)
         if each["outcome"] != "cancelled":
@@ -110,8 +126,15 @@ def _call(call: Row, attempts: Sequence[Row], row: Row) -> Moment:
     attempt = next(
         (each["attempt"] for each in attempts if each["claim"] == call["claim"]), (row["attempts_now"] or 0) + 1
     )
-    told = ("prompt", "version", "provider", "model", "tokens_in", "tokens_out", "cost_usd", "outcome", "simulated")
-    return _moment("call", call["at"], call["step"], attempt, round(call["ms"], 3), {name: call[name] for name in told})
+    ms = None if call["outcome"] == "open" else round(call["ms"], 3)
+    return _moment("call", call["at"], call["step"], attempt, ms, {name: call[name] for name in CALL})
+
+
+def _recalled(attempt: Row, step: Mapping[str, Any]) -> Moment:
+    """A call that was not made: an earlier try had its reply."""
+    prompt, _, version = step["prompt"].rpartition("@")
+    told = {**dict.fromkeys(CALL), "prompt": prompt, "version": int(version), "cost_usd": 0.0, "outcome": "recalled"}
+    return _moment("call", _at(step["at"]), step["step"], attempt["attempt"], 0.0, told)
 
 
 def _operation(operation: Row) -> Moment:

@@ -106,11 +106,3 @@ cross join lateral (
     select w.event_id, w.status, w.due_at from work w
     where w.tenant = closed.tenant and w.key = closed.key and w.ord is not null order by w.ord limit 1) as head
 where head.status in ('queued', 'scheduled') and head.due_at <= clock_timestamp();
-
--- name: calls
-insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider, model, tokens_in,
-                   tokens_out, cost_usd, priced, ms, outcome, reply, simulated)
-select * from unnest($1::uuid[], $2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::integer[],
-                     $9::text[], $10::text[], $11::text[], $12::text[], $13::integer[], $14::integer[], $15::double precision[],
-                     $16::boolean[], $17::double precision[], $18::text[], $19::text[], $20::boolean[])
-on conflict (call_id) do nothing;

@@ -15,7 +15,15 @@ with given as (
 select n from held;
 
 -- name: recall
-select step, entry from journal where event_id = $1 and run = $2;
+-- What is remembered of an event: results of this run's steps, replies to calls (of a call made twice, the last), and
+-- what this run has cost.
+select 'step' as kind, step, null::text as asked, null::integer as ordinal, entry::text as told, null::double precision as usd
+from journal where event_id = $1 and run = $2
+union all
+(select distinct on (step, asked, ordinal) 'call', step, asked, ordinal, reply, null
+ from calls where event_id = $1 and memory order by step, asked, ordinal, claim desc)
+union all
+select 'spent', '', null, null, null, sum(cost_usd) from calls where event_id = $1 and run = $2;
 
 -- name: states
 select type, value from states where tenant = $1 and key = $2;

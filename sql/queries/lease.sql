@@ -127,6 +127,9 @@ select exists (select 1 from work where rung_at is null and status in ('queued',
            as expired,
        exists (select 1 from work where status = 'running' and deadline_at < clock_timestamp() - interval '15 s') as overdue,
        exists (select 1 from dead_letters where not relayed) as unrelayed,
+       exists (select 1 from (select worker from calls where outcome = 'open' union all select worker from allowances) as spenders
+               where not exists (select 1 from workers w where w.worker = spenders.worker and w.state not in ('dead', 'stopped')))
+           as unsettled,
        epoch.epoch
 from epoch;
 

@@ -10,8 +10,9 @@ delete from dead_letters where dead_id = any ($1::uuid[]);
 
 -- name: replay
 -- A new run of the same event, behind everything in its mailbox; the old run is kept, and what it remembers is carried
--- over, up to $4 where that is given, and up to the first step that took an actor's state: other events may have changed
--- that in between, so what was made of it is no result any more. $3 is who asked.
+-- over; where $4 is given, only from before that moment and not of the step $5; and only up to the first step that took an
+-- actor's state: other events may have changed that in between, so what was made of it is no result any more. $3 is who
+-- asked.
 with old as (
     select * from events where event_id = any ($1::uuid[]) and tenant = $2 and status in ('succeeded', 'dead', 'cancelled')
     order by event_id for update
@@ -34,6 +35,9 @@ with old as (
         select journal.*, min(at) filter (where took_state) over () as took_at
         from journal where journal.event_id = a.event_id and journal.run = a.run - 1) as j
     where ($4::timestamptz is null or j.at < $4) and (j.took_at is null or j.at < j.took_at)
+), dropped as (
+    update calls c set memory = false from again a
+    where c.event_id = a.event_id and c.memory and (c.at >= $4::timestamptz or c.step = $5::text)
 ), answered as (
     delete from dead_letters d using again a where d.event_id = a.event_id
 ), noted as (

@@ -14,7 +14,8 @@ select claim, run, attempt, worker, started_at, finished_at, outcome, detail, st
 from attempts where event_id = $1 order by claim;
 
 -- name: calls
-select run, claim, step, at, prompt, version, provider, model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated
+select run, claim, step, at, prompt, version, provider, model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, cause,
+       simulated
 from calls where event_id = $1 order by at;
 
 -- name: events

@@ -144,3 +144,10 @@ def test_unknown_names(name: str) -> None:
 def test_shipped_aliases_name_both_providers() -> None:
     for chain in load(SHIPPED).models.values():
         assert {target.provider for target in chain} == {"anthropic", "openai"}
+
+
+def test_a_model_has_one_price(tmp_path: Path) -> None:
+    priced = '{ provider = "ours", model = "m", usd_per_million = { input = 1, output = %d } }'
+    (tmp_path / "models.toml").write_text(f"fast = [{priced % 2}]\nsmart = [{priced % 3}]\n")
+    with pytest.raises(PromptError, match="ours m has two prices"):
+        load(tmp_path)

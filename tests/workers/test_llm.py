@@ -3,12 +3,12 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import httpx
 import pytest
@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import workers.providers
-from prompts import Prompts, Target, load
+from prompts import Price, Prompt, Prompts, Target, load
 from service.errors import CallboardError, Outage, SettingsError, WiringError
 from service.settings import Settings
 from workers.clients.breaker import Policy
@@ -35,6 +35,7 @@ MODELS = {"openai": "gpt-6-luna", "anthropic": "claude-haiku-5-5"}
 PROVIDERS = tuple(MODELS)
 EAGER = Policy(ratio=0.25, calls_min=5, open_s=0.3)
 
+T = TypeVar("T")
 Handle = Callable[[Request], Awaitable[Response]]
 
 
@@ -44,15 +45,30 @@ class Sorted(Struct, frozen=True):
 
 
 class Ledger:
+    """A step's book that remembers nothing between two questions."""
+
     def __init__(self) -> None:
+        self.opened: list[Call] = []
         self.calls: list[Call] = []
 
-    async def record(self, call: Call) -> None:
+    def recall(self, asked: str) -> tuple[int, str | None]:
+        return 1, None
+
+    def recalled(self, prompt: Prompt) -> None:
+        raise AssertionError("there was nothing to recall")
+
+    async def open(self, call: Call) -> None:
+        self.opened.append(call)
+
+    async def close(self, call: Call) -> None:
         self.calls.append(call)
+
+    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
+        return await call
 
     @property
     def outcomes(self) -> list[str]:
-        return [call.outcome for call in self.calls]
+        return [call.cause or call.outcome for call in self.calls]
 
 
 @pytest.fixture
@@ -83,7 +99,7 @@ def opened(prompts: Prompts, url: str | None, policy: Policy | None = None) -> A
 
 
 async def ask(llm: Llm, ledger: Ledger, **more: Any) -> Any:
-    arguments: dict[str, Any] = {"returns": str, "record": ledger.record, "timeout_s": 5} | more
+    arguments: dict[str, Any] = {"returns": str, "book": ledger, "timeout_s": 5} | more
     return await llm.ask("sort", {"text": "I paid twice"}, **arguments)
 
 
@@ -159,7 +175,7 @@ async def test_the_same_question_has_one_hash_whoever_is_asked(
     async with opened(prompts, simulator) as llm:
         await ask(llm, ledger)
         await ask(llm, ledger, returns=Sorted)
-        await llm.ask("sort", {"text": "another"}, returns=str, record=ledger.record)
+        await llm.ask("sort", {"text": "another"}, returns=str, book=ledger)
         await ask(llm, ledger, labels={"event_id": "e-2"})
     hashes = [call.request_hash for call in ledger.calls]
     assert hashes[0] == hashes[3]
@@ -171,6 +187,45 @@ async def test_an_unknown_price_is_said_to_be_unknown(prompts: Prompts, simulato
     async with opened(private, simulator) as llm:
         await ask(llm, ledger)
     assert (ledger.calls[0].cost_usd, ledger.calls[0].priced) == (0.0, False)
+
+
+async def test_a_price_of_ones_own_goes_first(prompts: Prompts, simulator: str, ledger: Ledger) -> None:
+    own = Target("openai", MODELS["openai"], Price(input=1_000_000, output=0))
+    async with opened(Prompts(prompts.versions, {**prompts.models, "both": (own,)}), simulator) as llm:
+        await ask(llm, ledger)
+    assert (ledger.calls[0].cost_usd, ledger.calls[0].priced) == (ledger.calls[0].tokens_in, True)
+    assert ledger.opened[0].cost_usd > ledger.calls[0].cost_usd, "reserved is the most it may cost"
+
+
+async def test_a_connection_that_is_lost_may_be_billed(prompts: Prompts, ledger: Ledger) -> None:
+    async def lose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.close()
+
+    server = await asyncio.start_server(lose, "127.0.0.1", 0)
+    async with server, opened(prompts, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as llm:
+        with pytest.raises(Outage):
+            await ask(llm, ledger, model="openai")
+    assert [(call.outcome, call.cause) for call in ledger.calls] == [("unknown", "connection")]
+    assert ledger.calls[0].cost_usd == ledger.opened[0].cost_usd > 0
+
+
+async def test_a_call_that_is_cut_off_is_booked(prompts: Prompts, ledger: Ledger) -> None:
+    begun = asyncio.Event()
+
+    async def hang(_: Request) -> Response:
+        begun.set()
+        await asyncio.Event().wait()
+        return Response()
+
+    async with provider(hang) as url, opened(prompts, url) as llm:
+        asking = asyncio.create_task(ask(llm, ledger, model="anthropic"))
+        async with asyncio.timeout(5):
+            await begun.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert [(call.outcome, call.cause) for call in ledger.calls] == [("unknown", "cancelled")]
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -218,6 +273,10 @@ async def test_a_provider_that_can_not_answer_is_an_outage(
         with pytest.raises(Outage) as caught:
             await ask(llm, ledger, model=name)
     assert ledger.outcomes == [outcome]
+    (call,) = ledger.calls
+    sure = 400 <= status < 500
+    assert call.outcome == (outcome if sure else "unknown")
+    assert call.cost_usd == (0 if sure else ledger.opened[0].cost_usd), "free only where that is sure"
     assert 0 < caught.value.after_s <= 60
     assert name in caught.value.cause
     if "retry-after" in headers:
@@ -282,6 +341,9 @@ async def test_the_deadline_is_total_and_counts_at_the_breaker(prompts: Prompts,
         over.set()
     assert all(isinstance(each, Outage) for each in outcomes)
     assert ledger.outcomes == ["timeout"] * 5
+    assert [(call.outcome, call.cost_usd) for call in ledger.calls] == [
+        ("unknown", call.cost_usd) for call in ledger.opened
+    ]
     assert state == "open"
 
 
@@ -296,6 +358,7 @@ async def test_a_dead_provider_opens_the_breaker(prompts: Prompts, ledger: Ledge
         with pytest.raises(Outage, match="circuit breaker"):
             await ask(llm, ledger, model=name)
     assert ledger.outcomes == ["connection"] * 5, "a call that was not made is not in the ledger"
+    assert {call.cost_usd for call in ledger.calls} == {0.0}, "what was not sent costs nothing"
 
 
 async def test_half_open_probes_once_with_fifty_waiting(prompts: Prompts, ledger: Ledger) -> None:
@@ -335,7 +398,8 @@ async def test_the_next_in_the_chain_answers(prompts: Prompts, ledger: Ledger) -
 
     async with provider(handle) as url, opened(prompts, url) as llm:
         assert await ask(llm, ledger) == "hello"
-    assert [(call.provider, call.outcome) for call in ledger.calls] == [("openai", "server"), ("anthropic", "ok")]
+    assert [call.provider for call in ledger.calls] == ["openai", "anthropic"]
+    assert ledger.outcomes == ["server", "ok"]
 
 
 async def test_a_spent_chain_names_every_cause_and_the_shortest_wait(prompts: Prompts, ledger: Ledger) -> None:
@@ -395,15 +459,20 @@ async def test_what_does_not_fit_is_no_outage(
 ) -> None:
     async with opened(prompts, simulator) as llm:
         with pytest.raises(CallboardError) as caught:
-            await llm.ask(prompt, variables, returns=str, record=ledger.record, model=model)
+            await llm.ask(prompt, variables, returns=str, book=ledger, model=model)
     assert not isinstance(caught.value, Outage)
     assert not ledger.calls
 
 
-async def test_a_ledger_that_can_not_be_written_stops_the_step(prompts: Prompts, simulator: str) -> None:
-    async def refuse(_: Call) -> None:
-        raise Outage("no ledger")
+async def test_a_ledger_that_can_not_be_written_stops_the_call(prompts: Prompts, simulator: str) -> None:
+    class Refusing(Ledger):
+        async def open(self, call: Call) -> None:
+            raise Outage("no ledger")
 
+    refusing = Refusing()
     async with opened(prompts, simulator) as llm:
         with pytest.raises(Outage, match="no ledger"):
-            await llm.ask("sort", {"text": "x"}, returns=str, record=refuse, model="openai")
+            await llm.ask("sort", {"text": "x"}, returns=str, book=refusing, model="openai")
+    assert not refusing.calls
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.get(f"{simulator}/calls")).json()["calls"] == []

@@ -12,6 +12,8 @@ from service.errors import CallboardError, Outage
 Outcome = Literal[
     "ok", "timeout", "connection", "server", "malformed", "rate_limited", "setup", "refused", "length", "invalid"
 ]
+# What the ledger says of a call: open while it is under way, unknown where nobody can say whether it will be billed.
+Booked = Outcome | Literal["open", "unknown"]
 WAIT_CAP_S: Final = 60.0
 WAIT_S: Final[Mapping[str, float]] = {"rate_limited": 5.0, "setup": 60.0}
 SICK: Final = frozenset({"timeout", "connection", "server", "malformed"})
@@ -19,10 +21,14 @@ AWAY: Final = SICK | {"rate_limited", "setup"}
 
 
 class Fault(CallboardError):
-    """One call that brought no answer; `after_s` is the wait the other side asked for."""
+    """One call that brought no answer; `after_s` is the wait the other side asked for.
 
-    def __init__(self, outcome: Outcome, message: str, after_s: float | None = None) -> None:
+    `free`: it surely costs nothing, since it was not sent or was refused.
+    """
+
+    def __init__(self, outcome: Outcome, message: str, after_s: float | None = None, *, free: bool = False) -> None:
         super().__init__(message)
+        self.free: Final = free
         self.outcome: Final = outcome
         self.after_s: Final = after_s
 

@@ -1,9 +1,10 @@
-"""The ledger: what is kept of every call to a model."""
+"""The ledger: what is kept of every call to a model, from before it is made."""
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from datetime import UTC, datetime
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
@@ -11,12 +12,35 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from prompts import Prompt, Target
-from workers.clients.faults import Outcome
+from service.errors import CallboardError, Reject
+from workers.clients.faults import Booked, Fault
+from workers.clients.prices import Prices
 from workers.clients.provider import Answer, Request
+
+T = TypeVar("T")
+
+# Nothing is a token that is shorter than a byte; what a provider puts around a request, and its schema, are some more.
+OVERHEAD_TOKENS: Final = 500
+
+
+class BudgetSpent(Reject):
+    """The event has spent what its pipeline allows."""
+
+
+class DaySpent(CallboardError):
+    """The day's budget is spent: the event waits `until` the next one."""
+
+    def __init__(self, cause: str, until: datetime) -> None:
+        super().__init__(cause)
+        self.until: Final = until
 
 
 class Call(Struct, frozen=True):
-    """One call, completed or failed. `request_hash` names what was asked, whoever was asked."""
+    """One call, under way or ended; under way it has the most it may cost.
+
+    `request_hash` names what was sent, whoever was asked; `asked` what the step wanted, of which it is the `ordinal`-th
+    time, also where a call asks again with the error of the one before.
+    """
 
     call_id: UUID
     at: datetime
@@ -24,6 +48,8 @@ class Call(Struct, frozen=True):
     version: int
     hash: str
     request_hash: str
+    asked: str
+    ordinal: int
     provider: str
     model: str
     tokens_in: int
@@ -31,12 +57,29 @@ class Call(Struct, frozen=True):
     cost_usd: float
     priced: bool
     ms: float
-    outcome: Outcome
+    outcome: Booked
+    cause: str | None
     reply: str | None
     simulated: bool
 
 
-Record = Callable[[Call], Awaitable[None]]
+class Book(Protocol):
+    """The ledger, as one question of one step sees it."""
+
+    def recall(self, asked: str) -> tuple[int, str | None]:
+        """The how-manieth time the step asks this, and the reply that an earlier try got to that."""
+
+    def recalled(self, prompt: Prompt) -> None:
+        """Notes that no call was needed."""
+
+    async def open(self, call: Call) -> None:
+        """Reserves what the call may cost and notes it. Raises BudgetSpent or DaySpent where that is too much."""
+
+    async def close(self, call: Call) -> None:
+        """Stores how it ended, before the reply is used."""
+
+    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
+        """Awaits a call that is booked to its end, also where nobody waits for it any more."""
 
 
 class Question(Struct, frozen=True):
@@ -45,15 +88,17 @@ class Question(Struct, frozen=True):
     prompt: Prompt
     request: Request
     timeout_s: float
-    record: Record
+    book: Book
+    asked: str = ""
+    ordinal: int = 1
 
 
 class Try(Struct, frozen=True):
-    """A question that has been put to a target."""
+    """A question put to a target; `call` as it is opened."""
 
     question: Question
     target: Target
-    at: datetime
+    call: Call
     begun: float
 
     @property
@@ -62,33 +107,71 @@ class Try(Struct, frozen=True):
         return f'Prompt "{prompt.name}" v{prompt.version} at {self.target.provider} {self.target.model}'
 
 
-def begin(question: Question, target: Target) -> Try:
-    return Try(question, target, datetime.now(UTC), time.perf_counter())
-
-
-def entry(begun: Try, outcome: Outcome, answer: Answer, cost_usd: float | None) -> Call:
-    """What the ledger keeps; `cost_usd` is None where the price is unknown."""
-    prompt = begun.question.prompt
-    return Call(
+def begin(question: Question, target: Target, prices: Prices, *, simulated: bool) -> Try:
+    prompt = question.prompt
+    encoded = encode(question)
+    most_usd = prices.cost_usd(
+        target.provider, target.model, len(encoded) + OVERHEAD_TOKENS, question.request.max_tokens
+    )
+    call = Call(
         call_id=uuid4(),
-        at=begun.at,
+        at=datetime.now(UTC),
         prompt=prompt.name,
         version=prompt.version,
         hash=prompt.hash,
-        request_hash=_hash(begun.question),
-        provider=begun.target.provider,
-        model=begun.target.model,
+        request_hash=hashed(encoded),
+        asked=question.asked,
+        ordinal=question.ordinal,
+        provider=target.provider,
+        model=target.model,
+        tokens_in=0,
+        tokens_out=0,
+        cost_usd=most_usd or 0.0,
+        priced=most_usd is not None,
+        ms=0.0,
+        outcome="open",
+        cause=None,
+        reply=None,
+        simulated=simulated,
+    )
+    return Try(question, target, call, time.perf_counter())
+
+
+def answered(begun: Try, outcome: Booked, answer: Answer, prices: Prices) -> Call:
+    """The call with its reply, at what that cost."""
+    target = begun.target
+    return replace(
+        begun.call,
         tokens_in=answer.tokens_in,
         tokens_out=answer.tokens_out,
-        cost_usd=cost_usd or 0.0,
-        priced=cost_usd is not None,
-        ms=(time.perf_counter() - begun.begun) * 1000,
+        cost_usd=prices.cost_usd(target.provider, target.model, answer.tokens_in, answer.tokens_out) or 0.0,
+        ms=_ms(begun),
         outcome=outcome,
         reply=None if answer.text is None else answer.text.replace("\x00", "\ufffd"),
         simulated=answer.simulated,
     )
 
 
-def _hash(question: Question) -> str:
-    same = replace(question.request, headers={})
-    return hashlib.sha256(question.prompt.hash.encode() + msgspec.json.encode(same)).hexdigest()
+def failed(begun: Try, fault: Fault) -> Call:
+    """The call without a reply: free where that is sure, else at the most it may cost."""
+    if fault.free:
+        return replace(begun.call, ms=_ms(begun), outcome=fault.outcome, cost_usd=0.0)
+    return lost(begun, fault.outcome)
+
+
+def lost(begun: Try, cause: str) -> Call:
+    """The call, of which nobody can say whether it will be billed."""
+    return replace(begun.call, ms=_ms(begun), outcome="unknown", cause=cause)
+
+
+def encode(question: Question) -> bytes:
+    """What one question has in common with the same one, whoever is asked and whichever event asks."""
+    return question.prompt.hash.encode() + msgspec.json.encode(replace(question.request, headers={}))
+
+
+def hashed(encoded: bytes) -> str:
+    return hashlib.sha256(encoded).hexdigest()
+
+
+def _ms(begun: Try) -> float:
+    return (time.perf_counter() - begun.begun) * 1000

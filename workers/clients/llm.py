@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -12,13 +12,13 @@ from prompts import Prompt, PromptError, Prompts, Rendered, Target, render
 from service.errors import CallboardError, Outage, SettingsError, WiringError
 from service.settings import Settings
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
-from workers.clients.faults import SICK, WAIT_CAP_S, Fault, Outcome
-from workers.clients.ledger import Call, Question, Record, Try, begin, entry
+from workers.clients.faults import SICK, WAIT_CAP_S, Fault
+from workers.clients.ledger import Book, Call, Question, Try, answered, begin, encode, failed, hashed, lost
 from workers.clients.prices import Prices
 from workers.clients.provider import Answer, Client, Connect, Message, Request
 from workers.clients.structured import InvalidReply, Shape
 
-__all__ = ["Call", "Llm", "LlmRefused", "Record", "open_llm"]
+__all__ = ["Book", "Call", "Llm", "LlmRefused", "open_llm"]
 
 T = TypeVar("T")
 
@@ -34,9 +34,9 @@ class Llm:
         self._prompts = prompts
         self._clients = clients
         self._simulated = simulated
-        self._prices = Prices()
         self._shapes: dict[type[Any], Shape[Any]] = {}
         targets = {target for chain in prompts.models.values() for target in chain if target.provider in clients}
+        self._prices = Prices(targets)
         for target in targets:
             # Now, since the first look into the price list takes half a second.
             self._prices.cost_usd(target.provider, target.model, 0, 0)
@@ -48,16 +48,16 @@ class Llm:
         variables: Mapping[str, object],
         *,
         returns: type[T],
-        record: Record,
+        book: Book,
         model: str | None = None,
         timeout_s: float = 60.0,
         labels: Mapping[str, str] | None = None,
     ) -> T:
         """Ask `prompt`, at the alias `model` if not at its own, for a `str` or a Struct; `timeout_s` bounds each call.
 
-        `record` is awaited for every call made, before its reply is used. `labels` (event, step) are told to the
-        simulator only. Raises Outage where nobody on the chain can answer now, LlmRefused where it is for the event
-        itself to fail, and CallboardError where prompt and variables don't fit.
+        `book` is told of every call before it is made and before its reply is used; what it recalls is not asked again.
+        `labels` (event, step) are told to the simulator only. Raises Outage where nobody on the chain can answer now,
+        LlmRefused where it is for the event itself to fail, and CallboardError where prompt and variables don't fit.
         """
         chosen, rendered, chain = self._choose(prompt, variables, model)
         shape = self._shape(returns)
@@ -70,7 +70,15 @@ class Llm:
             temperature=chosen.head.temperature,
             headers=_headers(labels or {}) if self._simulated else {},
         )
-        return await self._ask_along(chain, Question(chosen, request, timeout_s, record), shape)
+        question = Question(chosen, request, timeout_s, book)
+        asked = hashed(encode(question))
+        ordinal, told = book.recall(asked)
+        if told is not None:
+            with suppress(InvalidReply):
+                reply = shape.decode(told)
+                book.recalled(chosen)
+                return reply
+        return await book.whole(self._ask_along(chain, replace(question, asked=asked, ordinal=ordinal), shape))
 
     def breakers(self) -> dict[str, str]:
         """The state of each, by provider and model: closed, open or half_open."""
@@ -107,37 +115,55 @@ class Llm:
 
     async def _ask_at(self, target: Target, question: Question, shape: Shape[T]) -> T:
         try:
-            return await self._ask_once(begin(question, target), shape)
+            return await self._ask_once(self._begin(question, target), shape)
         except InvalidReply as misfit:
-            again = begin(_again(question, misfit), target)
+            again = self._begin(_again(question, misfit), target)
         try:
             return await self._ask_once(again, shape)
         except InvalidReply as misfit:
             raise LlmRefused(f"{again.where} gave no valid reply, asked twice: {misfit}.") from misfit
 
+    def _begin(self, question: Question, target: Target) -> Try:
+        return begin(question, target, self._prices, simulated=self._simulated)
+
     async def _ask_once(self, begun: Try, shape: Shape[T]) -> T:
-        answer = await self._answer(begun)
+        answer, book = await self._answer(begun), begun.question.book
         try:
             reply = shape.decode(_whole(answer))
         except InvalidReply:
-            await self._record(begun, "invalid", answer)
+            await book.close(answered(begun, "invalid", answer, self._prices))
             raise
         except Fault as fault:
-            await self._record(begun, fault.outcome, answer)
+            await book.close(answered(begun, fault.outcome, answer, self._prices))
             raise LlmRefused(f"{begun.where}: {fault}") from fault
-        await self._record(begun, "ok", answer)
+        await book.close(answered(begun, "ok", answer, self._prices))
         return reply
 
     async def _answer(self, begun: Try) -> Answer:
         try:
-            return await self._breakers[begun.target].call(lambda: self._complete(begun))
+            return await self._breakers[begun.target].call(lambda: self._booked(begun))
         except BreakerOpen as error:
             raise Outage(str(error), min(error.after_s, WAIT_CAP_S)) from error
         except Fault as fault:
-            await self._record(begun, fault.outcome, Answer(None, "refused", 0, 0, self._simulated))
             if fault.away:
                 raise fault.outage() from fault
             raise LlmRefused(f"{begun.where}: {fault}") from fault
+
+    async def _booked(self, begun: Try) -> Answer:
+        """A call that brought no answer is closed here, whatever ended it."""
+        book = begun.question.book
+        await book.open(begun.call)
+        ended: Call | None = lost(begun, "cancelled")
+        try:
+            answer = await self._complete(begun)
+            ended = None
+        except Fault as fault:
+            ended = failed(begun, fault)
+            raise
+        finally:
+            if ended is not None:
+                await book.close(ended)
+        return answer
 
     async def _complete(self, begun: Try) -> Answer:
         target, timeout_s = begun.target, begun.question.timeout_s
@@ -148,11 +174,6 @@ class Llm:
         except TimeoutError as error:
             message = f"{target.provider} {target.model} gave no whole reply in {timeout_s:g} s."
             raise Fault("timeout", message) from error
-
-    async def _record(self, begun: Try, outcome: Outcome, answer: Answer) -> None:
-        target = begun.target
-        cost_usd = self._prices.cost_usd(target.provider, target.model, answer.tokens_in, answer.tokens_out)
-        await begun.question.record(entry(begun, outcome, answer, cost_usd))
 
 
 @asynccontextmanager

@@ -1,10 +1,13 @@
-"""What a call costs, from the price list that comes with genai-prices; nothing is fetched."""
+"""What a call costs: from models.toml, or from the price list that comes with genai-prices; nothing is fetched."""
 
+from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from typing import Final
 
 from genai_prices import Usage, calc_price
 from msgspec import Struct
+
+from prompts import Target
 
 SAMPLE: Final = 1000
 LINEAR_TOKENS_MAX: Final = 32_000
@@ -19,15 +22,22 @@ class Rates(Struct, frozen=True):
 class Prices:
     """Short calls at remembered rates, as asking the list takes 0.3 ms; long ones, which may have tiers, at its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, targets: Iterable[Target] = ()) -> None:
+        """`targets`: those that say their own price count at that."""
+        self._own: Final = {
+            (each.provider, each.model): Rates(0.0, each.usd_per_million.input / 1e6, each.usd_per_million.output / 1e6)
+            for each in targets
+            if each.usd_per_million is not None
+        }
         self._day: date | None = None
         self._rates: dict[tuple[str, str], Rates | None] = {}
 
     def cost_usd(self, provider: str, model: str, tokens_in: int, tokens_out: int) -> float | None:
         """None where the model's price is unknown."""
-        if tokens_in > LINEAR_TOKENS_MAX:
+        rates = self._own.get((provider, model))
+        if rates is None and tokens_in > LINEAR_TOKENS_MAX:
             return _listed(provider, model, tokens_in, tokens_out)
-        rates = self._rates_today(provider, model)
+        rates = rates or self._rates_today(provider, model)
         if rates is None:
             return None
         return rates.fixed + tokens_in * rates.token_in + tokens_out * rates.token_out

@@ -1,5 +1,6 @@
 """What every LLM provider looks like from here: a request, an answer, a client that turns one into the other."""
 
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Literal, Protocol
@@ -60,12 +61,13 @@ Connect = Callable[[Settings, str | None], AbstractAsyncContextManager[Client] |
 def http_fault(provider: str, status: int, message: str, headers: Mapping[str, str], code: str) -> Fault:
     """An error status of a provider as a Fault."""
     if code in ("insufficient_quota", "billing_error") or "credit balance" in message:
-        return Fault("setup", f"{provider} says the account has no credit left.")
+        return Fault("setup", f"{provider} says the account has no credit left.", free=True)
     outcome = outcome_of(status)
     if status in (401, 402, 403):
         # The provider's own words may hold a part of the key.
-        return Fault(outcome, f"{provider} refuses our key (HTTP {status}): check it and its permissions.")
-    return Fault(outcome, f"{provider} answered HTTP {status}: {message[:300]}", asked_wait_s(headers))
+        return Fault(outcome, f"{provider} refuses our key (HTTP {status}): check it and its permissions.", free=True)
+    told = f"{provider} answered HTTP {status}: {message[:300]}"
+    return Fault(outcome, told, asked_wait_s(headers), free=400 <= status < 500)
 
 
 def unreachable(provider: str, error: Exception) -> Fault:
@@ -74,4 +76,11 @@ def unreachable(provider: str, error: Exception) -> Fault:
     # The aiohttp transport takes a refused or lost connection for a connection that came too late.
     if isinstance(cause, httpx2.TimeoutException) and not isinstance(cause, httpx2.ConnectTimeout):
         return Fault("timeout", f"{provider} did not answer in time.")
-    return Fault("connection", f"{provider} can't be reached ({cause or error}).")
+    return Fault("connection", f"{provider} can't be reached ({cause or error}).", free=_not_sent(error))
+
+
+def _not_sent(error: BaseException | None) -> bool:
+    """Whether there was never a connection: what was sent on one that got lost may be billed."""
+    while error is not None and not isinstance(error, ConnectionRefusedError | socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -14,8 +14,10 @@ from service.commits import BadRow
 from service.errors import Reject, Unavailable
 from service.resources import Pool
 from service.settings import Settings
+from workers.engine.book import account
 from workers.engine.claimed import Claimed
-from workers.engine.journal import Journal, Ledger, followed, recall, states
+from workers.engine.journal import Journal, followed, recall, states
+from workers.engine.ledger import Ledger
 from workers.engine.retry import after, unknown_type
 from workers.engine.settle import Ending, Settler
 from workers.kit import Pipeline
@@ -148,7 +150,7 @@ class Executor:
         claimed = hand.claimed
         try:
             event = self._stage.catalog[claimed.type].decode(claimed.data)
-            facts.found = await recall(self._stage.pool, claimed)
+            await recall(self._stage.pool, claimed, facts)
             gave = await self._gave(wired, claimed)
             async with asyncio.timeout(wired.pipeline.timeout_s):
                 result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event, gave)
@@ -183,7 +185,7 @@ class Executor:
         return json.decode(await followed(self._stage.pool, claimed), type=wired.followed)
 
     def _run(self, hand: Hand, facts: Facts, pipeline: Pipeline) -> Run:
-        claimed = hand.claimed
+        claimed, stage = hand.claimed, self._stage
         return Run(
             event_id=claimed.event_id,
             source=claimed.source,
@@ -191,18 +193,17 @@ class Executor:
             number=claimed.run,
             attempt=claimed.attempt,
             claim=claimed.claim,
-            clients=self._stage.clients,
-            ledger=self._stage.ledger.record,
+            clients=stage.clients,
+            book=account(claimed, facts, stage.ledger, pipeline.budget_usd),
             facts=facts,
-            settings=self._stage.settings,
+            settings=stage.settings,
             guard=lambda: self._still_ours(hand),
-            keep=self._stage.journal.keep,
-            whole=self._stage.ledger.whole,
+            keep=stage.journal.keep,
             limits_s=pipeline.limits_s,
             resources=pipeline.resources,
-            simulated=self._stage.settings.simulated,
-            catalog=self._stage.catalog,
-            load=lambda: states(self._stage.pool, claimed),
+            simulated=stage.settings.simulated,
+            catalog=stage.catalog,
+            load=lambda: states(stage.pool, claimed),
         )
 
     def _encoded(self, result: object, wired: Wired) -> bytes:
@@ -218,11 +219,7 @@ class Executor:
         while True:
             try:
                 if not await self._stage.settler.settle(ending, SETTLE_TIMEOUT_S):
-                    log.warning(
-                        "event %s: claim %d is not ours any more, its ending was refused",
-                        claimed.event_id,
-                        claimed.claim,
-                    )
+                    log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)
                 return
             except Unavailable:
                 continue

@@ -9,6 +9,7 @@ from msgspec import json
 
 from schemas.outcome import Dead, Later, Outcome
 from service.errors import Outage, Reject, Unavailable
+from workers.clients.ledger import DaySpent
 from workers.clients.llm import LlmRefused
 from workers.engine.claimed import Claimed
 from workers.kit import Retry
@@ -31,6 +32,8 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
         case Outage():
             wait_s = min(error.after_s * 2.0 ** min(claimed.put_offs, 16), PUT_OFF_CAP_S)
             return Later(_in(wait_s), error.cause, charged=False, error=told)
+        case DaySpent():
+            return Later(error.until, str(error), charged=False, error=told)
         case Reject() | LlmRefused():
             return Dead("rejected", told)
         case TooLarge():

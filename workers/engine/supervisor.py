@@ -24,8 +24,9 @@ from workers.clients.web import open_web
 from workers.engine.cancel import listen
 from workers.engine.clock import Clock, Turn, open_arq, run_arq
 from workers.engine.executor import Executor, Stage
-from workers.engine.journal import Journal, Ledger
+from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease
+from workers.engine.ledger import Ledger
 from workers.engine.reader import Reader
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
@@ -114,7 +115,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     )
     arq = open_arq(settings)
     stack.push_async_callback(arq.connection_pool.disconnect)
-    outbox, ledger, journal, clock = Outbox(redis), Ledger(settings), Journal(settings), Clock(arq)
+    outbox, ledger, journal, clock = Outbox(redis), Ledger(settings, pool), Journal(settings), Clock(arq)
     settler = Settler(settings, outbox.ring, clock.wake_at)
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in everyone(program.wiring)]
@@ -162,6 +163,7 @@ async def _drained(parts: Parts, grace_s: float) -> AsyncIterator[None]:
         yield
     finally:
         await parts.executor.drain(grace_s)
+        await parts.ledger.drain()
 
 
 async def _write_graphs(program: Program) -> None:

@@ -18,6 +18,7 @@ from service import stream
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from workers.engine import claimed
+from workers.engine.budget import SQL as LEDGER_SQL
 from workers.engine.executor import Executor
 from workers.engine.lease import SQL, Lease
 from workers.engine.relay import relay
@@ -72,6 +73,10 @@ class Sweeper:
         row: Any = await connection.fetchrow(SQL["due"])
         await self._end_what_is_not_ours(connection)
         rescued = await self._rescue(connection) if row["expired"] else []
+        if row["expired"] or row["unsettled"]:
+            lost = await connection.fetchval(LEDGER_SQL["close_lost"])
+            if lost:
+                log.warning("%d calls of dead workers are booked as unknown", lost)
         if row["overdue"]:
             log.warning(
                 "runs went past their deadline and are taken away: %s", await connection.execute(SQL["overdue"])

@@ -18,13 +18,14 @@ class TooLarge(Exception):
 
 
 class Step(Struct, frozen=True, omit_defaults=True):
-    """One execution of a node, for the timeline."""
+    """One execution of a node, for the timeline; or a call that was not made, since its reply was there: `prompt`."""
 
     step: str
     at: datetime
     ms: float
     state: str
     error: str = ""
+    prompt: str = ""
 
 
 class Child(Struct, frozen=True):
@@ -77,11 +78,15 @@ class Facts(Struct):
 
     What is in `drawn` must be stored before anything else starts; `failed` says which step raised what.
     `states` is what the actor remembers, once it was asked for; `new_states` what steps set; `in_hand` what one has.
+    `replies`, of earlier tries too, by what a step asked the how-manieth time; `spent_usd` is what those tries cost.
     """
 
     steps: list[Step] = []
     documents: list[Document] = []
     found: dict[str, Raw] = {}
+    replies: dict[tuple[str, str, int], str] = {}
+    asked: dict[tuple[str, str], int] = {}
+    spent_usd: float = 0.0
     kept: list[Kept] = []
     progress: bool = False
     drawn: list[Kept] = []

@@ -14,6 +14,7 @@ from workers.kit.run import Run
 E = TypeVar("E", bound=Event)
 
 Seconds = Annotated[float, Meta(gt=0)]
+Dollars = Annotated[float, Meta(gt=0)]
 
 
 class Retry(Struct, frozen=True):
@@ -31,15 +32,16 @@ NO_LIMITS: Final[Mapping[Node, float]] = MappingProxyType({})
 class Pipeline(Struct, frozen=True):
     """Runs `flow` for every event of type `on`, or for each that `after` succeeded with, at most `timeout_s` long.
 
-    `limits_s` bounds single nodes. `resources` are `@asynccontextmanager` functions, each opened once per worker: nodes
-    take what it gives by its type. The name, shown to operators, is that of the module variable it is assigned to.
-    `body` is what `@pipeline` wraps.
+    `budget_usd` bounds what the calls of a run cost, `limits_s` single nodes. `resources` are `@asynccontextmanager`
+    functions, each opened once per worker: nodes take what it gives by its type. The name, shown to operators, is that
+    of the module variable it is assigned to. `body` is what `@pipeline` wraps.
     """
 
     on: type[Event] | None = None
     flow: Flow = ()
     retry: Retry = RETRY
     timeout_s: Seconds = 120.0
+    budget_usd: Dollars | None = None
     limits_s: Mapping[Node, float] = NO_LIMITS
     resources: Sequence[Open] = ()
     body: Node | None = None
@@ -52,6 +54,7 @@ def pipeline(
     on: type[E],
     retry: Retry = RETRY,
     timeout_s: float = 120.0,
+    budget_usd: float | None = None,
     limits_s: Mapping[Node, float] = NO_LIMITS,
     resources: Sequence[Open] = (),
 ) -> Callable[[Callable[[Run, E], Awaitable[Any]]], Pipeline]: ...
@@ -63,6 +66,7 @@ def pipeline(
     after: Pipeline,
     retry: Retry = RETRY,
     timeout_s: float = 120.0,
+    budget_usd: float | None = None,
     limits_s: Mapping[Node, float] = NO_LIMITS,
     resources: Sequence[Open] = (),
 ) -> Callable[[Callable[..., Awaitable[Any]]], Pipeline]: ...

@@ -19,13 +19,14 @@ from schemas.catalog import Catalog
 from service.errors import Reject, WiringError
 from service.failpoints import hit
 from service.settings import Settings
+from workers.clients.llm import Book
 from workers.kit.emit import child, count
 from workers.kit.flow import Node, Stop, where
 from workers.kit.handles import Clients, RunVectors, RunWeb
 from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, Stale
 from workers.kit.record import OnRecord, check_size, failed, in_time, note
 from workers.kit.resources import Open, Uses, given_by
-from workers.kit.run_llm import Ledger, RunLlm, Whole, as_it_is
+from workers.kit.run_llm import RunLlm
 from workers.kit.scope import fits, named
 from workers.kit.signature import returned
 from workers.kit.state import Load, State, close_states, no_states, open_states, set_states, taken
@@ -48,12 +49,11 @@ class Run(Struct, frozen=True):
     attempt: int
     claim: int
     clients: Clients
-    ledger: Ledger
+    book: Callable[[str, Guard], Book]
     facts: Facts
     settings: Settings
     guard: Guard
     keep: Keep
-    whole: Whole = as_it_is
     limits_s: Mapping[Node, float] = {}
     resources: Sequence[Open] = ()
     simulated: bool = False
@@ -64,17 +64,8 @@ class Run(Struct, frozen=True):
 
     @property
     def llm(self) -> RunLlm:
-        return RunLlm(
-            self.event_id,
-            self.number,
-            self.claim,
-            self.step_key,
-            self.clients.llm,
-            self.ledger,
-            self.guard,
-            self.whole,
-            self.effects,
-        )
+        book = self.book(self.step_key, self.guard)
+        return RunLlm(self.event_id, self.step_key, self.clients.llm, book, self.effects)
 
     @property
     def vectors(self) -> RunVectors:

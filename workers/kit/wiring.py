@@ -14,7 +14,7 @@ from service.errors import WiringError
 from workers.kit.binding import bind, bind_body
 from workers.kit.checks import check_limits, check_resources
 from workers.kit.drawing import edges
-from workers.kit.pipeline import Pipeline, Retry, Seconds
+from workers.kit.pipeline import Dollars, Pipeline, Retry, Seconds
 from workers.kit.plan import Free, Plan
 from workers.kit.reading import gives, merge, states
 
@@ -118,6 +118,7 @@ def _said(pipeline: Pipeline) -> type[Event]:
 class _Options(Struct, frozen=True):
     retry: Retry
     timeout_s: Seconds
+    budget_usd: Dollars | None
 
 
 def _check(place: str, pipeline: Pipeline, declared: Sequence[Pipeline]) -> None:
@@ -134,7 +135,8 @@ def _check(place: str, pipeline: Pipeline, declared: Sequence[Pipeline]) -> None
         raise WiringError(f"{place}: retry is {pipeline.retry!r}. Write Retry(attempts=…).")
     check_resources(place, pipeline)
     try:
-        convert({"retry": asdict(pipeline.retry), "timeout_s": pipeline.timeout_s}, _Options)
+        bounds = {"timeout_s": pipeline.timeout_s, "budget_usd": pipeline.budget_usd}
+        convert({"retry": asdict(pipeline.retry), **bounds}, _Options)
     except ValidationError as error:
         raise WiringError(f"{place}: {error}.") from error
 

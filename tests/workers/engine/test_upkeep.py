@@ -22,8 +22,9 @@ from service.supervise import end
 from tests.board import board_on
 from tests.programs import event_type, program_of
 from workers.engine.executor import Executor, Stage
-from workers.engine.journal import Journal, Ledger
+from workers.engine.journal import Journal
 from workers.engine.lease import Lease
+from workers.engine.ledger import Ledger
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import EPOCH_TURNS, Sweeper
@@ -55,7 +56,8 @@ class Desk:
         settler = Settler(settings, lambda _: None, wake_at)
         nobody: Any = None  # nothing is run here
         journal = Journal(settings)
-        stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, Ledger(settings), journal, settler)
+        ledger = Ledger(settings, nobody)
+        stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler)
         self.sweeper = Sweeper(settings, redis, self.lease, Executor(stage, self.lease.guard))
 
     async def accept(self, count: int, key: str | None = None) -> list[UUID]:

@@ -10,17 +10,17 @@ from prompts import Prompts
 from schemas.identity import uuid7
 from service.settings import Settings
 from workers.clients.breaker import Policy
-from workers.clients.llm import Call, Llm
+from workers.clients.llm import Book, Llm
 from workers.clients.vectors import Vectors
 from workers.clients.web import open_web
 from workers.kit.handles import Clients
-from workers.kit.memory import Facts, Kept
+from workers.kit.memory import Facts, Guard, Kept
 from workers.kit.run import Run
 
 NOWHERE = Settings(database_url="postgresql://127.0.0.1:9/nowhere")
 
 
-async def keep_none(event_id: UUID, run: int, claim: int, step: str, call: Call) -> None:
+def no_book(step: str, guard: Guard) -> Book:
     raise AssertionError("no node of these tests asks a model")
 
 
@@ -45,7 +45,7 @@ async def open_run() -> AsyncIterator[Run]:
             attempt=1,
             claim=1,
             clients=Clients(llm, Vectors(pool), web),
-            ledger=keep_none,
+            book=no_book,
             facts=Facts([], []),
             settings=NOWHERE,
             keep=keep_nothing,

@@ -105,7 +105,8 @@ def test_a_flow_that_can_not_be_bound_stops_the_wiring(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", ["timeout_s=0", "retry=Retry(attempts=0)", "retry=Retry(base_s=-1)", "retry=Retry(attempts='5')"]
+    "options",
+    ["timeout_s=0", "budget_usd=0", "retry=Retry(attempts=0)", "retry=Retry(base_s=-1)", "retry=Retry(attempts='5')"],
 )
 def test_options_out_of_range_are_refused_by_name(tmp_path: Path, options: str) -> None:
     text = NEWS.replace("import Pipeline", "import Pipeline, Retry").replace(

@@ -1,0 +1,120 @@
+-- name: open_calls
+-- Before a call is made. The sums go to the worker's allowance; where that was taken back, its worker counts as dead and
+-- the call must not be made. $20: it has been made, and its row was lost with a crash of Postgres.
+with given as (
+    select g.*, exists (select 1 from calls where calls.call_id = g.call_id) as there
+    from unnest($1::uuid[], $2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::integer[],
+                $9::text[], $10::text[], $11::text[], $12::integer[], $13::text[], $14::text[], $15::double precision[],
+                $16::boolean[], $17::uuid[], $18::text[], $19::date[])
+        as g (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, asked, ordinal, provider, model,
+              cost_usd, priced, worker, tenant, day)
+), booked as (
+    update allowances a set used_usd = a.used_usd + s.usd
+    from (select worker, tenant, day, sum(cost_usd) as usd from given where day is not null and not there group by 1, 2, 3) as s
+    where a.worker = s.worker and a.tenant = s.tenant and a.day = s.day
+      and (a.used_usd + s.usd <= a.drawn_usd + 0.000001 or $20::boolean)  -- what sums of floats may be off
+    returning a.worker, a.tenant, a.day
+), held as (
+    select g.*, g.day is null or exists (select 1 from booked b where (b.worker, b.tenant, b.day) = (g.worker, g.tenant, g.day)) as held
+    from given g
+), opened as (
+    insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, asked, ordinal, provider,
+                       model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated, worker, tenant, day)
+    select call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, asked, ordinal, provider,
+           model, 0, 0, case when held then cost_usd else 0 end, priced, 0, 'open', false, worker, tenant, day
+    from held where not there and (held or $20::boolean)
+    on conflict (call_id) do nothing
+)
+select call_id from held where there or held;
+
+-- name: close_calls
+-- A fact, whoever holds the event by now; a memory only where nobody has claimed it since. What a call cost less than was
+-- reserved goes back to its allowance, or to the day where that is gone.
+with given as (
+    select * from unnest($1::uuid[], $2::integer[], $3::integer[], $4::double precision[], $5::double precision[], $6::text[],
+                         $7::text[], $8::text[], $9::boolean[])
+        as g (call_id, tokens_in, tokens_out, cost_usd, ms, outcome, cause, reply, simulated)
+), mine as (
+    select g.*, c.event_id, c.claim, c.worker, c.tenant, c.day, g.cost_usd - c.cost_usd as more_usd
+    from (select * from given order by call_id) as g
+    cross join lateral (select * from calls where calls.call_id = g.call_id for update) as c
+), closed as (
+    update calls c
+    set tokens_in = m.tokens_in, tokens_out = m.tokens_out, cost_usd = m.cost_usd, ms = m.ms,
+        outcome = m.outcome, cause = m.cause, reply = m.reply, simulated = m.simulated,
+        memory = m.outcome = 'ok'
+             and m.claim = coalesce((select w.claim from work w where w.event_id = m.event_id),
+                                    (select e.claim from events e where e.event_id = m.event_id), -1)
+    from mine m where c.call_id = m.call_id
+    returning c.call_id, c.memory
+), more as (
+    select worker, tenant, day, sum(more_usd) as usd from mine where day is not null group by 1, 2, 3
+), booked as (
+    update allowances a set used_usd = a.used_usd + m.usd from more m
+    where a.worker = m.worker and a.tenant = m.tenant and a.day = m.day
+    returning a.worker, a.tenant, a.day
+), pooled as (
+    update budgets b set drawn_usd = b.drawn_usd + m.usd
+    from (select tenant, day, sum(usd) as usd from more
+          where not exists (select 1 from booked k where (k.worker, k.tenant, k.day) = (more.worker, more.tenant, more.day))
+          group by 1, 2) as m
+    where b.tenant = m.tenant and b.day = m.day
+)
+select call_id, memory from closed;
+
+-- name: begin_day
+insert into budgets (tenant, day) values ($1, $2) on conflict do nothing;
+
+-- name: draw
+-- An allowance for a worker ($1): at least $5, at most a sixteenth of what is left of the day's limit ($4).
+with pool as (
+    select drawn_usd from budgets where tenant = $2 and day = $3 for update
+), amount as (
+    select greatest($5::double precision, ($4::double precision - drawn_usd) / 16) as usd from pool where drawn_usd + $5 <= $4
+      and exists (select 1 from workers where worker = $1 and state not in ('dead', 'stopped'))
+), taken as (
+    update budgets b set drawn_usd = b.drawn_usd + amount.usd from amount where b.tenant = $2 and b.day = $3
+), given as (
+    insert into allowances as a (worker, tenant, day, drawn_usd) select $1::uuid, $2::text, $3::date, usd from amount
+    on conflict (worker, tenant, day) do update set drawn_usd = a.drawn_usd + excluded.drawn_usd
+)
+select usd from amount;
+
+-- name: put_back
+with kept as (
+    update allowances set drawn_usd = drawn_usd - $4 where worker = $1 and tenant = $2 and day = $3 returning tenant, day
+)
+update budgets b set drawn_usd = b.drawn_usd - $4 from kept k where b.tenant = k.tenant and b.day = k.day;
+
+-- name: settled
+-- What is really spent of a day: without what workers hold ready and what calls under way may cost.
+select b.drawn_usd
+       - coalesce((select sum(a.drawn_usd - a.used_usd) from allowances a where a.tenant = $1 and a.day = $2), 0)
+       - coalesce((select sum(c.cost_usd) from calls c where c.outcome = 'open' and c.tenant = $1 and c.day = $2), 0) as usd
+from budgets b where b.tenant = $1 and b.day = $2;
+
+-- name: give_back
+with gone as (
+    delete from allowances where worker = any ($1::uuid[]) returning tenant, day, drawn_usd - used_usd as usd
+)
+update budgets b set drawn_usd = b.drawn_usd - g.usd
+from (select tenant, day, sum(usd) as usd from gone group by 1, 2) as g
+where b.tenant = g.tenant and b.day = g.day;
+
+-- name: close_lost
+-- Calls of workers that are gone stay charged at the most they may have cost; what those workers held ready goes back.
+with dead as (
+    select worker from (select worker from calls where outcome = 'open' union select worker from allowances) as spenders
+    where not exists (select 1 from workers w where w.worker = spenders.worker and w.state not in ('dead', 'stopped'))
+), lost as (
+    update calls set outcome = 'unknown', cause = 'its worker was lost'
+    where outcome = 'open' and worker in (select worker from dead)
+    returning call_id
+), gone as (
+    delete from allowances where worker in (select worker from dead) returning tenant, day, drawn_usd - used_usd as usd
+), back as (
+    update budgets b set drawn_usd = b.drawn_usd - g.usd
+    from (select tenant, day, sum(usd) as usd from gone group by 1, 2) as g
+    where b.tenant = g.tenant and b.day = g.day
+)
+select count(*) from lost;

@@ -1,0 +1,125 @@
+"""Budgets: what a call may cost is reserved before it is made, and what it did not cost is free again afterwards."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+import sql
+from service.errors import Outage
+from service.resources import POSTGRES_ERRORS, Pool
+from workers.clients.ledger import BudgetSpent, DaySpent
+from workers.engine.claimed import Claimed
+
+DRAW_TIMEOUT_S: Final = 10.0
+TIDY_EVERY_S: Final = 2.0
+SPREAD_S: Final = 60.0
+SQL: Final = sql.queries("ledger")
+
+Draw = Callable[[float], Awaitable[bool]]
+PutBack = Callable[[float], Awaitable[object]]
+
+
+class Till:
+    """What may be spent, and the calls under way that have reserved of it."""
+
+    def __init__(self, left_usd: float) -> None:
+        self.left_usd = left_usd
+        self._under_way = 0
+        self._used = False
+        self._moved: Final = asyncio.Event()
+        self._alone: Final = asyncio.Lock()
+
+    async def reserve(self, usd: float, draw: Draw) -> bool:
+        """Take `usd`, wait for calls under way to give theirs back, or `draw` more; False where nothing helps."""
+        async with self._alone:
+            while self.left_usd < usd and not await draw(usd):
+                if not self._under_way:
+                    return False
+                self._moved.clear()
+                await self._moved.wait()
+            self.left_usd -= usd
+            self._under_way += 1
+            self._used = True
+            return True
+
+    async def tidy(self, put_back: PutBack) -> None:
+        """What is left goes back where nothing was reserved since this was last asked."""
+        async with self._alone:
+            if not self._used and not self._under_way and self.left_usd > 0:
+                left_usd, self.left_usd = self.left_usd, 0.0
+                await put_back(left_usd)
+            self._used = False
+
+    def settle(self, back_usd: float) -> None:
+        self.left_usd += back_usd
+        self._under_way -= 1
+        self._moved.set()
+
+
+async def no_more(usd: float) -> bool:
+    return False
+
+
+async def reserve_own(till: Till, limit_usd: float, usd: float) -> None:
+    """Of the event's own budget. Raises BudgetSpent."""
+    if not await till.reserve(usd, no_more):
+        spent = f"${limit_usd - till.left_usd:.4f} of its budget of ${limit_usd:g} are spent"
+        raise BudgetSpent(f"{spent}, and the next call may cost ${usd:.4f}. Raise budget_usd of its pipeline.")
+
+
+class Purse:
+    """What this worker has drawn of the budgets of days, by (worker, tenant, day)."""
+
+    def __init__(self, pool: Pool, limit_usd: float) -> None:
+        self._pool: Final = pool
+        self._limit_usd: Final = limit_usd
+        self._tills: Final[dict[tuple[UUID, str, date], Till]] = {}
+
+    async def reserve(self, claimed: Claimed, day: date, usd: float) -> Till:
+        """Raises DaySpent where the day's budget does not allow it, Outage where others hold what is left of it."""
+        key = (claimed.worker, claimed.tenant, day)
+        till = self._tills.get(key) or await self._begin(key)
+        if await till.reserve(usd, lambda usd: self._draw(till, key, usd)):
+            return till
+        spent_usd = await self._ask(SQL["settled"], claimed.tenant, day)
+        told = f"${spent_usd:.4f} of ${self._limit_usd:g} for {day} are spent and this call may cost ${usd:.4f}"
+        if spent_usd + usd <= self._limit_usd:
+            raise Outage(f"the day's budget: {told}; calls under way hold the rest", 1.0 + random.random())
+        until = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+        raise DaySpent(f"the day's budget: {told}", until + timedelta(seconds=random.uniform(0, SPREAD_S)))
+
+    async def run(self) -> None:
+        """Gives back, now and then, what nobody here needs: others may."""
+        while True:
+            await asyncio.sleep(TIDY_EVERY_S)
+            for key, till in list(self._tills.items()):
+                await till.tidy(partial(self._ask, SQL["put_back"], *key))
+
+    async def give_back(self) -> None:
+        """At the end of the worker: what was drawn and not used is the others'."""
+        workers = {worker for worker, _, _ in self._tills}
+        self._tills.clear()
+        if workers:
+            await self._ask(SQL["give_back"], list(workers))
+
+    async def _begin(self, key: tuple[UUID, str, date]) -> Till:
+        await self._ask(SQL["begin_day"], *key[1:])
+        for each in [each for each in self._tills if each[0] != key[0] or each[2] < key[2]]:
+            del self._tills[each]
+        return self._tills.setdefault(key, Till(0.0))
+
+    async def _draw(self, till: Till, key: tuple[UUID, str, date], usd: float) -> bool:
+        drawn_usd = await self._ask(SQL["draw"], *key, self._limit_usd, usd - till.left_usd)
+        till.left_usd += drawn_usd
+        return drawn_usd > 0
+
+    async def _ask(self, statement: str, *asked: object) -> float:
+        try:
+            async with asyncio.timeout(DRAW_TIMEOUT_S):
+                return await self._pool.fetchval(statement, *asked) or 0.0
+        except POSTGRES_ERRORS as error:
+            raise Outage(f"Postgres did not answer what the budget is: {error}") from error

@@ -1,0 +1,129 @@
+"""The ledger: every LLM call, open before it is made, closed before its reply is used."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from msgspec import Struct
+
+from service.commits import GroupCommit
+from service.errors import Outage, Unavailable
+from service.resources import Connection, Pool, connect
+from service.settings import Settings
+from service.supervise import Part, supervised
+from workers.clients.llm import Call
+from workers.engine.budget import SQL, Purse
+from workers.engine.claimed import Claimed
+from workers.engine.journal import RECORD_TIMEOUT_S
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+CLOSE_TIMEOUT_S: Final = 600.0
+DRAIN_TIMEOUT_S: Final = 5.0
+
+
+class Opened(Struct, frozen=True):
+    """A call, its row, and how it ended."""
+
+    row: Row
+    end: Row = ()
+
+
+class Ledger:
+    """Group commits of calls, shared by all running events. `purse`: None where answers are simulated: nobody pays."""
+
+    def __init__(self, settings: Settings, pool: Pool) -> None:
+        self.purse: Final = None if settings.simulated else Purse(pool, settings.budget_day_usd)
+        self._settings: Final = settings
+        self._opens: Final = GroupCommit[Row, bool]("calls", self._connect_relaxed, _open)
+        self._closes: Final = GroupCommit[Opened, bool]("ledger", lambda: connect(settings, "ledger"), _close)
+        self._calling: Final[set[asyncio.Task[Any]]] = set()
+        self._closing: Final[set[asyncio.Task[Any]]] = set()
+
+    async def run(self) -> None:
+        parts: dict[str, Part] = {"calls": self._opens.run, "ledger": self._closes.run}
+        if self.purse is not None:
+            parts["budget"] = self.purse.run
+        async with supervised(parts):
+            await asyncio.Event().wait()
+
+    async def open(self, row: Row) -> bool:
+        """Whether the call may be made: not where its allowance has been taken back.
+
+        Raises Unavailable where Postgres does not take it in time.
+        """
+        return await self._opens.put(row, RECORD_TIMEOUT_S)
+
+    async def close(self, row: Row, call: Call) -> bool:
+        """Whether a retry will find the reply. Raises Unavailable where Postgres does not take it in time; the fact is
+        then stored later."""
+        paid = (call.call_id, call.tokens_in, call.tokens_out, call.cost_usd, call.ms)
+        ended = Opened(row, (*paid, call.outcome, call.cause, call.reply, call.simulated))
+        try:
+            return await asyncio.shield(_kept(self._closing, self._closes.put(ended, RECORD_TIMEOUT_S)))
+        except Unavailable:
+            _kept(self._closing, self._closes.put(ended, CLOSE_TIMEOUT_S))
+            raise
+
+    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call that goes on when the run that made it is cut off: it is paid for, so it is booked."""
+        return await asyncio.shield(_kept(self._calling, call))
+
+    async def drain(self) -> None:
+        """Ends the calls under way: they are booked as unknown, and what was drawn and not used goes back."""
+        for task in self._calling:
+            task.cancel()
+        for tasks in (self._calling, self._closing):
+            if tasks:
+                await asyncio.wait([*tasks], timeout=DRAIN_TIMEOUT_S)
+        if self.purse is not None:
+            with suppress(Outage):  # whoever rescues finds it
+                await self.purse.give_back()
+
+    async def _connect_relaxed(self) -> Connection:
+        """An open row that is lost with a crash of Postgres tells of a call that is made again: no need to wait."""
+        connection = await connect(self._settings, "calls")
+        await connection.execute("set synchronous_commit = off")
+        return connection
+
+
+def _kept(tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    task = asyncio.create_task(work)
+    tasks.add(task)
+
+    def done(task: asyncio.Task[T]) -> None:
+        tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # fetched, since the run that would have been told may be gone
+
+    task.add_done_callback(done)
+    return task
+
+
+def opening(claimed: Claimed, step: str, call: Call, *, held: bool) -> Row:
+    """The row of a call that is about to be made; `held` against the budget of its day."""
+    asked = (call.prompt, call.version, call.hash, call.request_hash, call.asked, call.ordinal)
+    cost = (call.provider, call.model, call.cost_usd, call.priced)
+    who = (claimed.worker, claimed.tenant, call.at.date() if held else None)
+    return (call.call_id, claimed.event_id, claimed.run, claimed.claim, step, call.at, *asked, *cost, *who)
+
+
+async def _open(connection: Connection, batch: Sequence[Row], *, made: bool = False) -> list[bool]:
+    rows = await connection.fetch(SQL["open_calls"], *zip(*batch, strict=True), made)
+    held = {row["call_id"] for row in rows}
+    return [each[0] in held for each in batch]
+
+
+async def _close(connection: Connection, batch: Sequence[Opened]) -> list[bool]:
+    closed = await _closed(connection, batch)
+    if lost := [each for each in batch if each.end[0] not in closed]:
+        await _open(connection, [each.row for each in lost], made=True)
+        closed |= await _closed(connection, lost)
+    return [closed[each.end[0]] for each in batch]
+
+
+async def _closed(connection: Connection, batch: Sequence[Opened]) -> dict[Any, bool]:
+    rows = await connection.fetch(SQL["close_calls"], *zip(*[each.end for each in batch], strict=True))
+    return {row["call_id"]: row["memory"] for row in rows}
