@@ -1,7 +1,7 @@
 """Named places where a test makes a process fail; inert unless CALLBOARD_FAILPOINTS arms them.
 
 `CALLBOARD_FAILPOINTS=accept_committed=kill,reader_turn=raise` kills the process (SIGKILL) or raises there;
-`name=action@0.1` does so in one of ten cases.
+`name=action@0.1` does so in one of ten cases, `step_kept:classify=kill` at that step only.
 """
 
 import os
@@ -22,6 +22,8 @@ NAMES: Final = (
     "letter_numbered",  # before a dead letter goes to the stream
     "reader_turn",  # in the reader's loop
     "step",  # before each step
+    "step_done",  # behind a step that cost something, before its result is stored
+    "step_kept",  # behind that, before anybody is told
 )
 ACTIONS: Final = ("kill", "raise")
 
@@ -33,15 +35,16 @@ class Failpoint(Exception):
 def check(settings: Settings) -> None:
     """Raises SettingsError where CALLBOARD_FAILPOINTS names a place or an action that there is not."""
     for name, (action, _) in _armed(settings.failpoints).items():
-        if name not in NAMES or action not in ACTIONS:
+        if name.partition(":")[0] not in NAMES or action not in ACTIONS:
             raise SettingsError(f"CALLBOARD_FAILPOINTS: {name}={action} is not one of {NAMES} with one of {ACTIONS}.")
 
 
-def hit(settings: Settings, name: str) -> None:
-    """Fail here, where the settings say so."""
+def hit(settings: Settings, name: str, of: str = "") -> None:
+    """Fail here, where the settings say so; `of` tells one of many that come by."""
     if not settings.failpoints:
         return
-    action, chance = _armed(settings.failpoints).get(name, ("", 0.0))
+    armed = _armed(settings.failpoints)
+    action, chance = armed.get(f"{name}:{of}") or armed.get(name, ("", 0.0))
     if not action or random.random() >= chance:
         return
     if action == "kill":

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,7 @@ NOT_YET: Final = "What is there, and what isn't yet"
 BLOCK: Final = re.compile(r"^\*\*`([\w/.]+)`\*\*[^\n]*\n\n```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PRINTED: Final = dict(BLOCK.findall(SECTIONS[FOUR]))
 HERE: Final = "http://127.0.0.1:8000"
+JOURNEY_S: Final = 120.0
 
 
 def commands(section: str) -> list[str]:
@@ -47,14 +49,18 @@ def rows(heading: str) -> Iterator[list[str]]:
         yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def shell(command: str, address: str) -> str:
+def shell(command: str, address: str, folder: Path = ROOT) -> str:
     """What a printed line says, with `address` for the printed one."""
+    done = attempt(command, address, folder)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
+
+
+def attempt(command: str, address: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     ours = command.replace(".venv/bin/callboard", shlex.join(CALLBOARD)).replace(HERE, address)
     ours = re.sub(r"^curl ", "curl --fail-with-body ", ours)
     environ = {**os.environ, "CALLBOARD_URL": address}
-    done = subprocess.run(["sh", "-c", ours], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, (command, done.stdout, done.stderr)
-    return done.stdout
+    return subprocess.run(["sh", "-c", ours], cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
 
 
 def test_every_command_is_one_that_is_run_here() -> None:
@@ -62,8 +68,8 @@ def test_every_command_is_one_that_is_run_here() -> None:
     known = {section: [line.split()[0] for line in commands(section)] for section in SECTIONS}
     assert {section: names for section, names in known.items() if names} == {
         "Try it": ["make", "curl", ".venv/bin/callboard", "make"],
-        FOUR: [".venv/bin/callboard"],
-        "Operate": [".venv/bin/callboard"] * 4 + ["curl"],
+        FOUR: [".venv/bin/callboard"] * 7,
+        "Operate": [".venv/bin/callboard"] * 5 + ["curl"],
     }
 
 
@@ -98,13 +104,40 @@ async def test_the_four_files_make_an_event(settings: Settings, tmp_path: Path) 
     given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
     with up_on(tmp_path, given, copy) as up:
         await up.program.says(LAST_WORDS)
-        (line,) = commands(FOUR)
-        told = shell(line, up.address)
+        send, draw, *_ = commands(FOUR)
+        told = shell(send, up.address)
         assert re.search(r"^status +succeeded$", told, re.MULTILINE)
         result = json.decode(told[told.index("\nresult\n") + len("\nresult\n") :])
         assert (result["order_id"], result["because"]) == ("O-7", "simulated because")
         assert result["paid"] in (0.0, 19.9)
         await dead_above_the_limit(up.address)
+        assert shell(draw, up.address).endswith("\njudge → decide\n")
+
+
+async def test_from_new_files_to_a_result(settings: Settings, tmp_path: Path) -> None:
+    """As a new user goes: with `make up` running, no file of ours edited, nothing waited for but the programs."""
+    copy = product_in(tmp_path / "clone")
+    before = {file: file.read_bytes() for file in copy.rglob("*.*") if "__pycache__" not in file.parts}
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    with up_on(tmp_path, given, copy) as up:
+        await up.program.says(LAST_WORDS)
+        *news, send = commands(FOUR)[2:]
+        begun = time.monotonic()
+        wrote = [shell(line, up.address, copy).split()[1] for line in news]
+        written = time.monotonic()
+
+        async def result() -> str | None:
+            done = await asyncio.to_thread(attempt, send, up.address, copy)
+            return done.stdout if done.returncode == 0 else None
+
+        told = await eventually(result, JOURNEY_S)
+        print(f"four files: {written - begun:.1f} s; from there to the result: {time.monotonic() - written:.1f} s")
+    assert told
+    assert "(simulated text)" in told
+    assert [Path(each).parts[0] for each in wrote] == ["schemas", "prompts", "workers", "workers"]
+    after = {file: file.read_bytes() for file in copy.rglob("*.*") if "__pycache__" not in file.parts}
+    assert {file.relative_to(copy).as_posix() for file in after.keys() - before.keys()} == set(wrote)
+    assert before == {file: after[file] for file in before}
 
 
 async def dead_above_the_limit(address: str) -> None:

@@ -97,11 +97,17 @@ def _imported(tree: ast.Module) -> Iterator[str]:
             case ast.Import():
                 yield from (each.name for each in node.names)
             case ast.ImportFrom(level=0, module=str(module)):
-                below = [f"{module}.{each.name}" for each in node.names]
+                below = [f"{module}.{each.name}" for each in node.names if each.name not in _own(module)]
                 modules = [name for name in below if name in MODULES]
                 yield from modules or [module]
             case ast.ImportFrom():
                 raise AssertionError(f"a relative import: {ast.unparse(node)}")
+
+
+def _own(package: str) -> set[str]:
+    """What a package's door hands out under the name of one of its modules, as `workers.kit` does with `pipeline`."""
+    door = MODULES.get(package, ast.Module([], []))
+    return {each.name for node in door.body if isinstance(node, ast.ImportFrom) for each in node.names}
 
 
 def _below(module: str, places: tuple[str, ...]) -> bool:

@@ -23,6 +23,8 @@ COMMANDS = (
     Entry("dead", "service.cli.operate:dead", "List, show, replay and discard dead letters."),
     Entry("replay", "service.cli.operate:replay", "Run an ended event again."),
     Entry("cancel", "service.cli.operate:cancel", "End an event that has not ended."),
+    Entry("pipelines", "service.cli.pipelines:pipelines", "List the pipelines, or draw one."),
+    Entry("new", "service.cli.new:new", "Write a new event, prompt, node or pipeline to begin from."),
     Entry("migrate", "service.cli.programs:migrate", "Bring the database schema up to date."),
     Entry("api", "service.cli.programs:api", "Run the HTTP service alone."),
     Entry("simulator", "service.cli.programs:simulator", "Run the model simulator alone, with faults on request."),

@@ -38,6 +38,7 @@ MATRIX: Final = {
     48: "the reader of the stream has a bug",
     49: "an old and a new release run side by side",
     50: "operators replay the same dead letters at once",
+    51: "a run of twenty nodes is killed at every boundary of a call and of the journal",
 }
 
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -39,13 +39,19 @@ class Effect(Struct, frozen=True):
     at: float
 
 
+async def _nothing(place: str, call: Called) -> None:
+    return
+
+
 class Sink:
-    """`calls` and `effects` survive whatever happens to the programs. `latency_s()` is how long a model thinks."""
+    """`calls` and `effects` survive whatever happens to the programs. `latency_s()` is how long a model thinks;
+    `at(place, call)` is awaited where a call has "arrived", and where it is "answered"."""
 
     def __init__(self) -> None:
         self.calls: Final[list[Called]] = []
         self.effects: Final[list[Effect]] = []
         self.latency_s: Callable[[], float] = lambda: 0.02
+        self.at: Callable[[str, Called], Awaitable[None]] = _nothing
         self.url = ""
 
 
@@ -99,7 +105,7 @@ def _hook(sink: Sink) -> Callable[[Request], Any]:
 
 
 def _noting(sink: Sink, model: ASGIApp) -> ASGIApp:
-    """The simulator, with a log that names event, claim and step: the prompt carries them."""
+    """The simulator, with a log that names event, claim and step: the prompt carries them. It is not told these."""
 
     async def noted(scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
@@ -107,12 +113,14 @@ def _noting(sink: Sink, model: ASGIApp) -> ASGIApp:
         assert found, body
         call = Called(found[1].decode(), int(found[2]), found[3].decode(), time.time())
         sink.calls.append(call)
+        await sink.at("arrived", call)
 
         async def again() -> Message:
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": MARK.sub(b"", body), "more_body": False}
 
         await asyncio.sleep(sink.latency_s())
         await model(scope, again, send)
         call.done_at = time.time()
+        await sink.at("answered", call)
 
     return noted

@@ -20,6 +20,8 @@ from service.cli import COMMANDS
 from service.cli.api_client import EventView, printable, problem_sentence
 from service.cli.demo import demo, percentile, price_sentence, tally
 from service.cli.feed import Fed, accepted_at, at_most
+from service.cli.new import new
+from service.cli.pipelines import pipelines
 from service.cli.send import event_body, read_data, send
 from service.cli.show import present, show
 
@@ -83,7 +85,7 @@ def test_help_names_every_command_and_imports_none() -> None:
     assert {line.split()[0] for line in told if line.strip()} >= {entry.name for entry in COMMANDS}
 
 
-@pytest.mark.parametrize("command", [send, show, demo])
+@pytest.mark.parametrize("command", [send, show, demo, new, pipelines])
 def test_each_command_has_an_example(command: click.Command) -> None:
     told = CliRunner().invoke(command, ["--help"]).output
     assert f"callboard {command.name}" in told[told.index("Example") :]
@@ -109,7 +111,8 @@ def test_wrong_usage_exits_with_2(arguments: list[str], sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["send", "a.b", "--data", "{}"], ["show", EVENT["event_id"]], ["demo", "--url", NOBODY]]
+    "arguments",
+    [["send", "a.b", "--data", "{}"], ["show", EVENT["event_id"]], ["demo", "--url", NOBODY], ["pipelines"]],
 )
 def test_no_service_exits_with_3_and_says_what_to_do(arguments: list[str]) -> None:
     done = callboard(*arguments, environ={"CALLBOARD_URL": NOBODY})

@@ -182,7 +182,7 @@ async def step(
     if stored is not None:
         return _replayed(run, node, stored)
     await run.guard()
-    hit(run.settings, "step")
+    hit(run.settings, "step", run.step_key)
     with OnRecord(run.facts, run.step_key, run.effects) as record:
         given = list(arguments)
         for place, opening in uses:
@@ -205,7 +205,9 @@ async def _keep(run: Run, record: OnRecord, result: Any, given: Sequence[Any]) -
     took_state = any(isinstance(each, State) for each in given)
     kept = Kept(run.step_key, record.at, json.encode(entry), took_state, bool(effects.children))
     if effects.outside or record.ms > CHEAP_MS:
+        hit(run.settings, "step_done", run.step_key)
         await run.keep(run.event_id, run.number, run.claim, kept)
+        hit(run.settings, "step_kept", run.step_key)
     else:
         run.facts.kept.append(kept)
     run.facts.progress = True
