@@ -184,6 +184,7 @@ async def test_accounts_are_right_whatever_becomes_of_calls(settings: Settings, 
             rescued.set()
             await asyncio.wait(tasks, timeout=0.5)
             await end(tasks)  # who waits for a dead worker's call to give something back
+            assert not [task.exception() for task in tasks if not task.cancelled() and task.exception()]
             for worker in workers:
                 await worker.ledger.drain()
             await pool.execute("update workers set state = 'stopped' where state <> 'dead'")
@@ -222,7 +223,11 @@ class Worker:
             tenant=self._tenant,
             key=None,
             source="/test",
+            id="1",
             type="job",
+            attributes="{}",
+            parent=None,
+            reaction=None,
             data=b"{}",
             run=1,
             attempts=0,
