@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from service.cli.corpus import Message, read, shipped
 from workers.clients.embed import DIMENSIONS, TEXT_MAX, embed, vote
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BANKING77 = ROOT / "../shared/data/banking77/train.csv"
 NEIGHBOURS = 10
 

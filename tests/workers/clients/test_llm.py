@@ -1,139 +1,24 @@
-"""One call to a model: over real HTTP, through both real SDKs, to the simulator and to servers that misbehave."""
+"""One call to a model: who is asked, what comes back, and what is done where nothing does."""
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from itertools import islice
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from msgspec import Struct
 from msgspec.structs import replace
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 import workers.providers
-from prompts import Price, Prompt, Prompts, Target, load
+from prompts import Prompts, Target
 from service.errors import CallboardError, Outage, SettingsError, WiringError
 from service.settings import Settings
-from workers.clients.breaker import Policy
-from workers.clients.llm import Call, Llm, LlmRefused, open_llm
+from tests.workers.clients.asking import EAGER, MODELS, PROVIDERS, Ledger, Sorted, always, ask, opened, provider, said
+from workers.clients.llm import Call, LlmRefused, open_llm
 from workers.providers import discover
-from workers.simulator import running_simulator
-
-HEAD = '+++\nmodel = "both"\nmax_tokens = 100\nvariables = ["text"]\n+++\n'
-BODY = "--- system ---\nBe brief.\n--- user ---\nSort this: {{ text }}\n"
-MODELS = {"openai": "gpt-6-luna", "anthropic": "claude-haiku-5-5"}
-PROVIDERS = tuple(MODELS)
-EAGER = Policy(ratio=0.25, calls_min=5, open_s=0.3)
-
-T = TypeVar("T")
-Handle = Callable[[Request], Awaitable[Response]]
-
-
-class Sorted(Struct, frozen=True):
-    intent: str
-    urgency: Literal["low", "normal", "high"]
-
-
-class Ledger:
-    """A step's book that remembers nothing between two questions."""
-
-    def __init__(self) -> None:
-        self.opened: list[Call] = []
-        self.calls: list[Call] = []
-
-    def recall(self, asked: str) -> tuple[int, str | None]:
-        return 1, None
-
-    def recalled(self, prompt: Prompt) -> None:
-        raise AssertionError("there was nothing to recall")
-
-    async def open(self, call: Call) -> None:
-        self.opened.append(call)
-
-    async def close(self, call: Call) -> None:
-        self.calls.append(call)
-
-    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
-        return await call
-
-    @property
-    def outcomes(self) -> list[str]:
-        return [call.cause or call.outcome for call in self.calls]
-
-
-@pytest.fixture
-def ledger() -> Ledger:
-    return Ledger()
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Prompts:
-    chains = {"both": PROVIDERS, "openai": ["openai"], "anthropic": ["anthropic"]}
-    links = {
-        alias: [f'{{ provider = "{each}", model = "{MODELS[each]}" }}' for each in chains[alias]] for alias in chains
-    }
-    (tmp_path / "models.toml").write_text("".join(f"{alias} = [{', '.join(links[alias])}]\n" for alias in links))
-    (tmp_path / "sort").mkdir()
-    (tmp_path / "sort" / "v3.md").write_text(HEAD + BODY)
-    return load(tmp_path)
-
-
-@pytest.fixture
-async def simulator() -> AsyncIterator[str]:
-    async with running_simulator(latency_s=0.001) as url:
-        yield url
-
-
-def opened(prompts: Prompts, url: str | None, policy: Policy | None = None) -> Any:
-    return open_llm(Settings(), prompts, url, discover(workers.providers), policy)
-
-
-async def ask(llm: Llm, ledger: Ledger, **more: Any) -> Any:
-    arguments: dict[str, Any] = {"returns": str, "book": ledger, "timeout_s": 5} | more
-    return await llm.ask("sort", {"text": "I paid twice"}, **arguments)
-
-
-@asynccontextmanager
-async def provider(handle: Handle) -> AsyncIterator[str]:
-    """A server in a provider's place that answers as `handle` says."""
-    routes = [Route(path, handle, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/messages")]
-    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
-    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.force_exit = server.should_exit = True
-        await serving
-
-
-def always(body: str = "{}", status: int = 200, headers: Mapping[str, str] | None = None) -> Handle:
-    async def handle(_: Request) -> Response:
-        return Response(body, status, headers, "application/json")
-
-    return handle
-
-
-def said(text: str | None, openai: str | None = "stop", anthropic: str | None = "end_turn") -> str:
-    """A reply that either SDK can read as its own."""
-    return json.dumps(
-        {
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": openai}],
-            "content": [{"type": "text", "text": text}] if text is not None else [],
-            "stop_reason": anthropic,
-            "usage": {"prompt_tokens": 7, "completion_tokens": 3, "input_tokens": 7, "output_tokens": 3},
-        }
-    )
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -146,86 +31,6 @@ async def test_a_reply_by_type(prompts: Prompts, simulator: str, ledger: Ledger,
     (call, same) = ledger.calls
     assert call.call_id != same.call_id
     assert call.request_hash == same.request_hash
-
-
-@pytest.mark.parametrize("name", PROVIDERS)
-async def test_what_the_ledger_keeps(prompts: Prompts, simulator: str, ledger: Ledger, name: str) -> None:
-    before = datetime.now(UTC)
-    async with opened(prompts, simulator) as llm:
-        reply = await ask(llm, ledger, model=name, labels={"event_id": "e-1", "step": "triage/ä#1"})
-    (call,) = ledger.calls
-    prompt = prompts.get("sort")
-    assert (call.prompt, call.version, call.hash) == ("sort", 3, prompt.hash)
-    assert (call.provider, call.model) == (name, MODELS[name])
-    assert (call.outcome, call.reply, call.simulated, call.priced) == ("ok", reply, True, True)
-    assert call.tokens_in > 0
-    assert call.tokens_out > 0
-    assert call.cost_usd > 0
-    assert 0 < call.ms < 5000
-    assert before <= call.at <= datetime.now(UTC)
-    async with httpx.AsyncClient(trust_env=False) as http:
-        (seen,) = (await http.get(f"{simulator}/calls")).json()["calls"]
-    assert (seen["event_id"], seen["step"], seen["model"]) == ("e-1", "triage/ä#1", MODELS[name])
-    assert (seen["tokens_in"], seen["tokens_out"]) == (call.tokens_in, call.tokens_out)
-
-
-async def test_the_same_question_has_one_hash_whoever_is_asked(
-    prompts: Prompts, simulator: str, ledger: Ledger
-) -> None:
-    async with opened(prompts, simulator) as llm:
-        await ask(llm, ledger)
-        await ask(llm, ledger, returns=Sorted)
-        await llm.ask("sort", {"text": "another"}, returns=str, book=ledger)
-        await ask(llm, ledger, labels={"event_id": "e-2"})
-    hashes = [call.request_hash for call in ledger.calls]
-    assert hashes[0] == hashes[3]
-    assert len(set(hashes)) == 3
-
-
-async def test_an_unknown_price_is_said_to_be_unknown(prompts: Prompts, simulator: str, ledger: Ledger) -> None:
-    private = Prompts(prompts.versions, {**prompts.models, "both": (Target("openai", "our-own-model"),)})
-    async with opened(private, simulator) as llm:
-        await ask(llm, ledger)
-    assert (ledger.calls[0].cost_usd, ledger.calls[0].priced) == (0.0, False)
-
-
-async def test_a_price_of_ones_own_goes_first(prompts: Prompts, simulator: str, ledger: Ledger) -> None:
-    own = Target("openai", MODELS["openai"], Price(input=1_000_000, output=0))
-    async with opened(Prompts(prompts.versions, {**prompts.models, "both": (own,)}), simulator) as llm:
-        await ask(llm, ledger)
-    assert (ledger.calls[0].cost_usd, ledger.calls[0].priced) == (ledger.calls[0].tokens_in, True)
-    assert ledger.opened[0].cost_usd > ledger.calls[0].cost_usd, "reserved is the most it may cost"
-
-
-async def test_a_connection_that_is_lost_may_be_billed(prompts: Prompts, ledger: Ledger) -> None:
-    async def lose(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(100)
-        writer.close()
-
-    server = await asyncio.start_server(lose, "127.0.0.1", 0)
-    async with server, opened(prompts, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as llm:
-        with pytest.raises(Outage):
-            await ask(llm, ledger, model="openai")
-    assert [(call.outcome, call.cause) for call in ledger.calls] == [("unknown", "connection")]
-    assert ledger.calls[0].cost_usd == ledger.opened[0].cost_usd > 0
-
-
-async def test_a_call_that_is_cut_off_is_booked(prompts: Prompts, ledger: Ledger) -> None:
-    begun = asyncio.Event()
-
-    async def hang(_: Request) -> Response:
-        begun.set()
-        await asyncio.Event().wait()
-        return Response()
-
-    async with provider(hang) as url, opened(prompts, url) as llm:
-        asking = asyncio.create_task(ask(llm, ledger, model="anthropic"))
-        async with asyncio.timeout(5):
-            await begun.wait()
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-    assert [(call.outcome, call.cause) for call in ledger.calls] == [("unknown", "cancelled")]
 
 
 @pytest.mark.parametrize("name", PROVIDERS)

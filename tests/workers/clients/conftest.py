@@ -1,0 +1,33 @@
+"""What each question needs."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from prompts import Prompts, load
+from tests.workers.clients.asking import BODY, HEAD, MODELS, PROVIDERS, Ledger
+from workers.simulator import running_simulator
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Prompts:
+    chains = {"both": PROVIDERS, "openai": ["openai"], "anthropic": ["anthropic"]}
+    links = {
+        alias: [f'{{ provider = "{each}", model = "{MODELS[each]}" }}' for each in chains[alias]] for alias in chains
+    }
+    (tmp_path / "models.toml").write_text("".join(f"{alias} = [{', '.join(links[alias])}]\n" for alias in links))
+    (tmp_path / "sort").mkdir()
+    (tmp_path / "sort" / "v3.md").write_text(HEAD + BODY)
+    return load(tmp_path)
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[str]:
+    async with running_simulator(latency_s=0.001) as url:
+        yield url
