@@ -43,11 +43,14 @@ with gone as (
 select event_id from freed where lost = 1;
 
 -- name: overdue
--- A run that its own worker could not end: 15 s past its deadline it is taken from it, and it was an attempt.
+-- A run that its own worker, alive, could not end: 15 s past its deadline it is taken from it, and it was an attempt. (A
+-- run whose worker is gone was lost, whatever its deadline: that is the rescue's, and no attempt.)
 with late as (
     select w.event_id, w.claim, w.run, w.attempts, w.worker, w.claimed_at from work w
     where w.status = 'running' and w.deadline_at < clock_timestamp() - interval '15 s'
-    order by w.event_id for update skip locked
+      and exists (select 1 from workers holder where holder.worker = w.worker and holder.state not in ('dead', 'stopped')
+                  and holder.lease_until >= clock_timestamp())
+    order by w.event_id for update of w skip locked
 ), freed as (
     update work w
     set status = 'scheduled', worker = null, attempts = w.attempts + 1, due_at = clock_timestamp(), rung_at = null,
@@ -125,7 +128,9 @@ select exists (select 1 from work where rung_at is null and status in ('queued',
        exists (select 1 from workers where state not in ('dead', 'stopped') and lease_until < clock_timestamp())
            or exists (select 1 from work w join workers using (worker) where w.status = 'running' and state in ('dead', 'stopped'))
            as expired,
-       exists (select 1 from work where status = 'running' and deadline_at < clock_timestamp() - interval '15 s') as overdue,
+       exists (select 1 from work join workers holder using (worker)
+               where status = 'running' and deadline_at < clock_timestamp() - interval '15 s'
+                 and holder.state not in ('dead', 'stopped') and holder.lease_until >= clock_timestamp()) as overdue,
        exists (select 1 from dead_letters where not relayed) as unrelayed,
        exists (select 1 from (select worker from calls where outcome = 'open' union all select worker from allowances) as spenders
                where not exists (select 1 from workers w where w.worker = spenders.worker and w.state not in ('dead', 'stopped')))

@@ -146,10 +146,10 @@ async def test_only_the_head_of_a_mailbox_is_rung(desk: Desk) -> None:
     assert await desk.rung() == [min(ids, key=lambda each: places[each])]
 
 
-async def lose(desk: Desk, event_ids: list[UUID], lost: int) -> None:
-    """A worker claims these events and is lost; they had been lost `lost` times before."""
+async def lose(desk: Desk, event_ids: list[UUID], lost: int, lease_s: float = -1) -> None:
+    """A worker claims these events and is lost, or lives; they had been lost `lost` times before."""
     worker = uuid4()
-    await desk.do(LEASE["register"], worker, "h", 1, "v", timedelta(seconds=-1), 10, ["p"])
+    await desk.do(LEASE["register"], worker, "h", 1, "v", timedelta(seconds=lease_s), 10, ["p"])
     claim = "update work set status = 'running', claim = claim + 1, claimed_at = now(), worker = $1, lost = $3"
     await desk.do(f"{claim} where event_id = any ($2)", worker, event_ids, lost)
 
@@ -168,6 +168,18 @@ async def test_a_loss_is_no_attempt_and_a_strike_only_for_the_one_suspect(desk: 
     assert {tuple(rows[each])[1:] for each in fresh} == {(1, 0, 0, "queued")}
     told = await desk.do("select outcome from attempts")
     assert {row["outcome"] for row in told} == {"lost"}
+
+
+async def test_past_the_deadline_it_is_an_attempt_only_where_the_worker_lives(desk: Desk) -> None:
+    orphan, hanging = await desk.accept(2)
+    await lose(desk, [orphan], lost=0)
+    await lose(desk, [hanging], lost=0, lease_s=60)
+    await desk.do("update work set deadline_at = clock_timestamp() - interval '1 minute'")
+    await desk.do(LEASE["overdue"])
+    await desk.do(LEASE["rescue"])
+    rows = {row["event_id"]: row for row in await desk.do("select event_id, attempts, lost, status from work")}
+    assert tuple(rows[orphan])[1:] == (0, 1, "queued")
+    assert tuple(rows[hanging])[1:] == (1, 0, "scheduled")
 
 
 async def test_enough_strikes_end_as_a_crash_loop_and_the_neighbours_stay(desk: Desk) -> None:
