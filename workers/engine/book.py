@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from prompts import Prompt
 from service.errors import Unavailable
@@ -73,6 +74,19 @@ class StepBook:
                 self._settle(back_usd)
         if not opened:
             raise Stale(str(account.claimed.event_id))
+        await self._still_held(call)
+
+    async def _still_held(self, call: Call) -> None:
+        """A worker that was frozen while its call was noted does not make it any more."""
+        held = False
+        try:
+            await self._guard()
+            held = True
+        finally:
+            if not held:
+                await self.close(
+                    replace(call, cost_usd=0.0, outcome="connection", cause="not sent: the claim was lost")
+                )
 
     async def close(self, call: Call) -> None:
         try:

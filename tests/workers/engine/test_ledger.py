@@ -2,6 +2,8 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 from msgspec import Struct
@@ -219,3 +221,23 @@ async def _failed(board: Board) -> bool:
 
 async def _outcome(board: Board, outcome: str) -> bool:
     return bool(await board.sql("select 1 from calls where claim = 1 and outcome = $1", outcome))
+
+
+async def test_a_call_noted_while_the_worker_stood_still_is_not_made(settings: Settings, tmp_path: Path) -> None:
+    async with open_shop(settings, tmp_path, sampling()) as (board, provider):
+        lease, ledger = board.workers[0].lease, board.workers[0].ledger
+        opened, noted = ledger.open, list[object]()
+
+        async def slowly(row: tuple[Any, ...]) -> bool:
+            held = await opened(row)
+            if not noted:
+                lease.worker = uuid4()  # what the heart does that finds its lease lost
+            noted.append(row)
+            return held
+
+        ledger.open = slowly  # type: ignore[method-assign]
+        event = await board.ended(await board.send("job", {}), 30)
+        assert (event["status"], event["attempts"], provider.asked) == ("succeeded", 1, 1)
+        first, second = timeline_calls(event)
+        assert (first["outcome"], first["cost_usd"]) == ("connection", 0.0)
+        assert (second["outcome"], second["cost_usd"]) == ("ok", COST_USD)
