@@ -21,7 +21,7 @@ test: venv ## all tests, on a Postgres and a Redis of their own (ARGS="-k story"
 	@$(ALONE) .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 faults: venv ## every fault, done for real, and what it cost (SEED=n ROWS="4 22")
-	@$(ALONE) CALLBOARD_SEED="$(SEED)" CALLBOARD_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v \
+	@$(ALONE) FAULTS_SEED="$(SEED)" FAULTS_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v \
 		-n 4 --dist load --maxschedchunk 1
 
 check: venv ## lint, format and types

@@ -18,6 +18,7 @@ import pytest
 from service.settings import Settings
 from tests.board import ENDED
 from tests.eventually import eventually
+from tests.processes import START_S
 
 ROOT = Path(__file__).parent.parent
 PRODUCT = ("schemas", "prompts", "sql", "service", "workers")
@@ -177,13 +178,13 @@ async def test_four_new_files_are_a_running_pipeline(copy: Path, settings: Setti
             assert response.status_code == 202, response.text
             return str(response.json()["event_id"])
 
-        event_id = await eventually(accepted, 30)
+        event_id = await eventually(accepted, START_S)
 
         async def ended() -> dict[str, Any] | None:
             shown: dict[str, Any] = (await http.get(f"/events/{event_id}")).json()
             return shown if shown["status"] in ENDED else None
 
-        event = await eventually(ended, 30)
+        event = await eventually(ended, START_S)
         assert event is not None
     assert (event["status"], event["pipeline"], event["data"]) == ("succeeded", "refunds", said["data"]), event["error"]
     assert event["result"]["order"] == "O-1"

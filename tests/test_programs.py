@@ -14,7 +14,7 @@ import pytest
 from service.settings import Settings
 from tests.board import ENDED, TICKET
 from tests.eventually import eventually
-from tests.processes import CALLBOARD, Program, free_port, run, started
+from tests.processes import CALLBOARD, START_S, Program, free_port, run, started
 
 API: Final = (sys.executable, "-m", "service")
 WORKER: Final = (sys.executable, "-m", "workers")
@@ -40,7 +40,7 @@ async def succeeds(http: httpx.AsyncClient, api: Program, worker: Program) -> No
         except httpx.TransportError:
             return False
 
-    await eventually(there, 30)
+    await eventually(there, START_S)
     event_id = (await http.post("/events", json={"type": "ticket.opened", "data": TICKET})).json()["event_id"]
 
     async def ended() -> str | None:

@@ -16,14 +16,14 @@ from tests.faults.matrix import MATRIX, row_of
 from tests.faults.rig import Rig, open_rig, percentile
 from tests.servers import open_folder
 
-SEED: Final = int(os.environ.get("CALLBOARD_SEED") or random.SystemRandom().randrange(1_000_000))
-ROWS: Final = {int(row) for row in os.environ.get("CALLBOARD_ROWS", "").replace(",", " ").split()}
+SEED: Final = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1_000_000))
+ROWS: Final = {int(row) for row in os.environ.get("FAULTS_ROWS", "").replace(",", " ").split()}
 MEASURED: Final = "measured"
 TAIL: Final = 3000
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ["CALLBOARD_SEED"] = str(SEED)  # the processes that run tests side by side inherit it
+    os.environ["FAULTS_SEED"] = str(SEED)  # the processes that run tests side by side inherit it
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -54,7 +54,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Any:
         row = (row_of(item.name), rig.faults, rig.lost, rig.doubled, rig.rest_s, rig.takeovers_s)
         report.user_properties.append((MEASURED, row))
         if report.failed:
-            report.sections.append(("seed", f"CALLBOARD_SEED={SEED} replays it"))
+            report.sections.append(("seed", f"FAULTS_SEED={SEED} replays it"))
             report.sections += [
                 (f"{each.name} (status {each.process.poll()})", each.said[-TAIL:]) for each in rig.children
             ]

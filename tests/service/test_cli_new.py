@@ -113,7 +113,7 @@ def test_what_is_missing_is_said(copy: Path) -> None:
         (["prompt", "../judge"], 2, "is no name"),
         (["node", "a/b/c", "--on", "ticket.opened"], 2, "is no name"),
         (["node", f"{LONG}a", "--on", "ticket.opened"], 2, "28 at most"),
-        (["node", "judge", "--on", "no.such"], 2, 'there is no event "no.such" (message.labelled, '),
+        (["node", "judge", "--on", "no.such"], 2, 'there is no event "no.such" ('),
         (["node", "judge"], 2, "Missing option '--on'"),
         (["node", "tickets/draft", "--on", "ticket.opened"], 1, "wants ticket, triage, language, similar"),
         (["node", "triage/judge", "--on", "ticket.opened"], 1, "workers/nodes/triage.py is there already"),
