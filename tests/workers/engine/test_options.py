@@ -5,12 +5,14 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from msgspec import Struct
 from msgspec.structs import replace
+from starlette.responses import Response
 
 from schemas import Event
 from service.settings import Settings
@@ -18,6 +20,7 @@ from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of
 from tests.workers.engine.free_form import replayed_alike
+from tests.workers.engine.paying import open_shop, said
 from workers.kit import Pipeline, Retry, Run, parallel, pipeline
 from workers.kit.run import CHEAP_MS
 
@@ -332,35 +335,31 @@ async def test_drawing_has_a_bound(settings: Settings) -> None:
         assert event["error"]["message"].startswith("run.random() was asked 1000 times between steps")
 
 
-class Ticket(Event, tag="ticket", frozen=True):
-    subject: str = "Bonjour"
-    body: str = "Je ne peux pas me connecter."
-
-
-class Language(Struct, frozen=True):
-    code: str
-
-
-async def test_a_failure_does_not_cut_the_call_of_a_sibling(settings: Settings) -> None:
-    asking = asyncio.Event()
+async def test_a_failure_does_not_cut_the_call_of_a_sibling(settings: Settings, tmp_path: Path) -> None:
+    asked, answered = asyncio.Event(), asyncio.Event()
     behind: list[str] = []
 
-    async def asks(run: Run, ticket: Ticket) -> Language:
-        asking.set()
-        return await run.llm.ask("tickets/language", returns=Language, ticket=ticket)
+    async def slowly() -> Response:
+        asked.set()
+        await answered.wait()
+        return said("late")
 
-    async def never(language: Language) -> None:
-        behind.append(language.code)
+    async def asks(run: Run, job: Job) -> str:
+        return await run.llm.ask("say", returns=str, text="hello")
 
-    async def fails(ticket: Ticket) -> Result:
-        await asking.wait()
+    async def never(text: str) -> None:
+        behind.append(text)
+
+    async def fails(job: Job) -> Result:
+        await asked.wait()
         raise ValueError("at once")
 
-    flow = [parallel([asks, never], fails)]
-    whole = program_of(settings, job=Pipeline(on=Ticket, flow=flow, retry=replace(QUICK, attempts=1)))
-    async with board_on(settings, whole) as board:
-        event = await board.ended(await board.send("ticket", {}))
+    job = Pipeline(on=Job, flow=[parallel([asks, never], fails)], retry=replace(QUICK, attempts=1))
+    async with open_shop(settings, tmp_path, job) as (board, provider):
+        provider.answer = slowly
+        event = await board.ended(await board.send("job", {}))
         assert event["error"]["message"] == "at once"
+        answered.set()
 
         async def booked() -> bool:
             return [row["outcome"] for row in await board.sql("select outcome from calls")] == ["ok"]
