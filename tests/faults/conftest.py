@@ -17,6 +17,7 @@ from tests.faults.rig import Rig, open_rig, percentile
 from tests.servers import open_folder
 
 SEED: Final = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1_000_000))
+LONGEST: Final = 51
 ROWS: Final = {int(row) for row in os.environ.get("FAULTS_ROWS", "").replace(",", " ").split()}
 MEASURED: Final = "measured"
 TAIL: Final = 3000
@@ -67,6 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         out = [item for item in items if row_of(item.name) not in ROWS]
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=out)
+    items.sort(key=lambda item: row_of(item.name) != LONGEST)  # else the other processes would wait for it at the end
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
