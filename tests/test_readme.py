@@ -23,6 +23,7 @@ from service.http.app import create_app
 from service.settings import Settings, load, variable
 from tests.board import Board
 from tests.eventually import eventually
+from tests.faults.matrix import MATRIX
 from tests.processes import CALLBOARD, LAST_WORDS, ROOT, product_in, up_on
 
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -150,6 +151,12 @@ async def dead_above_the_limit(address: str) -> None:
             return shown["error"] if shown["status"] == "dead" else None
 
         assert (await eventually(dead))["step"] == "judge"
+
+
+def test_what_it_survives_is_the_whole_matrix_without_a_loss() -> None:
+    told = list(rows("fault"))
+    assert [row[0] for row in told] == [f"{number} · {what}" for number, what in MATRIX.items()]
+    assert {(row[2], row[3]) for row in told} == {("0", "0")}
 
 
 def test_the_settings_are_all_of_them_with_their_defaults() -> None:
