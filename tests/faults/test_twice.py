@@ -7,6 +7,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from service.stream import FRONT, GROUP, WORK
+from service.supervise import end
 from tests.eventually import eventually
 from tests.faults.oracle import judge
 from tests.faults.rig import PATIENCE_S, Rig
@@ -21,8 +22,7 @@ async def test_row_21_foreign_claims_of_entries(rig: Rig) -> None:
         await rig.worker()
     stealing = asyncio.create_task(_steal(rig))
     await rig.load.burst(200, ["probe.once", "probe.ask"], keys=10, every_s=0.05)
-    stealing.cancel()
-    await asyncio.gather(stealing, return_exceptions=True)
+    await end([stealing])
     assert rig.faults
     await judge(rig)
 
