@@ -10,6 +10,7 @@ from prompts import Prompts
 from schemas.identity import uuid7
 from service.settings import Settings
 from workers.clients.breaker import Policy
+from workers.clients.calling import Caller
 from workers.clients.llm import Book, Llm
 from workers.clients.vectors import Vectors
 from workers.clients.web import open_web
@@ -36,7 +37,7 @@ async def keep_nothing(event_id: UUID, run: int, claim: int, kept: Kept) -> None
 async def open_run() -> AsyncIterator[Run]:
     async with open_web() as web:
         pool: asyncpg.Pool = asyncpg.create_pool(NOWHERE.database_url, min_size=0)
-        llm = Llm(Prompts({}, {}), {}, Policy(), simulated=False)
+        llm = Llm(Prompts({}, {}), Caller({}, (), Policy(), simulated=False))
         yield Run(
             event_id=uuid7(),
             source="/test",

@@ -1,0 +1,112 @@
+"""One call of one model: behind its breaker, in the ledger before it is made and after it has ended, in time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeVar
+
+from msgspec.structs import replace
+
+from prompts import Target
+from service.errors import CallboardError, Outage
+from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
+from workers.clients.faults import SICK, WAIT_CAP_S, Fault
+from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
+from workers.clients.prices import Prices
+from workers.clients.provider import Answer, Client, Request
+
+T = TypeVar("T")
+Send = Callable[[Client, Request], Awaitable[Answer]]
+"""Asks a client once. Raises Fault."""
+
+
+class LlmRefused(CallboardError):
+    """The model or its provider will not do what was asked: the event's own failure."""
+
+
+class Caller:
+    """The clients of the models that can be asked, `targets`, and what is known of each: prices, breakers."""
+
+    def __init__(
+        self, clients: Mapping[str, Client], targets: Iterable[Target], policy: Policy, *, simulated: bool
+    ) -> None:
+        self.simulated: Final = simulated
+        self._clients: Final = clients
+        known = frozenset(targets)
+        self._prices: Final = Prices(known)
+        for target in known:
+            # Now, since the first look into the price list takes half a second.
+            self._prices.cost_usd(target.provider, target.model, 0, 0)
+        self._breakers: Final = {
+            target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in known
+        }
+
+    def knows(self, target: Target) -> bool:
+        return target in self._breakers
+
+    def breakers(self) -> dict[str, str]:
+        """The state of each, by provider and model: closed, open or half_open."""
+        return {f"{target.provider}/{target.model}": breaker.state for target, breaker in self._breakers.items()}
+
+    def begin(self, question: Question, target: Target) -> Try:
+        return begin(question, target, self._prices, simulated=self.simulated)
+
+    async def along(self, chain: Sequence[Target], ask: Callable[[Target], Awaitable[T]]) -> T:
+        """What the first of `chain` answers. Raises Outage where none can now."""
+        outages: list[Outage] = []
+        for target in chain:
+            try:
+                return await ask(target)
+            except Outage as outage:
+                outages.append(outage)
+        causes = dict.fromkeys(outage.cause for outage in outages)
+        raise Outage(" ".join(causes), min(outage.after_s for outage in outages)) from outages[-1]
+
+    async def make(self, begun: Try, send: Send) -> Answer:
+        """Raises Outage where this one can't answer now, LlmRefused where it will not."""
+        try:
+            return await self._breakers[begun.target].call(lambda: self._booked(begun, send))
+        except BreakerOpen as error:
+            raise Outage(str(error), min(error.after_s, WAIT_CAP_S)) from error
+        except Fault as fault:
+            if fault.away:
+                raise fault.outage() from fault
+            raise LlmRefused(f"{begun.where}: {fault}") from fault
+
+    async def close(self, begun: Try, answer: Answer, fault: Fault | None = None, *, valid: bool = True) -> None:
+        """Stores what came of a call that was answered: its reply is as asked (`valid`), or not, or a `fault`."""
+        outcome = fault.outcome if fault else "ok" if valid else "invalid"
+        await begun.question.book.close(answered(begun, outcome, answer, self._prices))
+
+    async def _booked(self, begun: Try, send: Send) -> Answer:
+        """A call that brought no answer is closed here, whatever ended it."""
+        book = begun.question.book
+        await book.open(begun.call)
+        ended: Call | None = lost(begun, "cancelled")
+        try:
+            answer = await self._in_time(begun, send)
+            ended = None
+        except Fault as fault:
+            ended = failed(begun, fault)
+            raise
+        finally:
+            if ended is not None:
+                await book.close(ended)
+        return answer
+
+    async def _in_time(self, begun: Try, send: Send) -> Answer:
+        target, timeout_s = begun.target, begun.question.timeout_s
+        request = replace(begun.question.request, model=target.model)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await send(self._clients[target.provider], request)
+        except TimeoutError as error:
+            message = f"{target.provider} {target.model} gave no whole reply in {timeout_s:g} s."
+            raise Fault("timeout", message) from error
+
+
+def _verdict(error: Exception) -> Verdict:
+    if not isinstance(error, Fault):
+        return "neutral"
+    if error.outcome in SICK:
+        return "failure"
+    return "success" if error.outcome == "refused" else "neutral"
