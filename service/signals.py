@@ -1,7 +1,7 @@
 """SIGTERM and SIGINT: the first one ends a program in order, the next ones change nothing, to its very end."""
 
+import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -15,8 +15,12 @@ def on_end(do: Callable[[], object]) -> None:
 
 
 def leave() -> None:
-    ignore()
-    sys.exit(0)
+    """For a program that has nothing in hand yet, or no more.
+
+    Not by SystemExit: raised in a finalizer or a callback of a weak reference, of which imports run many, it is ignored
+    and the program goes on; raised while a module in C is imported, it may crash.
+    """
+    os._exit(0)
 
 
 def ignore() -> None:
