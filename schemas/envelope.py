@@ -80,7 +80,9 @@ _members: Final = json.Decoder(dict[str, Raw])
 _extension: Final = json.Decoder(Annotated[str, Meta(max_length=2000)] | int | bool | None)
 
 
-def read(body: bytes, catalog: Catalog, *, source: str, default_id: str | None = None) -> Incoming:
+def read(
+    body: bytes, catalog: Catalog, *, source: str, default_id: str | None = None, tenant: str = TENANT
+) -> Incoming:
     """Decode one event: its envelope, then its `data` by the Struct of its `type`.
 
     `source` and `default_id` stand in where the event names none; without either, `id` is the `event_id`.
@@ -107,6 +109,7 @@ def read(body: bytes, catalog: Catalog, *, source: str, default_id: str | None =
             extensions=extensions,
         ),
         data=data,
+        tenant=tenant,
     )
 
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 import sql
 from schemas.catalog import Catalog
+from schemas.envelope import TENANT
 from schemas.identity import uuid7
 from schemas.text import BadEvent
 from service import stream
@@ -121,7 +122,7 @@ class Inbound:
         body = fields.get(b"event")
         if body is None:
             raise BadEvent(400, "the entry has no field `event` (XADD callboard:ingest * event '<JSON>')")
-        await self._intake.take(body, source=SOURCE, default_id=f"{epoch}/{entry_id}")
+        await self._intake.take(body, tenant=TENANT, source=SOURCE, default_id=f"{epoch}/{entry_id}")
 
     async def _bury(
         self, connection: Connection, origin: str, fields: dict[bytes, bytes], error: BadEvent | Conflict

@@ -53,7 +53,7 @@ class Intake:
         self._keyed: Final = keyed
 
     async def take(
-        self, body: bytes, *, source: str, default_id: str | None = None, key: str | None = None
+        self, body: bytes, *, tenant: str, source: str, default_id: str | None = None, key: str | None = None
     ) -> Accepted:
         """Accept one event. `key` (`Idempotency-Key`) is the `id` where the body has none, and must not contradict one.
 
@@ -61,7 +61,7 @@ class Intake:
         """
         if len(body) > self._body_max:
             raise BadEvent(413, f"larger than {self._body_max} bytes (CALLBOARD_BODY_MAX)", reason="too_large")
-        incoming = read(body, self.catalog, source=source, default_id=key or default_id)
+        incoming = read(body, self.catalog, tenant=tenant, source=source, default_id=key or default_id)
         if key and incoming.id != key:
             raise BadEvent(400, "`id` and the header Idempotency-Key differ: send one of them, or the same", "$.id")
         if incoming.partitionkey is None and incoming.type in self._keyed():

@@ -125,7 +125,8 @@ class Operator:
     async def _take_again(self, row: asyncpg.Record) -> bool:
         """The letter's own id is the event's where it names none, so that twice is once."""
         try:
-            await self._intake.take(row["event"].encode(), source=SOURCE, default_id=str(row["dead_id"]))
+            said, own_id = row["event"].encode(), str(row["dead_id"])
+            await self._intake.take(said, tenant=self._tenant, source=SOURCE, default_id=own_id)
         except (BadEvent, Conflict) as error:
             log.info("dead letter %s is no event still: %s", row["dead_id"], error)
             return False
@@ -140,7 +141,7 @@ class Operator:
         """A replayed event draws a new place at the end of its mailbox, under the lock of that mailbox."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
             await self._lock_mailboxes(connection, ids)
-            began = await connection.fetchval(SQL["began"], ids[0], step) if step else None
+            began = await connection.fetchval(SQL["began"], ids[0], step, self._tenant) if step else None
             if step and began is None:
                 raise UnknownStep(f'the last run has no step "{step}"')
             rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor, began, step)

@@ -25,6 +25,7 @@ COMMANDS = (
     Entry("cancel", "service.cli.operate:cancel", "End an event that has not ended."),
     Entry("pipelines", "service.cli.pipelines:pipelines", "List the pipelines, or draw one."),
     Entry("new", "service.cli.new:new", "Write a new event, prompt, node or pipeline to begin from."),
+    Entry("keys", "service.cli.keys:keys", "Make, list and revoke API keys."),
     Entry("migrate", "service.cli.programs:migrate", "Bring the database schema up to date."),
     Entry("api", "service.cli.programs:api", "Run the HTTP service alone."),
     Entry("simulator", "service.cli.programs:simulator", "Run the model simulator alone, with faults on request."),

@@ -20,6 +20,10 @@ REQUEST_TIMEOUT_S = 30.0
 PAUSE_S = 0.5
 PAUSE_MAX_S = 30.0
 ENDED = ("succeeded", "dead", "cancelled")
+KEY_HINTS = {
+    401: "\nSet CALLBOARD_API_KEY to a key that is valid there.",
+    403: "\nSet CALLBOARD_API_KEY to a key that may do this.",
+}
 
 T = TypeVar("T")
 
@@ -177,7 +181,8 @@ def _check(response: httpx.Response) -> None:
             f"What answers at {response.url} is not Callboard ({response.status_code}, {kind or 'no content type'}). "
             "Set CALLBOARD_URL to where Callboard runs."
         )
-    raise Refused(response.status_code, problem_sentence(response.content), _retry_after_s(response))
+    told = problem_sentence(response.content) + KEY_HINTS.get(response.status_code, "")
+    raise Refused(response.status_code, told, _retry_after_s(response))
 
 
 def problem_sentence(body: bytes) -> str:

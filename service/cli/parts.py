@@ -12,17 +12,19 @@ from typing import Final
 
 import httpx
 
+import sql
 from service.embedded import embedded
 from service.embedded.process import CHILD
 from service.errors import StartError
 from service.migrate import migrate
-from service.resources import backoff_s
+from service.resources import backoff_s, connect
 from service.settings import Settings, variable
 
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.1
 QUICK_S: Final = 5.0
+SQL: Final = sql.queries("read")
 
 log = logging.getLogger("callboard.up")
 
@@ -149,7 +151,7 @@ async def _until_ready(settings: Settings, children: list[Child]) -> None:
     """The API answers and a worker has registered; or a child ended, whose sentence stands on the terminal by then."""
     try:
         async with asyncio.timeout(READY_TIMEOUT_S), httpx.AsyncClient(base_url=address(settings)) as http:
-            while not await _is_ready(http):
+            while not await _is_ready(settings, http):
                 for child in children:
                     if child.failed.done():
                         raise child.failed.result()
@@ -158,13 +160,18 @@ async def _until_ready(settings: Settings, children: list[Child]) -> None:
         raise StartError(f"API and worker were not ready within {READY_TIMEOUT_S:g} s.") from None
 
 
-async def _is_ready(http: httpx.AsyncClient) -> bool:
+async def _is_ready(settings: Settings, http: httpx.AsyncClient) -> bool:
+    """By the workers' own rows: the API tells of them to whoever has a key."""
     try:
         if (await http.get("/readyz")).status_code != 200:
             return False
-        return bool((await http.get("/workers")).json()["items"])
     except httpx.HTTPError:
         return False
+    connection = await connect(settings, "up")
+    try:
+        return bool(await connection.fetch(SQL["workers"]))
+    finally:
+        await connection.close()
 
 
 async def _end_all(tasks: list["asyncio.Task[None]"]) -> None:

@@ -13,10 +13,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import click
-import httpx
 from msgspec import json
 from msgspec.structs import replace
 
+from service.cli.api_client import open_client
 from service.cli.parts import Running, address, all_running
 from service.errors import CallboardError
 from service.log import setup
@@ -87,12 +87,16 @@ async def _run(settings: Settings, workers: int) -> None:
 
 async def _seed(settings: Settings) -> None:
     """The examples of the worked example, once: each has an id of its own, so a second time changes nothing."""
-    async with asyncio.timeout(SEED_TIMEOUT_S), httpx.AsyncClient(base_url=address(settings)) as http:
+    async with asyncio.timeout(SEED_TIMEOUT_S), open_client(replace(settings, url=address(settings))) as http:
         for line in SEED.read_text(encoding="utf-8").splitlines():
             message = json.decode(line, type=dict[str, str])
             name = blake2b(line.encode(), digest_size=8).hexdigest()
             event = {"type": "message.labelled", "source": SEED_SOURCE, "id": name, "data": message}
-            (await http.post("/events", json=event)).raise_for_status()
+            response = await http.post("/events", json=event)
+            if response.status_code in (401, 403):
+                click.echo("No examples were sent: CALLBOARD_API_KEY is no key that may send events here.", err=True)
+                return
+            response.raise_for_status()
 
 
 def _banner(live: Running) -> str:

@@ -9,14 +9,17 @@ from uuid import UUID
 
 import asyncpg
 from msgspec import Struct, ValidationError, convert, json
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 import sql
-from schemas.envelope import TENANT
 from service.dashboard.look import STATIC, Look, look
+from service.dashboard.sign_in import login_page, logout, to_login
 from service.dashboard.waterfall import calls, waterfall
+from service.errors import Unavailable
+from service.http.auth import Caller, admit, caller
 from service.http.door import Door, door
 from service.http.events import ACQUIRE_TIMEOUT_S, Filter, find, load
 from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
@@ -49,18 +52,26 @@ def routes() -> list[Route]:
     return [
         Route("/", _shown(mine, list_page), name="events_page"),
         Route("/ui/events/{event_id}", _shown(mine, event_page), name="event_page"),
+        Route("/login", _shown(mine, sign_in_page, is_open=True), methods=["GET", "POST"], name="sign_in_page"),
+        Route("/logout", logout, methods=["POST"], name="sign_out"),
         Route(f"{STATIC}/{{name}}", mine.asset, name="asset"),
     ]
 
 
-def _shown(mine: Look, show: Show) -> Callable[[Request], Awaitable[Response]]:
-    """An outage is a page too."""
+def _shown(mine: Look, show: Show, *, is_open: bool = False) -> Callable[[Request], Awaitable[Response]]:
+    """For those who may read, unless it is open to all; a refusal and an outage are pages too."""
 
     async def endpoint(request: Request) -> Response:
         try:
+            if not is_open:
+                await admit(request, "read")
             return await show(mine, request)
-        except POSTGRES_ERRORS as error:
-            if not postgres_passes(error):
+        except HTTPException as error:
+            if error.status_code == 401:
+                return to_login(request)
+            return _trouble(mine, request, error.status_code, "Not for you", error.detail)
+        except (Unavailable, *POSTGRES_ERRORS) as error:
+            if not isinstance(error, Unavailable) and not postgres_passes(error):
                 raise
             return _trouble(mine, request, 503, "Postgres does not answer", "Reload in a moment.")
 
@@ -72,8 +83,9 @@ async def list_page(mine: Look, request: Request) -> Response:
     if asked is None:
         return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
     here = door(request)
-    items = await find(here.pool, asked)
-    counts, workers = await _standing(here.pool)
+    tenant = caller(request).tenant
+    items = await find(here.pool, tenant, asked)
+    counts, workers = await _standing(here.pool, tenant)
     newest = asked.cursor is None
     return mine.page(
         "events.html",
@@ -92,9 +104,13 @@ async def list_page(mine: Look, request: Request) -> Response:
     )
 
 
+async def sign_in_page(mine: Look, request: Request) -> Response:
+    return await login_page(mine, request, _common(request, live=False))
+
+
 async def event_page(mine: Look, request: Request) -> Response:
     event_id = _uuid(request.path_params["event_id"])
-    event = await load(door(request).pool, event_id) if event_id else None
+    event = await load(door(request).pool, caller(request).tenant, event_id) if event_id else None
     if event is None:
         told = request.path_params["event_id"]
         return _trouble(mine, request, 404, "No such event", f"There is no event {told}, or it has been forgotten.")
@@ -113,10 +129,12 @@ async def event_page(mine: Look, request: Request) -> Response:
 def _common(request: Request, live: bool) -> dict[str, Any]:
     """What `base.html` needs."""
     simulated = door(request).settings.simulated
+    who: Caller | None = getattr(request.state, "caller", None)
     return {
         "now": datetime.now(UTC),
         "live_ms": LIVE_MS if live else None,
         "simulated": simulated,
+        "key": who and who.key,
         "open": OPEN,
         "ended": ENDED,
     }
@@ -149,9 +167,9 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
-async def _standing(pool: Pool) -> tuple[Counts, list[asyncpg.Record]]:
+async def _standing(pool: Pool, tenant: str) -> tuple[Counts, list[asyncpg.Record]]:
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        rows = await connection.fetch(SQL["counts"], TENANT, OPEN_MAX, LATEST)
+        rows = await connection.fetch(SQL["counts"], tenant, OPEN_MAX, LATEST)
         workers = await connection.fetch(SQL["workers"])
     opened, ended = ({row["status"]: row["n"] for row in rows if row["open"] is wanted} for wanted in (True, False))
     return Counts(opened, ended), workers

@@ -13,9 +13,11 @@ from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
 from service.http import events, health, operations, types
+from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
 from service.http.problem import HANDLERS
 from service.intake import open_intake
+from service.keys import open_keys
 from service.resources import open_pool, open_redis
 from service.settings import Settings, load
 
@@ -32,30 +34,35 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
 
 
 def _routes() -> list[Route]:
+    """Each with the scope that a key needs for it."""
     return [
-        *_both("/events", events.post_event, "POST"),
-        *_both("/events", events.list_events, "GET"),
-        Route("/events/{event_id}", events.get_event, methods=["GET"]),
-        Route("/events/{event_id}/replay", operations.replay_event, methods=["POST"]),
-        Route("/events/{event_id}/cancel", operations.cancel_event, methods=["POST"]),
-        *_both("/dead-letters", operations.list_dead_letters, "GET"),
-        *_both("/dead-letters", operations.discard_dead_letters, "DELETE"),
-        Route("/dead-letters/{dead_id:uuid}", operations.get_dead_letter, methods=["GET"]),
-        Route("/dead-letters/replay", operations.replay_dead_letters, methods=["POST"]),
-        Route("/actors/{key:path}", operations.get_actor, methods=["GET"]),
-        Route("/types", types.list_types, methods=["GET"]),
-        Route("/types/{type}/schema", types.get_schema, methods=["GET"]),
-        Route("/pipelines/{name}", types.get_pipeline, methods=["GET"]),
-        Route("/workers", health.list_workers, methods=["GET"]),
-        Route("/healthz", health.healthz, methods=["GET"]),
-        Route("/readyz", health.readyz, methods=["GET"]),
+        *_both("/events", "POST", "ingest", events.post_event),
+        *_both("/events", "GET", "read", events.list_events),
+        _at("/events/{event_id}", "GET", "read", events.get_event),
+        _at("/events/{event_id}/replay", "POST", "operate", operations.replay_event),
+        _at("/events/{event_id}/cancel", "POST", "operate", operations.cancel_event),
+        *_both("/dead-letters", "GET", "read", operations.list_dead_letters),
+        *_both("/dead-letters", "DELETE", "operate", operations.discard_dead_letters),
+        _at("/dead-letters/{dead_id:uuid}", "GET", "read", operations.get_dead_letter),
+        _at("/dead-letters/replay", "POST", "operate", operations.replay_dead_letters),
+        _at("/actors/{key:path}", "GET", "read", operations.get_actor),
+        _at("/types", "GET", "read", types.list_types),
+        _at("/types/{type}/schema", "GET", "read", types.get_schema),
+        _at("/pipelines/{name}", "GET", "read", types.get_pipeline),
+        _at("/workers", "GET", "read", health.list_workers),
+        _at("/healthz", "GET", "open", health.healthz),
+        _at("/readyz", "GET", "open", health.readyz),
         *pages.routes(),
     ]
 
 
-def _both(path: str, endpoint: object, method: str) -> list[Route]:
+def _at(path: str, method: str, need: Need, endpoint: Endpoint) -> Route:
+    return Route(path, guarded(need, endpoint), methods=[method])
+
+
+def _both(path: str, method: str, need: Need, endpoint: Endpoint) -> list[Route]:
     """With and without the slash at the end, no redirect."""
-    return [Route(each, endpoint, methods=[method]) for each in (path, f"{path}/")]  # type: ignore[arg-type]
+    return [_at(each, method, need, endpoint) for each in (path, f"{path}/")]
 
 
 def _lifespan(settings: Settings, catalog: Catalog):  # type: ignore[no-untyped-def]
@@ -65,6 +72,7 @@ def _lifespan(settings: Settings, catalog: Catalog):  # type: ignore[no-untyped-
             redis = await stack.enter_async_context(open_redis(settings))
             pool = await stack.enter_async_context(open_pool(settings, "api"))
             intake = await stack.enter_async_context(open_intake(settings, catalog, redis))
-            yield State(door=Door(settings, catalog, intake, pool, redis))
+            keys = await stack.enter_async_context(open_keys(settings))
+            yield State(door=Door(settings, catalog, intake, keys, pool, redis))
 
     return lifespan

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from schemas.catalog import Catalog
 from service.intake import Intake
+from service.keys import Keys
 from service.resources import Pool
 from service.settings import Settings
 
@@ -22,6 +23,7 @@ class Door(Struct, frozen=True):
     settings: Settings
     catalog: Catalog
     intake: Intake
+    keys: Keys
     pool: Pool
     redis: Redis
 

@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
-from schemas.envelope import TENANT
 from schemas.identity import first_id
 from schemas.text import BadEvent
+from service.http.auth import caller
 from service.http.door import door, reply
 from service.http.view import event_view, list_item
 from service.resources import Pool
@@ -48,22 +48,23 @@ async def post_event(request: Request) -> Response:
     """202 once the event is committed."""
     _media_type(request)
     body = await read_body(request, door(request).settings.body_max)
-    accepted = await door(request).intake.take(body, source=SOURCE, key=_idempotency_key(request))
+    tenant, key = caller(request).tenant, _idempotency_key(request)
+    accepted = await door(request).intake.take(body, tenant=tenant, source=SOURCE, key=key)
     return reply(accepted, 202, {"Location": f"/events/{accepted.event_id}"})
 
 
 async def get_event(request: Request) -> Response:
     event_id = event_id_of(request)
-    found = await load(door(request).pool, event_id)
+    found = await load(door(request).pool, caller(request).tenant, event_id)
     if found is None:
         raise HTTPException(404, f"no event {event_id}")
     return reply(found)
 
 
-async def load(pool: Pool, event_id: UUID) -> dict[str, Any] | None:
+async def load(pool: Pool, tenant: str, event_id: UUID) -> dict[str, Any] | None:
     """One event with everything that happened to it, or None."""
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        row = await connection.fetchrow(SQL["event"], event_id, TENANT)
+        row = await connection.fetchrow(SQL["event"], event_id, tenant)
         if row is None:
             return None
         attempts = await connection.fetch(SQL["attempts"], event_id)
@@ -77,18 +78,18 @@ async def list_events(request: Request) -> Response:
         asked = convert(dict(request.query_params), Filter, strict=False)
     except msgspec.ValidationError as error:
         raise HTTPException(400, f"the query does not fit: {error}") from error
-    items = await find(door(request).pool, asked)
+    items = await find(door(request).pool, caller(request).tenant, asked)
     whole = len(items) == asked.limit
     return reply({"items": items, "next": items[-1]["event_id"] if whole else None})
 
 
-async def find(pool: Pool, asked: Filter) -> list[dict[str, Any]]:
+async def find(pool: Pool, tenant: str, asked: Filter) -> list[dict[str, Any]]:
     """The events that fit, newest first, without `data`, `result` and `timeline`."""
     bounds = [at and first_id(at) for at in (asked.since, asked.until)]
     below = min((each for each in (bounds[1], asked.cursor) if each is not None), default=None)
     kinds = (asked.type, asked.status, asked.key, asked.source, asked.id)
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        rows = await connection.fetch(SQL["events"], TENANT, *kinds, bounds[0], below, asked.limit)
+        rows = await connection.fetch(SQL["events"], tenant, *kinds, bounds[0], below, asked.limit)
     return [list_item(row) for row in rows]
 
 

@@ -11,13 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
-from schemas.envelope import TENANT
 from schemas.text import BadEvent
+from service.http.auth import caller
 from service.http.door import door, raw, reply
 from service.http.events import ACQUIRE_TIMEOUT_S, event_id_of, read_body
 from service.operate import Letters, Operator, UnknownStep
 
-ACTOR: Final = "http"
 SQL: Final = sql.queries("operate")
 
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -103,22 +102,22 @@ async def discard_dead_letters(request: Request) -> Response:
 
 async def get_actor(request: Request) -> Response:
     """What a key's actor remembers; its mailbox: how long, and what is in hand or holds it up."""
-    key = request.path_params["key"]
+    tenant, key = caller(request).tenant, request.path_params["key"]
     async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        length = await connection.fetchval(SQL["mailbox"], TENANT, key)
-        row = await connection.fetchrow(SQL["in_hand"], TENANT, key)
-        states = {each["type"]: raw(each["value"]) for each in await connection.fetch(SQL["states_of"], TENANT, key)}
+        length = await connection.fetchval(SQL["mailbox"], tenant, key)
+        row = await connection.fetchrow(SQL["in_hand"], tenant, key)
+        states = {each["type"]: raw(each["value"]) for each in await connection.fetch(SQL["states_of"], tenant, key)}
     return reply({"key": key, "states": states, "mailbox": length, "in_hand": dict(row) if row else None})
 
 
 def _operator(request: Request) -> Operator:
-    whole = door(request)
-    return Operator(whole.pool, whole.redis, whole.intake, whole.intake.outbox, TENANT, ACTOR)
+    whole, who = door(request), caller(request)
+    return Operator(whole.pool, whole.redis, whole.intake, whole.intake.outbox, who.tenant, who.actor)
 
 
 async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPException:
     async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        there = await connection.fetchrow(SQL["mailbox_of"], event_id, TENANT)
+        there = await connection.fetchrow(SQL["mailbox_of"], event_id, caller(request).tenant)
     return HTTPException(409, f"event {event_id} {reason}") if there else HTTPException(404, f"no event {event_id}")
 
 

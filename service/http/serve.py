@@ -1,6 +1,7 @@
 """The API's program: checked, then served until SIGTERM."""
 
 import asyncio
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -17,7 +18,9 @@ from service.embedded import running
 from service.errors import CallboardError, StartError
 from service.http.app import create_app
 from service.http.problem import problem
+from service.keys import any_made
 from service.log import setup
+from service.resources import POSTGRES_ERRORS
 from service.settings import Settings, load
 from service.signals import leave, on_end
 from service.supervise import end_in_time
@@ -25,6 +28,8 @@ from service.supervise import end_in_time
 BACKLOG = 2048
 KEEP_ALIVE_S = 65
 AGAIN = {"Retry-After": "1", "Connection": "close"}
+
+log = logging.getLogger("callboard.http")
 
 
 def main() -> int:
@@ -78,9 +83,16 @@ class _Server(uvicorn.Server):
 
 
 def refuse_open_door(settings: Settings) -> None:
-    """Raises StartError: without keys nobody but this machine may come in."""
-    if not settings.on_loopback:
+    """Raises StartError: before the first key was made nobody but this machine may come in."""
+    if settings.on_loopback:
+        return
+    try:
+        made = asyncio.run(any_made(settings))
+    except POSTGRES_ERRORS as error:  # then nobody gets in before it is back
+        log.warning("Postgres is away: whether a key was made shows later: %s", error)
+        return
+    if not made:
         raise StartError(
-            f"CALLBOARD_HOST={settings.host} would let anyone in: there are no keys yet. "
-            "Use 127.0.0.1, behind a tunnel or a proxy."
+            f"CALLBOARD_HOST={settings.host} would let anyone in: no key was made yet. "
+            "Make one with `callboard keys create`, or use 127.0.0.1."
         )

@@ -4,5 +4,5 @@ select true as open, status, count(*) as n
 from (select status from work where tenant = $1 limit $2) as some_open group by status
 union all
 select false, status, count(*)
-from (select tenant, status from events order by event_id desc limit $3) as latest
-where tenant = $1 and status <> 'open' group by status;
+from (select status from events where tenant = $1 order by event_id desc limit $3) as latest
+where status <> 'open' group by status;

@@ -49,9 +49,10 @@ select event_id, run from again;
 -- name: began
 -- When a step of the last run began, as the journal has it, or as its last try did.
 select coalesce(
-    (select j.at from journal j join events e using (event_id, run) where j.event_id = $1 and j.step = $2),
-    (select max((step ->> 'at')::timestamptz) from attempts a cross join lateral json_array_elements(a.steps) as step
-     where a.event_id = $1 and step ->> 'step' = $2));
+    (select j.at from journal j join events using (event_id, run) where event_id = $1 and tenant = $3 and j.step = $2),
+    (select max((step ->> 'at')::timestamptz)
+     from events join attempts a using (event_id) cross join lateral json_array_elements(a.steps) as step
+     where event_id = $1 and tenant = $3 and step ->> 'step' = $2));
 
 -- name: cancel
 -- Cancelling is a takeover: the row is gone and the claim raised, so nothing a run does afterwards counts.

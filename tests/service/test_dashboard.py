@@ -79,7 +79,7 @@ async def test_a_browser_may_load_nothing_but_our_own_files(board: Board) -> Non
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert response.headers["x-content-type-options"] == "nosniff"
-        assert response.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["referrer-policy"] == "same-origin"
         assert response.headers["cache-control"] == "no-store"
         assert not re.search(r"\sstyle=|\son[a-z]+=|<script>|<style", response.text), "the policy would block it"
         for address in re.findall(r'(?:src|<link[^>]* href)="([^"]+)"', response.text):

@@ -8,7 +8,6 @@ from msgspec import Struct, json
 from pgvector import Vector
 
 import sql
-from schemas.envelope import TENANT
 from service.errors import Outage
 from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
 
@@ -46,10 +45,10 @@ class Vectors:
         self._pool: Final = pool
 
     async def search(
-        self, collection: str, vector: list[float], k: int, sources: Sequence[str] | None = None
+        self, tenant: str, collection: str, vector: list[float], k: int, sources: Sequence[str] | None = None
     ) -> list[Found]:
         """Raises Outage while Postgres is away."""
-        asked = (TENANT, collection, Vector(vector).to_text(), list(sources) if sources is not None else None, k)
+        asked = (tenant, collection, Vector(vector).to_text(), list(sources) if sources is not None else None, k)
         try:
             async with asyncio.timeout(SEARCH_TIMEOUT_S):
                 rows = await self._pool.fetch(_SQL["nearest"], *asked)

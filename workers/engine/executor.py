@@ -188,6 +188,7 @@ class Executor:
         claimed, stage = hand.claimed, self._stage
         return Run(
             event_id=claimed.event_id,
+            tenant=claimed.tenant,
             source=claimed.source,
             key=claimed.key,
             number=claimed.run,

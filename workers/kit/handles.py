@@ -25,6 +25,7 @@ class Clients(Struct, frozen=True):
 class RunVectors(Struct, frozen=True):
     """`run.vectors`: search now; what is written becomes visible with the event's own end, in the same transaction."""
 
+    tenant: str
     source: str
     client: Vectors
     effects: Effects
@@ -33,7 +34,7 @@ class RunVectors(Struct, frozen=True):
         self, collection: str, text: str, k: int = 10, sources: Sequence[str] | None = None
     ) -> list[Found]:
         """The `k` documents nearest to `text`, best first; only those written for `sources`, where given."""
-        return await self.client.search(collection, embed(text), k, sources)
+        return await self.client.search(self.tenant, collection, embed(text), k, sources)
 
     def upsert(self, collection: str, doc_id: str, text: str, metadata: Mapping[str, str] | None = None) -> None:
         """Keep `text` under `doc_id`, embedded; its metadata also says the event's `source`."""

@@ -43,6 +43,7 @@ class Run(Struct, frozen=True):
     """One claim's run of one event, as the step `step_key` sees it."""
 
     event_id: UUID
+    tenant: str
     source: str
     key: str | None
     number: int
@@ -69,7 +70,7 @@ class Run(Struct, frozen=True):
 
     @property
     def vectors(self) -> RunVectors:
-        return RunVectors(self.source, self.clients.vectors, self.effects)
+        return RunVectors(self.tenant, self.source, self.clients.vectors, self.effects)
 
     @property
     def web(self) -> RunWeb:

@@ -12,6 +12,7 @@ function isBusy(live) {
 
 async function fetched() {
   const response = await fetch(location.href, { signal: AbortSignal.timeout(10000) });
+  if (response.redirected) location.assign(response.url); // the session is over
   if (!response.ok) throw new Error(`HTTP ${response.status}`);
   return new DOMParser().parseFromString(await response.text(), "text/html");
 }

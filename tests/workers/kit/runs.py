@@ -40,6 +40,7 @@ async def open_run() -> AsyncIterator[Run]:
         llm = Llm(Prompts({}, {}), Caller({}, (), Policy(), simulated=False))
         yield Run(
             event_id=uuid7(),
+            tenant="test",
             source="/test",
             key=None,
             number=1,

@@ -1,0 +1,140 @@
+"""`callboard keys create | list | revoke`: straight to Postgres, so that the first key needs none."""
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar, get_args
+
+import click
+import msgspec
+
+from service.cli.show import print_rows
+from service.embedded import running
+from service.errors import StartError
+from service.keys import KEY, PREFIX_CHARS, SQL, Scope, mint, presented
+from service.resources import POSTGRES_ERRORS, Connection, connect
+from service.settings import load
+
+ACTOR: Final = "cli"
+COLUMNS: Final = ("prefix", "name", "tenant", "scopes", "state", "created_at", "expires_at", "last_used_at")
+TENANT: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
+CREATE: Final = """\b
+Example:
+  export CALLBOARD_API_KEY=$(callboard keys create --name mail-importer --scope ingest --expires 90d)
+"""
+
+T = TypeVar("T")
+
+
+@click.group(no_args_is_help=True, short_help="Make, list and revoke API keys.")
+def keys() -> None:
+    """Who may come in, for which tenant, and what for. Needs the database: DATABASE_URL, or that of `callboard up`."""
+
+
+def lasting(_: click.Context, __: click.Parameter, told: str | None) -> timedelta | None:
+    if told is None:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", told)
+    if found is None:
+        raise click.BadParameter("a number with h, d or w behind it: 12h, 90d, 52w")
+    return timedelta(**{UNITS[found[2]]: int(found[1])})
+
+
+def tenant_name(_: click.Context, __: click.Parameter, told: str) -> str:
+    if not TENANT.fullmatch(told):
+        raise click.BadParameter("lower-case letters, digits, dots, dashes and underscores, 63 at most")
+    return told
+
+
+@keys.command(epilog=CREATE)
+@click.option("--name", default="", help="What it is for, so that you know it again.")
+@click.option("--tenant", default="default", show_default=True, callback=tenant_name, help="Whose events it sees.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(get_args(Scope)),
+    default=("ingest", "read"),
+    show_default=True,
+    help="What it may do; may be given more than once. admin is everything.",
+)
+@click.option("--expires", callback=lasting, help="After 12h, 90d or 52w; never, where not given.")
+def create(name: str, tenant: str, scopes: tuple[str, ...], expires: timedelta | None) -> None:
+    """Make a key and print it, this once, alone on stdout. From the first one on, every request needs one.
+
+    \b
+    ingest    send events
+    read      see events, dead letters, actors and the page
+    operate   replay, cancel, discard
+    """
+    key = mint(KEY)
+    told, chosen = presented(key), sorted(set(scopes))
+
+    async def make(connection: Connection) -> datetime | None:
+        row = (told.prefix, tenant, name[:200], told.hash, chosen, expires, ACTOR)
+        until: datetime | None = await connection.fetchval(SQL["create"], *row)
+        return until
+
+    until = _ask(make)
+    click.echo(
+        f"{told.prefix} may {', '.join(chosen)} for tenant {tenant}; "
+        f"it {f'expires on {until:%Y-%m-%d %H:%M} UTC' if until else 'never expires'}. "
+        "The key, which is shown this once and kept nowhere:",
+        err=True,
+    )
+    click.echo(key)
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(as_json: bool) -> None:
+    """All keys, the oldest first, by their prefix; the keys themselves are kept nowhere."""
+
+    async def every(connection: Connection) -> list[dict[str, Any]]:
+        return [dict(row) for row in await connection.fetch(SQL["keys"])]
+
+    rows = _ask(every)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        return
+    print_rows(COLUMNS, [tuple(_shown(row[column]) for column in COLUMNS) for row in rows])
+
+
+@keys.command(epilog="Example: callboard keys revoke cb_x4f7Qa2k")
+@click.argument("prefix")
+def revoke(prefix: str) -> None:
+    """End the key with this PREFIX, and the sessions signed in with it, within 2 seconds. It stays in the list."""
+    short = prefix[:PREFIX_CHARS]
+
+    async def end(connection: Connection) -> bool:
+        return await connection.fetchrow(SQL["revoke"], short, ACTOR) is not None
+
+    if not _ask(end):
+        raise click.ClickException(f"no key {short} that is not revoked yet: `callboard keys list` shows them")
+    click.echo(f"{short} is revoked")
+
+
+def _ask(act: Callable[[Connection], Awaitable[T]]) -> T:
+    """Raises StartError with one sentence where there is no database, or none with the schema."""
+    settings = load(os.environ)
+
+    async def asked() -> T:
+        connection = await connect(settings if settings.database_url else running(settings), "keys")
+        try:
+            return await act(connection)
+        finally:
+            await connection.close()
+
+    try:
+        return asyncio.run(asked())
+    except POSTGRES_ERRORS as error:
+        raise StartError(f"Postgres can't do this: {error}. Has `callboard migrate` run?") from error
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    return ", ".join(value) if isinstance(value, list) else str(value or "")

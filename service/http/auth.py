@@ -1,0 +1,126 @@
+"""Who asks, and may they? Each route names the scope it takes; `caller(request)` is who was let in."""
+
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schemas.envelope import TENANT
+from service.http.door import door
+from service.keys import Key, Scope
+
+Need = Literal["open"] | Scope
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+REALM: Final = 'Bearer realm="callboard"'
+SAFE: Final = ("GET", "HEAD", "OPTIONS")
+COOKIES: Final = {"https": "__Host-callboard", "http": "callboard"}
+NO_KEY: Final = "a key is needed: send the header `Authorization: Bearer cb_…` (`callboard keys create` makes one)"
+WRONG_KEY: Final = "the key that was sent is none that is valid here: it may be mistyped, expired or revoked"
+STRANGER: Final = (
+    "no key was made yet, so nobody but this machine itself is let in (at 127.0.0.1 or localhost): "
+    "make a key with `callboard keys create`"
+)
+CROSS_SITE: Final = "another site's page sent this; only this one's own pages and programs may"
+
+
+class Caller(Struct, frozen=True):
+    """Who was let in: everything they read and write is the tenant's; `actor` goes on record with what they do."""
+
+    tenant: str
+    actor: str
+    key: Key | None = None
+
+
+ANYBODY: Final = Caller(TENANT, "http")
+
+
+def caller(request: Request) -> Caller:
+    """Who was let in by `guarded` or `admit`."""
+    found: Caller = request.state.caller
+    return found
+
+
+def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
+    """The endpoint, for those who may; `open` is for all."""
+    if need == "open":
+        return endpoint
+
+    async def checked(request: Request) -> Response:
+        await admit(request, need)
+        return await endpoint(request)
+
+    return checked
+
+
+async def admit(request: Request, scope: Scope) -> None:
+    """Raises HTTPException 401 without a valid key, 403 without the scope, and Unavailable while Postgres is away.
+
+    Before the first key was made, whoever is on this machine may do everything.
+    """
+    bearer = _bearer(request)
+    verdict = await door(request).keys.verdict(session(request) if bearer is None else bearer)
+    if bearer is None or not verdict.any_made:
+        refuse_cross_site(request)
+    request.state.caller = _keyed(verdict.key, bearer, scope) if verdict.any_made else _on_this_machine(request)
+
+
+def session(request: Request) -> str:
+    """What the browser has from signing in, or nothing."""
+    return request.cookies.get(COOKIES[request.scope["scheme"]], "")
+
+
+def refuse_cross_site(request: Request) -> None:
+    """Raises HTTPException 403 where a browser says that a page of another site sent it.
+
+    By Sec-Fetch-Site, which browsers send to https and loopback, else by Origin; programs send neither.
+    """
+    if request.method in SAFE:
+        return
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    from_host = (origin or "").partition("://")[2]
+    own = site in ("same-origin", "none") if site else from_host == request.headers.get("host")
+    if (site or origin) and not own:
+        raise HTTPException(403, CROSS_SITE)
+
+
+def _bearer(request: Request) -> str | None:
+    scheme, _, told = request.headers.get("authorization", "").partition(" ")
+    return told.strip() if scheme.lower() == "bearer" else None
+
+
+def _keyed(key: Key | None, bearer: str | None, scope: Scope) -> Caller:
+    if key is None and bearer is None:
+        raise HTTPException(401, NO_KEY, {"WWW-Authenticate": REALM})
+    if key is None:
+        raise HTTPException(401, WRONG_KEY, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})
+    if not key.may(scope):
+        detail = (
+            f"the key {key.prefix} lacks the scope `{scope}`: make one with `callboard keys create --scope {scope}`"
+        )
+        raise HTTPException(403, detail, {"WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{scope}"'})
+    return Caller(key.tenant, key.prefix, key)
+
+
+def _on_this_machine(request: Request) -> Caller:
+    """A proxy in front says for whom it asks; the name in Host keeps pages out whose name was bent to this machine."""
+    ends = (end[0] if end else "" for end in (request.scope.get("server"), request.scope.get("client")))
+    if not all(map(_is_loopback, ends)) or not _is_loopback(request.headers.get("host", "localhost")):
+        raise HTTPException(403, STRANGER)
+    return ANYBODY
+
+
+@lru_cache(maxsize=1_000)
+def _is_loopback(host: str) -> bool:
+    """An address, or a name with a port."""
+    try:
+        bare = host if host.count(":") > 1 and "[" not in host else urlsplit(f"//{host}").hostname or ""
+        return bare == "localhost" or ip_address(bare).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,142 @@
+"""Keys: who may come in, for which tenant and for what. Kept are hashes, shown is a key's beginning."""
+
+import asyncio
+import hmac
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from hashlib import sha256
+from string import ascii_letters, digits
+from typing import Final, Literal
+
+import asyncpg
+from msgspec import Struct
+
+import sql
+from service.commits import GroupCommit
+from service.resources import Connection, Pool, connect
+from service.settings import Settings
+from service.supervise import supervised
+
+Scope = Literal["ingest", "read", "operate", "admin"]
+
+KEY: Final = "cb_"
+SESSION: Final = "cs_"
+PREFIX_CHARS: Final = 11
+SECRET_CHARS: Final = 36  # of 62: 214 bits
+HELD_S: Final = 2.0
+HELD_MAX: Final = 10_000
+LOOK_UP_TIMEOUT_S: Final = 3.0
+ACQUIRE_TIMEOUT_S: Final = 5.0
+NOBODY: Final = bytes(32)
+SQL: Final = sql.queries("keys")
+
+
+class Key(Struct, frozen=True):
+    """A key that is valid now; `admin` is every scope."""
+
+    prefix: str
+    tenant: str
+    scopes: frozenset[str]
+
+    def may(self, scope: Scope) -> bool:
+        return not self.scopes.isdisjoint((scope, "admin"))
+
+
+class Verdict(Struct, frozen=True):
+    """What a presented text is: a valid key, or none. `any_made`: whether a key was ever made here."""
+
+    key: Key | None
+    any_made: bool
+
+
+class Presented(Struct, frozen=True):
+    """A text as it is looked up; itself it goes no further."""
+
+    prefix: str
+    hash: bytes
+
+
+def mint(kind: str) -> str:
+    """A new secret, KEY or SESSION, in letters and digits, so that a double click takes the whole."""
+    return kind + "".join(
+        secrets.choice(ascii_letters + digits) for _ in range(PREFIX_CHARS + SECRET_CHARS - len(kind))
+    )
+
+
+def presented(text: str) -> Presented:
+    return Presented(text[:PREFIX_CHARS] if text.isprintable() else "", sha256(text.encode()).digest())
+
+
+class Keys:
+    """Verdicts, held for HELD_S so that few requests cost a query; what is no key costs the same as what is one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._look_ups: Final = GroupCommit[Presented, Verdict]("keys", lambda: connect(settings, "keys"), look_up)
+        self._held: Final[dict[bytes, tuple[float, Verdict]]] = {}
+
+    async def run(self) -> None:
+        """Look up until cancelled."""
+        await self._look_ups.run()
+
+    async def verdict(self, text: str) -> Verdict:
+        """Raises Unavailable while Postgres is away."""
+        asked = presented(text)
+        now = asyncio.get_running_loop().time()
+        until, verdict = self._held.get(asked.hash, (now, None))
+        if verdict is None or until <= now:
+            verdict = await self._look_ups.put(asked, LOOK_UP_TIMEOUT_S)
+            self.forget(text)
+            if len(self._held) >= HELD_MAX:
+                del self._held[next(iter(self._held))]
+            self._held[asked.hash] = (now + HELD_S, verdict)
+        return verdict
+
+    def forget(self, text: str) -> None:
+        """Look it up anew the next time."""
+        self._held.pop(presented(text).hash, None)
+
+
+@asynccontextmanager
+async def open_keys(settings: Settings) -> AsyncIterator[Keys]:
+    keys = Keys(settings)
+    async with supervised({"keys": keys.run}):
+        yield keys
+
+
+async def look_up(connection: Connection, asked: Sequence[Presented]) -> list[Verdict]:
+    """Unknown, expired, revoked and valid ones alike: found by prefix, then compared in constant time."""
+    rows = await connection.fetch(SQL["look_up"], [each.prefix for each in asked], [each.hash for each in asked])
+    verdicts = []
+    for each, row in zip(asked, rows, strict=True):
+        fits = hmac.compare_digest(row["hash"] or NOBODY, each.hash)
+        key = Key(row["key"], row["tenant"], frozenset(row["scopes"])) if fits and row["live"] else None
+        verdicts.append(Verdict(key, row["any_made"]))
+    return verdicts
+
+
+async def any_made(settings: Settings) -> bool:
+    """Whether a key was ever made; where the schema knows none yet, none was."""
+    connection = await connect(settings, "keys")
+    try:
+        return bool(await connection.fetchval(SQL["any_made"]))
+    except asyncpg.UndefinedTableError:
+        return False
+    finally:
+        await connection.close()
+
+
+async def sign_in(pool: Pool, key: Key, lasts: timedelta) -> str:
+    """A new session of this key: its secret."""
+    token = mint(SESSION)
+    told = presented(token)
+    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+        await connection.execute(SQL["sign_in"], told.prefix, told.hash, key.prefix, lasts)
+    return token
+
+
+async def sign_out(pool: Pool, token: str) -> None:
+    told = presented(token)
+    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+        await connection.execute(SQL["sign_out"], told.prefix, told.hash)

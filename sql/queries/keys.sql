@@ -1,0 +1,62 @@
+-- name: look_up
+-- For each presented text, by prefix and hash: the key, or the key of the session, that may be meant. Whether the hash fits
+-- is for the caller to compare. What fits counts as used, once a minute at most.
+with asked as (
+    select * from unnest($1::text[], $2::bytea[]) with ordinality as a (prefix, given, n)
+), found as (
+    select a.n, a.given, k.hash, k.prefix as key, k.tenant, k.scopes,
+           k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) as live
+    from asked a join keys k using (prefix)
+    union all
+    select a.n, a.given, s.hash, k.prefix, k.tenant, k.scopes,
+           k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) and s.expires_at > clock_timestamp()
+    from asked a join sessions s using (prefix) join keys k on k.prefix = s.key
+), used as (
+    update keys set last_used_at = clock_timestamp()
+    where prefix = any (array(
+        select prefix from keys
+        where prefix in (select key from found where live and given = hash)
+          and coalesce(last_used_at < clock_timestamp() - interval '1 minute', true)
+        order by prefix for update skip locked))
+)
+select f.hash, f.key, f.tenant, f.scopes, f.live, exists (select 1 from keys) as any_made
+from asked a left join found f using (n) order by a.n;
+
+-- name: any_made
+select exists (select 1 from keys);
+
+-- name: create
+with made as (
+    insert into keys (prefix, tenant, name, hash, scopes, expires_at)
+    values ($1, $2, $3, $4, $5, clock_timestamp() + $6::interval)
+    returning prefix, tenant, name, scopes, expires_at
+), noted as (
+    insert into operations (op_id, tenant, actor, action, detail)
+    select gen_random_uuid(), tenant, $7, 'create_key',
+           json_build_object('prefix', prefix, 'name', name, 'scopes', scopes, 'expires_at', expires_at)
+    from made
+)
+select expires_at from made;
+
+-- name: revoke
+with revoked as (
+    update keys set revoked_at = clock_timestamp() where prefix = $1 and revoked_at is null returning prefix, tenant, name
+), noted as (
+    insert into operations (op_id, tenant, actor, action, detail)
+    select gen_random_uuid(), tenant, $2, 'revoke_key', json_build_object('prefix', prefix, 'name', name) from revoked
+)
+select tenant, name from revoked;
+
+-- name: keys
+select prefix, name, tenant, scopes, created_at, expires_at, last_used_at, revoked_at,
+       case when revoked_at is not null then 'revoked' when expires_at <= clock_timestamp() then 'expired' else 'valid' end as state
+from keys order by created_at;
+
+-- name: sign_in
+with old as (
+    delete from sessions where expires_at < clock_timestamp()
+)
+insert into sessions (prefix, hash, key, expires_at) values ($1, $2, $3, clock_timestamp() + $4::interval);
+
+-- name: sign_out
+delete from sessions where prefix = $1 and hash = $2;
