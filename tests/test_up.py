@@ -18,6 +18,7 @@ from msgspec import json
 from service.settings import Settings
 from tests.board import ENDED
 from tests.eventually import eventually
+from tests.keys import make_key
 from tests.processes import LAST_WORDS, ROOT, UP, Up, all_gone, alone, descendants, free_port, product_in, run, up_on
 from tests.servers import open_folder
 
@@ -173,6 +174,19 @@ async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_ta
             node.write_text(source.replace("Learned(example_id, message.label)", "Learned(example_id, 'changed')"))
             await running.program.says("workers/nodes/triage.py changed: workers start again")
             await eventually(lambda: labelled(http, "changed"), 30)
+
+
+@pytest.mark.parametrize("scope", ["ingest", ""])
+async def test_it_starts_where_keys_are_in_use(settings: Settings, tmp_path: Path, scope: str) -> None:
+    """With a key that may send, the examples go in; without one they don't, and it says so."""
+    key = await make_key(settings, scope or "read")
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    with up_on(tmp_path, {**given, **({"CALLBOARD_API_KEY": key} if scope else {})}) as running:
+        told = await running.program.says(LAST_WORDS)
+        assert ("No examples were sent" in told) is not bool(scope)
+        assert key[11:] not in told
+        async with httpx.AsyncClient(base_url=running.address, timeout=10) as http:
+            assert (await http.get("/workers")).status_code == 401
 
 
 async def labelled(http: httpx.AsyncClient, wanted: str = "order_status") -> str:

@@ -13,6 +13,8 @@ from schemas.events.tickets import TicketOpened
 from service.cli import corpus
 from service.settings import Settings
 from tests.board import TICKET, Board, board_on
+from tests.eventually import eventually
+from tests.keys import make_key
 from tests.processes import CALLBOARD, free_port, run
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject
@@ -135,3 +137,24 @@ def last_line(done: "subprocess.CompletedProcess[str]") -> tuple[Any, ...]:
     found = LAST_LINE.fullmatch(done.stdout.splitlines()[-1])
     assert found, done.stdout
     return tuple(float(each) if "." in each else int(each) for each in found.groups())
+
+
+async def test_where_keys_are_in_use_it_says_which_variable_and_uses_it(board: Board) -> None:
+    may_send, may_all = [await make_key(board.settings, *scopes) for scopes in (("ingest", "read"), ("admin",))]
+
+    async def closed() -> bool:
+        return (await board.http.get("/events")).status_code == 401
+
+    await eventually(closed)
+    send, replay = ("send", "ticket.opened", "--wait", "--data", DATA), ("dead", "replay", "--reason", "rejected")
+    for key, words, status, told in (
+        ("", send, 1, "a key is needed"),
+        ("cb_mistyped", send, 1, "none that is valid here"),
+        (may_send, send, 0, ""),
+        (may_send, replay, 1, "lacks the scope `operate`"),
+        (may_all, replay, 0, ""),
+    ):
+        environ = {"CALLBOARD_URL": str(board.http.base_url), "CALLBOARD_API_KEY": key}
+        done = await asyncio.to_thread(run, (*CALLBOARD, *words), environ)
+        assert (done.returncode, told in done.stderr) == (status, True), done.stderr
+        assert ("Set CALLBOARD_API_KEY to a key" in done.stderr) is bool(status)
