@@ -82,7 +82,8 @@ async def board_on(settings: Settings, whole: Program | None = None, workers: in
 
 async def _ready(board: Board, workers: int) -> bool:
     drawn = await board.sql("select 1 from pipelines")
-    return len((await board.http.get("/workers")).json()["items"]) >= workers and (bool(drawn) or not workers)
+    there = await board.sql("select 1 from workers where state not in ('dead', 'stopped')")
+    return len(there) >= workers and (bool(drawn) or not workers)
 
 
 class _Inside(uvicorn.Server):
