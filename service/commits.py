@@ -68,7 +68,7 @@ class GroupCommit(Generic[T, R]):
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError as error:
-            raise Unavailable(f"Postgres did not commit within {timeout_s:g} s") from error
+            raise Unavailable(f"Postgres did not answer within {timeout_s:g} s") from error
 
     async def drained(self) -> None:
         """Return once nothing waits and nothing is being written."""

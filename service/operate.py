@@ -119,7 +119,7 @@ class Operator:
         taken = [row["dead_id"] for row in rows if row["event_id"] is None and await self._take_again(row)]
         if taken:
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-                await connection.execute(SQL["answered"], taken)
+                await connection.execute(SQL["answered"], taken, self._tenant, self._actor)
         return done + len(taken)
 
     async def _take_again(self, row: asyncpg.Record) -> bool:

@@ -29,6 +29,7 @@ from tests.processes import CALLBOARD, LAST_WORDS, ROOT, product_in, up_on
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS: Final = {each.partition("\n")[0]: each for each in README.split("\n## ")}
 FOUR: Final = "An event in four files"
+KEYS: Final = "Keys and tenants"
 NOT_YET: Final = "What is there, and what isn't yet"
 BLOCK: Final = re.compile(r"^\*\*`([\w/.]+)`\*\*[^\n]*\n\n```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PRINTED: Final = dict(BLOCK.findall(SECTIONS[FOUR]))
@@ -57,10 +58,10 @@ def shell(command: str, address: str, folder: Path = ROOT) -> str:
     return done.stdout
 
 
-def attempt(command: str, address: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+def attempt(command: str, address: str, folder: Path, **more: str) -> "subprocess.CompletedProcess[str]":
     ours = command.replace(".venv/bin/callboard", shlex.join(CALLBOARD)).replace(HERE, address)
     ours = re.sub(r"^curl ", "curl --fail-with-body ", ours)
-    environ = {**os.environ, "CALLBOARD_URL": address}
+    environ = {**os.environ, "CALLBOARD_URL": address, **more}
     return subprocess.run(["sh", "-c", ours], cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
 
 
@@ -70,6 +71,7 @@ def test_every_command_is_one_that_is_run_here() -> None:
     assert {section: names for section, names in known.items() if names} == {
         "Try it": ["make", "curl", ".venv/bin/callboard", "make"],
         FOUR: [".venv/bin/callboard"] * 7,
+        KEYS: ["export", ".venv/bin/callboard", "curl", ".venv/bin/callboard"],
         "Operate": [".venv/bin/callboard"] * 5 + ["curl"],
     }
 
@@ -89,6 +91,16 @@ async def test_the_commands_work_as_printed(board: Board) -> None:
             assert event["result"]["reply"], "a stored reply"
         elif " send " in line:
             event_id = told.split()[1]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
+async def test_a_key_as_printed_opens_the_door_until_it_is_revoked(board: Board) -> None:
+    script = "\n".join(commands(KEYS)).replace("PREFIX", "$CALLBOARD_API_KEY")
+    given = {"DATABASE_URL": board.settings.database_url}
+    done = await asyncio.to_thread(attempt, script, str(board.http.base_url), ROOT, **given)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert '{"items":[],"next":null}' in done.stdout
+    assert done.stdout.endswith(" is revoked\n")
 
 
 async def test_the_four_files_make_an_event(settings: Settings, tmp_path: Path) -> None:

@@ -6,7 +6,12 @@ select distinct tenant, partitionkey as key from events
 where event_id = any ($1::uuid[]) and tenant = $2 and partitionkey is not null;
 
 -- name: answered
-delete from dead_letters where dead_id = any ($1::uuid[]);
+-- Letters that named no event and have become one.
+with gone as (
+    delete from dead_letters where dead_id = any ($1::uuid[]) and tenant = $2 returning dead_id, tenant, reason
+)
+insert into operations (op_id, tenant, actor, action, detail)
+select gen_random_uuid(), tenant, $3, 'replay', json_build_object('dead_id', dead_id, 'reason', reason) from gone;
 
 -- name: replay
 -- A new run of the same event, behind everything in its mailbox; the old run is kept, and what it remembers is carried

@@ -52,6 +52,12 @@ PAGES: Final = ("GET /", "GET /ui/events/{event_id}")
 NO_TENANTS: Final = ("GET /types", "GET /types/{type}/schema", "GET /pipelines/{name}", "GET /workers")
 MARK: Final = "belongs-to-acme"
 ACTOR: Final = "actor-7"
+EVENT: Final = {
+    "type": "ticket.opened",
+    "data": {**TICKET, "body": MARK},
+    "partitionkey": ACTOR,
+    "source": f"/{MARK}",
+}
 
 
 def filled(path: str, event_id: object, dead_id: object) -> str:
@@ -224,27 +230,32 @@ async def test_with_a_key_a_program_may_come_from_anywhere(settings: Settings, h
     assert (await http.post("/events", json=event, headers=headers)).status_code == 202
 
 
+async def letter(board: Board) -> UUID:
+    """A dead letter of acme's that names no event."""
+    dead_id = uuid7()
+    said = json.encode({**EVENT, "id": "dead"}).decode()
+    await board.sql(
+        "insert into dead_letters (dead_id, origin, tenant, type, reason, error, attempts, event)"
+        " values ($1, $2, 'acme', 'ticket.opened', 'rejected', '{}', 1, $3)",
+        *(dead_id, str(dead_id), said),
+    )
+    return dead_id
+
+
 async def acmes(board: Board, headers: dict[str, str]) -> tuple[str, UUID]:
     """An ended event of acme's with an actor's state, and a dead letter: their ids."""
-    event = {"type": "ticket.opened", "data": {**TICKET, "body": MARK}, "partitionkey": ACTOR, "source": f"/{MARK}"}
-    event_id = (await board.http.post("/events", json={**event, "id": MARK}, headers=headers)).json()["event_id"]
+    event_id = (await board.http.post("/events", json={**EVENT, "id": MARK}, headers=headers)).json()["event_id"]
 
     async def ended() -> bool:
         shown = (await board.http.get(f"/events/{event_id}", headers=headers)).json()
         return bool(shown["status"] == "succeeded")
 
     assert await eventually(ended)
-    dead_id = uuid7()
-    await board.sql(
-        "insert into dead_letters (dead_id, origin, tenant, event_id, type, reason, error, attempts, event)"
-        " values ($1, $2, 'acme', null, 'ticket.opened', 'rejected', '{}', 1, $3)",
-        *(dead_id, str(dead_id), json.encode({**event, "id": "dead"}).decode()),
-    )
     await board.sql(
         "insert into states (tenant, key, type, value, event_id) values ('acme', $1, 'Memory', $2, $3)",
         *(ACTOR, json.encode({"said": MARK}).decode(), UUID(event_id)),
     )
-    return event_id, dead_id
+    return event_id, await letter(board)
 
 
 async def test_another_tenant_sees_and_changes_nothing(board: Board) -> None:
@@ -297,10 +308,18 @@ async def test_what_operators_do_is_recorded_with_their_keys_prefix(board: Board
     later = {"type": "ticket.opened", "data": TICKET, "dueat": "2099-01-01T00:00:00Z"}
     waits = (await board.http.post("/events", json=later, headers=bearer(key))).json()["event_id"]
     assert (await board.http.post(f"/events/{waits}/cancel", headers=bearer(key))).status_code == 202
-    gone = await board.http.request("DELETE", "/dead-letters", json={"ids": [str(dead_id)]}, headers=bearer(key))
+    letters = {"ids": [str(dead_id)]}
+    taken = await board.http.post("/dead-letters/replay", json=letters, headers=bearer(key))
+    assert taken.json() == {"matched": 1, "done": 1}
+    again = (await board.http.get("/events?id=dead", headers=bearer(key))).json()["items"]
+    assert len(again) == 1, "it is the event of the tenant whose letter it was"
+    letters = {"ids": [str(await letter(board))]}
+    gone = await board.http.request("DELETE", "/dead-letters", json=letters, headers=bearer(key))
     assert gone.json() == {"matched": 1, "done": 1}
     rows = await board.sql("select tenant, actor, action from operations where action not like '%key' order by at")
-    assert [tuple(row) for row in rows] == [("acme", key[:11], act) for act in ("replay", "cancel", "discard")]
+    assert [tuple(row) for row in rows] == [
+        ("acme", key[:11], act) for act in ("replay", "cancel", "replay", "discard")
+    ]
     shown = (await board.http.get(f"/events/{waits}", headers=bearer(key))).json()
     assert [each["detail"] for each in shown["timeline"] if each["what"] == "cancelled"] == [{"by": key[:11]}]
 
