@@ -101,9 +101,7 @@ def _keyed(key: Key | None, bearer: str | None, scope: Scope) -> Caller:
     if key is None:
         raise HTTPException(401, WRONG_KEY, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})
     if not key.may(scope):
-        detail = (
-            f"the key {key.prefix} lacks the scope `{scope}`: make one with `callboard keys create --scope {scope}`"
-        )
+        detail = f"the key {key.prefix} lacks the scope `{scope}` (`callboard keys create --scope {scope}` makes one)"
         raise HTTPException(403, detail, {"WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{scope}"'})
     return Caller(key.tenant, key.prefix, key)
 

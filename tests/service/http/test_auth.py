@@ -127,6 +127,11 @@ async def test_what_is_no_key_is_401_and_never_echoed(http: httpx.AsyncClient, t
     assert "seen" not in answer.text + str(answer.headers)
 
 
+async def test_whoever_is_refused_hears_it_with_a_large_body_still_coming(http: httpx.AsyncClient) -> None:
+    for _ in range(2):  # the connection can be used again
+        assert (await http.post("/events", content=b" " * 8_000_000, headers=bearer(mint(KEY)))).status_code == 401
+
+
 async def test_an_ended_key_lets_nobody_in(settings: Settings, http: httpx.AsyncClient) -> None:
     late = await make_key(settings, "read", lasts=timedelta(seconds=-1))
     assert (await http.get("/events", headers=bearer(late))).status_code == 401
