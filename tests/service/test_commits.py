@@ -151,7 +151,7 @@ async def test_a_postgres_that_says_nothing(settings: Settings) -> None:
 
 async def test_a_postgres_that_is_not_there(settings: Settings, sql: asyncpg.Connection) -> None:
     async with open_desk(replace(settings, database_url="postgresql://127.0.0.1:9/none")) as desk:
-        with pytest.raises(Unavailable, match="did not commit"):
+        with pytest.raises(Unavailable, match="did not answer"):
             await desk.commits.put((1, "good"), 0.3)
     assert await stored(sql) == []
 
