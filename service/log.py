@@ -1,38 +1,83 @@
-"""Logs are JSON lines on stderr; on a terminal, one plain line each."""
+"""Logs are JSON lines on stderr; on a terminal, one plain line each. No secrets; above debug nothing an event said."""
 
 import logging
 import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
+from msgspec import json
+
+RUN: Final[ContextVar[Mapping[str, Any] | None]] = ContextVar("run", default=None)
+"""Of whatever is logged while an event is run, by the user's code too: `event`, `run`, `attempt`, `trace`."""
+STEP: Final = ContextVar("step", default="")
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_CAUSES_MAX: Final = 10
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: at, level, logger, message, and whatever was given as `extra`."""
+class Lines(logging.Formatter):
+    """JSON: at, level, logger, message, what is run, and whatever was given as `extra`; else the plain line."""
+
+    def __init__(self, secrets: tuple[str, ...], *, plain: bool, told: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s  %(message)s", "%H:%M:%S")
+        self._secrets: Final = secrets
+        self._plain: Final = plain
+        self._told: Final = told
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
+        line = super().format(record) if self._plain else json.encode(self._fields(record), enc_hook=str).decode()
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        return line
+
+    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
+        fields: dict[str, Any] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **(RUN.get() or {}),
         }
-        line |= {name: value for name, value in vars(record).items() if name not in _OWN}
+        if step := STEP.get():
+            fields["step"] = step
+        fields |= {name: value for name, value in vars(record).items() if name not in _OWN}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+            fields["traceback"] = self.formatException(record.exc_info)
+        return fields
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Where it was raised and as what. An error's text may quote what an event said: it is for debug only."""
+        return super().formatException(ei) if self._told else "".join(_raised(ei[1]))
 
 
-def setup(level: int = logging.INFO) -> None:
-    """Send everything to stderr, once per process; quiet the libraries that talk at every step."""
+def _raised(error: BaseException | None) -> Iterator[str]:
+    for _ in range(_CAUSES_MAX):
+        if error is None:
+            return
+        yield from traceback.format_tb(error.__traceback__)
+        yield f"{type(error).__module__}.{type(error).__qualname__}\n"
+        if isinstance(error, BaseExceptionGroup):
+            yield from _raised(error.exceptions[0])
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _first_line(record: logging.LogRecord) -> bool:
+    """What asyncio says of a task that nobody awaited has the task's error on the second line, text and all."""
+    record.msg, record.args = record.getMessage().partition("\n")[0], ()
+    return True
+
+
+def setup(level: int = logging.INFO, secrets: tuple[str, ...] = ()) -> None:
+    """Send everything to stderr, once per process; quiet the libraries that talk at every step.
+
+    `secrets` are blanked out wherever they turn up, in the words of libraries and of user code too.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    if sys.stderr.isatty():
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s  %(message)s", "%H:%M:%S"))
-    else:
-        handler.setFormatter(JsonLines())
+    handler.setFormatter(Lines(secrets, plain=sys.stderr.isatty(), told=level <= logging.DEBUG))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("asyncio").filters = [] if level <= logging.DEBUG else [_first_line]
     for noisy in ("arq", "httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

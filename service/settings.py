@@ -1,10 +1,12 @@
 """All settings: one frozen Struct, read once from the environment; `deploy/env.example` lists the same names."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
-from msgspec import Meta, Struct, ValidationError, convert
+from msgspec import Meta, Struct, ValidationError, convert, json
 from msgspec.structs import fields
 
 from service.errors import SettingsError
@@ -20,6 +22,9 @@ PLAIN = (
     "page_url",
 )
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+SECRET_MIN = 4  # shorter ones are parts of words
+_PASSWORD = re.compile(r"://[^/?#@:]*:([^/?#]*)@|[?&]password=([^&]+)")
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -53,6 +58,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     def __repr__(self) -> str:
         """Without secrets, so that a log line or a traceback can't carry one."""
         return f"Settings(host={self.host!r}, port={self.port}, data_dir={self.data_dir!r}, …)"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Keys and the passwords in addresses, in every spelling that may turn up in a log."""
+        urls = (self.database_url, self.redis_url, self.page_url, self.anthropic_base_url, self.openai_base_url)
+        passwords = [match[1] or match[2] for url in urls if (match := _PASSWORD.search(url))]
+        keys = (self.api_key, self.anthropic_api_key, self.openai_api_key)
+        found = {*keys, *passwords, *map(unquote, passwords)}
+        found |= {json.encode(each).decode()[1:-1] for each in found}
+        return tuple(sorted((each for each in found if len(each) >= SECRET_MIN), key=len, reverse=True))
 
     @property
     def data_path(self) -> Path:

@@ -12,6 +12,7 @@ import httpx
 import uvicorn
 from msgspec.structs import replace
 from redis.asyncio import Redis
+from starlette.applications import Starlette
 
 from service.http.app import create_app
 from service.settings import Settings
@@ -95,9 +96,14 @@ class _Inside(uvicorn.Server):
 @asynccontextmanager
 async def serving(settings: Settings, whole: Program | None = None) -> AsyncIterator[str]:
     """The API on a free loopback port, in this loop."""
+    async with listening_on(create_app(settings, whole.catalog if whole else None)) as url:
+        yield url
+
+
+@asynccontextmanager
+async def listening_on(app: Starlette) -> AsyncIterator[str]:
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it, no TCP_NODELAY
     listening.bind(("127.0.0.1", 0))
-    app = create_app(settings, whole.catalog if whole else None)
     server = _Inside(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     task = asyncio.create_task(server.serve(sockets=[listening]))
     try:

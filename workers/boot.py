@@ -22,6 +22,7 @@ def main() -> int:
     setup()
     try:
         settings = running(load(os.environ))
+        setup(secrets=settings.secrets)
         failpoints.check(settings)
         check_models(settings)
         whole = program(settings)

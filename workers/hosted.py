@@ -44,7 +44,7 @@ def worker_settings() -> type:
     stack = AsyncExitStack()
 
     async def on_startup(_: dict[Any, Any]) -> None:
-        setup()
+        setup(secrets=settings.secrets)
         started.append(await stack.enter_async_context(open_worker(whole, with_arq=False)))
 
     async def on_shutdown(_: dict[Any, Any]) -> None:

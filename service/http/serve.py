@@ -37,6 +37,7 @@ def main() -> int:
     setup()
     try:
         settings = running(load(os.environ))
+        setup(secrets=settings.secrets)
         failpoints.check(settings)
         refuse_open_door(settings)
         check_port(settings)

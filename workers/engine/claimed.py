@@ -1,13 +1,14 @@
 """A claimed event: what the claim statement returns."""
 
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
-from msgspec import Struct
+from msgspec import Struct, json
 
 import sql
+from schemas.envelope import Attributes
 
 SQL: Final = sql.queries("engine")
 
@@ -42,6 +43,15 @@ class Claimed(Struct, frozen=True):
     def attempt(self) -> int:
         """The number this try has, if it turns out to be an attempt."""
         return self.attempts + 1
+
+
+def about(claimed: Claimed) -> dict[str, Any]:
+    """What each line has that is logged while it is run."""
+    told = {"event": claimed.event_id, "run": claimed.run, "attempt": claimed.attempt}
+    if "traceparent" in claimed.attributes:
+        parent = json.decode(claimed.attributes, type=Attributes).traceparent
+        return {**told, "trace": parent.split("-")[1]} if parent else told
+    return told
 
 
 def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from service.log import STEP
 from workers.kit.memory import Effects, Facts, Step, TooLarge
 
 ERROR_MAX: Final = 200
@@ -26,10 +27,13 @@ class OnRecord:
         return (time.perf_counter() - self._begun) * 1000
 
     def __enter__(self) -> "OnRecord":
+        self._outer = STEP.get()
+        STEP.set(self._step)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._effects.over = True
+        STEP.set(self._outer)  # by no token: a run that is thrown away ends in another context
         if error is None:
             note(self._facts, self._step, self.at, self.ms, "done")
         elif isinstance(error, asyncio.CancelledError):
