@@ -1,0 +1,45 @@
+-- name: report
+insert into worker_metrics (worker, at, lag_s, breakers, series) values ($1, now(), $2, $3, $4)
+on conflict (worker) do update
+    set at = excluded.at, lag_s = excluded.lag_s, breakers = excluded.breakers, series = excluded.series;
+
+-- name: backlog
+-- Over open events only, each count and each look for the oldest bounded: counts by $1, looks by $2 rows. What was rung
+-- was due. The oldest is exact where it was never rung; of those that were, the first by ring and the first by acceptance
+-- are looked at.
+select (select count(*) from (select 1 from work where status = 'running' limit $1) as r) as running,
+       (select count(*) from (select 1 from work
+                              where status in ('queued', 'scheduled') and rung_at > '-infinity' limit $1) as r)
+     + (select count(*) from (select 1 from work
+                              where rung_at is null and status in ('queued', 'scheduled') and due_at <= now() limit $1) as r)
+           as queued,
+       (select count(*) from (select 1 from work
+                              where rung_at is null and status in ('queued', 'scheduled') and due_at > now() limit $1) as r)
+           as scheduled,
+       (select extract(epoch from now() - min(due_at))::double precision from (
+            (select due_at from work where rung_at is null and status in ('queued', 'scheduled') and due_at <= now()
+             order by due_at limit 1)
+            union all
+            (select due_at from work where status in ('queued', 'scheduled') and rung_at > '-infinity' order by rung_at limit $2)
+            union all
+            (select due_at from (select status, due_at from work order by event_id limit $2) as first
+             where status in ('queued', 'scheduled') and due_at <= now())) as oldest) as oldest_s;
+
+-- name: letters
+select reason, count(*) as count
+from (select reason from dead_letters where at > now() - interval '1 hour' order by at desc limit $1) as latest
+group by reason;
+
+-- name: living
+-- Workers whose lease holds, with what they last reported.
+select w.worker, w.host, w.pid, w.version, w.state, w.slots, w.in_flight, m.series,
+       extract(epoch from clock_timestamp() - w.beat_at)::double precision as beat_age_s
+from workers w left join worker_metrics m using (worker)
+where w.state not in ('dead', 'stopped') and w.lease_until >= now()
+order by w.started_at desc limit $1;
+
+-- name: of_host
+select pid, state, lease_until >= clock_timestamp() as held,
+       extract(epoch from clock_timestamp() - beat_at)::double precision as beat_age_s
+from workers where host = $1 and state not in ('dead', 'stopped') and ($2::integer is null or pid = $2)
+order by beat_at desc limit 100;

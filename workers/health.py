@@ -1,0 +1,62 @@
+"""`python -m workers health [PID]`: whether the worker of this host is ready. The check of its container."""
+
+import asyncio
+import os
+import socket
+import sys
+from typing import Any, Final
+
+import sql
+from service.embedded import running
+from service.errors import CallboardError
+from service.resources import POSTGRES_ERRORS, connect
+from service.settings import Settings, load
+
+DEADLINE_S: Final = 3.0
+SQL: Final = sql.queries("metrics")
+WHY: Final = {
+    "deaf": "is deaf: it has free slots and could not read from Redis for 12 s. Is Redis away?",
+    "draining": "is draining: it takes nothing new and will end.",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0 where it is ready, 1 with one sentence where not, 2 where `PID` is none.
+
+    A container has a host name of its own, and one worker. Where a host has several, all of them must be ready, or the
+    one that `PID` names.
+    """
+    if arguments and not (len(arguments) == 1 and arguments[0].isdecimal()):
+        print("usage: python -m workers health [PID]", file=sys.stderr)
+        return 2
+    try:
+        settings = running(load(os.environ))
+        why = asyncio.run(ailing(settings, socket.gethostname(), int(arguments[0]) if arguments else None))
+    except CallboardError as error:
+        why = str(error)
+    print(f"callboard worker: {why or 'ready'}", file=sys.stderr if why else sys.stdout)
+    return 1 if why else 0
+
+
+async def ailing(settings: Settings, host: str, pid: int | None) -> str | None:
+    """Why it is not ready, or None."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            rows = await _rows(settings, host, pid)
+    except POSTGRES_ERRORS as error:
+        return f"its lease could not be read: {str(error) or type(error).__name__}"
+    held = [row for row in rows if row["held"]]
+    whose = f"worker {pid} of {host}" if pid else f"worker of {host}"
+    if not held:
+        stale = f" (the last one beat {rows[0]['beat_age_s']:.0f} s ago)" if rows else ""
+        return f"no {whose} holds a lease{stale}. Is it still starting, or has it ended?"
+    ill = next((row for row in held if row["state"] in WHY), None)
+    return None if ill is None else f"worker {ill['pid']} of {host} {WHY[ill['state']]}"
+
+
+async def _rows(settings: Settings, host: str, pid: int | None) -> list[Any]:
+    connection = await connect(settings, "health")
+    try:
+        return list(await connection.fetch(SQL["of_host"], host, pid))
+    finally:
+        connection.terminate()
