@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Final, Generic, TypeVar
 import asyncpg
 
 from service.errors import CallboardError, Unavailable
+from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, backoff_s, postgres_passes
 from service.supervise import supervised
 
@@ -45,11 +47,13 @@ class GroupCommit(Generic[T, R]):
         connect: Callable[[], Awaitable[Connection]],
         write: Callable[[Connection, Sequence[T]], Awaitable[Sequence[R]]],
         weigh: Callable[[T], int] = lambda _: 1,
+        meters: Meters | None = None,
     ) -> None:
         self._name: Final = name
         self._connect: Final = connect
         self._write: Final = write
         self._weigh: Final = weigh
+        self._meters: Final = meters or Meters()
         self._waiting: Final[deque[tuple[T, asyncio.Future[R]]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
@@ -80,7 +84,7 @@ class GroupCommit(Generic[T, R]):
             await asyncio.Event().wait()
 
     async def _writer(self) -> None:
-        held = _Held(self._connect)
+        held = Held(self._connect)
         try:
             while True:
                 await self._more.wait()
@@ -105,14 +109,16 @@ class GroupCommit(Generic[T, R]):
             self._more.clear()
         return [each for each in batch if not each[1].done()]
 
-    async def _commit(self, held: "_Held", batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _commit(self, held: "Held", batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         """Until written: again after what passes, in halves after a row's fault."""
         tries = 0
         while batch := [each for each in batch if not each[1].done()]:
+            begun = time.perf_counter()
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     results = await self._write(await held.connection(), [item for item, _ in batch])
             except (*POSTGRES_ERRORS, *_BUGS) as error:
+                self._meters.add("callboard_commit_failures_total", (self._name,))
                 if isinstance(error, _BUGS):
                     log.error("%s: a bug in writing %d items", self._name, len(batch), exc_info=error)
                     held.drop()
@@ -129,12 +135,14 @@ class GroupCommit(Generic[T, R]):
                     log.warning("%s: Postgres is away, %d writes wait: %s", self._name, len(batch), _short(error))
                 await asyncio.sleep(backoff_s(tries, cap_s=1.0))
                 continue
+            self._meters.observe("callboard_commit_duration_seconds", time.perf_counter() - begun, (self._name,))
+            self._meters.observe("callboard_commit_rows", len(batch), (self._name,))
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
                     future.set_result(result)
             return
 
-    async def _halve(self, held: "_Held", batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
+    async def _halve(self, held: "Held", batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
         if len(batch) == 1:
             _fail(batch, BadRow(_short(error)))
             return
@@ -143,7 +151,7 @@ class GroupCommit(Generic[T, R]):
         await self._commit(held, batch[middle:])
 
 
-class _Held:
+class Held:
     """A connection kept open, opened again when dropped."""
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:

@@ -19,6 +19,7 @@ from schemas.identity import uuid7
 from schemas.text import BadEvent
 from service import stream
 from service.intake import Conflict, Intake
+from service.meters import Meters
 from service.outbox import Outbox
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
@@ -53,11 +54,12 @@ class Inbound:
         redis: Redis,
         holder: Callable[[], UUID],
         keyed: Collection[str] = (),
+        meters: Meters | None = None,
     ) -> None:
         self._settings: Final = settings
         self._redis: Final = redis
         self._holder: Final = holder
-        self._store: Final = Store(settings, catalog)
+        self._store: Final = Store(settings, catalog, meters, via="stream")
         self._outbox: Final = Outbox(redis)
         self._intake: Final = Intake(catalog, self._store, self._outbox, settings.body_max, lambda: keyed)
 

@@ -13,6 +13,7 @@ from schemas.envelope import Incoming, read
 from schemas.text import BadEvent
 from service.commits import BadRow
 from service.keyed import Keyed
+from service.meters import Meters
 from service.outbox import Outbox
 from service.resources import REDIS_ERRORS
 from service.settings import Settings
@@ -78,9 +79,9 @@ class Intake:
 
 
 @asynccontextmanager
-async def open_intake(settings: Settings, catalog: Catalog, redis: Redis) -> AsyncIterator[Intake]:
+async def open_intake(settings: Settings, catalog: Catalog, redis: Redis, meters: Meters) -> AsyncIterator[Intake]:
     """The door with its tasks, the commits and the ring among them; at the end what was taken is committed and rung."""
-    store, outbox, keyed = Store(settings, catalog), Outbox(redis), Keyed(settings)
+    store, outbox, keyed = Store(settings, catalog, meters), Outbox(redis), Keyed(settings)
     async with supervised({"store": store.run, "outbox": outbox.run, "keyed": keyed.run}):
         yield Intake(catalog, store, outbox, settings.body_max, lambda: keyed.types)
         try:

@@ -14,6 +14,7 @@ from schemas.catalog import Catalog
 from schemas.envelope import Attributes, Incoming
 from service.commits import GroupCommit
 from service.failpoints import hit
+from service.meters import Meters
 from service.resources import Connection, connect
 from service.settings import Settings
 
@@ -37,10 +38,14 @@ class Stored(Struct, frozen=True):
 class Store:
     """Group commits of incoming events, on connections held for it."""
 
-    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, meters: Meters | None = None, via: str = "http") -> None:
         self._catalog: Final = catalog
         self._settings: Final = settings
-        self._commits: Final = GroupCommit[Incoming, Stored]("store", lambda: connect(settings, "store"), self._write)
+        self._meters: Final = meters or Meters()
+        self._via: Final = via
+        self._commits: Final = GroupCommit[Incoming, Stored](
+            "store", lambda: connect(settings, "store"), self._write, meters=self._meters
+        )
 
     async def accept(self, incoming: Incoming) -> Stored:
         """Commit the event. Raises Unavailable while Postgres is away, BadRow where it refuses the event."""
@@ -57,6 +62,9 @@ class Store:
         hit(self._settings, "accept_begin")
         fresh = await self._insert(connection, batch)
         hit(self._settings, "accept_committed")
+        for each in batch:
+            if each.event_id in fresh:
+                self._meters.add("callboard_events_accepted_total", (each.type, self._via))
         others = [each for each in batch if each.event_id not in fresh]
         there = await self._existing(connection, others) if others else {}
         return [self._stored(each, fresh, there) for each in batch]

@@ -58,6 +58,7 @@ HOMES: Final = {
     "jinja2": ("prompts", "service.dashboard.look"),
     "msgspec": OURS,
     "openai": ("workers.clients.openai",),
+    "prometheus_client": ("service.http.measured",),
     "pgvector": ("workers.clients.vectors", "workers.engine.settle"),
     "redis": ("service", "workers.engine"),
     "rich": ("service.cli",),

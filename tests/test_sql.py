@@ -152,3 +152,21 @@ async def test_a_seq_scan_would_be_seen(connection: Connection) -> None:
     await _queue(connection)
     plan = await _plan(connection, "unkeyed", "select event_id from work where attempts = $1")
     assert "Seq Scan" in [node["Node Type"] for node in _nodes(plan)]
+
+
+@pytest.mark.parametrize("backlog", ["rung", "unrung", "later"])
+async def test_a_scrape_costs_the_same_whatever_is_stored(connection: Connection, backlog: str) -> None:
+    """Each look at the backlog takes rows by an index and stops at its bound; nothing but open events is looked at."""
+    await _queue(connection)
+    if backlog != "rung":
+        await connection.execute("update work set rung_at = null")
+    if backlog == "later":
+        await connection.execute("update work set due_at = now() + interval '1 day'")
+    await connection.execute("vacuum analyze work")
+    text = statements()["metrics.backlog"].replace("$1", "100").replace("$2", "100")
+    found = json.loads(await connection.fetchval(f"explain (analyze, format json) {text}"))[0]["Plan"]
+    reads = [node for node in _nodes(found) if "Relation Name" in node]
+    assert {node["Relation Name"] for node in reads} == {"work"}
+    assert not [node for node in reads if node["Node Type"] == "Seq Scan"]
+    read = [node["Actual Rows"] + node.get("Rows Removed by Filter", 0) for node in reads]
+    assert max(read) <= 200

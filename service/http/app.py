@@ -6,20 +6,24 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypedDict
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 import schemas.events
 from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
-from service.http import events, health, operations, types
+from service.http import events, health, metrics, operations, types
 from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
+from service.http.measured import Measured
 from service.http.problem import HANDLERS
 from service.intake import open_intake
 from service.keys import open_keys
+from service.meters import Meters
 from service.resources import open_pool, open_redis
 from service.settings import Settings, load
+from service.supervise import supervised
 
 
 class State(TypedDict):
@@ -30,7 +34,12 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     """`uvicorn --factory service:create_app` reads the settings from the environment."""
     chosen = settings or running(load(os.environ))
     types = catalog or discover(schemas.events)
-    return Starlette(routes=_routes(), lifespan=_lifespan(chosen, types), exception_handlers=dict(HANDLERS))
+    return Starlette(
+        routes=_routes(),
+        lifespan=_lifespan(chosen, types),
+        exception_handlers=dict(HANDLERS),
+        middleware=[Middleware(metrics.counted)],
+    )
 
 
 def _routes() -> list[Route]:
@@ -50,6 +59,7 @@ def _routes() -> list[Route]:
         _at("/types/{type}/schema", "GET", "read", types.get_schema),
         _at("/pipelines/{name}", "GET", "read", types.get_pipeline),
         _at("/workers", "GET", "read", health.list_workers),
+        _at("/metrics", "GET", "open", metrics.metrics),
         _at("/healthz", "GET", "open", health.healthz),
         _at("/readyz", "GET", "open", health.readyz),
         *pages.routes(),
@@ -71,8 +81,12 @@ def _lifespan(settings: Settings, catalog: Catalog):  # type: ignore[no-untyped-
         async with AsyncExitStack() as stack:
             redis = await stack.enter_async_context(open_redis(settings))
             pool = await stack.enter_async_context(open_pool(settings, "api"))
-            intake = await stack.enter_async_context(open_intake(settings, catalog, redis))
+            meters = Meters()
+            await stack.enter_async_context(supervised({"loop": meters.watch_loop}))
+            measured = Measured(settings, redis, meters)
+            stack.callback(measured.close)
+            intake = await stack.enter_async_context(open_intake(settings, catalog, redis, meters))
             keys = await stack.enter_async_context(open_keys(settings))
-            yield State(door=Door(settings, catalog, intake, keys, pool, redis))
+            yield State(door=Door(settings, catalog, intake, keys, pool, redis, meters, measured))
 
     return lifespan

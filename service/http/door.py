@@ -9,8 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.catalog import Catalog
+from service.http.measured import Measured
 from service.intake import Intake
 from service.keys import Keys
+from service.meters import Meters
 from service.resources import Pool
 from service.settings import Settings
 
@@ -26,6 +28,8 @@ class Door(Struct, frozen=True):
     keys: Keys
     pool: Pool
     redis: Redis
+    meters: Meters
+    measured: Measured
 
 
 def door(request: Request) -> Door:

@@ -21,7 +21,7 @@ where e.event_id = w.event_id
   and w.event_id = any (array(
       select event_id from ready
       where lost < 2 or suspect + $3::integer <= greatest(1, $4::integer / (4 ^ least(lost - 1, 8))::integer)))
-returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.claim, w.claimed_at,
+returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.claim, w.claimed_at, w.due_at,
           e.source, e.id, e.type, e.data, e.attributes, e.parent, e.reaction;
 
 -- name: settle

@@ -40,7 +40,7 @@ with gone as (
     select event_id, claim, run, attempts + 1, worker, claimed_at, clock_timestamp(), 'lost' from orphaned
     on conflict (event_id, claim) do nothing
 )
-select event_id from freed where lost = 1;
+select event_id, lost from freed;
 
 -- name: overdue
 -- A run that its own worker, alive, could not end: 15 s past its deadline it is taken from it, and it was an attempt. (A
@@ -66,7 +66,7 @@ on conflict (event_id, claim) do nothing;
 -- What can't be tried again: N strikes ($1) end as a crash loop, and attempts spent on runs that nobody could end, as a
 -- deadline. $2 draws the ids of the letters.
 with lost as (
-    select w.event_id, w.tenant, w.key, w.claim, w.run, w.attempts,
+    select w.event_id, e.type, w.tenant, w.key, w.claim, w.run, w.attempts,
            case when w.strikes >= $1::integer then 'crash_loop' else 'deadline' end as reason
     from work w
     join events e using (event_id)
@@ -94,7 +94,7 @@ with lost as (
     from told t join events e using (event_id)
     on conflict (origin) do nothing
 )
-select event_id, tenant, key from told;
+select event_id, type, tenant, key from told;
 
 -- name: unknown_claims
 -- What Postgres says this worker runs, and it does not hold: a claim whose answer got lost. Handed back, uncharged.

@@ -11,6 +11,7 @@ from msgspec import Raw
 import sql
 from service.commits import GroupCommit
 from service.errors import Outage, Reject
+from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
 from workers.engine.claimed import Claimed
@@ -25,9 +26,9 @@ SQL: Final = sql.queries("journal")
 class Journal:
     """Group commits of entries, shared by all running events."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, meters: Meters | None = None) -> None:
         self._commits: Final = GroupCommit[tuple[Any, ...], bool](
-            "journal", lambda: connect(settings, "journal"), _keep
+            "journal", lambda: connect(settings, "journal"), _keep, meters=meters
         )
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from service.commits import GroupCommit
 from service.errors import Outage, Unavailable
+from service.meters import Meters
 from service.resources import Connection, Pool, connect
 from service.settings import Settings
 from service.supervise import Part, supervised
@@ -16,6 +17,7 @@ from workers.clients.llm import Call
 from workers.engine.budget import SQL, Purse
 from workers.engine.claimed import Claimed
 from workers.engine.journal import RECORD_TIMEOUT_S
+from workers.engine.measured import called
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -34,11 +36,14 @@ class Opened(Struct, frozen=True):
 class Ledger:
     """Group commits of calls, shared by all running events. `purse`: None where answers are simulated: nobody pays."""
 
-    def __init__(self, settings: Settings, pool: Pool) -> None:
+    def __init__(self, settings: Settings, pool: Pool, meters: Meters | None = None) -> None:
+        self._meters: Final = meters or Meters()
         self.purse: Final = None if settings.simulated else Purse(pool, settings.budget_day_usd)
         self._settings: Final = settings
-        self._opens: Final = GroupCommit[Row, bool]("calls", self._connect_relaxed, _open)
-        self._closes: Final = GroupCommit[Opened, bool]("ledger", lambda: connect(settings, "ledger"), _close)
+        self._opens: Final = GroupCommit[Row, bool]("calls", self._connect_relaxed, _open, meters=self._meters)
+        self._closes: Final = GroupCommit[Opened, bool](
+            "ledger", lambda: connect(settings, "ledger"), _close, meters=self._meters
+        )
         self._calling: Final[set[asyncio.Task[Any]]] = set()
         self._closing: Final[set[asyncio.Task[Any]]] = set()
 
@@ -59,6 +64,7 @@ class Ledger:
     async def close(self, row: Row, call: Call) -> bool:
         """Whether a retry will find the reply. Raises Unavailable where Postgres does not take it in time; the fact is
         then stored later."""
+        called(self._meters, call)
         paid = (call.call_id, call.tokens_in, call.tokens_out, call.cost_usd, call.ms)
         ended = Opened(row, (*paid, call.outcome, call.cause, call.reply, call.simulated))
         try:

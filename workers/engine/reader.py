@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 
 from service import stream
 from service.failpoints import hit
+from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from service.stream import Entry
@@ -36,7 +37,10 @@ log = logging.getLogger("callboard.reader")
 class Reader:
     """Takes rung events from the streams into the executor."""
 
-    def __init__(self, settings: Settings, redis: Redis, lease: Lease, executor: Executor) -> None:
+    def __init__(
+        self, settings: Settings, redis: Redis, lease: Lease, executor: Executor, meters: Meters | None = None
+    ) -> None:
+        self._meters: Final = meters or Meters()
         self._settings: Final = settings
         self._redis: Final = redis
         self._lease: Final = lease
@@ -126,6 +130,9 @@ class Reader:
             try:
                 async with asyncio.timeout(CLAIM_TIMEOUT_S):
                     rows = await connection.fetch(SQL["claim"], *asked)
+                for row in rows:
+                    delay_s = (row["claimed_at"] - row["due_at"]).total_seconds()
+                    self._meters.observe("callboard_event_start_delay_seconds", delay_s, (row["type"],))
                 return [claimed(row, worker) for row in rows]
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
                 if not left:

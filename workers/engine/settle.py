@@ -16,12 +16,14 @@ from schemas.identity import uuid7
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from service.commits import GroupCommit
 from service.failpoints import hit
+from service.meters import Meters
 from service.resources import Connection, connect
 from service.settings import Settings
 from service.store import accept, lock_mailboxes
 from workers.clients.vectors import Document
 from workers.engine.children import due_later, incoming, weight
 from workers.engine.claimed import SQL, Claimed
+from workers.engine.measured import settled
 from workers.engine.retry import attempt
 from workers.kit.memory import Facts
 
@@ -54,13 +56,18 @@ class Settler:
     """Group commits of endings; afterwards the next event of each mailbox that moved on is rung."""
 
     def __init__(
-        self, settings: Settings, ring: Callable[[UUID], None], wake_at: Callable[[datetime], Awaitable[None]]
+        self,
+        settings: Settings,
+        ring: Callable[[UUID], None],
+        wake_at: Callable[[datetime], Awaitable[None]],
+        meters: Meters | None = None,
     ) -> None:
+        self._meters: Final = meters or Meters()
         self._ring: Final = ring
         self._wake_at: Final = wake_at
         self._settings: Final = settings
         self._commits: Final = GroupCommit[Ending, bool](
-            "settle", self._connect, self._write, lambda ending: ending.weight
+            "settle", self._connect, self._write, lambda ending: ending.weight, self._meters
         )
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 
@@ -81,22 +88,31 @@ class Settler:
     async def _write(self, connection: Connection, batch: Sequence[Ending]) -> list[bool]:
         hit(self._settings, "settle_begin")
         children = {n: said for n, ending in enumerate(batch, 1) if (said := ending.children())}
-        held, due = await _settled(connection, batch, children)
+        held, said = await _settled(connection, batch, children)
         hit(self._settings, "settle_committed")
-        for event_id in due:
-            self._ring(event_id)
+        still = {row["n"] for row in held}
+        self._count([ending for n, ending in enumerate(batch, 1) if n in still], said)
+        now = datetime.now(UTC)
+        for each in said:
+            if (each.due_at or now) <= now:
+                self._ring(each.event_id)
         moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
         if moved:
             for row in await connection.fetch(SQL["heads"], *zip(*moved, strict=True)):
                 self._ring(row["event_id"])
-        still = {row["n"] for row in held}
         return [n in still for n in range(1, len(batch) + 1)]
+
+    def _count(self, held: Sequence[Ending], said: Sequence[Incoming]) -> None:
+        for ending in held:
+            settled(self._meters, ending.claimed, ending.pipeline, ending.outcome, ending.facts)
+        for each in said:
+            self._meters.add("callboard_events_accepted_total", (each.type, "child"))
 
 
 async def _settled(
     connection: Connection, batch: Sequence[Ending], children: Mapping[int, list[Incoming]]
-) -> tuple[list[asyncpg.Record], list[UUID]]:
-    """Who still held their claims, and the children that can be rung. With children it takes a transaction."""
+) -> tuple[list[asyncpg.Record], list[Incoming]]:
+    """Who still held their claims, and the children that were not there yet. With children it takes a transaction."""
     arguments = _arguments(batch)
     if not children:
         return await connection.fetch(SQL["settle"], *arguments), []
@@ -105,8 +121,7 @@ async def _settled(
         held = await connection.fetch(SQL["settle"], *arguments)
         said = [each for row in held for each in children.get(row["n"], ())]
         fresh = await accept(connection, said) if said else set()
-    now = datetime.now(UTC)
-    return held, [each.event_id for each in said if each.event_id in fresh and (each.due_at or now) <= now]
+    return held, [each for each in said if each.event_id in fresh]
 
 
 def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:

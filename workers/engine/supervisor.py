@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from prompts import Prompts
 from schemas.catalog import Catalog
 from service.inbound import Inbound
+from service.meters import Meters
 from service.outbox import Outbox
 from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
@@ -28,6 +29,7 @@ from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease
 from workers.engine.ledger import Ledger
 from workers.engine.reader import Reader
+from workers.engine.report import report
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
@@ -65,6 +67,8 @@ class Parts(Struct, frozen=True):
     outbox: Outbox
     arq: ArqRedis
     cancels: Part
+    report: Part
+    meters: Meters
     retain: Turn
     stopping: asyncio.Event
 
@@ -81,6 +85,8 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
             "lease": lambda: parts.lease.run(parts.executor.drop_all),
             "outbox": parts.outbox.run,
             "graphs": lambda: _write_graphs(program),
+            "loop": parts.meters.watch_loop,
+            "report": parts.report,
         }
         intake = {
             "reader": parts.reader.run,
@@ -113,16 +119,17 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         web=await stack.enter_async_context(open_web()),
         resources=await stack.enter_async_context(open_resources()),
     )
-    arq = open_arq(settings)
+    arq, meters = open_arq(settings), Meters()
     stack.push_async_callback(arq.connection_pool.disconnect)
-    outbox, ledger, journal, clock = Outbox(redis), Ledger(settings, pool), Journal(settings), Clock(arq)
-    settler = Settler(settings, outbox.ring, clock.wake_at)
+    outbox, ledger, journal = Outbox(redis), Ledger(settings, pool, meters), Journal(settings, meters)
+    settler = Settler(settings, outbox.ring, Clock(arq).wake_at, meters)
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in everyone(program.wiring)]
     lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
     stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler)
     executor = Executor(stage, lease.guard)
-    reader = Reader(settings, blocking, lease, executor)
+    reader = Reader(settings, blocking, lease, executor, meters)
+    keyed = _keyed(program.wiring)
     return Parts(
         executor=executor,
         reader=reader,
@@ -130,8 +137,10 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         ledger=ledger,
         journal=journal,
         lease=lease,
-        sweeper=Sweeper(settings, redis, lease, executor),
-        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, _keyed(program.wiring)),
+        sweeper=Sweeper(settings, redis, lease, executor, meters),
+        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, keyed, meters),
+        report=lambda: report(settings, meters, lease, clients.llm.breakers),
+        meters=meters,
         outbox=outbox,
         arq=arq,
         cancels=lambda: listen(blocking, executor),

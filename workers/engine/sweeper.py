@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 import sql
 from schemas.identity import uuid7
 from service import stream
+from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from workers.engine import claimed
@@ -39,7 +40,10 @@ log = logging.getLogger("callboard.upkeep")
 class Sweeper:
     """One connection, one turn a second; `turn()` is also what the alarm clock calls."""
 
-    def __init__(self, settings: Settings, redis: Redis, lease: Lease, executor: Executor) -> None:
+    def __init__(
+        self, settings: Settings, redis: Redis, lease: Lease, executor: Executor, meters: Meters | None = None
+    ) -> None:
+        self._meters: Final = meters or Meters()
         self._settings: Final = settings
         self._redis: Final = redis
         self._lease: Final = lease
@@ -114,14 +118,17 @@ class Sweeper:
     async def _rescue(self, connection: Connection) -> list[UUID]:
         if not self._lease.steady:
             return []
-        ids = [row["event_id"] for row in await connection.fetch(SQL["rescue"])]
-        if ids:
-            log.warning("%d events of a dead worker go on elsewhere", len(ids))
-        return ids
+        freed = await connection.fetch(SQL["rescue"])
+        if freed:
+            log.warning("%d events of a dead worker go on elsewhere", len(freed))
+            self._meters.add("callboard_claims_lost_total", (), len(freed))
+        return [row["event_id"] for row in freed if row["lost"] == 1]
 
     async def _bury(self, connection: Connection) -> list[UUID]:
         letters = [uuid7() for _ in range(LETTERS)]
         rows = await connection.fetch(SQL["bury"], STRIKES_MAX, letters)
+        for row in rows:
+            self._meters.add("callboard_events_ended_total", (row["type"], "dead"))
         keyed = {(row["tenant"], row["key"]) for row in rows if row["key"] is not None}
         return await heads(connection, keyed)
 

@@ -1,10 +1,11 @@
 """What a run remembers: its steps, and what the journal has and will have of them."""
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from uuid import UUID
 
-from msgspec import Raw, Struct
+from msgspec import Raw, Struct, field
 
 from workers.clients.vectors import Document
 
@@ -98,6 +99,7 @@ class Facts(Struct):
     states: Mapping[str, Raw] | None = None
     new_states: dict[str, Raw] = {}
     in_hand: set[str] = set()
+    begun: float = field(default_factory=time.perf_counter)
 
     def ask(self, entry: Entry) -> None:
         """What a step asked for is written with the event's end."""

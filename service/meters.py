@@ -1,0 +1,149 @@
+"""What a process counts, for `GET /metrics`: plain numbers of one thread.
+
+An event costs a worker some 60 µs in all; prometheus-client's own counters, which lock, would take ten of them. The API
+shows these by it (service/http/measured.py), its own and those that workers report.
+"""
+
+import asyncio
+from bisect import bisect_left
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct, json
+
+# As many label sets a family may have; what comes after them is counted under OTHER, so that a snapshot stays small.
+SERIES_MAX: Final = 200
+OTHER: Final = "other"
+LAG_EVERY_S: Final = 0.5
+
+Labels: TypeAlias = tuple[str, ...]
+Row: TypeAlias = list[float]
+"""One value; of a histogram the count in each bucket, the count above them all, and the sum."""
+Snapshot: TypeAlias = dict[str, list[tuple[Labels, Row]]]
+
+_QUICK_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_LONG_S: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_ROWS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+
+
+class Family(Struct, frozen=True):
+    """A metric by its rules: https://prometheus.io/docs/practices/naming/."""
+
+    kind: Literal["counter", "gauge", "histogram", "info"]
+    help: str
+    labels: Labels = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        return len(self.buckets) + 2 if self.kind == "histogram" else 1
+
+
+def _counter(text: str, *labels: str) -> Family:
+    return Family("counter", text, labels)
+
+
+def _gauge(text: str, *labels: str) -> Family:
+    return Family("gauge", text, labels)
+
+
+def _histogram(text: str, buckets: tuple[float, ...], *labels: str) -> Family:
+    return Family("histogram", text, labels, buckets)
+
+
+FAMILIES: Final = {
+    # the API
+    "callboard_http_requests_total": _counter("Requests, by class of status.", "route", "method", "status"),
+    "callboard_http_request_duration_seconds": _histogram(
+        "From a request's head to the end of its answer.", _QUICK_S, "route", "method"
+    ),
+    "callboard_http_requests_in_flight": _gauge("Requests that are being answered."),
+    # the API and workers; those of workers have the label `worker`
+    "callboard_events_accepted_total": _counter("Events stored for the first time.", "type", "via"),
+    "callboard_commit_duration_seconds": _histogram("Group commits in Postgres.", _QUICK_S, "commit"),
+    "callboard_commit_rows": _histogram("How many share a group commit.", _ROWS, "commit"),
+    "callboard_commit_failures_total": _counter("Group commits that Postgres did not take.", "commit"),
+    "callboard_loop_lag_seconds": _histogram("How late the event loop wakes up.", _QUICK_S),
+    # workers
+    "callboard_event_start_delay_seconds": _histogram("From due to claimed by a worker.", _LONG_S, "type"),
+    "callboard_run_duration_seconds": _histogram("From claim to settled.", _LONG_S, "pipeline", "outcome"),
+    "callboard_run_failures_total": _counter("Runs that raised, by error.", "pipeline", "error", "outcome"),
+    "callboard_step_duration_seconds": _histogram("Steps of runs.", _LONG_S, "pipeline", "step", "state"),
+    "callboard_events_ended_total": _counter("Events that a worker has ended.", "type", "status"),
+    "callboard_claims_lost_total": _counter("Claims of lost workers that this one has freed."),
+    "callboard_llm_calls_total": _counter("Calls of models.", "provider", "model", "outcome", "simulated"),
+    "callboard_llm_call_duration_seconds": _histogram("Calls of models.", _LONG_S, "provider", "model"),
+    "callboard_llm_tokens_total": _counter("Tokens of calls.", "provider", "model", "direction", "simulated"),
+    "callboard_llm_cost_usd_total": _counter("What calls have cost, in US dollars.", "provider", "model", "simulated"),
+    "callboard_llm_recalled_total": _counter("Calls not made, since their replies were stored.", "pipeline"),
+    "callboard_breaker_state": _gauge("1 for the state a breaker is in.", "provider", "model", "state"),
+    "callboard_worker_cpu_seconds_total": _counter("CPU time of the worker's process."),
+    # measured at a scrape
+    "callboard_postgres_up": _gauge("Whether Postgres answered this measurement; what it knows is missing else."),
+    "callboard_redis_up": _gauge("Whether Redis answered this measurement."),
+    "callboard_backlog_events": _gauge("Open events; counted up to 100,000. queued: due now.", "status"),
+    "callboard_backlog_oldest_age_seconds": _gauge("For how long the oldest event that is due has been due."),
+    "callboard_dead_letters_last_hour": _gauge("Dead letters of the last hour, up to 10,000.", "reason"),
+    "callboard_stream_entries": _gauge("Entries in a Redis stream.", "stream"),
+    "callboard_workers": _gauge("Workers whose lease holds, by state.", "state"),
+    "callboard_worker_info": Family("info", "Who a worker is.", ("worker", "host", "pid", "version")),
+    "callboard_worker_slots": _gauge("Events it may run at a time.", "worker"),
+    "callboard_worker_in_flight": _gauge("Events it has in hand.", "worker"),
+    "callboard_worker_beat_age_seconds": _gauge("Since its lease was renewed; it runs out after 6.", "worker"),
+}
+
+
+class Meters:
+    """The numbers of one process, made where its parts are made. By the loop's thread only."""
+
+    def __init__(self) -> None:
+        self._series: Final[dict[str, dict[Labels, Row]]] = {name: {} for name in FAMILIES}
+        self.lag_max_s = 0.0
+
+    def add(self, name: str, labels: Labels = (), value: float = 1.0) -> None:
+        row = self._series[name].get(labels) or self._new(name, labels)
+        row[0] += value
+
+    def set(self, name: str, value: float, labels: Labels = ()) -> None:
+        row = self._series[name].get(labels) or self._new(name, labels)
+        row[0] = value
+
+    def observe(self, name: str, value: float, labels: Labels = ()) -> None:
+        row = self._series[name].get(labels) or self._new(name, labels)
+        row[bisect_left(FAMILIES[name].buckets, value)] += 1
+        row[-1] += value
+
+    def _new(self, name: str, labels: Labels) -> Row:
+        series = self._series[name]
+        known = labels if len(series) < SERIES_MAX else (OTHER,) * len(labels)
+        return series.setdefault(known, [0.0] * FAMILIES[name].width)
+
+    def snapshot(self) -> Snapshot:
+        return {name: list(series.items()) for name, series in self._series.items() if series}
+
+    async def watch_loop(self) -> None:
+        """Measure the loop's lag until cancelled; the worst of it stays in `lag_max_s` for whoever reports it."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            due = clock() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            lag_s = max(0.0, clock() - due)
+            self.observe("callboard_loop_lag_seconds", lag_s)
+            self.lag_max_s = max(self.lag_max_s, lag_s)
+
+
+def encode(snapshot: Snapshot) -> str:
+    return json.encode(snapshot).decode()
+
+
+def decode(text: str) -> Snapshot:
+    """What a worker reported, perhaps one of another release: what this one does not know is left out."""
+    told = json.decode(text, type=Snapshot)
+    return {
+        name: [(labels, row) for labels, row in rows if _fits(FAMILIES[name], labels, row)]
+        for name, rows in told.items()
+        if name in FAMILIES
+    }
+
+
+def _fits(family: Family, labels: Labels, row: Row) -> bool:
+    return len(labels) == len(family.labels) and len(row) == family.width

@@ -1,0 +1,290 @@
+"""`GET /metrics`: what it says of what happened, by the rules, bounded, whoever is away."""
+
+import asyncio
+import re
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from msgspec.structs import replace
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
+from prometheus_client.parser import text_string_to_metric_families as families
+
+from schemas import Event
+from service.meters import FAMILIES, OTHER, SERIES_MAX, Meters, Snapshot, decode, encode
+from service.settings import Settings
+from tests.board import TICKET, Board, board_on, serving
+from tests.eventually import eventually
+from tests.processes import free_port
+from tests.programs import program_of
+from workers.kit import Pipeline, Reject, Retry, Run
+
+REPORTED_S = 25.0  # a worker's report and the measurement behind it, each every five seconds
+UNITS = ("_seconds", "_bytes", "_usd", "_total", "_info")
+SHORT = re.compile(r"_(ms|millis|sec|secs|kb|mb|percent|count|bucket|sum)(_|$)|gauge|counter|histogram|[A-Z:]")
+
+
+class Poked(Event, tag="poked", frozen=True):
+    how: str = "well"
+
+
+async def poke(run: Run, event: Poked) -> str:
+    if event.how == "reject":
+        raise Reject("never")
+    if event.how == "once" and run.attempt == 1:
+        raise KeyError("once")
+    run.emit(Noted())
+    return "done"
+
+
+class Noted(Event, tag="noted", frozen=True):
+    pass
+
+
+async def note(event: Noted) -> None:
+    return None
+
+
+async def scraped(http: httpx.AsyncClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample by its name and labels, without the worker's."""
+    answer = await http.get("/metrics")
+    assert answer.status_code == 200
+    found: dict[Any, float] = {}
+    for family in families(answer.text):
+        for sample in family.samples:
+            labels = frozenset((name, value) for name, value in sample.labels.items() if name != "worker")
+            found[sample.name, labels] = sample.value
+    return found
+
+
+def one(found: dict[Any, float], name: str, **labels: str) -> float:
+    return found.get((f"callboard_{name}", frozenset(labels.items())), -1.0)
+
+
+async def test_it_counts_what_happened_to_events(settings: Settings) -> None:
+    quick = Retry(attempts=3, base_s=0.01, cap_s=0.02)
+    whole = program_of(
+        settings, poking=Pipeline(on=Poked, flow=[poke], retry=quick), noting=Pipeline(on=Noted, flow=[note])
+    )
+    async with board_on(settings, whole) as board:
+        ids = [await board.send("poked", {"how": how}) for how in ("well", "once", "reject")]
+        await asyncio.gather(*map(board.ended, ids))
+        later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+        await board.send("poked", {}, dueat=later)
+
+        async def told() -> dict[Any, float] | None:
+            found = await scraped(board.http)
+            return found if one(found, "events_ended_total", type="noted", status="succeeded") == 2 else None
+
+        found = await eventually(told, REPORTED_S)
+        assert found is not None
+        assert one(found, "events_accepted_total", type="poked", via="http") == 4
+        assert one(found, "events_accepted_total", type="noted", via="child") == 2
+        assert one(found, "events_ended_total", type="poked", status="succeeded") == 2
+        assert one(found, "events_ended_total", type="poked", status="dead") == 1
+        assert one(found, "run_duration_seconds_count", pipeline="poking", outcome="failed") == 1
+        assert one(found, "run_failures_total", pipeline="poking", error="KeyError", outcome="failed") == 1
+        assert one(found, "run_failures_total", pipeline="poking", error="Reject", outcome="dead") == 1
+        assert one(found, "step_duration_seconds_count", pipeline="poking", step="poke", state="failed") == 2
+        assert one(found, "event_start_delay_seconds_count", type="poked") == 4
+        assert one(found, "commit_duration_seconds_count", commit="settle") >= 1
+        assert one(found, "dead_letters_last_hour", reason="rejected") == 1
+        assert one(found, "backlog_events", status="scheduled") == 1
+        assert one(found, "backlog_events", status="queued") == 0
+        assert one(found, "workers", state="ready") == 1
+        assert one(found, "worker_slots") == settings.concurrency
+        assert one(found, "loop_lag_seconds_count") > 0
+        assert one(found, "http_requests_total", route="/events", method="POST", status="2xx") == 4
+
+
+async def test_calls_of_models_are_counted_with_their_cost(board: Board) -> None:
+    event = await board.ended(await board.send("ticket.opened", TICKET))
+    calls = [each["detail"] for each in event["timeline"] if each["what"] == "call"]
+    assert calls
+    where = {"provider": calls[0]["provider"], "model": calls[0]["model"]}
+
+    async def told() -> dict[Any, float] | None:
+        found = await scraped(board.http)
+        return found if one(found, "llm_call_duration_seconds_count", **where) >= 1 else None
+
+    found = await eventually(told, REPORTED_S)
+    assert found is not None
+    cost = sum(value for (name, _), value in found.items() if name == "callboard_llm_cost_usd_total")
+    assert cost == pytest.approx(event["cost_usd"], abs=1e-6)
+    assert cost > 0
+    made = sum(value for (name, _), value in found.items() if name == "callboard_llm_calls_total")
+    assert made == event["calls"]
+    assert one(found, "llm_calls_total", **where, outcome="ok", simulated="true") >= 1
+    assert one(found, "breaker_state", **where, state="closed") == 1
+    assert one(found, "breaker_state", **where, state="open") == 0
+    shown = (await board.http.get("/workers")).json()["items"][0]
+    assert shown["breakers"][f"{where['provider']}/{where['model']}"] == "closed"
+    assert shown["lag_s"] >= 0
+
+
+async def test_paths_and_methods_are_nobodys_labels(api: httpx.AsyncClient) -> None:
+    await api.get("/events/018f0000-0000-7000-8000-000000000000")
+    await api.get("/no/such/path")
+    await api.request("PROPFIND", "/events")
+    text = (await api.get("/metrics")).text
+    assert 'route="/events/{event_id}",status="4xx"' in text
+    assert 'route="unmatched"' in text
+    assert 'method="other"' in text
+    assert not re.search("018f0000|such|PROPFIND", text)
+    assert re.search(r"^callboard_http_requests_in_flight 1.0$", text, re.MULTILINE)
+
+
+async def test_the_backlog_and_its_oldest_are_seen_without_a_worker(api: httpx.AsyncClient, settings: Settings) -> None:
+    import asyncpg
+
+    now = datetime.now(UTC)
+    for due_at in (None, None, now + timedelta(hours=1)):
+        body = {"type": "ticket.opened", "data": TICKET, **({"dueat": due_at.isoformat()} if due_at else {})}
+        assert (await api.post("/events", json=body)).status_code == 202
+    connection = await asyncpg.connect(settings.database_url)
+    await connection.execute(
+        "update work set due_at = now() - interval '90 s' where event_id ="
+        " (select event_id from work where rung_at is not null order by event_id limit 1)"
+    )
+    await connection.close()
+    found = await scraped(api)
+    assert one(found, "backlog_events", status="queued") == 2
+    assert one(found, "backlog_events", status="scheduled") == 1
+    assert one(found, "backlog_oldest_age_seconds") == pytest.approx(90, abs=20)
+    assert one(found, "workers", state="ready") == 0
+    assert one(found, "postgres_up") == 1
+    assert one(found, "redis_up") == 1
+
+
+async def test_many_scrapes_are_one_measurement(api: httpx.AsyncClient) -> None:
+    await api.get("/metrics")
+    await api.post("/events", json={"type": "ticket.opened", "data": TICKET})
+    texts = await asyncio.gather(*(scraped(api) for _ in range(20)))
+    assert {one(each, "backlog_events", status="queued") for each in texts} == {0}, "measured just before the event"
+    assert {one(each, "events_accepted_total", type="ticket.opened", via="http") for each in texts} == {1}
+
+
+async def test_with_postgres_and_redis_away_it_says_so(settings: Settings) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    away = replace(settings, database_url=f"postgresql://x@{nowhere}/x", redis_url=f"redis://{nowhere}/0")
+    async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=10) as http:
+        found = await scraped(http)
+    assert one(found, "postgres_up") == 0
+    assert one(found, "redis_up") == 0
+    assert not [name for name, _ in found if name.startswith(("callboard_backlog", "callboard_workers"))]
+    assert one(found, "http_requests_in_flight") == 1
+
+
+async def test_a_postgres_that_stands_still_is_waited_for_two_seconds(settings: Settings) -> None:
+    """A listener that says nothing, ever."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        hung = replace(settings, database_url=f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable")
+        async with serving(hung) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+            begun = asyncio.get_running_loop().time()
+            texts = await asyncio.gather(*(scraped(http) for _ in range(5)))
+            assert 2 <= asyncio.get_running_loop().time() - begun < 8
+    assert {one(each, "postgres_up") for each in texts} == {0}
+
+
+async def test_both_formats_are_whole_and_by_the_rules(board: Board) -> None:
+    await board.ended(await board.send("ticket.opened", TICKET))
+
+    async def all_there() -> str | None:
+        text = (await board.http.get("/metrics")).text
+        return text if "callboard_llm_calls_total{" in text else None
+
+    text = await eventually(all_there, REPORTED_S)
+    assert text
+    assert list(lint(text)) == []
+    asked = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    answer = await board.http.get("/metrics", headers=asked)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert {each.name for each in open_families(answer.text)} >= {"callboard_llm_calls", "callboard_worker"}
+
+
+def lint(text: str) -> Iterator[str]:
+    """What promtool would say of it, and each family in one piece, each series once, histograms that grow."""
+    names = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+    yield from (f"{name} is there twice" for name in set(names) if names.count(name) > 1)
+    seen = set()
+    for family in families(text):
+        if not family.documentation:
+            yield f"{family.name} has no HELP"
+        for sample in family.samples:
+            series = (sample.name, frozenset(sample.labels.items()))
+            if series in seen:
+                yield f"{series} is there twice"
+            seen.add(series)
+            if family.type == "counter" and not sample.name.endswith(("_total", "_created")):
+                yield f"{sample.name} is a counter without _total"
+            if family.type == "gauge" and sample.name.endswith("_total"):
+                yield f"{sample.name} is a gauge with _total"
+        if SHORT.search(family.name):
+            yield f"{family.name} has a name against the rules"
+        buckets: dict[Any, list[float]] = {}
+        for sample in family.samples:
+            if sample.name.endswith("_bucket"):
+                own = frozenset((name, value) for name, value in sample.labels.items() if name != "le")
+                buckets.setdefault(own, []).append(sample.value)
+        yield from (f"{family.name} shrinks" for counts in buckets.values() if counts != sorted(counts))
+
+
+def test_the_lint_sees_what_is_wrong() -> None:
+    wrong = "# HELP a_ms x\n# TYPE a_ms counter\na_ms 1\n# TYPE b gauge\nb_total 1\n# HELP b x\n# TYPE b gauge\n"
+    wrong += "b 1\nb 1\n"
+    assert len(list(lint(wrong))) >= 4
+
+
+def test_families_are_named_by_their_units() -> None:
+    for name, family in FAMILIES.items():
+        assert name.startswith("callboard_")
+        assert (family.kind == "counter") == name.endswith("_total"), name
+        assert (family.kind == "histogram") == bool(family.buckets), name
+        assert not SHORT.search(name), name
+        assert not set(family.labels) & {"le", "quantile", "key", "tenant", "event", "event_id"}, name
+        assert not any(label in name for label in ("duration", "age", "lag", "delay") if not name.endswith(UNITS)), name
+
+
+def test_a_family_has_a_bounded_number_of_series() -> None:
+    meters = Meters()
+    for n in range(SERIES_MAX * 5):
+        meters.add("callboard_events_accepted_total", (f"type {n}", "http"))
+    rows = dict(meters.snapshot()["callboard_events_accepted_total"])
+    assert len(rows) == SERIES_MAX + 1
+    assert rows[OTHER, OTHER] == [SERIES_MAX * 4]
+
+
+def test_a_histogram_counts_up_to_and_with_its_bounds() -> None:
+    meters = Meters()
+    for value in (0.0, 0.001, 0.0011, 1e9):
+        meters.observe("callboard_run_duration_seconds", value, ("p", "succeeded"))
+    ((_, row),) = meters.snapshot()["callboard_run_duration_seconds"]
+    assert (row[0], row[1], row[-2]) == (2, 1, 1)
+
+
+def test_of_another_releases_report_what_fits_is_taken() -> None:
+    meters = Meters()
+    meters.add("callboard_claims_lost_total")
+    told: Snapshot = {
+        **meters.snapshot(),
+        "callboard_of_tomorrow_total": [((), [1.0])],
+        "callboard_run_duration_seconds": [(("one label",), [1.0])],
+    }
+    assert decode(encode(told)) == {"callboard_claims_lost_total": [((), [1.0])], "callboard_run_duration_seconds": []}
+
+
+async def test_a_worker_that_has_gone_is_not_shown(settings: Settings) -> None:
+    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=10) as http:
+        async with board_on(settings) as board:
+            await eventually(lambda: _shows(http, "callboard_worker_cpu_seconds_total{"), REPORTED_S)
+            assert (await board.sql("select count(*) as n from worker_metrics"))[0]["n"] == 1
+        await eventually(lambda: _shows(http, "callboard_worker_slots{", there=False), REPORTED_S)
+
+
+async def _shows(http: httpx.AsyncClient, what: str, *, there: bool = True) -> bool:
+    return (what in (await http.get("/metrics")).text) == there

@@ -1,0 +1,64 @@
+"""What is counted of runs, steps and calls, each where it is stored."""
+
+import time
+from typing import Final
+
+from msgspec import Struct, json
+
+from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
+from service.meters import Meters
+from workers.clients.llm import Call
+from workers.engine.claimed import Claimed
+from workers.kit.memory import Facts
+
+UNKNOWN: Final = "unknown"
+"""A type, or a pipeline, that this worker has not: it may be any text."""
+
+
+class _Told(Struct, frozen=True):
+    kind: str
+
+
+def settled(meters: Meters, claimed: Claimed, pipeline: str | None, outcome: Outcome, facts: Facts) -> None:
+    """A claim that has ended, under the claim."""
+    name = pipeline or UNKNOWN
+    what = _name(outcome)
+    meters.observe("callboard_run_duration_seconds", time.perf_counter() - facts.begun, (name, what))
+    if isinstance(outcome, Done | Dead):
+        meters.add("callboard_events_ended_total", (claimed.type, what))
+    if isinstance(outcome, Dead | Later):
+        error = json.decode(outcome.error, type=_Told).kind if outcome.error else UNKNOWN
+        meters.add("callboard_run_failures_total", (name, error, what))
+    for step in facts.steps:
+        if step.state == "recalled":
+            meters.add("callboard_llm_recalled_total", (name,))
+        else:
+            labels = (name, _node(step.step), step.state)
+            meters.observe("callboard_step_duration_seconds", step.ms / 1000, labels)
+
+
+def called(meters: Meters, call: Call) -> None:
+    """A call that has ended."""
+    where, simulated = (call.provider, call.model), str(call.simulated).lower()
+    meters.add("callboard_llm_calls_total", (*where, call.outcome, simulated))
+    meters.observe("callboard_llm_call_duration_seconds", call.ms / 1000, where)
+    meters.add("callboard_llm_tokens_total", (*where, "input", simulated), call.tokens_in)
+    meters.add("callboard_llm_tokens_total", (*where, "output", simulated), call.tokens_out)
+    meters.add("callboard_llm_cost_usd_total", (*where, simulated), call.cost_usd)
+
+
+def _name(outcome: Outcome) -> str:
+    match outcome:
+        case Done():
+            return "succeeded"
+        case Dead():
+            return "dead"
+        case Later(charged=charged):
+            return "failed" if charged else "put_off"
+        case HandedBack():
+            return "handed_back"
+
+
+def _node(step: str) -> str:
+    """The node of a step's key, behind its branch, without the item, the arguments or the how-manieth."""
+    return step.partition("[")[0].partition("#")[0].partition(":")[0]
