@@ -3,14 +3,14 @@
 import logging
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec import json
 
-RUN: Final[ContextVar[Mapping[str, Any] | None]] = ContextVar("run", default=None)
+RUN: Final[ContextVar[Callable[[], Mapping[str, Any]]]] = ContextVar("run", default=dict)
 """Of whatever is logged while an event is run, by the user's code too: `event`, `run`, `attempt`, `trace`."""
 STEP: Final = ContextVar("step", default="")
 
@@ -39,7 +39,7 @@ class Lines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **(RUN.get() or {}),
+            **RUN.get()(),
         }
         if step := STEP.get():
             fields["step"] = step

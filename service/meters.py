@@ -8,7 +8,7 @@ import asyncio
 from bisect import bisect_left
 from typing import Final, Literal, TypeAlias
 
-from msgspec import Struct, json
+from msgspec import MsgspecError, Struct, json
 
 # As many label sets a family may have; what comes after them is counted under OTHER, so that a snapshot stays small.
 SERIES_MAX: Final = 200
@@ -91,6 +91,8 @@ FAMILIES: Final = {
     "callboard_worker_beat_age_seconds": _gauge("Since its lease was renewed; it runs out after 6.", "worker"),
 }
 
+_BUCKETS: Final = {name: family.buckets for name, family in FAMILIES.items()}
+
 
 class Meters:
     """The numbers of one process, made where its parts are made. By the loop's thread only."""
@@ -109,7 +111,7 @@ class Meters:
 
     def observe(self, name: str, value: float, labels: Labels = ()) -> None:
         row = self._series[name].get(labels) or self._new(name, labels)
-        row[bisect_left(FAMILIES[name].buckets, value)] += 1
+        row[bisect_left(_BUCKETS[name], value)] += 1
         row[-1] += value
 
     def _new(self, name: str, labels: Labels) -> Row:
@@ -118,7 +120,8 @@ class Meters:
         return series.setdefault(known, [0.0] * FAMILIES[name].width)
 
     def snapshot(self) -> Snapshot:
-        return {name: list(series.items()) for name, series in self._series.items() if series}
+        told = {name: [(labels, [*row]) for labels, row in series.items()] for name, series in self._series.items()}
+        return {name: rows for name, rows in told.items() if rows}
 
     async def watch_loop(self) -> None:
         """Measure the loop's lag until cancelled; the worst of it stays in `lag_max_s` for whoever reports it."""
@@ -137,7 +140,10 @@ def encode(snapshot: Snapshot) -> str:
 
 def decode(text: str) -> Snapshot:
     """What a worker reported, perhaps one of another release: what this one does not know is left out."""
-    told = json.decode(text, type=Snapshot)
+    try:
+        told = json.decode(text, type=Snapshot)
+    except MsgspecError:
+        return {}
     return {
         name: [(labels, row) for labels, row in rows if _fits(FAMILIES[name], labels, row)]
         for name, rows in told.items()

@@ -42,11 +42,12 @@ class Measured(Collector):
         self._alone: Final = asyncio.Lock()
         self._measured_at = -EVERY_S
         self._found: list[Source] = []
+        self._own: Snapshot = {}
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        sources: list[Source] = [({}, self._meters.snapshot()), *self._found]
+        sources: list[Source] = [({}, self._own), *self._found]
         for name, family in FAMILIES.items():
             metric = Metric(name.removesuffix("_total").removesuffix("_info"), family.help, family.kind)
             for extra, snapshot in sources:
@@ -63,17 +64,18 @@ class Measured(Collector):
 
     async def told(self, accept: str) -> tuple[bytes, str]:
         """Everything, with its media type: OpenMetrics where the scraper takes it."""
-        await self._measure()
         encode, media_type = choose_encoder(accept)
-        return encode(self._registry), media_type
+        async with self._alone:
+            await self._measure()
+            self._own = self._meters.snapshot()
+            return await asyncio.to_thread(encode, self._registry), media_type  # many workers have much to say
 
     async def _measure(self) -> None:
-        async with self._alone:
-            if time.monotonic() - self._measured_at >= EVERY_S:
-                gauges = Meters()
-                workers, _ = await asyncio.gather(self._ask_postgres(gauges), self._ask_redis(gauges))
-                self._found = [({}, gauges.snapshot()), *workers]
-                self._measured_at = time.monotonic()
+        if time.monotonic() - self._measured_at >= EVERY_S:
+            gauges = Meters()
+            workers, _ = await asyncio.gather(self._ask_postgres(gauges), self._ask_redis(gauges))
+            self._found = [({}, gauges.snapshot()), *workers]
+            self._measured_at = time.monotonic()
 
     async def _ask_postgres(self, gauges: Meters) -> list[Source]:
         try:

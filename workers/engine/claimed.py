@@ -44,14 +44,11 @@ class Claimed(Struct, frozen=True):
         """The number this try has, if it turns out to be an attempt."""
         return self.attempts + 1
 
-
-def about(claimed: Claimed) -> dict[str, Any]:
-    """What each line has that is logged while it is run."""
-    told = {"event": claimed.event_id, "run": claimed.run, "attempt": claimed.attempt}
-    if "traceparent" in claimed.attributes:
-        parent = json.decode(claimed.attributes, type=Attributes).traceparent
+    def about(self) -> dict[str, Any]:
+        """What each line has that is logged while it is run."""
+        told = {"event": self.event_id, "run": self.run, "attempt": self.attempt}
+        parent = json.decode(self.attributes, type=Attributes).traceparent
         return {**told, "trace": parent.split("-")[1]} if parent else told
-    return told
 
 
 def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:

@@ -16,7 +16,7 @@ from service.log import RUN
 from service.resources import Pool
 from service.settings import Settings
 from workers.engine.book import account
-from workers.engine.claimed import Claimed, about
+from workers.engine.claimed import Claimed
 from workers.engine.journal import Journal, followed, recall, states
 from workers.engine.ledger import Ledger
 from workers.engine.retry import after, unknown_type
@@ -140,7 +140,7 @@ class Executor:
 
     async def _live(self, hand: Hand) -> None:
         claimed, facts = hand.claimed, Facts()
-        RUN.set(about(claimed))
+        RUN.set(claimed.about)
         wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
         facts.failed.clear()  # a traceback holds its frames, and those hold the facts

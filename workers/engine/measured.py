@@ -1,6 +1,7 @@
 """What is counted of runs, steps and calls, each where it is stored."""
 
 import time
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct, json
@@ -59,6 +60,7 @@ def _name(outcome: Outcome) -> str:
             return "handed_back"
 
 
+@lru_cache(1024)
 def _node(step: str) -> str:
     """The node of a step's key, behind its branch, without the item, the arguments or the how-manieth."""
     return step.partition("[")[0].partition("#")[0].partition(":")[0]

@@ -18,7 +18,7 @@ from service.meters import FAMILIES, OTHER, SERIES_MAX, Meters, Snapshot, decode
 from service.settings import Settings
 from tests.board import TICKET, Board, board_on, serving
 from tests.eventually import eventually
-from tests.processes import free_port
+from tests.processes import ROOT, free_port
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Retry, Run
 
@@ -204,7 +204,7 @@ async def test_both_formats_are_whole_and_by_the_rules(board: Board) -> None:
     asked = {"Accept": "application/openmetrics-text; version=1.0.0"}
     answer = await board.http.get("/metrics", headers=asked)
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    assert {each.name for each in open_families(answer.text)} >= {"callboard_llm_calls", "callboard_worker"}
+    assert {each.name for each in open_families(answer.text)} >= {"callboard_llm_calls", "callboard_worker"}  # type: ignore[no-untyped-call]
 
 
 def lint(text: str) -> Iterator[str]:
@@ -276,6 +276,7 @@ def test_of_another_releases_report_what_fits_is_taken() -> None:
         "callboard_run_duration_seconds": [(("one label",), [1.0])],
     }
     assert decode(encode(told)) == {"callboard_claims_lost_total": [((), [1.0])], "callboard_run_duration_seconds": []}
+    assert decode('{"another": "form"}') == {}
 
 
 async def test_a_worker_that_has_gone_is_not_shown(settings: Settings) -> None:
@@ -288,3 +289,11 @@ async def test_a_worker_that_has_gone_is_not_shown(settings: Settings) -> None:
 
 async def _shows(http: httpx.AsyncClient, what: str, *, there: bool = True) -> bool:
     return (what in (await http.get("/metrics")).text) == there
+
+
+def test_the_readme_has_each_family() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| metric, `callboard_` before each .*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    named = {f"callboard_{name}" for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == FAMILIES.keys()
+    assert {name.partition("{")[0] for name in re.findall(r"callboard_\w+", text)} - {"callboard_"} <= FAMILIES.keys()
