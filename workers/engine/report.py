@@ -13,7 +13,7 @@ from service.resources import connect
 from service.settings import Settings
 from workers.engine.lease import Lease
 
-REPORT_S: Final = 5.0
+REPORT_S: Final = 10.0  # a tenth of a statement a second: an idle worker may make two
 STATES: Final = ("closed", "half_open", "open")
 SQL: Final = sql.queries("metrics")
 

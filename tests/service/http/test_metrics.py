@@ -22,7 +22,7 @@ from tests.processes import ROOT, free_port
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Retry, Run
 
-REPORTED_S = 25.0  # a worker's report and the measurement behind it, each every five seconds
+REPORTED_S = 35.0  # a report every ten seconds, behind it a measurement every five
 UNITS = ("_seconds", "_bytes", "_usd", "_total", "_info")
 SHORT = re.compile(r"_(ms|millis|sec|secs|kb|mb|percent|count|bucket|sum)(_|$)|gauge|counter|histogram|[A-Z:]")
 
