@@ -19,8 +19,25 @@ PLAIN = (
     "anthropic_base_url",
     "openai_api_key",
     "openai_base_url",
+    "azure_openai_api_key",
+    "azure_openai_endpoint",
+    "openai_api_version",
+    "gemini_api_key",
+    "mistral_api_key",
+    "local_base_url",
+    "local_api_key",
+    "local_json",
     "page_url",
 )
+# What each provider can't be asked without.
+PROVIDERS: Mapping[str, tuple[str, ...]] = {
+    "anthropic": ("anthropic_api_key",),
+    "openai": ("openai_api_key",),
+    "azure": ("azure_openai_api_key", "azure_openai_endpoint"),
+    "gemini": ("gemini_api_key",),
+    "mistral": ("mistral_api_key",),
+    "local": ("local_base_url",),
+}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 SECRET_MIN = 4  # shorter ones are parts of words
@@ -53,6 +70,14 @@ class Settings(Struct, frozen=True, kw_only=True):
     anthropic_base_url: str = ""
     openai_api_key: str = ""
     openai_base_url: str = ""
+    azure_openai_api_key: str = ""
+    azure_openai_endpoint: str = ""
+    openai_api_version: str = ""
+    gemini_api_key: str = ""
+    mistral_api_key: str = ""
+    local_base_url: str = ""
+    local_api_key: str = ""
+    local_json: Literal["json_schema", "json_object"] = "json_schema"
     page_url: str = ""
 
     def __repr__(self) -> str:
@@ -79,7 +104,11 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     @property
     def has_provider_key(self) -> bool:
-        return bool(self.anthropic_api_key or self.openai_api_key)
+        return any(self.has(provider) for provider in PROVIDERS)
+
+    def has(self, provider: str) -> bool:
+        """Whether all is set that this one of PROVIDERS can't be asked without."""
+        return all(getattr(self, name) for name in PROVIDERS[provider])
 
     @property
     def simulated(self) -> bool:

@@ -106,7 +106,8 @@ def test_ours_say_it_without_a_traceback(
 
 
 def test_no_model_that_could_answer_stops_a_worker(settings: Settings) -> None:
-    refused(WORKER, environment(settings, CALLBOARD_SIMULATE="off"), "no model can answer: set ANTHROPIC_API_KEY")
+    sentence = 'No provider of the model alias "fast" can be asked: set OPENAI_API_KEY or ANTHROPIC_API_KEY'
+    refused(WORKER, environment(settings, CALLBOARD_SIMULATE="off"), sentence)
 
 
 def test_without_keys_the_api_stays_on_loopback(settings: Settings) -> None:

@@ -122,7 +122,7 @@ async def test_a_killed_worker_is_started_again_and_events_go_on(up: Up, http: h
 @pytest.mark.parametrize(
     ("environ", "status", "sentence"),
     [
-        ({"CALLBOARD_SIMULATE": "off"}, 1, "no model can answer: set ANTHROPIC_API_KEY or OPENAI_API_KEY"),
+        ({"CALLBOARD_SIMULATE": "off"}, 1, "no model can answer: set ANTHROPIC_API_KEY, OPENAI_API_KEY"),
         ({"CALLBOARD_PROT": "8001"}, 2, "CALLBOARD_PROT is not a setting"),
         ({"CALLBOARD_PORT": "80000"}, 2, "CALLBOARD_PORT=80000 does not fit"),
         ({"CALLBOARD_PORT_FILE": "/no/such/file"}, 2, "CALLBOARD_PORT_FILE=/no/such/file can't be read"),

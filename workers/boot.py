@@ -10,9 +10,10 @@ from service import failpoints
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
-from service.settings import Settings, load
+from service.settings import load
 from service.signals import ignore, on_end
 from service.supervise import end_in_time
+from workers.clients.llm import check_keys
 from workers.engine.supervisor import Program, open_worker
 from workers.hosted import program
 
@@ -24,22 +25,21 @@ def main() -> int:
         settings = running(load(os.environ))
         setup(secrets=settings.secrets)
         failpoints.check(settings)
-        check_models(settings)
         whole = program(settings)
+        check_models(whole)
+        asyncio.run(run(whole))
     except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard worker: {error}", file=sys.stderr)
         return 1
-    asyncio.run(run(whole))
     return 0
 
 
-def check_models(settings: Settings) -> None:
-    """Raises CallboardError where no model could answer: production never answers with simulated text by accident."""
-    if not settings.simulated and not settings.has_provider_key:
-        raise CallboardError(
-            "no model can answer: set ANTHROPIC_API_KEY or OPENAI_API_KEY, "
-            "or CALLBOARD_SIMULATE=on for simulated answers."
-        )
+def check_models(whole: Program) -> None:
+    """Raises CallboardError where a prompt's models can't answer: production never answers with simulated text by
+    accident."""
+    if not whole.settings.simulated:
+        with_key = [name for name, connect in whole.providers.items() if connect(whole.settings, None) is not None]
+        check_keys(whole.prompts, with_key)
 
 
 async def run(whole: Program) -> None:

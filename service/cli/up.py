@@ -21,7 +21,7 @@ from service.cli.parts import Running, address, all_running
 from service.errors import CallboardError
 from service.log import setup
 from service.release import ROOT
-from service.settings import Settings, load
+from service.settings import PROVIDERS, Settings, load
 
 SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
 SEED_SOURCE: Final = "/seed"
@@ -50,10 +50,11 @@ def up(workers: int) -> None:
 
 def refuse_no_model(settings: Settings) -> None:
     """Raises CallboardError where no model could answer."""
-    if not settings.simulated and not settings.has_provider_key:
+    own = {file.stem for file in (ROOT / "workers" / "providers").glob("[!_]*.py")} - PROVIDERS.keys()
+    if not settings.simulated and not settings.has_provider_key and not own:
         raise CallboardError(
-            "no model can answer: set ANTHROPIC_API_KEY or OPENAI_API_KEY, "
-            "or CALLBOARD_SIMULATE=on for simulated answers."
+            "no model can answer: set ANTHROPIC_API_KEY, OPENAI_API_KEY or what deploy/env.example names for another "
+            "provider, or CALLBOARD_SIMULATE=on for simulated answers."
         )
 
 

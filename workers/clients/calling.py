@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
@@ -12,11 +12,11 @@ from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
 from workers.clients.faults import SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
 from workers.clients.prices import Prices
-from workers.clients.provider import Answer, Client, Request
+from workers.clients.provider import Answer, Client, Embedder
 
 T = TypeVar("T")
-Send = Callable[[Client, Request], Awaitable[Answer]]
-"""Asks a client once. Raises Fault."""
+Send = Callable[[Any, Any], Awaitable[Answer]]
+"""Asks a client once, for the request of the question at the model of the target. Raises Fault."""
 
 
 class LlmRefused(CallboardError):
@@ -42,6 +42,9 @@ class Caller:
 
     def knows(self, target: Target) -> bool:
         return target in self._breakers
+
+    def embeds(self, target: Target) -> bool:
+        return isinstance(self._clients[target.provider], Embedder)
 
     def breakers(self) -> dict[str, str]:
         """The state of each, by provider and model: closed, open or half_open."""

@@ -15,7 +15,7 @@ from prompts import Prompt, Target
 from service.errors import CallboardError, Reject
 from workers.clients.faults import Booked, Fault
 from workers.clients.prices import Prices
-from workers.clients.provider import Answer, Request
+from workers.clients.provider import Answer, Request, Texts
 
 T = TypeVar("T")
 
@@ -63,13 +63,24 @@ class Call(Struct, frozen=True):
     simulated: bool
 
 
+class Source(Struct, frozen=True):
+    """What a call is made for where that is no prompt."""
+
+    name: str
+    version: int
+    hash: str
+
+
+EMBEDDING: Final = Source("(embed)", 0, "")
+
+
 class Book(Protocol):
     """The ledger, as one question of one step sees it."""
 
     def recall(self, asked: str) -> tuple[int, str | None]:
         """The how-manieth time the step asks this, and the reply that an earlier try got to that."""
 
-    def recalled(self, prompt: Prompt) -> None:
+    def recalled(self, prompt: Prompt | Source) -> None:
         """Notes that no call was needed."""
 
     async def open(self, call: Call) -> None:
@@ -85,8 +96,8 @@ class Book(Protocol):
 class Question(Struct, frozen=True):
     """What is asked; the `model` of the request is the alias until a target is chosen."""
 
-    prompt: Prompt
-    request: Request
+    prompt: Prompt | Source
+    request: Request | Texts
     timeout_s: float
     book: Book
     asked: str = ""
@@ -104,7 +115,8 @@ class Try(Struct, frozen=True):
     @property
     def where(self) -> str:
         prompt = self.question.prompt
-        return f'Prompt "{prompt.name}" v{prompt.version} at {self.target.provider} {self.target.model}'
+        said = f'Prompt "{prompt.name}" v{prompt.version}' if prompt.version else "An embedding"
+        return f"{said} at {self.target.provider} {self.target.model}"
 
 
 def begin(question: Question, target: Target, prices: Prices, *, simulated: bool) -> Try:

@@ -1,25 +1,28 @@
 """One call to a model: prompt → chain of providers → reply by type, each try behind its breaker and in the ledger."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
 from msgspec.structs import replace
 
 from prompts import Prompt, PromptError, Prompts, Rendered, Target, render
 from service.errors import CallboardError, SettingsError, WiringError
-from service.settings import Settings
+from service.settings import PROVIDERS, Settings, variable
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller, LlmRefused
+from workers.clients.embeddings import embed
 from workers.clients.faults import Fault
 from workers.clients.ledger import Book, Call, Question, Try, encode, hashed
-from workers.clients.provider import Answer, Client, Connect, Message, Request
+from workers.clients.provider import Answer, Client, Connect, Message, Request, Texts
 from workers.clients.structured import InvalidReply, Shape
 
 __all__ = ["Book", "Call", "Llm", "LlmRefused", "open_llm"]
 
 T = TypeVar("T")
+
+EMBED: Final = "embed"
 
 
 class Llm:
@@ -69,6 +72,27 @@ class Llm:
         question = replace(question, asked=asked, ordinal=ordinal)
         return await book.whole(self._caller.along(chain, lambda target: self._ask_at(target, question, shape)))
 
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        book: Callable[[], Book],
+        model: str = "embed",
+        timeout_s: float = 60.0,
+        labels: Mapping[str, str] | None = None,
+    ) -> list[list[float]]:
+        """A vector for each text, in that order, from the alias `model`; `book` gives one for each call.
+
+        Raises what `ask` raises; WiringError where a provider on the chain has no embeddings.
+        """
+        try:
+            chain = self._known(model, self._prompts.chain(model))
+        except PromptError as error:
+            raise CallboardError(str(error)) from error
+        _check_embeds(model, chain, self._caller)
+        headers = _headers(labels or {}) if self._caller.simulated else {}
+        return await embed(self._caller, chain, Texts(model, tuple(texts), headers), book, timeout_s)
+
     def breakers(self) -> dict[str, str]:
         """The state of each, by provider and model: closed, open or half_open."""
         return self._caller.breakers()
@@ -82,10 +106,13 @@ class Llm:
             rendered = render(prompt, variables)
         except PromptError as error:
             raise CallboardError(str(error)) from error
+        return prompt, rendered, self._known(alias or prompt.model, chain)
+
+    def _known(self, alias: str, chain: Sequence[Target]) -> list[Target]:
         with_key = [target for target in chain if self._caller.knows(target)]
         if not with_key:
-            raise SettingsError(_no_key(alias or prompt.model, chain))
-        return prompt, rendered, with_key
+            raise SettingsError(_no_key(alias, chain))
+        return with_key
 
     def _shape(self, returns: type[T]) -> Shape[T]:
         if returns not in self._shapes:
@@ -130,34 +157,58 @@ async def open_llm(
     Raises WiringError where models.toml names a provider there is no file for, SettingsError where a prompt's alias
     names none that has a key.
     """
-    _check_providers(prompts, providers)
+    check_chains(prompts, providers)
     async with AsyncExitStack() as stack:
         clients: dict[str, Client] = {}
         for name, connect in providers.items():
             opening = connect(settings, simulator_url)
             if opening is not None:
                 clients[name] = await stack.enter_async_context(opening)
-        _check_keys(prompts, clients)
+        check_keys(prompts, clients)
         targets = (target for chain in prompts.models.values() for target in chain if target.provider in clients)
-        yield Llm(prompts, Caller(clients, targets, policy or Policy(), simulated=simulator_url is not None))
+        caller = Caller(clients, targets, policy or Policy(), simulated=simulator_url is not None)
+        embedding = [target for target in prompts.models.get(EMBED, ()) if caller.knows(target)]
+        _check_embeds(EMBED, embedding, caller)
+        yield Llm(prompts, caller)
 
 
-def _check_providers(prompts: Prompts, providers: Mapping[str, Connect]) -> None:
+def check_chains(prompts: Prompts, providers: Mapping[str, Connect]) -> None:
+    """Raises WiringError."""
     for alias, chain in prompts.models.items():
         for name in {target.provider for target in chain} - providers.keys():
             raise WiringError(f'models.toml: {alias} names the provider "{name}": write workers/providers/{name}.py.')
 
 
-def _check_keys(prompts: Prompts, clients: Mapping[str, Client]) -> None:
+def check_keys(prompts: Prompts, with_key: Container[str]) -> None:
+    """Raises SettingsError where a prompt's alias names no provider that has a key."""
     for alias in sorted({prompt.model for versions in prompts.versions.values() for prompt in versions.values()}):
         chain = prompts.chain(alias)
-        if not any(target.provider in clients for target in chain):
+        if not any(target.provider in with_key for target in chain):
             raise SettingsError(_no_key(alias, chain))
 
 
 def _no_key(alias: str, chain: Sequence[Target]) -> str:
-    names = " or ".join(f"{target.provider.upper()}_API_KEY" for target in chain)
-    return f'No provider of the model alias "{alias}" has a key: set {names}, or CALLBOARD_SIMULATE=on to try without.'
+    names = " or ".join(dict.fromkeys(_needs(target.provider) for target in chain))
+    return (
+        f'No provider of the model alias "{alias}" can be asked: set {names}, give the alias another one in '
+        "prompts/models.toml, or set CALLBOARD_SIMULATE=on to try without."
+    )
+
+
+def _needs(provider: str) -> str:
+    names = PROVIDERS.get(provider)
+    return " and ".join(map(variable, names)) if names else f"what workers/providers/{provider}.py asks for"
+
+
+def _check_embeds(alias: str, chain: Sequence[Target], caller: Caller) -> None:
+    for target in chain:
+        if not caller.embeds(target):
+            raise WiringError(f"models.toml: {alias} names {target.provider}, which has no embeddings.")
+    if len(models := dict.fromkeys(target.model for target in chain)) > 1:
+        raise WiringError(
+            f"models.toml: {alias} names {' and '.join(models)}, whose vectors can't be compared: "
+            "all of its providers need the same model (of Azure: a deployment of that name)."
+        )
 
 
 def _headers(labels: Mapping[str, str]) -> dict[str, str]:
@@ -176,4 +227,5 @@ def _whole(answer: Answer) -> str:
 def _again(question: Question, misfit: InvalidReply) -> Question:
     demand = f"This does not fit what was asked for: {misfit}. Reply again, with nothing but JSON that fits the schema."
     more = (Message("assistant", misfit.reply), Message("user", demand))
-    return replace(question, request=replace(question.request, messages=question.request.messages + more))
+    request = cast(Request, question.request)
+    return replace(question, request=replace(request, messages=request.messages + more))

@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol, runtime_checkable
 
 import httpx2
 from msgspec import Struct
@@ -39,19 +39,37 @@ class Request(Struct, frozen=True):
     headers: dict[str, str]
 
 
+class Texts(Struct, frozen=True):
+    """Texts to be made vectors of."""
+
+    model: str
+    texts: tuple[str, ...]
+    headers: dict[str, str]
+    max_tokens: ClassVar[int] = 0
+
+
 class Answer(Struct, frozen=True):
-    """A reply that has ended; `stop` says why."""
+    """A reply that has ended; `stop` says why. `vectors`: those of Texts, in that order."""
 
     text: str | None
     stop: Literal["end", "length", "refused"]
     tokens_in: int
     tokens_out: int
     simulated: bool
+    vectors: list[list[float]] | None = None
 
 
 class Client(Protocol):
     async def complete(self, request: Request, timeout_s: float) -> Answer:
         """Ask once. Raises Fault."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """What a client also is where its provider has embeddings."""
+
+    async def embed(self, request: Texts, timeout_s: float) -> Answer:
+        """Ask once, for `vectors`. Raises Fault."""
 
 
 Connect = Callable[[Settings, str | None], AbstractAsyncContextManager[Client] | None]

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from prompts import Prompt
 from service.errors import Unavailable
+from workers.clients.ledger import Source
 from workers.clients.llm import Book, Call
 from workers.engine.budget import Till, reserve_own
 from workers.engine.claimed import Claimed
@@ -53,7 +54,7 @@ class StepBook:
         ordinal = facts.asked[self._step, asked] = facts.asked.get((self._step, asked), 0) + 1
         return ordinal, facts.replies.get((self._step, asked, ordinal))
 
-    def recalled(self, prompt: Prompt) -> None:
+    def recalled(self, prompt: Prompt | Source) -> None:
         told = f"{prompt.name}@{prompt.version}"
         self._account.facts.steps.append(Step(self._step, datetime.now(UTC), 0.0, "recalled", prompt=told))
 

@@ -65,7 +65,7 @@ class Run(Struct, frozen=True):
 
     @property
     def llm(self) -> RunLlm:
-        book = self.book(self.step_key, self.guard)
+        book = partial(self.book, self.step_key, self.guard)
         return RunLlm(self.event_id, self.step_key, self.clients.llm, book, self.effects)
 
     @property

@@ -1,5 +1,6 @@
 """`run.llm`: calls of models."""
 
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 from uuid import UUID
 
@@ -17,7 +18,7 @@ class RunLlm(Struct, frozen=True):
     event_id: UUID
     step_key: str
     llm: Llm
-    book: Book
+    book: Callable[[], Book]
     effects: Effects
 
     async def ask(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
@@ -27,5 +28,17 @@ class RunLlm(Struct, frozen=True):
         BudgetSpent or DaySpent where it may cost more than is left.
         """
         self.effects.outside = True
-        labels = {"event_id": str(self.event_id), "step": self.step_key}
-        return await self.llm.ask(prompt, variables, returns=returns, model=model, book=self.book, labels=labels)
+        return await self.llm.ask(
+            prompt, variables, returns=returns, model=model, book=self.book(), labels=self._labels()
+        )
+
+    async def embed(self, texts: Sequence[str], *, model: str = "embed") -> list[list[float]]:
+        """A vector for each text, in that order, from the models of the alias `model`: numbers of float32 precision.
+
+        Each call takes up to 64 texts; what was paid for is not asked again. Raises what `ask` raises.
+        """
+        self.effects.outside = True
+        return await self.llm.embed(texts, model=model, book=self.book, labels=self._labels())
+
+    def _labels(self) -> dict[str, str]:
+        return {"event_id": str(self.event_id), "step": self.step_key}

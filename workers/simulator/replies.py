@@ -32,7 +32,8 @@ class Chat(Struct, frozen=True):
 
     @property
     def schema(self) -> dict[str, Any] | None:
-        asked = (self.response_format or {}).get("json_schema") or (self.output_config or {}).get("format")
+        format_ = self.response_format or {}
+        asked = format_.get("json_schema") or (self.output_config or {}).get("format") or format_
         schema = asked.get("schema") if isinstance(asked, dict) else None
         return schema if isinstance(schema, dict) else None
 
