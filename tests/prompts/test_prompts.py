@@ -141,9 +141,10 @@ def test_unknown_names(name: str) -> None:
         load(SHIPPED).get(name)
 
 
-def test_shipped_aliases_name_both_providers() -> None:
-    for chain in load(SHIPPED).models.values():
-        assert {target.provider for target in chain} == {"anthropic", "openai"}
+def test_shipped_aliases() -> None:
+    named = {alias: {target.provider for target in chain} for alias, chain in load(SHIPPED).models.items()}
+    both = {"anthropic", "openai"}
+    assert named == {"fast": both, "smart": both, "local": {"local"}, "embed": {"openai"}}
 
 
 def test_a_model_has_one_price(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from workers.clients.provider import (
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "stop": "end",
     "length": "length",
+    "model_length": "length",  # Mistral's, where the context is full
     "content_filter": "refused",
 }
 

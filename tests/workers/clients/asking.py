@@ -23,8 +23,25 @@ from workers.providers import discover
 
 HEAD = '+++\nmodel = "both"\nmax_tokens = 100\nvariables = ["text"]\n+++\n'
 BODY = "--- system ---\nBe brief.\n--- user ---\nSort this: {{ text }}\n"
-MODELS = {"openai": "gpt-6-luna", "anthropic": "claude-haiku-5-5"}
+MODELS = {
+    "openai": "gpt-6-luna",
+    "anthropic": "claude-haiku-5-5",
+    "azure": "gpt-6-luna",
+    "gemini": "gemini-2.5-flash",
+    "mistral": "mistral-small-latest",
+    "local": "qwen3:8b",
+}
 PROVIDERS = tuple(MODELS)
+PAIR = PROVIDERS[:2]
+AZURE = "/openai/deployments/{model}"
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/messages",
+    f"{AZURE}/chat/completions",
+    "/openai/v1/chat/completions",
+    "/v1/embeddings",
+    f"{AZURE}/embeddings",
+)
 EAGER = Policy(ratio=0.25, calls_min=5, open_s=0.3)
 
 T = TypeVar("T")
@@ -75,7 +92,7 @@ async def ask(llm: Llm, ledger: Ledger, **more: Any) -> Any:
 @asynccontextmanager
 async def provider(handle: Handle) -> AsyncIterator[str]:
     """A server in a provider's place that answers as `handle` says."""
-    routes = [Route(path, handle, methods=["POST"]) for path in ("/v1/chat/completions", "/v1/messages")]
+    routes = [Route(path, handle, methods=["POST"]) for path in PATHS]
     listening = socket.create_server(("127.0.0.1", 0), backlog=256)
     server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), lifespan="off", log_config=None))
     serving = asyncio.create_task(server.serve(sockets=[listening]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prompts import Prompts, load
-from tests.workers.clients.asking import BODY, HEAD, MODELS, PROVIDERS, Ledger
+from tests.workers.clients.asking import BODY, HEAD, MODELS, PAIR, PROVIDERS, Ledger
 from workers.simulator import running_simulator
 
 
@@ -17,9 +17,14 @@ def ledger() -> Ledger:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Prompts:
-    chains = {"both": PROVIDERS, "openai": ["openai"], "anthropic": ["anthropic"]}
+    chains = {"both": PAIR, **{each: (each,) for each in PROVIDERS}}
+    price = ", usd_per_million = { input = 1, output = 1 }"
     links = {
-        alias: [f'{{ provider = "{each}", model = "{MODELS[each]}" }}' for each in chains[alias]] for alias in chains
+        alias: [
+            f'{{ provider = "{each}", model = "{MODELS[each]}"{price if each == "local" else ""} }}'
+            for each in chains[alias]
+        ]
+        for alias in chains
     }
     (tmp_path / "models.toml").write_text("".join(f"{alias} = [{', '.join(links[alias])}]\n" for alias in links))
     (tmp_path / "sort").mkdir()

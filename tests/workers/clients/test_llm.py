@@ -1,9 +1,10 @@
 """One call to a model: who is asked, what comes back, and what is done where nothing does."""
 
 import asyncio
+import importlib
 import json
-from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +17,19 @@ import workers.providers
 from prompts import Prompts, Target
 from service.errors import CallboardError, Outage, SettingsError, WiringError
 from service.settings import Settings
-from tests.workers.clients.asking import EAGER, MODELS, PROVIDERS, Ledger, Sorted, always, ask, opened, provider, said
+from tests.workers.clients.asking import (
+    EAGER,
+    MODELS,
+    PAIR,
+    PROVIDERS,
+    Ledger,
+    Sorted,
+    always,
+    ask,
+    opened,
+    provider,
+    said,
+)
 from workers.clients.llm import Call, LlmRefused, open_llm
 from workers.providers import discover
 
@@ -47,7 +60,8 @@ async def test_system_and_bounds_reach_the_provider(prompts: Prompts, ledger: Le
     assert "Be brief." in text
     assert "Sort this: I paid twice" in text
     assert asked[0]["model"] == MODELS[name]
-    assert 100 in (asked[0].get("max_tokens"), asked[0].get("max_completion_tokens"))
+    bound = "max_completion_tokens" if name in ("openai", "azure") else "max_tokens"
+    assert {word: bound for word, bound in asked[0].items() if word.startswith("max_")} == {bound: 100}
     assert (ledger.calls[0].tokens_in, ledger.calls[0].tokens_out) == (7, 3)
 
 
@@ -216,30 +230,103 @@ async def test_a_spent_chain_names_every_cause_and_the_shortest_wait(prompts: Pr
         with pytest.raises(Outage) as caught:
             await ask(llm, ledger)
     assert 9 <= caught.value.after_s <= 10
-    assert all(name in caught.value.cause for name in PROVIDERS)
+    assert all(name in caught.value.cause for name in PAIR)
 
 
-@pytest.mark.parametrize("name", PROVIDERS)
-async def test_keys_choose_the_provider_and_are_sent(prompts: Prompts, ledger: Ledger, name: str) -> None:
-    seen: list[Mapping[str, str]] = []
+@pytest.mark.parametrize(
+    ("name", "given", "path", "header"),
+    [
+        ("openai", {"openai_base_url": "{}/v1"}, "/v1/chat/completions", "authorization"),
+        ("anthropic", {"anthropic_base_url": "{}"}, "/v1/messages", "authorization"),
+        ("azure", {"azure_openai_endpoint": "{}/"}, "/openai/v1/chat/completions", "authorization"),
+        (
+            "azure",
+            {"azure_openai_endpoint": "{}/", "openai_api_version": "2024-10-21"},
+            "/openai/deployments/gpt-6-luna/chat/completions?api-version=2024-10-21",
+            "api-key",
+        ),
+        ("local", {"local_base_url": "{}/v1"}, "/v1/chat/completions", "authorization"),
+    ],
+)
+async def test_keys_choose_the_provider_and_are_sent(
+    prompts: Prompts, ledger: Ledger, name: str, given: dict[str, str], path: str, header: str
+) -> None:
+    seen: list[Request] = []
 
     async def handle(request: Request) -> Response:
-        seen.append(request.headers)
+        seen.append(request)
         return Response(said("hello"), media_type="application/json")
 
+    alone = Prompts(prompts.versions, {**prompts.models, "both": prompts.models[name]})
+    key = {"azure": "azure_openai_api_key"}.get(name, f"{name}_api_key")
     async with provider(handle) as url:
-        base = f"{url}/v1" if name == "openai" else url
-        settings = replace(Settings(), **{f"{name}_api_key": "k-123", f"{name}_base_url": base})
-        async with open_llm(settings, prompts, None, discover(workers.providers)) as llm:
+        settings = replace(Settings(), **{key: "k-123"}, **{each: given[each].format(url) for each in given})
+        assert settings.has_provider_key
+        async with open_llm(settings, alone, None, discover(workers.providers)) as llm:
             assert await ask(llm, ledger, labels={"event_id": "e"}) == "hello"
     assert [(call.provider, call.simulated) for call in ledger.calls] == [(name, False)]
-    assert "k-123" in seen[0].get("authorization", "") + seen[0].get("x-api-key", "")
-    assert not [header for header in seen[0] if header.startswith("x-callboard")], "labels are the simulator's only"
+    assert str(seen[0].url) == url + path
+    assert "k-123" in seen[0].headers[header]
+    assert not [each for each in seen[0].headers if each.startswith("x-callboard")], "labels are the simulator's only"
 
 
-async def test_no_key_at_all_stops_the_boot(prompts: Prompts) -> None:
-    with pytest.raises(SettingsError, match="set OPENAI_API_KEY or ANTHROPIC_API_KEY"):
-        async with opened(prompts, None):
+async def test_a_server_of_ones_own_needs_no_key_and_may_want_its_own_json(prompts: Prompts, ledger: Ledger) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def handle(request: Request) -> Response:
+        asked.append(await request.json())
+        return Response(said('{"intent": "x", "urgency": "high"}'), media_type="application/json")
+
+    alone = Prompts(prompts.versions, {"both": prompts.models["local"]})
+    async with provider(handle) as url:
+        settings = replace(Settings(), local_base_url=f"{url}/v1")
+        for json_ in ("json_schema", "json_object"):
+            told = replace(settings, local_json=json_)
+            async with open_llm(told, alone, None, discover(workers.providers)) as llm:
+                assert await ask(llm, ledger, returns=Sorted) == Sorted("x", "high")
+    wants = [each["response_format"] for each in asked]
+    assert [each["type"] for each in wants] == ["json_schema", "json_object"]
+    assert wants[0]["json_schema"]["schema"] == wants[1]["schema"]
+
+
+OWN = '''"""Ours."""
+from workers.clients import openai
+
+DIALECT = openai.Dialect(max_tokens="max_tokens")
+
+
+def connect(settings, simulator_url):
+    return openai.connect("own", "{url}/v1", name="ours", proxies=False, dialect=DIALECT)
+'''
+
+
+async def test_a_provider_is_one_file(
+    prompts: Prompts, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with provider(always(said("hello"))) as url:
+        folder = tmp_path / "own_providers"
+        folder.mkdir()
+        (folder / "__init__.py").write_text("")
+        (folder / "ours.py").write_text(OWN.format(url=url))
+        monkeypatch.syspath_prepend(tmp_path)
+        found = discover(importlib.import_module("own_providers"))
+        asked = Prompts(prompts.versions, {"both": (Target("ours", "m"),)})
+        async with open_llm(Settings(), asked, None, found) as llm:
+            assert await ask(llm, ledger) == "hello"
+    assert [(call.provider, call.model, call.outcome) for call in ledger.calls] == [("ours", "m", "ok")]
+
+
+@pytest.mark.parametrize(
+    ("alias", "says"),
+    [
+        ("both", "set OPENAI_API_KEY or ANTHROPIC_API_KEY, give"),
+        ("azure", "set AZURE_OPENAI_API_KEY and AZURE_OPENAI_ENDPOINT, give"),
+        ("local", "set LOCAL_BASE_URL, give"),
+    ],
+)
+async def test_no_key_at_all_stops_the_boot(prompts: Prompts, alias: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        async with opened(Prompts(prompts.versions, {**prompts.models, "both": prompts.models[alias]}), None):
             pass
 
 
