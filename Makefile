@@ -1,9 +1,14 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults check bench deploy lock clean venv
+.PHONY: help up demo test faults llama check bench deploy lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
-ALONE := env -u ANTHROPIC_API_KEY -u ANTHROPIC_AUTH_TOKEN -u ANTHROPIC_BASE_URL -u OPENAI_API_KEY -u OPENAI_BASE_URL \
-	-u ANTHROPIC_API_KEY_FILE -u OPENAI_API_KEY_FILE -u DATABASE_URL -u DATABASE_URL_FILE -u REDIS_URL -u REDIS_URL_FILE
+PLAIN := ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_VERSION \
+	AZURE_OPENAI_API_KEY AZURE_OPENAI_ENDPOINT GEMINI_API_KEY MISTRAL_API_KEY LOCAL_BASE_URL LOCAL_API_KEY LOCAL_JSON \
+	PAGE_URL DATABASE_URL REDIS_URL
+ALONE := env $(foreach name,$(PLAIN),-u $(name) -u $(name)_FILE)
+
+# The tested version of a server that nobody here wrote; it compiles for some minutes.
+LLAMA := llama-cpp-python[server]==0.3.16 gguf==0.19.0
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +29,16 @@ faults: venv ## every fault, done for real, and what it cost (SEED=n ROWS="4 22"
 	@$(ALONE) FAULTS_SEED="$(SEED)" FAULTS_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v \
 		-n 4 --dist load --maxschedchunk 1
 
+llama: venv .venv-llama/stamp ## the service against llama.cpp's server, which this compiles (C++ compiler, 7 minutes)
+	@$(ALONE) LLAMA_PYTHON="$(CURDIR)/.venv-llama/bin/python" .venv/bin/python -m pytest tests/llama -m llama -v
+
+.venv-llama/stamp: Makefile
+	@command -v c++ >/dev/null || { echo "make llama needs a C++ compiler: apt-get install g++." >&2; exit 1; }
+	@rm -rf .venv-llama && $(or $(PYTHON),python3) -m venv .venv-llama
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DCMAKE_CXX_FLAGS_RELEASE=-O1" \
+		.venv-llama/bin/pip install -q --disable-pip-version-check $(LLAMA)
+	@touch $@
+
 check: venv ## lint, format and types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
@@ -41,5 +56,5 @@ lock: ## write requirements.lock anew from pyproject.toml (needs uv; UPGRADE=1 t
 		--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --quiet --output-file requirements.lock
 
 clean: ## remove .venv and all caches, never the data in .callboard
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-llama .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -not -path './.callboard/*' -prune -exec rm -rf {} +
