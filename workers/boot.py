@@ -46,7 +46,12 @@ async def run(whole: Program) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     on_end(lambda: loop.call_soon_threadsafe(stop.set))
-    async with open_worker(whole):
-        await stop.wait()
+    async with open_worker(whole) as parts:
+        refused = parts.ledger.versions.changed if parts.ledger.versions else loop.create_future()
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopped, refused], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
         end_in_time(whole.settings.grace_s)
     ignore()
+    if refused.done():
+        raise PromptError(refused.result())

@@ -1,6 +1,7 @@
 """Putting a worker together from the user's folders; and `arq workers.WorkerSettings`."""
 
 import os
+import signal
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -45,7 +46,12 @@ def worker_settings() -> type:
 
     async def on_startup(_: dict[Any, Any]) -> None:
         setup(secrets=settings.secrets)
-        started.append(await stack.enter_async_context(open_worker(whole, with_arq=False)))
+        try:
+            started.append(await stack.enter_async_context(open_worker(whole, with_arq=False)))
+        except (CallboardError, PromptError) as error:
+            sys.exit(f"callboard worker: {error}")
+        if started[0].ledger.versions is not None:
+            started[0].ledger.versions.changed.add_done_callback(lambda why: _end(why.result()))
 
     async def on_shutdown(_: dict[Any, Any]) -> None:
         await stack.aclose()
@@ -62,3 +68,8 @@ def worker_settings() -> type:
     return type(
         "WorkerSettings", (), {**jobs(turn, retain), **hooks, "redis_settings": redis, "job_completion_wait": 1}
     )
+
+
+def _end(why: str) -> None:
+    print(f"callboard worker: {why}", file=sys.stderr)
+    signal.raise_signal(signal.SIGTERM)

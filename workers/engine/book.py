@@ -101,6 +101,8 @@ class StepBook:
 
     async def _reserve(self, call: Call) -> None:
         account = self._account
+        if account.ledger.versions is not None:
+            await account.ledger.versions.use(call)
         if account.limit_usd is not None:
             await reserve_own(account.till, account.limit_usd, call.cost_usd)
             self._tills.append(account.till)

@@ -18,6 +18,7 @@ from workers.engine.budget import SQL, Purse
 from workers.engine.claimed import Claimed
 from workers.engine.journal import RECORD_TIMEOUT_S
 from workers.engine.measured import called
+from workers.engine.versions import Versions
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -34,11 +35,13 @@ class Opened(Struct, frozen=True):
 
 
 class Ledger:
-    """Group commits of calls, shared by all running events. `purse`: None where answers are simulated: nobody pays."""
+    """Group commits of calls, shared by all running events. `purse` and `versions`: None where answers are simulated:
+    nobody pays, and prompts may be changed."""
 
     def __init__(self, settings: Settings, pool: Pool, meters: Meters | None = None) -> None:
         self._meters: Final = meters or Meters()
         self.purse: Final = None if settings.simulated else Purse(pool, settings.budget_day_usd)
+        self.versions: Final = None if settings.simulated else Versions(pool)
         self._settings: Final = settings
         self._opens: Final = GroupCommit[Row, bool]("calls", self._connect_relaxed, _open, meters=self._meters)
         self._closes: Final = GroupCommit[Opened, bool](

@@ -75,9 +75,14 @@ class Parts(Struct, frozen=True):
 
 @asynccontextmanager
 async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterator[Parts]:
-    """A running worker; leaving the context drains it. `with_arq=False`: arq hosts us, not we arq."""
+    """A running worker; leaving the context drains it. `with_arq=False`: arq hosts us, not we arq.
+
+    Raises PromptError where a prompt was changed under the number of a version that has been used.
+    """
     async with AsyncExitStack() as stack:
         parts = await _parts(program, stack)
+        if parts.ledger.versions is not None:
+            await parts.ledger.versions.check(program.prompts)
         background = {
             "settle": parts.settler.run,
             "ledger": parts.ledger.run,

@@ -18,6 +18,7 @@ import workers.providers
 from prompts import Prompt, Prompts
 from service.settings import Settings
 from workers.clients.breaker import Policy
+from workers.clients.ledger import Source
 from workers.clients.llm import Call, Llm, open_llm
 from workers.providers import discover
 
@@ -63,7 +64,7 @@ class Ledger:
     def recall(self, asked: str) -> tuple[int, str | None]:
         return 1, None
 
-    def recalled(self, prompt: Prompt) -> None:
+    def recalled(self, prompt: Prompt | Source) -> None:
         raise AssertionError("there was nothing to recall")
 
     async def open(self, call: Call) -> None:

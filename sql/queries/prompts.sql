@@ -1,0 +1,28 @@
+-- name: used
+select name, version, hash, first_used from prompts
+where (name, version) in (select * from unnest($1::text[], $2::integer[]));
+
+-- name: use
+-- Answers with the text it was first used with, whoever that was.
+insert into prompts (name, version, hash) values ($1, $2, $3)
+on conflict (name, version) do update set hash = prompts.hash
+returning name, version, hash, first_used;
+
+-- name: stats
+-- Calls of a tenant between two times, by prompt version; those under way don't count. Cost is what was charged.
+select prompt as name, version,
+       count(*) as calls,
+       count(*) filter (where outcome = 'ok') as ok,
+       count(*) filter (where outcome = 'invalid') as invalid,
+       count(*) filter (where outcome = 'unknown') as unknown,
+       count(*) filter (where outcome not in ('ok', 'invalid', 'unknown')) as failed,
+       count(*) filter (where simulated) as simulated,
+       sum(tokens_in)::bigint as tokens_in,
+       sum(tokens_out)::bigint as tokens_out,
+       sum(cost_usd) as cost_usd,
+       percentile_disc(0.5) within group (order by ms) filter (where outcome in ('ok', 'invalid')) as p50_ms,
+       percentile_disc(0.95) within group (order by ms) filter (where outcome in ('ok', 'invalid')) as p95_ms
+from calls
+where tenant = $1 and at >= $2 and at < $3 and outcome <> 'open'
+group by prompt, version
+order by prompt, version;
