@@ -23,6 +23,7 @@ from jinja2 import StrictUndefined, Template, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec import Meta, Struct
 
+HERE: Final = Path(__file__).parent
 HEAD: Final = re.compile(r"\A\+\+\+[ \t]*\n(.*?)^\+\+\+[ \t]*\n(.*)\Z", re.DOTALL | re.MULTILINE)
 PART: Final = re.compile(r"^--- (\w+) ---[ \t]*\n", re.MULTILINE)
 FILE: Final = re.compile(r"v([1-9]\d*)\.md")
@@ -56,11 +57,12 @@ class Head(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Prompt(Struct, frozen=True):
-    """One version of one prompt; `hash` is the file's sha256."""
+    """One version of one prompt; `hash` is the sha256 of the file, whose whole is `text`."""
 
     name: str
     version: int
     hash: str
+    text: str
     file: Path
     head: Head
     system: Template | None
@@ -111,7 +113,7 @@ class Prompts(Struct, frozen=True):
         return self.models[alias]
 
 
-def load(folder: Path) -> Prompts:
+def load(folder: Path = HERE) -> Prompts:
     """Read every prompt below `folder` and its models.toml.
 
     Raises PromptError with the file's name where anything in it does not fit.
@@ -177,6 +179,7 @@ def _prompt(folder: Path, file: Path, environment: ImmutableSandboxedEnvironment
         name=name,
         version=int(number[1]),
         hash=hashlib.sha256(raw).hexdigest(),
+        text=raw.decode(),
         file=file,
         head=head,
         system=_compile(file, environment, system) if system is not None else None,

@@ -71,6 +71,7 @@ def test_every_command_is_one_that_is_run_here() -> None:
     assert {section: names for section, names in known.items() if names} == {
         "Try it": ["make", "curl", ".venv/bin/callboard", "make"],
         FOUR: [".venv/bin/callboard"] * 7,
+        "Models": [".venv/bin/callboard"] * 4,
         KEYS: ["export", ".venv/bin/callboard", "curl", ".venv/bin/callboard"],
         "Operate": [".venv/bin/callboard"] * 5 + ["curl"],
     }
@@ -80,7 +81,7 @@ async def test_the_commands_work_as_printed(board: Board) -> None:
     address = str(board.http.base_url)
     message = {"text": "My password is rejected when I log in.", "label": "login_problem"}
     event_id = (await board.ended(await board.send("message.labelled", message)))["event_id"]
-    for line in commands("Try it") + commands("Operate"):
+    for line in commands("Try it") + commands("Models") + commands("Operate"):
         if line.startswith("make ") or (line.startswith("curl ") and not shutil.which("curl")):
             continue
         told = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address)

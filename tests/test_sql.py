@@ -23,6 +23,7 @@ HOT: Final = {
     "engine.heads": {"work_mailbox"},
     "ledger.open_calls": {"calls_pkey"},
     "ledger.close_calls": {"calls_pkey", "work_pkey", "events_pkey"},
+    "prompts.stats": {"calls_at"},
     # each is asked only whether it has one
     "lease.due": {"work_unrung", "work_rung", "work_unplaced", "work_held", "workers_pkey", "calls_open"},
 }

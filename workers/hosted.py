@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import prompts
@@ -29,7 +28,7 @@ def program(settings: Settings) -> Program:
     """
     catalog = discover(schemas.events)
     wiring = wire(workers.pipelines, catalog)
-    told = prompts.load(Path(prompts.__file__).parent)
+    told = prompts.load()
     return Program(settings, catalog, wiring, told, workers.providers.discover(workers.providers))
 
 

@@ -24,6 +24,7 @@ COMMANDS = (
     Entry("replay", "service.cli.operate:replay", "Run an ended event again."),
     Entry("cancel", "service.cli.operate:cancel", "End an event that has not ended."),
     Entry("pipelines", "service.cli.pipelines:pipelines", "List the pipelines, or draw one."),
+    Entry("prompts", "service.cli.prompts:prompts", "List, show and render prompts; count their calls."),
     Entry("new", "service.cli.new:new", "Write a new event, prompt, node or pipeline to begin from."),
     Entry("keys", "service.cli.keys:keys", "Make, list and revoke API keys."),
     Entry("migrate", "service.cli.programs:migrate", "Bring the database schema up to date."),

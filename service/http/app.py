@@ -9,11 +9,14 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
+import prompts
 import schemas.events
+from prompts import Prompts
 from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
 from service.http import events, health, metrics, operations, types
+from service.http import prompts as asking
 from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
 from service.http.measured import Measured
@@ -34,9 +37,10 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     """`uvicorn --factory service:create_app` reads the settings from the environment."""
     chosen = settings or running(load(os.environ))
     types = catalog or discover(schemas.events)
+    told = prompts.load()
     return Starlette(
         routes=_routes(),
-        lifespan=_lifespan(chosen, types),
+        lifespan=_lifespan(chosen, types, told),
         exception_handlers=dict(HANDLERS),
         middleware=[Middleware(metrics.counted)],
     )
@@ -58,6 +62,10 @@ def _routes() -> list[Route]:
         _at("/types", "GET", "read", types.list_types),
         _at("/types/{type}/schema", "GET", "read", types.get_schema),
         _at("/pipelines/{name}", "GET", "read", types.get_pipeline),
+        _at("/prompts", "GET", "read", asking.list_prompts),
+        _at("/prompts/{name:path}/render", "POST", "read", asking.render_prompt),
+        _at("/prompts/{name:path}", "GET", "read", asking.get_prompt),
+        _at("/prompt-stats", "GET", "read", asking.get_stats),
         _at("/workers", "GET", "read", health.list_workers),
         _at("/metrics", "GET", "open", metrics.metrics),
         _at("/healthz", "GET", "open", health.healthz),
@@ -75,7 +83,7 @@ def _both(path: str, method: str, need: Need, endpoint: Endpoint) -> list[Route]
     return [_at(each, method, need, endpoint) for each in (path, f"{path}/")]
 
 
-def _lifespan(settings: Settings, catalog: Catalog):  # type: ignore[no-untyped-def]
+def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ignore[no-untyped-def]
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
@@ -87,6 +95,6 @@ def _lifespan(settings: Settings, catalog: Catalog):  # type: ignore[no-untyped-
             stack.callback(measured.close)
             intake = await stack.enter_async_context(open_intake(settings, catalog, redis, meters))
             keys = await stack.enter_async_context(open_keys(settings))
-            yield State(door=Door(settings, catalog, intake, keys, pool, redis, meters, measured))
+            yield State(door=Door(settings, catalog, told, intake, keys, pool, redis, meters, measured))
 
     return lifespan

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.responses import Response
 
+from prompts import Prompts
 from schemas.catalog import Catalog
 from service.http.measured import Measured
 from service.intake import Intake
@@ -24,6 +25,7 @@ class Door(Struct, frozen=True):
 
     settings: Settings
     catalog: Catalog
+    prompts: Prompts
     intake: Intake
     keys: Keys
     pool: Pool

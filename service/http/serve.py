@@ -11,6 +11,7 @@ import uvicorn
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from prompts import PromptError
 from schemas.catalog import CatalogError
 from service import failpoints
 from service.cli.parts import check_port
@@ -42,7 +43,7 @@ def main() -> int:
         refuse_open_door(settings)
         check_port(settings)
         app = create_app(settings)
-    except (CallboardError, CatalogError) as error:
+    except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard api: {error}", file=sys.stderr)
         return 1
     on_end(leave)  # when it has stopped in order, uvicorn raises the signal once more: no failure

@@ -23,6 +23,6 @@ select prompt as name, version,
        percentile_disc(0.5) within group (order by ms) filter (where outcome in ('ok', 'invalid')) as p50_ms,
        percentile_disc(0.95) within group (order by ms) filter (where outcome in ('ok', 'invalid')) as p95_ms
 from calls
-where tenant = $1 and at >= $2 and at < $3 and outcome <> 'open'
+where tenant = $1 and at >= $2 and at < $3 and outcome <> 'open' and ($4::text is null or prompt = $4)
 group by prompt, version
 order by prompt, version;
