@@ -1,6 +1,7 @@
 """What every LLM provider looks like from here: a request, an answer, a client that turns one into the other."""
 
 import socket
+import ssl
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Final, Literal, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ LIMITS: Final = httpx2.Limits(max_connections=1000)
 SIMULATED_HEADER: Final = "x-callboard-simulated"
 SIMULATED_KEY: Final = "simulated"
 TransportError = httpx2.RequestError
+NOT_SENT: Final = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
 
 
 class Message(Struct, frozen=True):
@@ -94,11 +96,15 @@ def unreachable(provider: str, error: Exception) -> Fault:
     # The aiohttp transport takes a refused or lost connection for a connection that came too late.
     if isinstance(cause, httpx2.TimeoutException) and not isinstance(cause, httpx2.ConnectTimeout):
         return Fault("timeout", f"{provider} did not answer in time.")
-    return Fault("connection", f"{provider} can't be reached ({cause or error}).", free=_not_sent(error))
+    why = _why_not_sent(error)
+    if isinstance(why, ssl.SSLCertVerificationError):
+        told = f"the certificate of {provider} is not trusted ({why}): name its CA in SSL_CERT_FILE."
+        return Fault("setup", told, free=True)
+    return Fault("connection", f"{provider} can't be reached ({cause or error}).", free=why is not None)
 
 
-def _not_sent(error: BaseException | None) -> bool:
-    """Whether there was never a connection: what was sent on one that got lost may be billed."""
-    while error is not None and not isinstance(error, ConnectionRefusedError | socket.gaierror):
+def _why_not_sent(error: BaseException | None) -> BaseException | None:
+    """Why there was never a connection, if so: what was sent on one that got lost may be billed."""
+    while error is not None and not isinstance(error, NOT_SENT):
         error = error.__cause__ or error.__context__
-    return error is not None
+    return error

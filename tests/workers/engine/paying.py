@@ -41,6 +41,12 @@ class Provider:
     async def well(self) -> Response:
         return said(f"reply {self.asked}")
 
+    async def embed(self, request: Request) -> Response:
+        self.asked += 1
+        texts = (await request.json())["input"]
+        data = [{"index": place, "embedding": [float(self.asked), 0.1]} for place in range(len(texts))]
+        return JSONResponse({"data": data, "usage": {"prompt_tokens": TOKENS_OUT, "total_tokens": TOKENS_OUT}})
+
     async def handle(self, _: Request) -> Response:
         self.asked += 1
         return await self.answer()
@@ -61,7 +67,8 @@ class _Inside(uvicorn.Server):
 @asynccontextmanager
 async def open_provider() -> AsyncIterator[tuple[Provider, str]]:
     provider = Provider()
-    app = Starlette(routes=[Route("/v1/chat/completions", provider.handle, methods=["POST"])])
+    routes = {"/v1/chat/completions": provider.handle, "/v1/embeddings": provider.embed}
+    app = Starlette(routes=[Route(path, handle, methods=["POST"]) for path, handle in routes.items()])
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
     server = _Inside(uvicorn.Config(app, lifespan="off", log_config=None))
     serving = asyncio.create_task(server.serve_on(listening))
@@ -76,7 +83,8 @@ def prompts_in(folder: Path, price: str = PRICE, max_tokens: int = MAX_TOKENS) -
     """One prompt, `say`, at one model with this price for a million tokens."""
     target = f'{{ provider = "openai", model = "ours", usd_per_million = {price} }}'
     (folder / "say").mkdir(exist_ok=True)
-    (folder / "models.toml").write_text(f"fast = [{target}]\n")
+    embed = '{ provider = "openai", model = "vectors", usd_per_million = { input = 1000, output = 0 } }'
+    (folder / "models.toml").write_text(f"fast = [{target}]\nembed = [{embed}]\n")
     head = f'+++\nmodel = "fast"\nmax_tokens = {max_tokens}\nvariables = ["text"]\n+++\n'
     (folder / "say" / "v1.md").write_text(head + "Say {{ text }}.\n")
     return load(folder)
