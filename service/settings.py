@@ -87,9 +87,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Keys and the passwords in addresses, in every spelling that may turn up in a log."""
-        urls = (self.database_url, self.redis_url, self.page_url, self.anthropic_base_url, self.openai_base_url)
+        given = {field.name: str(getattr(self, field.name)) for field in fields(self)}
+        urls = (value for name, value in given.items() if name.endswith(("_url", "_endpoint")))
         passwords = [match[1] or match[2] for url in urls if (match := _PASSWORD.search(url))]
-        keys = (self.api_key, self.anthropic_api_key, self.openai_api_key)
+        keys = (value for name, value in given.items() if name.endswith("api_key"))
         found = {*keys, *passwords, *map(unquote, passwords)}
         found |= {json.encode(each).decode()[1:-1] for each in found}
         return tuple(sorted((each for each in found if len(each) >= SECRET_MIN), key=len, reverse=True))

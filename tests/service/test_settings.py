@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import fields
 
 from service.errors import SettingsError
 from service.settings import Settings, load, variable
@@ -83,3 +84,11 @@ def test_whose_answers_are_simulated() -> None:
     assert not load({"CALLBOARD_HOST": "0.0.0.0"}).simulated
     assert not load({"CALLBOARD_SIMULATE": "off"}).simulated
     assert load({"CALLBOARD_SIMULATE": "on", "CALLBOARD_HOST": "0.0.0.0", **key}).simulated
+
+
+def test_every_key_and_every_password_in_an_address_is_a_secret() -> None:
+    keys = [field.name for field in fields(Settings) if field.name.endswith("api_key")]
+    assert len(keys) == 7
+    environ = {variable(name): f"sk-{name}-value" for name in keys}
+    told = load({**environ, "LOCAL_BASE_URL": "http://ann:pass-word-1@here/v1"})
+    assert {*(f"sk-{name}-value" for name in keys), "pass-word-1"} <= set(told.secrets)
