@@ -1,6 +1,7 @@
 """Logs are JSON lines on stderr; on a terminal, one plain line each. No secrets; above debug nothing an event said."""
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,8 @@ STEP: Final = ContextVar("step", default="")
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _CAUSES_MAX: Final = 10
+# A caller's key or session, as service/keys.py makes them: its beginning names it, the rest is the secret.
+_CALLERS: Final = re.compile(r"\b(c[bs]_[A-Za-z0-9]{8})[A-Za-z0-9]{36}\b")
 
 
 class Lines(logging.Formatter):
@@ -31,7 +34,7 @@ class Lines(logging.Formatter):
         line = super().format(record) if self._plain else json.encode(self._fields(record), enc_hook=str).decode()
         for secret in self._secrets:
             line = line.replace(secret, "***")
-        return line
+        return _CALLERS.sub(r"\1***", line)
 
     def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
         fields: dict[str, Any] = {

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from service.keys import PREFIX_CHARS, mint
 from service.log import Lines
 from service.settings import Settings
 from tests.board import listening_on
@@ -217,9 +218,18 @@ def test_an_errors_text_is_for_debug_only(plain: bool) -> None:
         (Settings(redis_url="redis://:pass-word@h:6379/0"), "pass-word"),
         (Settings(openai_api_key="sk-1234"), "sk-1234"),
         (Settings(anthropic_api_key='sk-"quoted"'), 'sk-"quoted"'),
+        (Settings(gemini_api_key="AI-1234"), "AI-1234"),
     ],
 )
 def test_every_secret_is_blanked_out(settings: Settings, secret: str) -> None:
     record = logging.LogRecord("a", logging.INFO, "", 0, "it is %s!", (secret,), None)
     line = Lines(settings.secrets, plain=False, told=False).format(record)
     assert json.loads(line)["message"] == "it is ***!"
+
+
+@pytest.mark.parametrize("kind", ["cb_", "cs_"])
+def test_of_a_callers_key_only_its_name_is_logged(kind: str) -> None:
+    key = mint(kind)
+    record = logging.LogRecord("a", logging.INFO, "", 0, "%s was sent", (key,), None)
+    line = Lines((), plain=False, told=False).format(record)
+    assert json.loads(line)["message"] == f"{key[:PREFIX_CHARS]}*** was sent"

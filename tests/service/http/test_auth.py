@@ -38,7 +38,12 @@ NEEDS: Final = {
     "GET /types": "read",
     "GET /types/{type}/schema": "read",
     "GET /pipelines/{name}": "read",
+    "GET /prompts": "read",
+    "GET /prompts/{name:path}": "read",
+    "POST /prompts/{name:path}/render": "read",
+    "GET /prompt-stats": "read",
     "GET /workers": "read",
+    "GET /metrics": "open",
     "GET /": "read",
     "GET /ui/events/{event_id}": "read",
     "GET /healthz": "open",
@@ -49,7 +54,16 @@ NEEDS: Final = {
     "GET /ui/static/{name}": "open",
 }
 PAGES: Final = ("GET /", "GET /ui/events/{event_id}")
-NO_TENANTS: Final = ("GET /types", "GET /types/{type}/schema", "GET /pipelines/{name}", "GET /workers")
+NO_TENANTS: Final = (
+    "GET /types",
+    "GET /types/{type}/schema",
+    "GET /pipelines/{name}",
+    "GET /prompts",
+    "GET /prompts/{name:path}",
+    "POST /prompts/{name:path}/render",
+    "GET /prompt-stats",  # says no word of an event: looked at by its counts
+    "GET /workers",
+)
 MARK: Final = "belongs-to-acme"
 ACTOR: Final = "actor-7"
 EVENT: Final = {
@@ -62,6 +76,7 @@ EVENT: Final = {
 
 def filled(path: str, event_id: object, dead_id: object) -> str:
     names = {"{event_id}": event_id, "{dead_id:uuid}": dead_id, "{key:path}": ACTOR}
+    names["{name:path}"] = "tickets/classify"
     names |= {"{type}": "ticket.opened", "{name}": "callboard.css" if "static" in path else "support"}
     for name, value in names.items():
         path = path.replace(name, str(value))
@@ -278,6 +293,8 @@ async def test_another_tenant_sees_and_changes_nothing(board: Board) -> None:
             assert MARK in mine.text, route
             assert theirs.status_code == (404 if "_id" in path else 200), route
             assert MARK not in theirs.text, route
+    stats = [(await board.http.get("/prompt-stats", headers=headers)).json()["items"] for headers in (acme, other)]
+    assert [bool(each) for each in stats] == [True, False], "calls of acme's, none of the other's"
     actor = (await board.http.get(f"/actors/{ACTOR}", headers=other)).json()
     assert actor == {"key": ACTOR, "states": {}, "mailbox": 0, "in_hand": None}
     for path in ("replay", "cancel"):
