@@ -15,6 +15,13 @@ from workers.clients.prices import Prices
 from workers.clients.provider import Answer, Client, Request
 
 T = TypeVar("T")
+
+# A failure may be the event's own where the model answers others, in less than five doubled waits take (31 s); where
+# nobody else asks, nobody can say so, and it is given a day of waits of ten minutes.
+FREE_MAX: Final = 5
+ANSWERED_S: Final = 30.0
+ALONE_MAX: Final = 150
+
 Send = Callable[[Client, Request], Awaitable[Answer]]
 """Asks a client once. Raises Fault."""
 
@@ -45,7 +52,7 @@ class Caller:
 
     def breakers(self) -> dict[str, str]:
         """The state of each, by provider and model: closed, open or half_open."""
-        return {f"{target.provider}/{target.model}": breaker.state for target, breaker in self._breakers.items()}
+        return {_name(target): breaker.state for target, breaker in self._breakers.items()}
 
     def begin(self, question: Question, target: Target) -> Try:
         return begin(question, target, self._prices, simulated=self.simulated)
@@ -58,16 +65,18 @@ class Caller:
                 return await ask(target)
             except Outage as outage:
                 outages.append(outage)
-        causes = dict.fromkeys(outage.cause for outage in outages)
-        raise Outage(" ".join(causes), min(outage.after_s for outage in outages)) from outages[-1]
+        raise _spent(outages) from outages[-1]
 
     async def make(self, begun: Try, send: Send) -> Answer:
         """Raises Outage where this one can't answer now, LlmRefused where it will not."""
+        breaker, waits_for = self._breakers[begun.target], [_name(begun.target)]
         try:
-            return await self._breakers[begun.target].call(lambda: self._booked(begun, send))
+            return await breaker.call(lambda: self._booked(begun, send))
         except BreakerOpen as error:
-            raise Outage(str(error), min(error.after_s, WAIT_CAP_S)) from error
+            raise Outage(str(error), min(error.after_s, WAIT_CAP_S), waits_for=waits_for) from error
         except Fault as fault:
+            if fault.outcome in SICK | {"setup"}:
+                raise fault.outage(_free_max(fault, breaker), waits_for) from fault
             if fault.away:
                 raise fault.outage() from fault
             raise LlmRefused(f"{begun.where}: {fault}") from fault
@@ -104,9 +113,34 @@ class Caller:
             raise Fault("timeout", message) from error
 
 
+def _name(target: Target) -> str:
+    return f"{target.provider}/{target.model}"
+
+
+def _spent(outages: Sequence[Outage]) -> Outage:
+    """Of a whole chain. Where one of it is surely away, that is why the event waits, and not the event."""
+    free = [outage.free_max for outage in outages]
+    return Outage(
+        " ".join(dict.fromkeys(outage.cause for outage in outages)),
+        min(outage.after_s for outage in outages),
+        exact=any(outage.exact for outage in outages),
+        free_max=None if None in free else max(each for each in free if each is not None),
+        waits_for=[name for outage in outages for name in outage.waits_for],
+    )
+
+
+def _free_max(fault: Fault, breaker: Breaker) -> int | None:
+    """How many put-offs in a row are free after this; None: all, since the breaker is open by now."""
+    if breaker.state != "closed":
+        return None
+    return FREE_MAX if breaker.answered_s_ago < ANSWERED_S else ALONE_MAX
+
+
 def _verdict(error: Exception) -> Verdict:
     if not isinstance(error, Fault):
         return "neutral"
+    if error.outcome == "setup":
+        return "fatal"
     if error.outcome in SICK:
         return "failure"
     return "success" if error.outcome == "refused" else "neutral"

@@ -28,6 +28,7 @@ from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease
 from workers.engine.ledger import Ledger
 from workers.engine.reader import Reader
+from workers.engine.recovery import Recovery
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
@@ -130,7 +131,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         ledger=ledger,
         journal=journal,
         lease=lease,
-        sweeper=Sweeper(settings, redis, lease, executor),
+        sweeper=Sweeper(settings, redis, lease, executor, Recovery(clients.llm.breakers, settings.concurrency)),
         inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, _keyed(program.wiring)),
         outbox=outbox,
         arq=arq,

@@ -21,6 +21,7 @@ from workers.engine import claimed
 from workers.engine.budget import SQL as LEDGER_SQL
 from workers.engine.executor import Executor
 from workers.engine.lease import SQL, Lease
+from workers.engine.recovery import Recovery
 from workers.engine.relay import relay
 
 TURN_S: Final = 1.0
@@ -39,11 +40,12 @@ log = logging.getLogger("callboard.upkeep")
 class Sweeper:
     """One connection, one turn a second; `turn()` is also what the alarm clock calls."""
 
-    def __init__(self, settings: Settings, redis: Redis, lease: Lease, executor: Executor) -> None:
+    def __init__(self, settings: Settings, redis: Redis, lease: Lease, executor: Executor, recovery: Recovery) -> None:
         self._settings: Final = settings
         self._redis: Final = redis
         self._lease: Final = lease
         self._executor: Final = executor
+        self._recovery: Final = recovery
         self._alone: Final = asyncio.Lock()
         self._connection: Connection | None = None
         self._unknown_at = 0.0
@@ -83,6 +85,7 @@ class Sweeper:
             )
         if row["unplaced"]:
             await self._draw_places(connection)
+        await self._recovery.turn(connection)
         unknown = await self._unknown(connection)
         heads = await self._bury(connection) if row["expired"] or row["overdue"] else []
         await stream.ring(self._redis, [*rescued, *unknown, *heads], stream.FRONT)
