@@ -45,7 +45,7 @@ class Outage(CallboardError):
     """Something outside is away: the event is put off for `after_s`, and no attempt is charged.
 
     `exact`: it is known when it will be there, so that waits in a row need not double. `free_max`: so many in a row are
-    no attempt; where others were answered meanwhile, it may be the event. `waits_for`: whose recovery brings it forward.
+    no attempt; where others are answered meanwhile it may be the event. `waits_for`: whose recovery brings it forward.
     """
 
     def __init__(

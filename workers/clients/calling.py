@@ -1,7 +1,8 @@
 """One call of one model: behind its breaker, in the ledger before it is made and after it has ended, in time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from msgspec.structs import replace
@@ -11,6 +12,7 @@ from service.errors import CallboardError, Outage
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
 from workers.clients.faults import SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
+from workers.clients.limits import Gate, Permit
 from workers.clients.prices import Prices
 from workers.clients.provider import Answer, Client, Request
 
@@ -31,20 +33,20 @@ class LlmRefused(CallboardError):
 
 
 class Caller:
-    """The clients of the models that can be asked, `targets`, and what is known of each: prices, breakers."""
+    """The clients of the models that can be asked, and what is known of each: prices, breakers, limits (`gates`)."""
 
     def __init__(
-        self, clients: Mapping[str, Client], targets: Iterable[Target], policy: Policy, *, simulated: bool
+        self, clients: Mapping[str, Client], gates: Mapping[Target, Gate], policy: Policy, *, simulated: bool
     ) -> None:
         self.simulated: Final = simulated
         self._clients: Final = clients
-        known = frozenset(targets)
-        self._prices: Final = Prices(known)
-        for target in known:
+        self._gates: Final = gates
+        self._prices: Final = Prices(gates)
+        for target in gates:
             # Now, since the first look into the price list takes half a second.
             self._prices.cost_usd(target.provider, target.model, 0, 0)
         self._breakers: Final = {
-            target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in known
+            target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in gates
         }
 
     def knows(self, target: Target) -> bool:
@@ -71,13 +73,19 @@ class Caller:
         """Raises Outage where this one can't answer now, LlmRefused where it will not."""
         breaker, waits_for = self._breakers[begun.target], [_name(begun.target)]
         try:
-            return await breaker.call(lambda: self._booked(begun, send))
+            breaker.check()  # of what it would not make, nothing is taken off the limits
+            async with self._gates[begun.target].permit(begun.tokens_max) as permit:
+                answer = await breaker.call(lambda: self._booked(begun, send, permit))
+                permit.used = answer.tokens_in + answer.tokens_out
+                return answer
         except BreakerOpen as error:
             raise Outage(str(error), min(error.after_s, WAIT_CAP_S), waits_for=waits_for) from error
         except Fault as fault:
             if fault.outcome in SICK | {"setup"}:
                 raise fault.outage(_free_max(fault, breaker), waits_for) from fault
             if fault.away:
+                if fault.after_s is not None:
+                    self._gates[begun.target].pause(fault.after_s)
                 raise fault.outage() from fault
             raise LlmRefused(f"{begun.where}: {fault}") from fault
 
@@ -86,10 +94,11 @@ class Caller:
         outcome = fault.outcome if fault else "ok" if valid else "invalid"
         await begun.question.book.close(answered(begun, outcome, answer, self._prices))
 
-    async def _booked(self, begun: Try, send: Send) -> Answer:
+    async def _booked(self, begun: Try, send: Send, permit: Permit) -> Answer:
         """A call that brought no answer is closed here, whatever ended it."""
         book = begun.question.book
         await book.open(begun.call)
+        permit.made, begun.begun = True, time.perf_counter()
         ended: Call | None = lost(begun, "cancelled")
         try:
             answer = await self._in_time(begun, send)

@@ -14,6 +14,7 @@ from workers.clients.breaker import Policy
 from workers.clients.calling import Caller, LlmRefused
 from workers.clients.faults import Fault
 from workers.clients.ledger import Book, Call, Question, Try, encode, hashed
+from workers.clients.limits import Shared, open_gates
 from workers.clients.provider import Answer, Client, Connect, Message, Request
 from workers.clients.structured import InvalidReply, Shape
 
@@ -124,8 +125,11 @@ async def open_llm(
     simulator_url: str | None,
     providers: Mapping[str, Connect],
     policy: Policy | None = None,
+    shared: Shared | None = None,
 ) -> AsyncIterator[Llm]:
     """The clients of every provider that has a key; with `simulator_url`, of all, talking to that address.
+
+    `shared`: where all workers together keep the limits; without it this process keeps them alone.
 
     Raises WiringError where models.toml names a provider there is no file for, SettingsError where a prompt's alias
     names none that has a key.
@@ -138,8 +142,9 @@ async def open_llm(
             if opening is not None:
                 clients[name] = await stack.enter_async_context(opening)
         _check_keys(prompts, clients)
-        targets = (target for chain in prompts.models.values() for target in chain if target.provider in clients)
-        yield Llm(prompts, Caller(clients, targets, policy or Policy(), simulated=simulator_url is not None))
+        targets = {target for chain in prompts.models.values() for target in chain if target.provider in clients}
+        gates = await stack.enter_async_context(open_gates(targets, shared))
+        yield Llm(prompts, Caller(clients, gates, policy or Policy(), simulated=simulator_url is not None))
 
 
 def _check_providers(prompts: Prompts, providers: Mapping[str, Connect]) -> None:

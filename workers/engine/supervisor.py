@@ -17,6 +17,7 @@ from service.outbox import Outbox
 from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
 from service.supervise import Part, supervised
+from workers.clients.limits import SCRIPT, Shared
 from workers.clients.llm import open_llm
 from workers.clients.provider import Connect
 from workers.clients.vectors import Vectors
@@ -106,9 +107,10 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     redis = await stack.enter_async_context(open_redis(settings))
     blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S))
     pool = await stack.enter_async_context(open_pool(settings, "worker"))
+    shared = Shared(redis.register_script(SCRIPT.read_text()), lambda: lease.alive)
     clients = Clients(
         llm=await stack.enter_async_context(
-            open_llm(settings, program.prompts, simulator_url=simulator, providers=program.providers)
+            open_llm(settings, program.prompts, simulator_url=simulator, providers=program.providers, shared=shared)
         ),
         vectors=Vectors(pool),
         web=await stack.enter_async_context(open_web()),

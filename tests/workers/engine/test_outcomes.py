@@ -141,11 +141,8 @@ async def test_an_outage_charges_nothing(settings: Settings) -> None:
 
 async def test_of_outages_that_others_do_not_have_only_so_many_are_free(settings: Settings) -> None:
     """`exact` ones, a turn that is waited for, do not count; any other outage begins the count anew."""
-    miss, turn, away = (
-        Outage("down for us", 0.01, free_max=2),
-        Outage("its turn", 0.01, exact=True),
-        Outage("away", 0.01),
-    )
+    miss, turn = Outage("down for us", 0.01, free_max=2), Outage("its turn", 0.01, exact=True)
+    away = Outage("away", 0.01)
     raised = iter([miss, turn, miss, miss, miss, away, miss, miss, None])
 
     async def out(run: Run, event: Poked) -> Seen:
