@@ -56,6 +56,10 @@ class Caller:
         """The state of each, by provider and model: closed, open or half_open."""
         return {_name(target): breaker.state for target, breaker in self._breakers.items()}
 
+    def doors(self) -> dict[str, str]:
+        """Breakers and limits, by the name under which events wait for them."""
+        return self.breakers() | {gate.name: gate.state for gate in self._gates.values()}
+
     def begin(self, question: Question, target: Target) -> Try:
         return begin(question, target, self._prices, simulated=self.simulated)
 

@@ -95,7 +95,7 @@ class Question(Struct, frozen=True):
 
 
 class Try(Struct):
-    """A question put to a target: `call` as it is opened, `begun` when it is sent; `tokens_max` is a guess from letters."""
+    """A question put to a target: `call` as it is opened, `begun` when it is sent; `tokens_max`: by its letters."""
 
     question: Question
     target: Target

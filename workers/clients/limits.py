@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from msgspec import Struct
 
-from prompts import Limits, Target
+from prompts import Target
 from service.errors import Outage
 from service.resources import REDIS_ERRORS
 from service.supervise import end, supervised
@@ -31,6 +31,7 @@ RENEW_S: Final = 5.0
 BATCH: Final = 500
 IN_PLACE_S: Final = 2.0
 IN_PLACE_MAX: Final = 100
+IDLE_S: Final = 2.0
 TURN_MAX_S: Final = 600.0
 PAUSE: Final = 4
 WHY: Final = ("", "requests a minute", "tokens a minute", "calls at a time", "pause")
@@ -39,7 +40,7 @@ log = logging.getLogger("callboard.limits")
 
 Clock = Callable[[], float]
 Asks = Sequence[tuple["Permit", asyncio.Future[tuple[float, int]]]]
-Back = Sequence[tuple[str, int, int, int]]
+Returned = tuple[str, int, int, int, int]
 
 
 class Script(Protocol):
@@ -71,6 +72,7 @@ class Gate:
 
     def __init__(self, target: Target, shared: Shared | None, clock: Clock = time.monotonic) -> None:
         name = f"{target.provider}/{target.model}"
+        self.name: Final = f"limit:{name}"
         self._name: Final = f"{target.provider} {target.model}"
         self._keys: Final = [f"callboard:limit:{name}", f"callboard:permits:{name}"]
         self._limits: Final = target.limits
@@ -78,10 +80,10 @@ class Gate:
         self._clock: Final = clock
         self._ids: Final = (f"{uuid4().hex[:12]}-{n}" for n in itertools.count())
         self._asks: list[tuple[Permit, asyncio.Future[tuple[float, int]]]] = []
-        self._back: list[tuple[str, int, int, int]] = []
+        self._back: list[Returned] = []
         self._held: Final[dict[str, Permit]] = {}
         self._renew = False
-        self._paused_until = self._away_until = -math.inf
+        self._paused_until = self._away_until = self._refused_at = -math.inf
         self._pause_s = 0.0
         self._in_place = 0
         self._part = 1.0  # of the most that a call may take, what calls take on average
@@ -97,6 +99,11 @@ class Gate:
         finally:
             self._leave(permit)
 
+    @property
+    def state(self) -> str:
+        """`open` while it sends calls away, else `closed`: then, as with a breaker, they may come sooner."""
+        return "open" if self._clock() - self._refused_at < IDLE_S else "closed"
+
     def pause(self, for_s: float) -> None:
         """Nobody asks it for so long: its provider has said so."""
         self._paused_until = max(self._paused_until, self._clock() + for_s)
@@ -106,7 +113,7 @@ class Gate:
 
     def renew(self) -> None:
         """Calls under way keep their permits; where Redis has forgotten them, it learns of them again."""
-        if self._held and self._shared is not None:
+        if self._held and self._shared is not None and self._limits is not None:
             self._renew = True
             self._decide()
 
@@ -120,11 +127,11 @@ class Gate:
             permit = Permit(next(self._ids), math.ceil(most_tokens * self._part), most_tokens, self._clock())
             wait_s, why = await self._ask(permit)
             if not why:
-                if self._limits is not None:
-                    self._held[permit.id] = permit
+                self._held[permit.id] = permit
                 return permit
             if self._clock() + wait_s > until or self._in_place >= IN_PLACE_MAX:
-                raise Outage(self._told(why), _spread(wait_s, why), exact=True)
+                self._refused_at = self._clock()
+                raise Outage(self._told(why), _spread(wait_s, why), exact=True, waits_for=[self.name])
             self._in_place += 1
             try:
                 await asyncio.sleep(wait_s)
@@ -155,7 +162,7 @@ class Gate:
             self._share.take(-requests, -tokens)
         elif self._shared is not None:
             ms = round((self._clock() - permit.begun) * 1000) if permit.made else -1
-            self._back.append((permit.id, requests, tokens, ms))
+            self._back.append((permit.id, requests, tokens, ms, -1 if permit.used is None else permit.used))
             self._decide()
 
     def _decide(self) -> None:
@@ -170,7 +177,7 @@ class Gate:
             renewed, self._renew = list(self._held) if self._renew else [], False
             pause_s, self._pause_s = self._pause_s, 0.0
             if self._share is not None:
-                back.append(("", -self._share.spent[0], -self._share.spent[1], -1))
+                back.append(("", -self._share.spent[0], -self._share.spent[1], -1, -1))
             try:
                 told = await self._run(asks, back, renewed, pause_s)
             except REDIS_ERRORS as error:
@@ -184,12 +191,12 @@ class Gate:
                 if not answer.done():
                     answer.set_result((wait_s, why))
                 elif not why:  # who asked is gone
-                    self._back.append((permit.id, 1, permit.tokens, -1))
+                    self._back.append((permit.id, 1, permit.tokens, -1, -1))
 
-    async def _run(self, asks: Asks, back: Back, renewed: Sequence[str], pause_s: float) -> Sequence[int]:
+    async def _run(self, asks: Asks, back: Sequence[Returned], renewed: Sequence[str], pause_s: float) -> Sequence[int]:
         limits, shared = self._limits, self._shared
-        assert limits is not None
-        assert shared is not None
+        assert limits
+        assert shared
         bounds = (limits.requests_per_min or 0, limits.tokens_per_min or 0, limits.concurrency or 0)
         args: list[str | int] = [*bounds, PERMIT_MS, round(pause_s * 1000), len(back)]
         args += [field for each in back for field in each]
@@ -199,8 +206,7 @@ class Gate:
             return await shared.script(keys=self._keys, args=args)
 
     def _lost(self, error: BaseException) -> None:
-        now = self._clock()
-        self._away_until = now + AWAY_S
+        self._away_until = self._clock() + AWAY_S
         if self._share is None:
             log.warning("%s: Redis does not answer, this worker keeps to its share: %s", self._name, error)
 
@@ -214,8 +220,8 @@ class Gate:
     def _told(self, why: int) -> str:
         if why == PAUSE:
             return f"{self._name} has asked us to wait."
-        limits = self._limits or Limits()
-        most = ("", limits.requests_per_min, limits.tokens_per_min, limits.concurrency)[why]
+        assert self._limits is not None
+        most = (None, self._limits.requests_per_min, self._limits.tokens_per_min, self._limits.concurrency)[why]
         return f"{self._name} is at its limit of {most} {WHY[why]}."
 
 

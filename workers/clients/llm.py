@@ -74,6 +74,10 @@ class Llm:
         """The state of each, by provider and model: closed, open or half_open."""
         return self._caller.breakers()
 
+    def doors(self) -> dict[str, str]:
+        """Breakers and limits, by the name under which events wait for them."""
+        return self._caller.doors()
+
     def _choose(
         self, name: str, variables: Mapping[str, object], alias: str | None
     ) -> tuple[Prompt, Rendered, list[Target]]:

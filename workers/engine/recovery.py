@@ -1,4 +1,4 @@
-"""When a provider comes back: one event tries it, and once it has answered, those that wait are brought forward."""
+"""When a model is back: one event tries it; once it has answered, or has room, those that wait are brought forward."""
 
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -8,17 +8,17 @@ from workers.engine.claimed import SQL
 
 
 class Recovery:
-    """Looks at this worker's breakers once a second. `pace`: so many events are brought forward in one look."""
+    """Looks at this worker's breakers and limits, `doors`, once a second; brings `pace` events forward at a time."""
 
-    def __init__(self, breakers: Callable[[], Mapping[str, str]], pace: int) -> None:
-        self._breakers: Final = breakers
+    def __init__(self, doors: Callable[[], Mapping[str, str]], pace: int) -> None:
+        self._doors: Final = doors
         self._pace: Final = pace
         self._seen: Mapping[str, str] = {}
         self._closed: Final[set[str]] = set()
 
     async def turn(self, connection: Connection) -> None:
-        """Without this an event would wait out a time that has doubled while nobody was answered."""
-        states = self._breakers()
+        """Without this an event would wait out a time that has doubled, or was a guess."""
+        states = self._doors()
         for name, state in states.items():
             if state != "closed":
                 self._closed.discard(name)

@@ -52,11 +52,11 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
 
 
 def _put_off(outage: Outage, claimed: Claimed, told: bytes) -> Later:
-    if outage.exact:
-        return Later(_in(outage.after_s), outage.cause, charged=False, error=told, put_off="turn")
-    wait_s = min(outage.after_s * 2.0 ** min(claimed.put_offs, 16), PUT_OFF_CAP_S)
-    how: Literal["away", "missed"] = "away" if outage.free_max is None else "missed"
-    return Later(_in(wait_s), outage.cause, charged=False, error=told, put_off=how, waits_for=outage.waits_for)
+    """Waits double, but for one whose end is known."""
+    how: Literal["away", "missed", "turn"] = "turn" if outage.exact else "away" if outage.free_max is None else "missed"
+    wait_s = outage.after_s * (1.0 if outage.exact else 2.0 ** min(claimed.put_offs, 16))
+    due_at = _in(min(wait_s, PUT_OFF_CAP_S))
+    return Later(due_at, outage.cause, charged=False, error=told, put_off=how, waits_for=outage.waits_for)
 
 
 def attempt(claimed: Claimed, facts: Facts) -> int:

