@@ -34,6 +34,7 @@ MODELS: Final = f"""
 [[fast]]
 provider = "openai"
 model = "{MODEL}"
+limits = {{ requests_per_min = 10000000, tokens_per_min = 1000000000, concurrency = 100000 }}
 """
 
 
