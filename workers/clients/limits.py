@@ -195,8 +195,7 @@ class Gate:
 
     async def _run(self, asks: Asks, back: Sequence[Returned], renewed: Sequence[str], pause_s: float) -> Sequence[int]:
         limits, shared = self._limits, self._shared
-        assert limits
-        assert shared
+        assert limits is not None and shared is not None  # noqa: PT018
         bounds = (limits.requests_per_min or 0, limits.tokens_per_min or 0, limits.concurrency or 0)
         args: list[str | int] = [*bounds, PERMIT_MS, round(pause_s * 1000), len(back)]
         args += [field for each in back for field in each]
