@@ -125,7 +125,7 @@ async def _measure(bench: Bench, settings: Settings, folder: Path, url: str) -> 
 
 def _bare(transport: str, environ: Mapping[str, str]) -> Took:
     command = (sys.executable, "-m", "tests.bench.bare", transport, str(EVENTS), str(SLOTS))
-    told = subprocess.run(command, cwd=ROOT, env=alone(environ), capture_output=True, check=True, timeout=TIMEOUT_S)
+    told = subprocess.run(command, cwd=ROOT, env=alone(environ), stdout=subprocess.PIPE, check=True, timeout=TIMEOUT_S)
     return json.decode(told.stdout, type=Took)
 
 

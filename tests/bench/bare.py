@@ -18,7 +18,7 @@ WARM: Final = 60
 
 async def main(transport: str, events: int, slots: int) -> None:
     http: Any = {"http_client": openai.DefaultAioHttpClient()} if transport == "aiohttp" else {}
-    async with openai.AsyncOpenAI(max_retries=0, timeout=60.0, **http) as client:
+    async with openai.AsyncOpenAI(timeout=60.0, **http) as client:
         free = asyncio.Semaphore(slots)
 
         async def call(n: int) -> str | None:

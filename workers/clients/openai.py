@@ -15,6 +15,7 @@ from workers.clients.provider import (
     Answer,
     Client,
     Request,
+    Response,
     TransportError,
     http_fault,
     unreachable,
@@ -55,13 +56,12 @@ class OpenAIClient:
 
     async def complete(self, request: Request, timeout_s: float) -> Answer:
         try:
-            raw = await self._sdk.chat.completions.with_raw_response.create(
-                # All else as the extra body: it is plain JSON already, and the SDK's walk over it costs 1 ms a call.
-                model=request.model,
-                messages=[],
-                extra_body=_body(request),
-                extra_headers=request.headers,
-                timeout=timeout_s,
+            # The SDK's door for plain JSON: its walk over the arguments of `create` costs 0.2 ms a call.
+            raw = await self._sdk.post(
+                "/chat/completions",
+                cast_to=Response,
+                body=_body(request),
+                options={"headers": request.headers, "timeout": timeout_s},
             )
         except openai.APIStatusError as error:
             raise http_fault(
@@ -98,7 +98,7 @@ async def connect(
 def _body(request: Request) -> dict[str, Any]:
     messages: list[dict[str, str]] = [{"role": "system", "content": request.system}] if request.system else []
     messages += [{"role": each.role, "content": each.content} for each in request.messages]
-    body: dict[str, Any] = {"messages": messages, "max_completion_tokens": request.max_tokens}
+    body: dict[str, Any] = {"model": request.model, "messages": messages, "max_completion_tokens": request.max_tokens}
     if request.temperature is not None:
         body["temperature"] = request.temperature
     if request.schema is not None:

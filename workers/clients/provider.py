@@ -15,6 +15,7 @@ LIMITS: Final = httpx2.Limits(max_connections=1000)
 SIMULATED_HEADER: Final = "x-callboard-simulated"
 SIMULATED_KEY: Final = "simulated"
 TransportError = httpx2.RequestError
+Response = httpx2.Response
 
 
 class Message(Struct, frozen=True):
