@@ -44,8 +44,8 @@ check: venv ## lint, format and types
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-bench: ## not there yet
-	@echo "make bench is not there yet." >&2; exit 1
+bench: venv ## what a call of a model and an event cost, against the SDK alone: a minute or two
+	@$(ALONE) .venv/bin/python -m tests.bench
 
 deploy: ## not there yet (HOST=)
 	@echo "make deploy is not there yet; deploy/README.md says what is." >&2; exit 1

@@ -41,12 +41,21 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True):
     output: Annotated[float, Meta(ge=0)]
 
 
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a provider allows of a model, to all workers together; None: no limit."""
+
+    requests_per_min: Annotated[int, Meta(ge=1)] | None = None
+    tokens_per_min: Annotated[int, Meta(ge=1)] | None = None
+    concurrency: Annotated[int, Meta(ge=1)] | None = None
+
+
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
     """One link of an alias's chain; `usd_per_million` goes before the price list."""
 
     provider: str
     model: str
     usd_per_million: Price | None = None
+    limits: Limits | None = None
 
 
 class Head(Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,7 +173,8 @@ def _models(file: Path) -> dict[str, tuple[Target, ...]]:
     targets = {target for chain in models.values() for target in chain}
     for (provider, model), times in Counter((each.provider, each.model) for each in targets).items():
         if times > 1:
-            raise PromptError(f"{file}: {provider} {model} has two prices. Give it the same wherever it stands.")
+            two = f"{provider} {model} has two prices or two limits"
+            raise PromptError(f"{file}: {two}. Give it the same wherever it stands.")
     return models
 
 

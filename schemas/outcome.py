@@ -1,6 +1,8 @@
 """How one claim ended: decided in one place, matched in one place (workers/engine/settle.py)."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Literal
 
 from msgspec import Struct
 
@@ -12,12 +14,18 @@ class Done(Struct, frozen=True):
 
 
 class Later(Struct, frozen=True):
-    """Not now: `charged` says whether it cost the event one of its attempts."""
+    """Not now: `charged` says whether it cost the event one of its attempts.
+
+    Uncharged, it is one put-off more in a row; where it was `missed`, of those that are not all free; where it has its
+    `turn`, it does not count. `waits_for`: models, provider/model, whose recovery brings it forward.
+    """
 
     due_at: datetime
     cause: str
     charged: bool
     error: bytes | None = None
+    put_off: Literal["away", "missed", "turn"] = "away"
+    waits_for: Sequence[str] = ()
 
 
 class Dead(Struct, frozen=True):

@@ -9,6 +9,7 @@ CallboardError
 └── Outage             something outside is away: the event waits, uncharged
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 
@@ -41,9 +42,24 @@ class Reject(CallboardError):
 
 
 class Outage(CallboardError):
-    """Something outside is away: the event is put off for `after_s`, and no attempt is charged."""
+    """Something outside is away: the event is put off for `after_s`, and no attempt is charged.
 
-    def __init__(self, cause: str, after_s: float = 1.0) -> None:
+    `exact`: it is known when it will be there, so that waits in a row need not double. `free_max`: so many in a row are
+    no attempt; where others are answered meanwhile it may be the event. `waits_for`: whose recovery brings it forward.
+    """
+
+    def __init__(
+        self,
+        cause: str,
+        after_s: float = 1.0,
+        *,
+        exact: bool = False,
+        free_max: int | None = None,
+        waits_for: Sequence[str] = (),
+    ) -> None:
         super().__init__(cause)
         self.cause: Final = cause
         self.after_s: Final = after_s
+        self.exact: Final = exact
+        self.free_max: Final = free_max
+        self.waits_for: Final = waits_for

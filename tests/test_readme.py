@@ -185,7 +185,7 @@ def test_the_make_targets_are_those_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     assert set(re.findall(r"`make ([a-z]+)", README)) <= targets
-    assert {f"make {name}" for name in targets - {"help", "venv", "bench", "deploy"}} == {
+    assert {f"make {name}" for name in targets - {"help", "venv", "deploy"}} == {
         row[0].strip("`") for row in rows("make")
     }
 

@@ -12,7 +12,7 @@ with ready as (
           select 1 from work before where before.tenant = x.tenant and before.key = x.key and before.ord < x.ord)))
 )
 update work w
-set status = 'running', claim = w.claim + 1, worker = $2, claimed_at = clock_timestamp(), cause = null,
+set status = 'running', claim = w.claim + 1, worker = $2, claimed_at = clock_timestamp(), cause = null, waits_for = null,
     first_at = coalesce(w.first_at, clock_timestamp()),
     deadline_at = clock_timestamp() + make_interval(secs => coalesce(
         (select timeout_s from pipelines where name = e.reaction), (select timeout_s from pipelines where type = e.type), 3600))
@@ -21,7 +21,7 @@ where e.event_id = w.event_id
   and w.event_id = any (array(
       select event_id from ready
       where lost < 2 or suspect + $3::integer <= greatest(1, $4::integer / (4 ^ least(lost - 1, 8))::integer)))
-returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.claim, w.claimed_at, w.due_at,
+returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.misses, w.claim, w.claimed_at, w.due_at,
           e.source, e.id, e.type, e.data, e.attributes, e.parent, e.reaction;
 
 -- name: settle
@@ -31,9 +31,9 @@ returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.
 with given as (
     select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::json[], $5::json[], $6::timestamptz[], $7::text[],
                          $8::text[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::uuid[], $14::timestamptz[],
-                         $15::json[])
+                         $15::json[], $30::text[], $31::text[])
         with ordinality as g (event_id, claim, outcome, result, error, due_at, cause, reason, dead_id, pipeline, run, attempt,
-                              worker, started_at, steps, n)
+                              worker, started_at, steps, put_off, waits_for, n)
 ), held as (
     select g.*, w.tenant, w.key
     from (select * from given order by event_id) as g
@@ -49,7 +49,9 @@ with given as (
     set status = case when h.outcome = 'handed_back' then 'queued' else 'scheduled' end,
         due_at = coalesce(h.due_at, clock_timestamp()), cause = h.cause, worker = null, rung_at = null, lost = 0, strikes = 0,
         attempts = case when h.outcome = 'failed' then h.attempt else w.attempts end,
-        put_offs = case when h.outcome = 'put_off' then w.put_offs + 1 else 0 end
+        put_offs = case when h.outcome = 'put_off' then w.put_offs + (h.put_off <> 'turn')::integer else 0 end,
+        misses = case h.put_off when 'missed' then w.misses + 1 when 'turn' then w.misses else 0 end,
+        waits_for = h.waits_for
     from held h
     where w.event_id = h.event_id
       and w.event_id = any (array(select event_id from held where outcome in ('failed', 'put_off', 'handed_back')))
@@ -106,3 +108,16 @@ cross join lateral (
     select w.event_id, w.status, w.due_at from work w
     where w.tenant = closed.tenant and w.key = closed.key and w.ord is not null order by w.ord limit 1) as head
 where head.status in ('queued', 'scheduled') and head.due_at <= clock_timestamp();
+
+-- name: bring_forward
+-- Up to $2 of the events that wait for the model $1, those first whose time would come first, spread over a second.
+with soon as (
+    select event_id from work
+    where waits_for is not null and $1::text = any (string_to_array(waits_for, ' '))
+      and status = 'scheduled' and due_at > clock_timestamp()
+    order by due_at limit $2 for update skip locked
+), moved as (
+    update work w set due_at = clock_timestamp() + random() * interval '1 s', waits_for = null
+    from soon where w.event_id = soon.event_id
+)
+select count(*)::integer from soon;

@@ -7,7 +7,7 @@ values ($1, $2, $3, $4, clock_timestamp() + $5::interval, 'ready', $6, 0, $7);
 update workers
 set beat_at = clock_timestamp(), lease_until = clock_timestamp() + $2::interval, state = $3, in_flight = $4
 where worker = $1 and state not in ('dead', 'stopped')
-returning worker;
+returning (select count(*)::integer from workers where state not in ('dead', 'stopped')) as alive;
 
 -- name: leave
 update workers set state = 'stopped', lease_until = clock_timestamp(), in_flight = 0 where worker = $1 and state <> 'dead';

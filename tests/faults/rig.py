@@ -185,6 +185,11 @@ class Rig:
         """Let a coroutine run until the test ends."""
         self._stack.push_async_callback(end, [asyncio.create_task(work)])
 
+    async def model(self) -> Proxy:
+        """A proxy to the model's provider, for `model=`."""
+        port = int(self.sink.url.rpartition(":")[2])
+        return await self._stack.enter_async_context(proxy_to(lambda: asyncio.open_connection("127.0.0.1", port)))
+
     def newer(self, files: dict[str, str]) -> Path:
         """Another tree of the product, for `tree=`."""
         return copy_product(self._folder / "newer", files)
@@ -192,12 +197,13 @@ class Rig:
     async def _spawn(self, name: str, module: str, told: dict[str, Any]) -> Child:
         tree, doors = told.pop("tree", self.machines.tree), told.pop("doors", False)
         gates = await self._doors() if doors else {}
+        model: Proxy | None = told.pop("model", None)
         number = len(self.children) + 1
         environ = {
             "DATABASE_URL": _through(gates.get("postgres")) or self.database_url,
             "REDIS_URL": f"redis://127.0.0.1:{gates['redis'].port if gates else self.machines.redis_port}/0",
             "OPENAI_API_KEY": "dummy",
-            "OPENAI_BASE_URL": f"{self.sink.url}/v1",
+            "OPENAI_BASE_URL": f"{f'http://127.0.0.1:{model.port}' if model else self.sink.url}/v1",
             "PAGE_URL": f"{self.sink.url}/effects",
             "CALLBOARD_SIMULATE": "off",
             "CALLBOARD_BUDGET_DAY_USD": "1000",

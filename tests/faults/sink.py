@@ -45,13 +45,15 @@ async def _nothing(place: str, call: Called) -> None:
 
 class Sink:
     """`calls` and `effects` survive whatever happens to the programs. `latency_s()` is how long a model thinks;
-    `at(place, call)` is awaited where a call has "arrived", and where it is "answered"."""
+    `at(place, call)` is awaited where a call has "arrived", and where it is "answered"; `fault(call)`: the simulator's,
+    which it has, or nothing."""
 
     def __init__(self) -> None:
         self.calls: Final[list[Called]] = []
         self.effects: Final[list[Effect]] = []
         self.latency_s: Callable[[], float] = lambda: 0.02
         self.at: Callable[[str, Called], Awaitable[None]] = _nothing
+        self.fault: Callable[[Called], str] = lambda _: ""
         self.url = ""
 
 
@@ -119,7 +121,8 @@ def _noting(sink: Sink, model: ASGIApp) -> ASGIApp:
             return {"type": "http.request", "body": MARK.sub(b"", body), "more_body": False}
 
         await asyncio.sleep(sink.latency_s())
-        await model(scope, again, send)
+        told = [(b"x-callboard-fault", fault.encode())] if (fault := sink.fault(call)) else []
+        await model({**scope, "headers": [*scope["headers"], *told]}, again, send)
         call.done_at = time.time()
         await sink.at("answered", call)
 

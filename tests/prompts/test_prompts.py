@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec import Struct
 
-from prompts import PromptError, Prompts, load, render
+from prompts import Limits, PromptError, Prompts, load, render
 
 SHIPPED = Path(__file__).parents[2] / "prompts"
 MODELS = 'fast = [{ provider = "openai", model = "m" }]\n'
@@ -151,4 +151,18 @@ def test_a_model_has_one_price(tmp_path: Path) -> None:
     priced = '{ provider = "ours", model = "m", usd_per_million = { input = 1, output = %d } }'
     (tmp_path / "models.toml").write_text(f"fast = [{priced % 2}]\nsmart = [{priced % 3}]\n")
     with pytest.raises(PromptError, match="ours m has two prices"):
+        load(tmp_path)
+
+
+def test_limits_of_a_model(tmp_path: Path) -> None:
+    one = '{ provider = "p", model = "m", limits = { requests_per_min = 5, concurrency = 2 } }'
+    (tmp_path / "models.toml").write_text(f"fast = [{one}]\nsmart = [{one}]\n")
+    (target,) = load(tmp_path).chain("fast")
+    assert target.limits == Limits(requests_per_min=5, concurrency=2)
+    for wrong in ("{ requests_per_min = 0 }", "{ requests = 5 }"):
+        (tmp_path / "models.toml").write_text(f'fast = [{{ provider = "p", model = "m", limits = {wrong} }}]\n')
+        with pytest.raises(PromptError, match="limits"):
+            load(tmp_path)
+    (tmp_path / "models.toml").write_text(f'fast = [{one}]\nsmart = [{{ provider = "p", model = "m" }}]\n')
+    with pytest.raises(PromptError, match="two limits"):
         load(tmp_path)

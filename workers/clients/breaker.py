@@ -3,6 +3,7 @@
 aiobreaker keeps the state machine; what it would get wrong is answered by its storage and by what it is shown.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -18,12 +19,13 @@ from workers.clients.faults import jitter_s
 
 T = TypeVar("T")
 
-Verdict = Literal["failure", "success", "neutral"]
+Verdict = Literal["failure", "fatal", "success", "neutral"]
 Clock = Callable[[], float]
 
 
 class Policy(Struct, frozen=True):
-    """Opens for `open_s` when `ratio` of the calls in the last `window_s` failed, `calls_min` of them at least."""
+    """Opens for `open_s` when `ratio` of the calls in the last `window_s` failed, `calls_min` of them at least; at once
+    after a failure that is fatal: every other call would fail the same way."""
 
     ratio: float = 0.25
     calls_min: int = 20
@@ -35,8 +37,8 @@ class Policy(Struct, frozen=True):
 class BreakerOpen(CallboardError):
     """The call was not made."""
 
-    def __init__(self, name: str, after_s: float) -> None:
-        super().__init__(f"The circuit breaker of {name} is open: too many of its last calls failed.")
+    def __init__(self, name: str, reason: str, after_s: float) -> None:
+        super().__init__(f"The circuit breaker of {name} is open: {reason}")
         self.after_s: Final = after_s
 
 
@@ -50,7 +52,10 @@ class Window(CircuitBreakerStorage):  # type: ignore[misc]
         self._state = CircuitBreakerState.CLOSED
         self._opened = 0.0
         self._calls: deque[tuple[float, bool]] = deque(maxlen=policy.calls_max)
+        self._fatal = False
+        self._answered_at = -math.inf
         self.generation = 0
+        self.reason = ""
 
     @property
     def state(self) -> CircuitBreakerState:
@@ -66,11 +71,22 @@ class Window(CircuitBreakerStorage):  # type: ignore[misc]
             self._opened = self._clock()
         self._state = state
         self._calls.clear()
+        self._fatal = False
         self.generation += 1
 
     @property
     def reopens_in_s(self) -> float:
         return self._opened + self._policy.open_s - self._clock()
+
+    @property
+    def answered_s_ago(self) -> float:
+        """How long ago a call went well; infinite where none ever did."""
+        return self._clock() - self._answered_at
+
+    def fail(self, error: Exception, *, fatal: bool) -> None:
+        """Called with what the library will count in a moment."""
+        self._fatal = self._fatal or fatal
+        self.reason = str(error) if fatal else f"too many of its last calls failed, the last one so: {error}"
 
     def increment_counter(self) -> None:
         self._count(failed=True)
@@ -81,6 +97,8 @@ class Window(CircuitBreakerStorage):  # type: ignore[misc]
     @property
     def counter(self) -> int:
         """1 where the window says stop, against the breaker's `fail_max` of 1."""
+        if self._fatal:
+            return 1
         cut = self._clock() - self._policy.window_s
         recent = [failed for at, failed in self._calls if at > cut]
         enough = len(recent) >= self._policy.calls_min
@@ -96,6 +114,8 @@ class Window(CircuitBreakerStorage):  # type: ignore[misc]
         """Ignored: wall clocks step."""
 
     def _count(self, *, failed: bool) -> None:
+        if not failed:
+            self._answered_at = self._clock()
         if self._state is CircuitBreakerState.CLOSED:
             self._calls.append((self._clock(), failed))
 
@@ -124,7 +144,10 @@ class Breaker:
         self._judge = judge
         self._window = Window(name, policy, clock)
         self._circuit = _Circuit(
-            fail_max=1, state_storage=self._window, exclude=[lambda error: judge(error) != "failure"], name=name
+            fail_max=1,
+            state_storage=self._window,
+            exclude=[lambda error: judge(error) not in ("failure", "fatal")],
+            name=name,
         )
         self._probing = False
 
@@ -133,15 +156,27 @@ class Breaker:
         """`closed`, `open` or `half_open`."""
         return str(self._window.state.name).lower()
 
-    async def call(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Await `work()`, or raise BreakerOpen. A deadline belongs inside `work`: one outside would not count."""
+    @property
+    def answered_s_ago(self) -> float:
+        """How long ago a call went well; infinite where none ever did."""
+        return self._window.answered_s_ago
+
+    def check(self) -> None:
+        """Raises BreakerOpen where a call would not be made now."""
         state = self._window.state
         if state is CircuitBreakerState.OPEN:
-            raise BreakerOpen(self._name, self._window.reopens_in_s + jitter_s())
-        if state is CircuitBreakerState.CLOSED:
+            raise self._open(self._window.reopens_in_s)
+        if state is CircuitBreakerState.HALF_OPEN and self._probing:
+            raise self._open(1.0)
+
+    def _open(self, after_s: float) -> BreakerOpen:
+        return BreakerOpen(self._name, self._window.reason, after_s + jitter_s())
+
+    async def call(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await `work()`, or raise BreakerOpen. A deadline belongs inside `work`: one outside would not count."""
+        self.check()
+        if self._window.state is CircuitBreakerState.CLOSED:
             return await self._guarded(work)
-        if self._probing:
-            raise BreakerOpen(self._name, 1.0 + jitter_s())
         self._probing = True
         try:
             return await self._guarded(work)
@@ -163,8 +198,11 @@ class Breaker:
         try:
             result = await work()
         except CallboardError as error:
-            if self._stale(generation) or self._judge(error) == "neutral":
+            verdict = self._judge(error)
+            if self._stale(generation) or verdict == "neutral":
                 raise _Unjudged(None, error) from error
+            if verdict != "success":
+                self._window.fail(error, fatal=verdict == "fatal")
             raise
         if self._stale(generation):
             raise _Unjudged(result, None)

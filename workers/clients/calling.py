@@ -1,7 +1,8 @@
 """One call of one model: behind its breaker, in the ledger before it is made and after it has ended, in time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
@@ -11,10 +12,18 @@ from service.errors import CallboardError, Outage
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
 from workers.clients.faults import SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
+from workers.clients.limits import Gate, Permit
 from workers.clients.prices import Prices
 from workers.clients.provider import Answer, Client, Embedder
 
 T = TypeVar("T")
+
+# A failure may be the event's own where the model answers others, in less than five doubled waits take (31 s); where
+# nobody else asks, nobody can say so, and it is given a day of waits of ten minutes.
+FREE_MAX: Final = 5
+ANSWERED_S: Final = 30.0
+ALONE_MAX: Final = 150
+
 Send = Callable[[Any, Any], Awaitable[Answer]]
 """Asks a client once, for the request of the question at the model of the target. Raises Fault."""
 
@@ -24,20 +33,20 @@ class LlmRefused(CallboardError):
 
 
 class Caller:
-    """The clients of the models that can be asked, `targets`, and what is known of each: prices, breakers."""
+    """The clients of the models that can be asked, and what is known of each: prices, breakers, limits (`gates`)."""
 
     def __init__(
-        self, clients: Mapping[str, Client], targets: Iterable[Target], policy: Policy, *, simulated: bool
+        self, clients: Mapping[str, Client], gates: Mapping[Target, Gate], policy: Policy, *, simulated: bool
     ) -> None:
         self.simulated: Final = simulated
         self._clients: Final = clients
-        known = frozenset(targets)
-        self._prices: Final = Prices(known)
-        for target in known:
+        self._gates: Final = gates
+        self._prices: Final = Prices(gates)
+        for target in gates:
             # Now, since the first look into the price list takes half a second.
             self._prices.cost_usd(target.provider, target.model, 0, 0)
         self._breakers: Final = {
-            target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in known
+            target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in gates
         }
 
     def knows(self, target: Target) -> bool:
@@ -48,7 +57,11 @@ class Caller:
 
     def breakers(self) -> dict[str, str]:
         """The state of each, by provider and model: closed, open or half_open."""
-        return {f"{target.provider}/{target.model}": breaker.state for target, breaker in self._breakers.items()}
+        return {_name(target): breaker.state for target, breaker in self._breakers.items()}
+
+    def doors(self) -> dict[str, str]:
+        """Breakers and limits, by the name under which events wait for them."""
+        return self.breakers() | {gate.name: gate.state for gate in self._gates.values()}
 
     def begin(self, question: Question, target: Target) -> Try:
         return begin(question, target, self._prices, simulated=self.simulated)
@@ -61,17 +74,25 @@ class Caller:
                 return await ask(target)
             except Outage as outage:
                 outages.append(outage)
-        causes = dict.fromkeys(outage.cause for outage in outages)
-        raise Outage(" ".join(causes), min(outage.after_s for outage in outages)) from outages[-1]
+        raise _spent(outages) from outages[-1]
 
     async def make(self, begun: Try, send: Send) -> Answer:
         """Raises Outage where this one can't answer now, LlmRefused where it will not."""
+        breaker, waits_for = self._breakers[begun.target], [_name(begun.target)]
         try:
-            return await self._breakers[begun.target].call(lambda: self._booked(begun, send))
+            breaker.check()  # of what it would not make, nothing is taken off the limits
+            async with self._gates[begun.target].permit(begun.tokens_max) as permit:
+                answer = await breaker.call(lambda: self._booked(begun, send, permit))
+                permit.used = answer.tokens_in + answer.tokens_out
+                return answer
         except BreakerOpen as error:
-            raise Outage(str(error), min(error.after_s, WAIT_CAP_S)) from error
+            raise Outage(str(error), min(error.after_s, WAIT_CAP_S), waits_for=waits_for) from error
         except Fault as fault:
+            if fault.outcome in SICK | {"setup"}:
+                raise fault.outage(_free_max(fault, breaker), waits_for) from fault
             if fault.away:
+                if fault.after_s is not None:
+                    self._gates[begun.target].pause(fault.after_s)
                 raise fault.outage() from fault
             raise LlmRefused(f"{begun.where}: {fault}") from fault
 
@@ -80,10 +101,11 @@ class Caller:
         outcome = fault.outcome if fault else "ok" if valid else "invalid"
         await begun.question.book.close(answered(begun, outcome, answer, self._prices))
 
-    async def _booked(self, begun: Try, send: Send) -> Answer:
+    async def _booked(self, begun: Try, send: Send, permit: Permit) -> Answer:
         """A call that brought no answer is closed here, whatever ended it."""
         book = begun.question.book
         await book.open(begun.call)
+        permit.made, begun.begun = True, time.perf_counter()
         ended: Call | None = lost(begun, "cancelled")
         try:
             answer = await self._in_time(begun, send)
@@ -107,9 +129,34 @@ class Caller:
             raise Fault("timeout", message) from error
 
 
+def _name(target: Target) -> str:
+    return f"{target.provider}/{target.model}"
+
+
+def _spent(outages: Sequence[Outage]) -> Outage:
+    """Of a whole chain. Where one of it is surely away, that is why the event waits, and not the event."""
+    free = [outage.free_max for outage in outages]
+    return Outage(
+        " ".join(dict.fromkeys(outage.cause for outage in outages)),
+        min(outage.after_s for outage in outages),
+        exact=any(outage.exact for outage in outages),
+        free_max=None if None in free else max(each for each in free if each is not None),
+        waits_for=[name for outage in outages for name in outage.waits_for],
+    )
+
+
+def _free_max(fault: Fault, breaker: Breaker) -> int | None:
+    """How many put-offs in a row are free after this; None: all, since the breaker is open by now."""
+    if breaker.state != "closed":
+        return None
+    return FREE_MAX if breaker.answered_s_ago < ANSWERED_S else ALONE_MAX
+
+
 def _verdict(error: Exception) -> Verdict:
     if not isinstance(error, Fault):
         return "neutral"
+    if error.outcome == "setup":
+        return "fatal"
     if error.outcome in SICK:
         return "failure"
     return "success" if error.outcome == "refused" else "neutral"

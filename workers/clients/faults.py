@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, Literal
@@ -37,9 +37,9 @@ class Fault(CallboardError):
         """Whether somebody else, or the same later, may well answer."""
         return self.outcome in AWAY
 
-    def outage(self) -> Outage:
+    def outage(self, free_max: int | None = None, waits_for: Sequence[str] = ()) -> Outage:
         asked = WAIT_S.get(self.outcome, 1.0) if self.after_s is None else self.after_s
-        return Outage(str(self), min(asked + jitter_s(), WAIT_CAP_S))
+        return Outage(str(self), min(asked + jitter_s(), WAIT_CAP_S), free_max=free_max, waits_for=waits_for)
 
 
 def jitter_s() -> float:

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 # Nothing is a token that is shorter than a byte; what a provider puts around a request, and its schema, are some more.
 OVERHEAD_TOKENS: Final = 500
+LETTERS_A_TOKEN: Final = 4
 
 
 class BudgetSpent(Reject):
@@ -104,12 +105,13 @@ class Question(Struct, frozen=True):
     ordinal: int = 1
 
 
-class Try(Struct, frozen=True):
-    """A question put to a target; `call` as it is opened."""
+class Try(Struct):
+    """A question put to a target: `call` as it is opened, `begun` when it is sent; `tokens_max`: by its letters."""
 
     question: Question
     target: Target
     call: Call
+    tokens_max: int
     begun: float
 
     @property
@@ -146,7 +148,8 @@ def begin(question: Question, target: Target, prices: Prices, *, simulated: bool
         reply=None,
         simulated=simulated,
     )
-    return Try(question, target, call, time.perf_counter())
+    tokens_max = len(encoded) // LETTERS_A_TOKEN + question.request.max_tokens
+    return Try(question, target, call, tokens_max, time.perf_counter())
 
 
 def answered(begun: Try, outcome: Booked, answer: Answer, prices: Prices) -> Call:

@@ -15,6 +15,7 @@ from workers.clients.calling import Caller, LlmRefused
 from workers.clients.embeddings import embed
 from workers.clients.faults import Fault
 from workers.clients.ledger import Book, Call, Question, Try, encode, hashed
+from workers.clients.limits import Shared, open_gates
 from workers.clients.provider import Answer, Client, Connect, Message, Request, Texts
 from workers.clients.structured import InvalidReply, Shape
 
@@ -97,6 +98,10 @@ class Llm:
         """The state of each, by provider and model: closed, open or half_open."""
         return self._caller.breakers()
 
+    def doors(self) -> dict[str, str]:
+        """Breakers and limits, by the name under which events wait for them."""
+        return self._caller.doors()
+
     def _choose(
         self, name: str, variables: Mapping[str, object], alias: str | None
     ) -> tuple[Prompt, Rendered, list[Target]]:
@@ -151,8 +156,11 @@ async def open_llm(
     simulator_url: str | None,
     providers: Mapping[str, Connect],
     policy: Policy | None = None,
+    shared: Shared | None = None,
 ) -> AsyncIterator[Llm]:
     """The clients of every provider that has a key; with `simulator_url`, of all, talking to that address.
+
+    `shared`: where all workers together keep the limits; without it this process keeps them alone.
 
     Raises WiringError where models.toml names a provider there is no file for, SettingsError where a prompt's alias
     names none that has a key.
@@ -165,8 +173,9 @@ async def open_llm(
             if opening is not None:
                 clients[name] = await stack.enter_async_context(opening)
         check_keys(prompts, clients)
-        targets = (target for chain in prompts.models.values() for target in chain if target.provider in clients)
-        caller = Caller(clients, targets, policy or Policy(), simulated=simulator_url is not None)
+        targets = {target for chain in prompts.models.values() for target in chain if target.provider in clients}
+        gates = await stack.enter_async_context(open_gates(targets, shared))
+        caller = Caller(clients, gates, policy or Policy(), simulated=simulator_url is not None)
         embedding = [target for target in prompts.models.get(EMBED, ()) if caller.knows(target)]
         _check_embeds(EMBED, embedding, caller)
         yield Llm(prompts, caller)

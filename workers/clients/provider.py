@@ -17,6 +17,7 @@ SIMULATED_HEADER: Final = "x-callboard-simulated"
 SIMULATED_KEY: Final = "simulated"
 TransportError = httpx2.RequestError
 NOT_SENT: Final = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
+Response = httpx2.Response
 
 
 class Message(Struct, frozen=True):

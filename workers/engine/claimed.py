@@ -30,6 +30,7 @@ class Claimed(Struct, frozen=True):
     attempts: int
     lost: int
     put_offs: int
+    misses: int
     claim: int
     claimed_at: datetime
     worker: UUID
@@ -67,6 +68,7 @@ def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:
         attempts=row["attempts"],
         lost=row["lost"],
         put_offs=row["put_offs"],
+        misses=row["misses"],
         claim=row["claim"],
         claimed_at=row["claimed_at"],
         worker=worker,

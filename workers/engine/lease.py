@@ -45,6 +45,7 @@ class Lease:
         self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int], state: Callable[[], str]
     ) -> None:
         self.worker: UUID = uuid4()
+        self.alive = 1  # workers, this one among them
         self._settings: Final = settings
         self._pipelines: Final = list(pipelines)
         self._in_flight: Final = in_flight
@@ -125,6 +126,7 @@ class Lease:
         if self._held:
             row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, self._state(), self._in_flight())
             if row is not None:
+                self.alive = row["alive"]
                 self._renewed(asked_at)
                 return
             self._held = False

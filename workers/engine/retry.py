@@ -2,7 +2,7 @@
 
 import random
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import json
@@ -29,9 +29,8 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
         error = Outage(str(error), error.retry_after_s)
     told = describe(error, step)
     match error:
-        case Outage():
-            wait_s = min(error.after_s * 2.0 ** min(claimed.put_offs, 16), PUT_OFF_CAP_S)
-            return Later(_in(wait_s), error.cause, charged=False, error=told)
+        case Outage() if error.free_max is None or claimed.misses < error.free_max:
+            return _put_off(error, claimed, told)
         case DaySpent():
             return Later(error.until, str(error), charged=False, error=told)
         case Reject() | LlmRefused():
@@ -50,6 +49,14 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
         case _:
             wait_s = delay_s(attempt(claimed, facts) - 1, retry)
             return Later(_in(wait_s), str(error)[:200] or type(error).__name__, charged=True, error=told)
+
+
+def _put_off(outage: Outage, claimed: Claimed, told: bytes) -> Later:
+    """Waits double, but for one whose end is known."""
+    how: Literal["away", "missed", "turn"] = "turn" if outage.exact else "away" if outage.free_max is None else "missed"
+    wait_s = outage.after_s * (1.0 if outage.exact else 2.0 ** min(claimed.put_offs, 16))
+    due_at = _in(min(wait_s, PUT_OFF_CAP_S))
+    return Later(due_at, outage.cause, charged=False, error=told, put_off=how, waits_for=outage.waits_for)
 
 
 def attempt(claimed: Claimed, facts: Facts) -> int:

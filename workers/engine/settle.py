@@ -141,6 +141,7 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
         *_columns(documents, 6),
         *_columns(kept, 5),
         *_columns(states, 3),
+        *zip(*map(_waiting, batch), strict=True),
     ]
 
 
@@ -169,6 +170,14 @@ def _row(ending: Ending) -> Row:
     end = (outcome, result, error, due_at, cause, reason, dead_id, ending.pipeline)
     who = (claimed.run, number, claimed.worker, claimed.claimed_at, steps)
     return (claimed.event_id, claimed.claim, *end, *who)
+
+
+def _waiting(ending: Ending) -> Row:
+    """How an event was put off, and for whom: the last arguments of the settle statement."""
+    match ending.outcome:
+        case Later(charged=False, put_off=how, waits_for=names):
+            return (how, " ".join(names) or None)
+    return (None, None)
 
 
 def _document(n: int, document: Document) -> Row:

@@ -18,6 +18,7 @@ from service.outbox import Outbox
 from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
 from service.supervise import Part, supervised
+from workers.clients.limits import SCRIPT, Shared
 from workers.clients.llm import open_llm
 from workers.clients.provider import Connect
 from workers.clients.vectors import Vectors
@@ -29,6 +30,7 @@ from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease
 from workers.engine.ledger import Ledger
 from workers.engine.reader import Reader
+from workers.engine.recovery import Recovery
 from workers.engine.report import report
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
@@ -116,9 +118,10 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     redis = await stack.enter_async_context(open_redis(settings))
     blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S))
     pool = await stack.enter_async_context(open_pool(settings, "worker"))
+    shared = Shared(redis.register_script(SCRIPT.read_text()), lambda: lease.alive)
     clients = Clients(
         llm=await stack.enter_async_context(
-            open_llm(settings, program.prompts, simulator_url=simulator, providers=program.providers)
+            open_llm(settings, program.prompts, simulator_url=simulator, providers=program.providers, shared=shared)
         ),
         vectors=Vectors(pool),
         web=await stack.enter_async_context(open_web()),
@@ -142,7 +145,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         ledger=ledger,
         journal=journal,
         lease=lease,
-        sweeper=Sweeper(settings, redis, lease, executor, meters),
+        sweeper=Sweeper(settings, redis, lease, executor, Recovery(clients.llm.doors, settings.concurrency), meters),
         inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, keyed, meters),
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,

@@ -22,6 +22,7 @@ from workers.engine import claimed
 from workers.engine.budget import SQL as LEDGER_SQL
 from workers.engine.executor import Executor
 from workers.engine.lease import SQL, Lease
+from workers.engine.recovery import Recovery
 from workers.engine.relay import relay
 
 TURN_S: Final = 1.0
@@ -41,13 +42,20 @@ class Sweeper:
     """One connection, one turn a second; `turn()` is also what the alarm clock calls."""
 
     def __init__(
-        self, settings: Settings, redis: Redis, lease: Lease, executor: Executor, meters: Meters | None = None
+        self,
+        settings: Settings,
+        redis: Redis,
+        lease: Lease,
+        executor: Executor,
+        recovery: Recovery,
+        meters: Meters | None = None,
     ) -> None:
         self._meters: Final = meters or Meters()
         self._settings: Final = settings
         self._redis: Final = redis
         self._lease: Final = lease
         self._executor: Final = executor
+        self._recovery: Final = recovery
         self._alone: Final = asyncio.Lock()
         self._connection: Connection | None = None
         self._unknown_at = 0.0
@@ -87,6 +95,7 @@ class Sweeper:
             )
         if row["unplaced"]:
             await self._draw_places(connection)
+        await self._recovery.turn(connection)
         unknown = await self._unknown(connection)
         heads = await self._bury(connection) if row["expired"] or row["overdue"] else []
         await stream.ring(self._redis, [*rescued, *unknown, *heads], stream.FRONT)

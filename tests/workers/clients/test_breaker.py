@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import islice
 from random import Random
 
@@ -190,3 +191,39 @@ async def test_stragglers_do_not_open_it_again(breaker: Breaker, clock: Clock) -
     answer.set()
     await asyncio.gather(*stragglers, return_exceptions=True)
     assert breaker.state == "closed"
+
+
+async def _calls_until_open(share: float, seed: int, calls: int) -> int | None:
+    """How many calls of the policy that is shipped, four a second, went through before it opened; None: it did not."""
+    clock, random = Clock(), Random(seed)
+    breaker = Breaker("test", judge, Policy(), clock)
+    for n in range(calls):
+        clock.now_s += random.expovariate(4)
+        with suppress(Fault):
+            await breaker.call(fails() if random.random() < share else ok)
+        if breaker.state == "open":
+            return n + 1
+    return None
+
+
+async def test_thirty_in_a_hundred_open_it_and_five_do_not() -> None:
+    """A thousand calls each, two hundred times: at 30 % it always opens, mostly at once, at 5 % never by chance."""
+    opened = {share: [await _calls_until_open(share, seed, 1000) for seed in range(200)] for share in (0.3, 0.05)}
+    took = sorted(each for each in opened[0.3] if each)
+    assert len(took) == 200
+    assert took[100] <= 30
+    assert took[190] <= 100
+    assert opened[0.05] == [None] * 200
+
+
+async def test_what_fails_for_all_opens_it_at_once_and_is_the_reason(clock: Clock) -> None:
+    breaker = Breaker("test", lambda error: "fatal", POLICY, clock)
+    with pytest.raises(Fault):
+        await breaker.call(fails("setup"))
+    assert breaker.state == "open"
+    with pytest.raises(BreakerOpen, match=r"test is open: no$"):
+        await breaker.call(ok)
+    clock.now_s += 10
+    assert await breaker.call(ok) == "ok"
+    assert breaker.state == "closed"
+    assert breaker.answered_s_ago == 0

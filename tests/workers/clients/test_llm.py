@@ -32,6 +32,9 @@ from tests.workers.clients.asking import (
 )
 from workers.clients.llm import Call, LlmRefused, open_llm
 from workers.providers import discover
+from workers.simulator import running_simulator
+from workers.simulator.behaviour import Behaviour
+from workers.simulator.faults import Fault
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -368,3 +371,72 @@ async def test_a_ledger_that_can_not_be_written_stops_the_call(prompts: Prompts,
     assert not refusing.calls
     async with httpx.AsyncClient(trust_env=False) as http:
         assert (await http.get(f"{simulator}/calls")).json()["calls"] == []
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize(("share", "opens"), [(0.30, True), (0.05, False)])
+async def test_the_breaker_over_real_http(
+    prompts: Prompts, ledger: Ledger, name: str, share: float, opens: bool
+) -> None:
+    """Thirty errors in a hundred open it, five don't: each SDK, the policy that is shipped, a simulator with a seed."""
+    fault = Fault(kind="status", status=529, share=share)
+    async with (
+        running_simulator(behaviour=Behaviour(seed=3, latency_ms=1, faults=(fault,))) as url,
+        opened(prompts, url) as llm,
+    ):
+        states = set[str]()
+        for _ in range(30):
+            await asyncio.gather(*(ask(llm, ledger, model=name) for _ in range(10)), return_exceptions=True)
+            states.add(llm.breakers()[f"{name}/{MODELS[name]}"])
+    assert ("open" in states) == opens
+    assert len(ledger.calls) < 150 if opens else len(ledger.calls) == 300
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (401, "{}", "refuses our key"),
+        (403, "{}", "refuses our key"),
+        (429, '{"error": {"code": "insufficient_quota", "type": "billing_error", "message": "x"}}', "no credit left"),
+    ],
+)
+async def test_a_key_or_an_account_that_is_no_good_opens_it_at_once(
+    prompts: Prompts, ledger: Ledger, name: str, status: int, body: str, reason: str
+) -> None:
+    async with provider(always(body, status)) as url, opened(prompts, url) as llm:
+        for _ in range(3):
+            with pytest.raises(Outage, match=reason) as caught:
+                await ask(llm, ledger, model=name)
+            assert caught.value.free_max is None
+            assert caught.value.waits_for == [f"{name}/{MODELS[name]}"]
+    assert ledger.outcomes == ["setup"], "one call has told it all"
+
+
+async def test_whose_failure_it_was(prompts: Prompts, ledger: Ledger) -> None:
+    """With the breaker closed: perhaps the event's own, but only where the model answers others."""
+    answers = iter([500, 200, 500])
+
+    async def handle(_: Request) -> Response:
+        return Response(said("well"), next(answers), media_type="application/json")
+
+    async with provider(handle) as url, opened(prompts, url) as llm:
+        with pytest.raises(Outage) as alone:
+            await ask(llm, ledger, model="openai")
+        await ask(llm, ledger, model="openai")
+        with pytest.raises(Outage) as beside:
+            await ask(llm, ledger, model="openai")
+    assert (alone.value.free_max, beside.value.free_max) == (150, 5)
+
+
+async def test_a_429_is_the_next_ones_in_the_chain_and_nobody_asks_again_meanwhile(
+    prompts: Prompts, ledger: Ledger
+) -> None:
+    async def handle(request: Request) -> Response:
+        if (await request.json())["model"] == MODELS["openai"]:
+            return Response("{}", 429, {"retry-after": "30"})
+        return Response(said("hello"), media_type="application/json")
+
+    async with provider(handle) as url, opened(prompts, url) as llm:
+        assert [await ask(llm, ledger) for _ in range(3)] == ["hello"] * 3
+    assert [call.provider for call in ledger.calls] == ["openai"] + ["anthropic"] * 3

@@ -233,6 +233,7 @@ class Worker:
             attempts=0,
             lost=0,
             put_offs=0,
+            misses=0,
             claim=1,
             claimed_at=datetime.now(UTC),
             worker=self.worker,

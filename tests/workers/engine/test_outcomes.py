@@ -139,6 +139,24 @@ async def test_an_outage_charges_nothing(settings: Settings) -> None:
         assert [moment["what"] for moment in event["timeline"]].count("putoff") == 5
 
 
+async def test_of_outages_that_others_do_not_have_only_so_many_are_free(settings: Settings) -> None:
+    """`exact` ones, a turn that is waited for, do not count; any other outage begins the count anew."""
+    miss, turn = Outage("down for us", 0.01, free_max=2), Outage("its turn", 0.01, exact=True)
+    away = Outage("away", 0.01)
+    raised = iter([miss, turn, miss, miss, miss, away, miss, miss, None])
+
+    async def out(run: Run, event: Poked) -> Seen:
+        if error := next(raised):
+            raise error
+        return Seen(run.attempt)
+
+    async with poking(settings, flow=[out]) as board:
+        event = await board.ended(await board.send("poked", {}))
+        whats = [moment["what"] for moment in event["timeline"]]
+        assert [each for each in whats if each in ("putoff", "retry")] == ["putoff"] * 3 + ["retry"] + ["putoff"] * 4
+        assert (event["status"], event["attempts"]) == ("succeeded", 2)
+
+
 async def test_a_type_this_worker_does_not_know_waits(settings: Settings) -> None:
     async with poking(settings) as board:
         program = program_of(settings, poked=Pipeline(on=Poked, flow=[poke]))

@@ -25,12 +25,14 @@ from workers.engine.executor import Executor, Stage
 from workers.engine.journal import Journal
 from workers.engine.lease import Lease
 from workers.engine.ledger import Ledger
+from workers.engine.recovery import Recovery
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import EPOCH_TURNS, Sweeper
 from workers.kit import Pipeline
 
 LEASE = sql.queries("lease")
+PACE = 5
 
 
 class Plain(Event, tag="plain", frozen=True):
@@ -58,7 +60,9 @@ class Desk:
         journal = Journal(settings)
         ledger = Ledger(settings, nobody)
         stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler)
-        self.sweeper = Sweeper(settings, redis, self.lease, Executor(stage, self.lease.guard))
+        self.breakers = {"openai/ours": "closed"}
+        recovery = Recovery(lambda: dict(self.breakers), PACE)
+        self.sweeper = Sweeper(settings, redis, self.lease, Executor(stage, self.lease.guard), recovery)
 
     async def accept(self, count: int, key: str | None = None) -> list[UUID]:
         store = Store(self.settings, {"plain": event_type(Plain)})
@@ -217,3 +221,29 @@ async def test_retention_forgets_what_ended_long_ago_and_nothing_else(settings: 
 
 def uuid_days_ago(days: int) -> UUID:
     return UUID(int=uuid7().int - (days * 86_400_000 << 80))
+
+
+async def test_what_waits_for_a_model_comes_when_that_is_back(desk: Desk) -> None:
+    """One to try a breaker that may close again; once it has closed the others, so many a second; no other's events."""
+    waiting = set(await desk.accept(PACE + 2))
+    await desk.do("update work set waits_for = 'anthropic/theirs openai/ours'")
+    (other,) = await desk.accept(1)
+    await desk.do("update work set waits_for = 'openai/ours-too' where event_id = $1", other)
+    await desk.do("update work set status = 'scheduled', due_at = clock_timestamp() + interval '9 minutes'")
+
+    async def soon() -> set[UUID]:
+        await desk.sweeper.turn()
+        rows = await desk.do("select event_id from work where due_at < clock_timestamp() + interval '1 minute'")
+        return {row["event_id"] for row in rows}
+
+    assert await soon() == set()
+    desk.breakers["openai/ours"] = "open"
+    assert await soon() == set()
+    desk.breakers["openai/ours"] = "half_open"
+    first = await soon()
+    assert len(first) == 1
+    desk.breakers["openai/ours"] = "closed"
+    assert len(await soon()) == PACE + 1
+    assert await soon() == waiting
+    await desk.do("update work set waits_for = 'openai/ours', due_at = clock_timestamp() + interval '9 minutes'")
+    assert await soon() == set(), "who waits now was put off behind the closing"

@@ -37,7 +37,7 @@ async def keep_nothing(event_id: UUID, run: int, claim: int, kept: Kept) -> None
 async def open_run() -> AsyncIterator[Run]:
     async with open_web() as web:
         pool: asyncpg.Pool = asyncpg.create_pool(NOWHERE.database_url, min_size=0)
-        llm = Llm(Prompts({}, {}), Caller({}, (), Policy(), simulated=False))
+        llm = Llm(Prompts({}, {}), Caller({}, {}, Policy(), simulated=False))
         yield Run(
             event_id=uuid7(),
             tenant="test",

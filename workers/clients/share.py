@@ -1,0 +1,40 @@
+"""What one worker may do while Redis, where the limits are kept, is away."""
+
+from typing import Final
+
+from prompts import Limits
+
+AWAY_S: Final = 1.0
+HELD_S: Final = 10.0
+CALLS: Final = 3
+
+
+class Share:
+    """What one worker may do while Redis is away: its part of what comes, beginning with nothing."""
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self._limits: Final = limits
+        self._at = now
+        self._requests = self._tokens = 0.0
+        self.spent: tuple[int, int] = (0, 0)
+
+    def ask(self, tokens: int, running: int, workers: int, now: float) -> tuple[float, int]:
+        """Seconds to wait, and why; 0 is a yes. `running`: the calls that this worker has under way."""
+        limits, gone_s, self._at = self._limits, now - self._at, now
+        per_s, tokens_per_s = ((each or 0) / 60 / workers for each in (limits.requests_per_min, limits.tokens_per_min))
+        full, full_tokens = max(1.0, per_s * HELD_S), max(1.0, tokens_per_s * HELD_S)
+        self._requests = min(full, self._requests + gone_s * per_s)
+        self._tokens = min(full_tokens, self._tokens + gone_s * tokens_per_s)
+        needed = min(tokens, full_tokens)
+        if limits.concurrency and running >= max(1, limits.concurrency // workers):
+            return AWAY_S, CALLS
+        if per_s and self._requests < 1:
+            return (1 - self._requests) / per_s, 1
+        if tokens_per_s and self._tokens < needed:
+            return (needed - self._tokens) / tokens_per_s, 2
+        self.take(1, tokens)
+        return 0.0, 0
+
+    def take(self, requests: int, tokens: int) -> None:
+        self._requests, self._tokens = self._requests - requests, self._tokens - tokens
+        self.spent = (self.spent[0] + requests, self.spent[1] + tokens)
