@@ -39,7 +39,7 @@ class Call(Struct, frozen=True):
     """One call, under way or ended; under way it has the most it may cost.
 
     `request_hash` names what was sent, whoever was asked; `asked` what the step wanted, of which it is the `ordinal`-th
-    time, also where a call asks again with the error of the one before.
+    time, also where a call asks again with the error of the one before. `streamed`: its pieces are told as they come.
     """
 
     call_id: UUID
@@ -61,6 +61,7 @@ class Call(Struct, frozen=True):
     cause: str | None
     reply: str | None
     simulated: bool
+    streamed: bool = False
 
 
 class Book(Protocol):
@@ -74,6 +75,9 @@ class Book(Protocol):
 
     async def open(self, call: Call) -> None:
         """Reserves what the call may cost and notes it. Raises BudgetSpent or DaySpent where that is too much."""
+
+    def piece(self, call: Call, text: str) -> None:
+        """Tells a piece of its reply to whoever follows the event."""
 
     async def close(self, call: Call) -> None:
         """Stores how it ended, before the reply is used."""
@@ -91,6 +95,7 @@ class Question(Struct, frozen=True):
     book: Book
     asked: str = ""
     ordinal: int = 1
+    streams: bool = False
 
 
 class Try(Struct, frozen=True):
@@ -133,6 +138,7 @@ def begin(question: Question, target: Target, prices: Prices, *, simulated: bool
         cause=None,
         reply=None,
         simulated=simulated,
+        streamed=question.streams,
     )
     return Try(question, target, call, time.perf_counter())
 

@@ -1,8 +1,8 @@
 """One call to a model: prompt → chain of providers → reply by type, each try behind its breaker and in the ledger."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from msgspec.structs import replace
@@ -15,11 +15,14 @@ from workers.clients.calling import Caller, LlmRefused
 from workers.clients.faults import Fault
 from workers.clients.ledger import Book, Call, Question, Try, encode, hashed
 from workers.clients.provider import Answer, Client, Connect, Message, Request
+from workers.clients.streaming import Patience
 from workers.clients.structured import InvalidReply, Shape
 
 __all__ = ["Book", "Call", "Llm", "LlmRefused", "open_llm"]
 
 T = TypeVar("T")
+Sender = Callable[[Try, Client, Request], Awaitable[Answer]]
+PATIENCE: Final = Patience()
 
 
 class Llm:
@@ -47,8 +50,47 @@ class Llm:
         `labels` (event, step) are told to the simulator only. Raises Outage where nobody on the chain can answer now,
         LlmRefused where it is for the event itself to fail, and CallboardError where prompt and variables don't fit.
         """
-        chosen, rendered, chain = self._choose(prompt, variables, model)
+
+        async def send(_: Try, client: Client, request: Request) -> Answer:
+            return await client.complete(request, timeout_s)
+
+        question, chain = self._question(prompt, variables, model, labels, self._shape(returns), timeout_s, book)
+        return await self._put(question, chain, self._shape(returns), send)
+
+    async def stream(
+        self,
+        prompt: str,
+        variables: Mapping[str, object],
+        *,
+        returns: type[T],
+        book: Book,
+        model: str | None = None,
+        patience: Patience = PATIENCE,
+        labels: Mapping[str, str] | None = None,
+    ) -> T:
+        """As `ask`, with the pieces of the reply told to `book` as they come; `patience` bounds each call.
+
+        A call that is made anew (another provider of the chain, a reply that did not fit) begins from nothing.
+        """
+
+        async def send(begun: Try, client: Client, request: Request) -> Answer:
+            return await client.stream(request, patience, lambda text: book.piece(begun.call, text))
+
         shape = self._shape(returns)
+        question, chain = self._question(prompt, variables, model, labels, shape, patience.total_s, book)
+        return await self._put(replace(question, streams=True), chain, shape, send)
+
+    def _question(
+        self,
+        prompt: str,
+        variables: Mapping[str, object],
+        model: str | None,
+        labels: Mapping[str, str] | None,
+        shape: Shape[T],
+        timeout_s: float,
+        book: Book,
+    ) -> tuple[Question, list[Target]]:
+        chosen, rendered, chain = self._choose(prompt, variables, model)
         request = Request(
             model=model or chosen.model,
             system=rendered.system,
@@ -58,16 +100,19 @@ class Llm:
             temperature=chosen.head.temperature,
             headers=_headers(labels or {}) if self._caller.simulated else {},
         )
-        question = Question(chosen, request, timeout_s, book)
+        return Question(chosen, request, timeout_s, book), chain
+
+    async def _put(self, question: Question, chain: Sequence[Target], shape: Shape[T], send: Sender) -> T:
+        book = question.book
         asked = hashed(encode(question))
         ordinal, told = book.recall(asked)
         if told is not None:
             with suppress(InvalidReply):
                 reply = shape.decode(told)
-                book.recalled(chosen)
+                book.recalled(question.prompt)
                 return reply
         question = replace(question, asked=asked, ordinal=ordinal)
-        return await book.whole(self._caller.along(chain, lambda target: self._ask_at(target, question, shape)))
+        return await book.whole(self._caller.along(chain, lambda target: self._ask_at(target, question, shape, send)))
 
     def breakers(self) -> dict[str, str]:
         """The state of each, by provider and model: closed, open or half_open."""
@@ -92,19 +137,18 @@ class Llm:
             self._shapes[returns] = Shape(returns)
         return self._shapes[returns]
 
-    async def _ask_at(self, target: Target, question: Question, shape: Shape[T]) -> T:
+    async def _ask_at(self, target: Target, question: Question, shape: Shape[T], send: Sender) -> T:
         try:
-            return await self._ask_once(self._caller.begin(question, target), shape)
+            return await self._ask_once(self._caller.begin(question, target), shape, send)
         except InvalidReply as misfit:
             again = self._caller.begin(_again(question, misfit), target)
         try:
-            return await self._ask_once(again, shape)
+            return await self._ask_once(again, shape, send)
         except InvalidReply as misfit:
             raise LlmRefused(f"{again.where} gave no valid reply, asked twice: {misfit}.") from misfit
 
-    async def _ask_once(self, begun: Try, shape: Shape[T]) -> T:
-        timeout_s = begun.question.timeout_s
-        answer = await self._caller.make(begun, lambda client, request: client.complete(request, timeout_s))
+    async def _ask_once(self, begun: Try, shape: Shape[T], send: Sender) -> T:
+        answer = await self._caller.make(begun, lambda client, request: send(begun, client, request))
         try:
             reply = shape.decode(_whole(answer))
         except InvalidReply:

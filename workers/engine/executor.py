@@ -18,6 +18,7 @@ from workers.engine.book import account
 from workers.engine.claimed import Claimed
 from workers.engine.journal import Journal, followed, recall, states
 from workers.engine.ledger import Ledger
+from workers.engine.live import Voice, Wire
 from workers.engine.retry import after, unknown_type
 from workers.engine.settle import Ending, Settler
 from workers.kit import Pipeline
@@ -46,12 +47,14 @@ class Stage(Struct, frozen=True):
     ledger: Ledger
     journal: Journal
     settler: Settler
+    wire: Wire
 
 
 class Hand(Struct, eq=False):
     """An event in hand. `ours`: until we hear that the claim is somebody else's; `attempting`: until it is settled."""
 
     claimed: Claimed
+    voice: Voice
     task: "asyncio.Task[None] | None" = None
     attempting: bool = True
     ours: bool = True
@@ -98,7 +101,7 @@ class Executor:
         return self.free
 
     def start(self, claimed: Claimed) -> None:
-        hand = Hand(claimed)
+        hand = Hand(claimed, self._stage.wire.voice(claimed))
         hand.task = asyncio.create_task(self._live(hand), name=f"event {claimed.event_id}")
         self._held.add(hand)
         hand.task.add_done_callback(lambda done: self._let_go(hand, done))
@@ -138,7 +141,7 @@ class Executor:
             log.error("event %s was not settled; the lease will free it", hand.claimed.event_id, exc_info=error)
 
     async def _live(self, hand: Hand) -> None:
-        claimed, facts = hand.claimed, Facts()
+        claimed, facts = hand.claimed, Facts(tell=hand.voice.step)
         wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
         facts.failed.clear()  # a traceback holds its frames, and those hold the facts
@@ -194,7 +197,7 @@ class Executor:
             attempt=claimed.attempt,
             claim=claimed.claim,
             clients=stage.clients,
-            book=account(claimed, facts, stage.ledger, pipeline.budget_usd),
+            book=account(claimed, facts, stage.ledger, pipeline.budget_usd, hand.voice),
             facts=facts,
             settings=stage.settings,
             guard=lambda: self._still_ours(hand),
@@ -220,6 +223,7 @@ class Executor:
             try:
                 if not await self._stage.settler.settle(ending, SETTLE_TIMEOUT_S):
                     log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)
+                self._stage.wire.moved(claimed.event_id)
                 return
             except Unavailable:
                 continue

@@ -27,6 +27,7 @@ from workers.engine.executor import Executor, Stage
 from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease
 from workers.engine.ledger import Ledger
+from workers.engine.live import Wire
 from workers.engine.reader import Reader
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
@@ -63,6 +64,7 @@ class Parts(Struct, frozen=True):
     sweeper: Sweeper
     inbound: Inbound
     outbox: Outbox
+    wire: Wire
     arq: ArqRedis
     cancels: Part
     retain: Turn
@@ -80,6 +82,7 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
             "journal": parts.journal.run,
             "lease": lambda: parts.lease.run(parts.executor.drop_all),
             "outbox": parts.outbox.run,
+            "live": parts.wire.run,
             "graphs": lambda: _write_graphs(program),
         }
         intake = {
@@ -116,11 +119,12 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     arq = open_arq(settings)
     stack.push_async_callback(arq.connection_pool.disconnect)
     outbox, ledger, journal, clock = Outbox(redis), Ledger(settings, pool), Journal(settings), Clock(arq)
+    wire = Wire(redis)
     settler = Settler(settings, outbox.ring, clock.wake_at)
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in everyone(program.wiring)]
     lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
-    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler)
+    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor)
     return Parts(
@@ -133,6 +137,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         sweeper=Sweeper(settings, redis, lease, executor),
         inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, _keyed(program.wiring)),
         outbox=outbox,
+        wire=wire,
         arq=arq,
         cancels=lambda: listen(blocking, executor),
         retain=lambda: retain(settings, redis, lease),

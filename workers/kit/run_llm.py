@@ -27,5 +27,20 @@ class RunLlm(Struct, frozen=True):
         BudgetSpent or DaySpent where it may cost more than is left.
         """
         self.effects.outside = True
-        labels = {"event_id": str(self.event_id), "step": self.step_key}
-        return await self.llm.ask(prompt, variables, returns=returns, model=model, book=self.book, labels=labels)
+        return await self.llm.ask(
+            prompt, variables, returns=returns, model=model, book=self.book, labels=self._labels()
+        )
+
+    async def stream(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
+        """As `ask`; who follows `GET /events/{event_id}/stream` sees the reply while it is written.
+
+        A Struct comes there as the JSON it is written in. Besides its end, its first token and each next one have a
+        deadline: 120, 30 and 15 s.
+        """
+        self.effects.outside = True
+        return await self.llm.stream(
+            prompt, variables, returns=returns, model=model, book=self.book, labels=self._labels()
+        )
+
+    def _labels(self) -> dict[str, str]:
+        return {"event_id": str(self.event_id), "step": self.step_key}

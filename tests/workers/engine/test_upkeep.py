@@ -57,7 +57,7 @@ class Desk:
         nobody: Any = None  # nothing is run here
         journal = Journal(settings)
         ledger = Ledger(settings, nobody)
-        stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler)
+        stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler, nobody)
         self.sweeper = Sweeper(settings, redis, self.lease, Executor(stage, self.lease.guard))
 
     async def accept(self, count: int, key: str | None = None) -> list[UUID]:
