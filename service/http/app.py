@@ -12,12 +12,14 @@ import schemas.events
 from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
-from service.http import events, health, operations, types
+from service.follow import Followers
+from service.http import events, health, operations, stream, types
 from service.http.door import Door
 from service.http.problem import HANDLERS
 from service.intake import open_intake
 from service.resources import open_pool, open_redis
 from service.settings import Settings, load
+from service.supervise import supervised
 
 
 class State(TypedDict):
@@ -36,6 +38,7 @@ def _routes() -> list[Route]:
         *_both("/events", events.post_event, "POST"),
         *_both("/events", events.list_events, "GET"),
         Route("/events/{event_id}", events.get_event, methods=["GET"]),
+        Route("/events/{event_id}/stream", stream.follow_event, methods=["GET"]),
         Route("/events/{event_id}/replay", operations.replay_event, methods=["POST"]),
         Route("/events/{event_id}/cancel", operations.cancel_event, methods=["POST"]),
         *_both("/dead-letters", operations.list_dead_letters, "GET"),
@@ -60,11 +63,14 @@ def _both(path: str, endpoint: object, method: str) -> list[Route]:
 
 def _lifespan(settings: Settings, catalog: Catalog):  # type: ignore[no-untyped-def]
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[State]:
+    async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             redis = await stack.enter_async_context(open_redis(settings))
             pool = await stack.enter_async_context(open_pool(settings, "api"))
             intake = await stack.enter_async_context(open_intake(settings, catalog, redis))
-            yield State(door=Door(settings, catalog, intake, pool, redis))
+            followers = Followers(redis, pool, settings.streams_max)
+            await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
+            app.state.leave = followers.leave
+            yield State(door=Door(settings, catalog, intake, pool, redis, followers))
 
     return lifespan

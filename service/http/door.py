@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.catalog import Catalog
+from service.follow import Followers
 from service.intake import Intake
 from service.resources import Pool
 from service.settings import Settings
@@ -24,6 +25,7 @@ class Door(Struct, frozen=True):
     intake: Intake
     pool: Pool
     redis: Redis
+    followers: Followers
 
 
 def door(request: Request) -> Door:

@@ -1,0 +1,264 @@
+"""Who follows events, in one process: one subscription and one poll of Postgres for all of them.
+
+A doorbell (or the poll, where Redis is away) wakes a follower, which reads on in the log where it stopped: nothing is
+queued for it, so that one that reads slowly gets larger pieces less often.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Raw, Struct, json
+from redis.asyncio import Redis
+
+import sql
+from service import live
+from service.errors import Unavailable
+from service.live import Place, Said, Stepped
+from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Pool
+from service.story import START, Reply, Story
+
+POLL_S: Final = 1.0
+LISTEN_S: Final = 2.0
+COMMENT_S: Final = 15.0
+COMMENT: Final = b": still here\n\n"
+AGAIN_S: Final = 5
+SQL: Final = sql.queries("follow")
+
+log = logging.getLogger("callboard.follow")
+
+
+class Standing(Struct, frozen=True):
+    """What Postgres says of an event."""
+
+    status: str
+    run: int
+    claim: int
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ("succeeded", "dead", "cancelled")
+
+
+class Topic(Struct, eq=False):
+    """An event that somebody follows; its standing is None once it is forgotten."""
+
+    standing: Standing | None
+    followers: set[asyncio.Event] = set()
+
+
+class Followers:
+    """At most `most` at a time."""
+
+    def __init__(self, redis: Redis, pool: Pool, most: int) -> None:
+        self.redis: Final = redis
+        self.pool: Final = pool
+        self.leaving = False
+        self._most: Final = most
+        self._topics: Final[dict[UUID, Topic]] = {}
+
+    @property
+    def count(self) -> int:
+        return sum(len(topic.followers) for topic in self._topics.values())
+
+    @contextmanager
+    def follow(self, event_id: UUID, standing: Standing) -> Iterator[tuple[Topic, asyncio.Event]]:
+        """Raises Unavailable where there are enough."""
+        self.admit()
+        topic = self._topics.setdefault(event_id, Topic(standing))
+        news = asyncio.Event()
+        topic.followers.add(news)
+        try:
+            yield topic, news
+        finally:
+            topic.followers.discard(news)
+            if not topic.followers:
+                self._topics.pop(event_id, None)
+
+    def admit(self) -> None:
+        if self.leaving or self.count >= self._most:
+            told = "it stops" if self.leaving else f"{self._most} streams are open (CALLBOARD_STREAMS_MAX)"
+            raise Unavailable(told, 1 if self.leaving else AGAIN_S)
+
+    def leave(self) -> None:
+        """Ends every stream: its client comes again, to another process."""
+        self.leaving = True
+        self._wake(self._topics)
+
+    async def listen(self) -> None:
+        """Hear the doorbells until cancelled."""
+        async with self.redis.pubsub() as channel:
+            await channel.subscribe(live.NEWS, live.MOVED)
+            self._wake(self._topics)  # nobody rang while nobody listened
+            while True:
+                message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
+                if message is None or not self._topics:
+                    continue
+                rung = [each for each in _ids(message["data"]) if each in self._topics]
+                if message["channel"] == live.MOVED.encode():
+                    await self._look(rung)
+                self._wake(rung)
+
+    async def poll(self) -> None:
+        """See what nobody rings for, until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self._look(list(self._topics))
+
+    async def _look(self, events: list[UUID]) -> None:
+        if not events:
+            return
+        try:
+            rows = await self.pool.fetch(SQL["standings"], events)
+        except POSTGRES_ERRORS as error:
+            log.warning("Postgres does not say how %d followed events stand: %s", len(events), error)
+            return
+        found = {row["event_id"]: Standing(row["status"], row["run"], row["claim"]) for row in rows}
+        for each in events:
+            topic = self._topics.get(each)
+            if topic is not None and topic.standing != found.get(each):
+                topic.standing = found.get(each)
+                self._wake([each])
+
+    def _wake(self, events: Iterable[UUID]) -> None:
+        for each in events:
+            for news in self._topics[each].followers if each in self._topics else ():
+                news.set()
+
+
+async def standing(pool: Pool, event_id: UUID, tenant: str, timeout_s: float) -> tuple[Standing, int] | None:
+    """How an event of the tenant stands, and the last claim of its earlier runs."""
+    row = await pool.fetchrow(SQL["standing"], event_id, tenant, timeout=timeout_s)
+    return None if row is None else (Standing(row["status"], row["run"], row["claim"]), row["before"])
+
+
+async def told(
+    followers: Followers, event_id: UUID, found: tuple[Standing, int], last: int | None
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events until the end of the event or of the process; `last` is the seq the client has read."""
+    story = Story(*live.parted(last)) if last else Story()
+    follower = Follower(followers, event_id, story)
+    with followers.follow(event_id, found[0]) as (topic, news):
+        if not last and found[1]:
+            async for message in follower.skip_runs(found[1]):
+                yield message
+        while not followers.leaving and topic.standing is not None:
+            news.clear()
+            stands = topic.standing
+            async for message in follower.catch_up(stands):
+                yield message
+            if stands.ended:
+                return
+            try:
+                async with asyncio.timeout(COMMENT_S):
+                    await news.wait()
+            except TimeoutError:
+                yield COMMENT
+
+
+class Follower:
+    """Reads the log, and from Postgres what lies in its holes."""
+
+    def __init__(self, followers: Followers, event_id: UUID, story: Story) -> None:
+        self._redis: Final = followers.redis
+        self._pool: Final = followers.pool
+        self._event_id: Final = event_id
+        self._story: Final = story
+
+    async def skip_runs(self, before: int) -> AsyncIterator[bytes]:
+        """Of earlier runs a new client is told only the replies that this one may get back."""
+        for place, reply in await self._replies(START, (before + 1, 0)):
+            for message in self._story.stored(place, reply):
+                yield message
+        self._story.skip_to((before, live.N_MAX))
+
+    async def catch_up(self, stands: Standing) -> AsyncIterator[bytes]:
+        story = self._story
+        async for message in self._read_log(stands.run):
+            yield message
+        if stands.ended:
+            async for message in self._fill((stands.claim + 1, 0), stands.run, START):
+                yield message
+            row = await self._pool.fetchrow(SQL["result"], self._event_id)
+            result = Raw(row["result"].encode()) if row and row["result"] else None
+            for message in story.end(stands.claim, stands.status, result):
+                yield message
+            return
+        if stands.claim > story.at[0]:
+            async for message in self._fill((stands.claim, 0), stands.run, story.at):
+                yield message
+        for message in story.status(stands.claim, stands.status):
+            yield message
+
+    async def _read_log(self, run: int) -> AsyncIterator[bytes]:
+        story = self._story
+        after = story.at
+        while True:
+            try:
+                entries = await live.read_log(self._redis, self._event_id, after)
+            except (*REDIS_ERRORS, msgspec.DecodeError) as error:
+                log.warning("the log of event %s can't be read: %s", self._event_id, error)
+                entries = []
+            for place, said in entries:
+                async for message in self._entry(place, said, run):
+                    yield message
+                after = place
+            if len(entries) < live.PAGE:
+                story.resume()
+                return
+
+    async def _entry(self, place: Place, said: Said, run: int) -> AsyncIterator[bytes]:
+        story = self._story
+        if place > story.seen:
+            story.resume()
+        if story.hole(place):
+            async for message in self._fill(place, run, story.at):
+                yield message
+        if story.lacks(place, said):
+            for there, reply in await self._replies((place[0], place[1] - 1), (place[0], place[1] + 1)):
+                for message in story.stored(there, reply):
+                    yield message
+        for message in story.entry(place, said):
+            yield message
+
+    async def _fill(self, before: Place, run: int, steps_after: Place) -> AsyncIterator[bytes]:
+        """What is stored behind here and before `before`; steps from where they may have been passed over."""
+        story = self._story
+        steps = await self._steps(run, max(steps_after, story.seen), before)
+        replies = await self._replies(max(story.at, story.seen), before)
+        facts: list[tuple[Place, Stepped | Reply]] = [*steps, *replies]
+        for place, fact in sorted(facts, key=lambda found: found[0]):
+            for message in story.stored(place, fact):
+                yield message
+
+    async def _replies(self, after: Place, before: Place) -> list[tuple[Place, Reply]]:
+        rows = await self._pool.fetch(SQL["replies"], self._event_id, *after, *before)
+        return [
+            (
+                (row["claim"], row["n"]),
+                Reply(
+                    row["step"],
+                    live.call_name(row["asked"], row["ordinal"]),
+                    live.made_name(row["call_id"]),
+                    row["reply"],
+                ),
+            )
+            for row in rows
+        ]
+
+    async def _steps(self, run: int, after: Place, before: Place) -> list[tuple[Place, Stepped]]:
+        rows = await self._pool.fetch(SQL["steps"], self._event_id, run, after[0], before[0])
+        found = [((row["claim"], each.get("n", 0)), each) for row in rows for each in json.decode(row["steps"])]
+        return [
+            (place, Stepped(each["step"], each["state"], each["ms"]))
+            for place, each in found
+            if after < place < before and place[1]
+        ]
+
+
+def _ids(message: bytes) -> Iterator[UUID]:
+    return (UUID(bytes=message[at : at + 16]) for at in range(0, len(message) - 15, 16))
