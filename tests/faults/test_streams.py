@@ -38,7 +38,7 @@ async def test_row_52_kill_worker_mid_stream(rig: Rig) -> None:
 
 
 def _hears(client: Client, step: str) -> bool:
-    return sum(each["step"] == step for each in client.of("token")) > 2
+    return len([each for each in client.of("token") if each["step"] == step]) > 2
 
 
 async def _follow(rig: Rig, client: Client, n: int) -> None:
