@@ -181,7 +181,7 @@ class Follower:
         async for message in self._read_log(stands.run):
             yield message
         if stands.ended:
-            async for message in self._fill((stands.claim + 1, 0), stands.run, START):
+            async for message in self._fill((stands.claim + 1, 0), stands.run, whole=True):
                 yield message
             row = await self._pool.fetchrow(SQL["result"], self._event_id)
             result = Raw(row["result"].encode()) if row and row["result"] else None
@@ -189,7 +189,7 @@ class Follower:
                 yield message
             return
         if stands.claim > story.at[0]:
-            async for message in self._fill((stands.claim, 0), stands.run, story.at):
+            async for message in self._fill((stands.claim, 0), stands.run):
                 yield message
         for message in story.status(stands.claim, stands.status):
             yield message
@@ -216,7 +216,7 @@ class Follower:
         if place > story.seen:
             story.resume()
         if story.hole(place):
-            async for message in self._fill(place, run, story.at):
+            async for message in self._fill(place, run):
                 yield message
         if story.lacks(place, said):
             for there, reply in await self._replies((place[0], place[1] - 1), (place[0], place[1] + 1)):
@@ -225,11 +225,11 @@ class Follower:
         for message in story.entry(place, said):
             yield message
 
-    async def _fill(self, before: Place, run: int, steps_after: Place) -> AsyncIterator[bytes]:
-        """What is stored behind here and before `before`; steps from where they may have been passed over."""
+    async def _fill(self, before: Place, run: int, *, whole: bool = False) -> AsyncIterator[bytes]:
+        """What is stored behind here and before `before`; at the end from the beginning, for what was passed over."""
         story = self._story
-        steps = await self._steps(run, max(steps_after, story.seen), before)
-        replies = await self._replies(max(story.at, story.seen), before)
+        after = START if whole else max(story.at, story.seen)
+        steps, replies = await self._steps(run, max(after, story.seen), before), await self._replies(after, before)
         facts: list[tuple[Place, Stepped | Reply]] = [*steps, *replies]
         for place, fact in sorted(facts, key=lambda found: found[0]):
             for message in story.stored(place, fact):
@@ -237,18 +237,11 @@ class Follower:
 
     async def _replies(self, after: Place, before: Place) -> list[tuple[Place, Reply]]:
         rows = await self._pool.fetch(SQL["replies"], self._event_id, *after, *before)
-        return [
-            (
-                (row["claim"], row["n"]),
-                Reply(
-                    row["step"],
-                    live.call_name(row["asked"], row["ordinal"]),
-                    live.made_name(row["call_id"]),
-                    row["reply"],
-                ),
-            )
-            for row in rows
-        ]
+        found = {}
+        for row in rows:  # of a call that was answered twice, the last
+            step, call, made = row["step"], live.call_name(row["asked"], row["ordinal"]), live.made_name(row["call_id"])
+            found[step, call] = (row["claim"], row["n"]), Reply(step, call, made, row["reply"])
+        return list(found.values())
 
     async def _steps(self, run: int, after: Place, before: Place) -> list[tuple[Place, Stepped]]:
         rows = await self._pool.fetch(SQL["steps"], self._event_id, run, after[0], before[0])

@@ -48,9 +48,9 @@ class Story:
 
     def resume(self) -> None:
         """The log has no more of what the client has read: where that went further, it is not known what it was."""
-        claim, n = self.seen
-        if self.at < (claim, n - n % 2):
-            self._blind = self._blind or self.seen > (1, 1)
+        claim, n = self.seen[0], self.seen[1] // 2 * 2
+        if self.at < (claim, n):
+            self._blind = self._blind or (self.at == START and claim > 1) or n > 0
             self.at, self._rank = self.seen, self._seen_rank
 
     def hole(self, place: Place) -> bool:
@@ -66,7 +66,7 @@ class Story:
         """Whether the stored reply has to be asked for."""
         if not isinstance(said, Answered) or place <= max(self.at, self.seen):
             return False
-        has = self._has.get((said.step, said.call))
+        has = self._client_has(place, said)
         return has is None or (has.made, has.length) != (said.made, said.length)
 
     def status(self, claim: int, status: str) -> Iterator[bytes]:
@@ -104,11 +104,13 @@ class Story:
         if isinstance(fact, Stepped):
             yield from self._step(place, fact)
             return
-        key = (fact.step, fact.call)
-        has = self._has.get(key)
+        has = self._client_has(place, fact)
+        if place <= self.seen:
+            self._has[fact.step, fact.call] = Has(fact.made, len(fact.text), whole=True)
+            return
         known = has is not None and has.made == fact.made and has.length != NOTHING
         offset = has.length if has and known else 0
-        self._has[key] = Has(fact.made, len(fact.text), whole=True)
+        self._has[fact.step, fact.call] = Has(fact.made, len(fact.text), whole=True)
         if known and offset == len(fact.text):
             self.skip_to(place)
             return
@@ -121,6 +123,11 @@ class Story:
                 yield self._message("restart", {"step": step, "call": call}, with_id=False)
         self.at, self._rank = (claim, N_MAX), END
         yield self._message("end", {"status": status, "result": result})
+
+    def _client_has(self, place: Place, said: Answered | Reply) -> Has | None:
+        """Nothing where the last thing it has read is the restart that goes before this."""
+        claim, n = self.seen
+        return None if n % 2 and place == (claim, n + 1) else self._has.get((said.step, said.call))
 
     def _step(self, place: Place, step: Stepped) -> Iterator[bytes]:
         if place not in self._steps:
@@ -145,9 +152,9 @@ class Story:
         """Tell what is at `place`, unless the client has read it; what comes behind its place has no id."""
         in_order = place > self.at
         before = (place[0], place[1] - 1)
-        if isinstance(said, Token) and anew and before > max(self.seen, self.at):
-            self.at = before
-            yield self._message("restart", {"step": said.step, "call": said.call})
+        if isinstance(said, Token) and anew and place > self.seen != before:
+            self.skip_to(before)
+            yield self._message("restart", {"step": said.step, "call": said.call}, with_id=in_order)
         self.skip_to(place)
         if place > self.seen:
             yield self._message(event, _shown(said), with_id=in_order)

@@ -9,7 +9,16 @@ import click
 import httpx
 import msgspec
 
-from service.cli.api_client import NoService, Refused, open_client, patiently, printable, problem_sentence, settings_for
+from service.cli.api_client import (
+    REQUEST_TIMEOUT_S,
+    NoService,
+    Refused,
+    open_client,
+    patiently,
+    printable,
+    problem_sentence,
+    settings_for,
+)
 from service.cli.show import pretty
 from service.settings import Settings
 
@@ -63,7 +72,7 @@ async def _messages(
 ) -> AsyncIterator[tuple[str, dict[str, Any], str]]:
     """Name, data and id of each."""
     headers = {"Last-Event-ID": last} if last else {}
-    timeout = httpx.Timeout(client.timeout, read=SILENCE_MAX_S)
+    timeout = httpx.Timeout(REQUEST_TIMEOUT_S, read=SILENCE_MAX_S)
     fields: dict[str, str] = {"id": last}
     try:
         async with client.stream("GET", f"/events/{event_id}/stream", headers=headers, timeout=timeout) as response:
