@@ -127,7 +127,7 @@ class Story:
     def _client_has(self, place: Place, said: Answered | Reply) -> Has | None:
         """Nothing where the last thing it has read is the restart that goes before this."""
         claim, n = self.seen
-        return None if n % 2 and place == (claim, n + 1) else self._has.get((said.step, said.call))
+        return None if n % 2 and self.at < place == (claim, n + 1) else self._has.get((said.step, said.call))
 
     def _step(self, place: Place, step: Stepped) -> Iterator[bytes]:
         if place not in self._steps:
