@@ -1,8 +1,11 @@
 """The stream of an event: live, resumable, exact, over real HTTP."""
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,6 +16,7 @@ from schemas import Event
 from service.settings import Settings
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
+from tests.processes import START_S, Program, free_port, started
 from tests.programs import program_of
 from tests.sse import Client
 from workers.kit import Pipeline, Run, parallel
@@ -182,3 +186,43 @@ async def test_streams_are_bounded_and_freed_when_their_clients_go(settings: Set
 
         await eventually(told_of_the_end)
         assert client.heard[-1].data["status"] == "cancelled"
+
+
+async def test_an_api_that_stops_ends_its_streams_in_order(settings: Settings) -> None:
+    """They go on at another one, and it has not to be waited for."""
+    async with speaking(settings, token_ms=150) as board, running_api(board.settings) as (other, api):
+        async with httpx.AsyncClient(base_url=other, timeout=30) as there:
+            client = Client(await board.send("spoken", {}))
+            following = asyncio.create_task(client.follow(there))
+            await eventually(lambda: asyncio.sleep(0, len(client.of("token")) > 2))
+            assert await api.ends(signal.SIGTERM) == 0
+            await following
+        assert not client.over
+        await client.follow(board.http)
+        assert by_step(client) == await stored(board, client.event_id)
+    numbers = [int(each.id) for each in client.heard]
+    assert numbers == sorted(set(numbers))
+
+
+@asynccontextmanager
+async def running_api(settings: Settings) -> AsyncIterator[tuple[str, Program]]:
+    """The API as a program of its own; it ends long before its grace time."""
+    port = free_port()
+    environ = {
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "CALLBOARD_PORT": str(port),
+        "CALLBOARD_GRACE_S": "600",
+        "CALLBOARD_DATA_DIR": settings.data_dir,
+    }
+    command = (sys.executable, "-m", "service")
+    with started(command, Path(settings.data_dir) / "api.log", environ) as api:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+            await eventually(lambda: answers(http), START_S)
+        yield f"http://127.0.0.1:{port}", api
+
+
+async def answers(http: httpx.AsyncClient) -> bool:
+    with suppress(httpx.TransportError):
+        return (await http.get("/readyz")).status_code == 200
+    return False
