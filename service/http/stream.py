@@ -13,8 +13,9 @@ from starlette.types import Message, Send
 
 from schemas.envelope import TENANT
 from service import live
+from service.catch_up import Standing
 from service.errors import Unavailable
-from service.follow import Standing, standing, told
+from service.follow import standing, told
 from service.http.door import door
 from service.http.events import ACQUIRE_TIMEOUT_S, event_id_of
 from service.resources import POSTGRES_ERRORS

@@ -246,6 +246,5 @@ def _timed_out(error: Exception, wired: Wired) -> Exception | None:
 
 def _uncancel() -> None:
     """The hand-back still has to be settled in this task."""
-    task = asyncio.current_task()
-    if task is not None:
+    if (task := asyncio.current_task()) is not None:
         task.uncancel()

@@ -32,8 +32,9 @@ def _claimed(claim: int = 1, event_id: UUID | None = None) -> Claimed:
 
 
 def _call(reply: str = "") -> Call:
-    asked: tuple[Any, ...] = (uuid4(), datetime.now(UTC), "p", 1, "h", "r", "asked", 1, "openai", "m")
-    return Call(*asked, *(0, 0, 0.0, True, 0.0, "ok", None, reply, True, True))
+    told: list[Any] = [uuid4(), datetime.now(UTC), "p", 1, "h", "r", "asked", 1, "openai", "m"]
+    told += [0, 0, 0.0, True, 0.0, "ok", None, reply, True, True]
+    return Call(*told)
 
 
 async def _said(redis: Redis, voice: Voice, count: int) -> list[Any]:
