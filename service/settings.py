@@ -59,6 +59,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     body_max: Positive = 1_048_576
     batch_max: Positive = 1000
     result_max: Positive = 1_048_576
+    streams_max: Positive = 1000
     retention_days: Positive = 30
     dead_retention_days: Positive = 90
     budget_day_usd: Annotated[float, Meta(ge=0)] = 5.0

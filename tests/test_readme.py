@@ -73,7 +73,7 @@ def test_every_command_is_one_that_is_run_here() -> None:
         FOUR: [".venv/bin/callboard"] * 7,
         "Models": [".venv/bin/callboard"] * 4,
         KEYS: ["export", ".venv/bin/callboard", "curl", ".venv/bin/callboard"],
-        "Operate": [".venv/bin/callboard"] * 5 + ["curl"],
+        "Operate": [".venv/bin/callboard"] * 6 + ["curl"],
     }
 
 

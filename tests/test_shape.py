@@ -278,7 +278,7 @@ def test_every_prompt_is_asked_for() -> None:
         call.args[0].value.partition("@")[0]
         for tree in user_code
         for call in ast.walk(tree)
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "ask"
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in ("ask", "stream")
         if call.args and isinstance(call.args[0], ast.Constant) and isinstance(call.args[0].value, str)
     }
     assert asked == there

@@ -13,7 +13,7 @@ from service.log import setup
 from service.settings import load
 from service.signals import ignore, on_end
 from service.supervise import end_in_time
-from workers.clients.llm import check_keys
+from workers.clients.chains import check_keys
 from workers.engine.supervisor import Program, open_worker
 from workers.hosted import program
 

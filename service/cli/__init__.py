@@ -20,6 +20,7 @@ COMMANDS = (
     Entry("demo", "service.cli.demo:demo", "Send a file of messages through it and show how they fared."),
     Entry("send", "service.cli.send:send", "Send one event, and with --wait see what became of it."),
     Entry("show", "service.cli.show:show", "Show one event: status, steps, result or error."),
+    Entry("tail", "service.cli.tail:tail", "Follow one event until it ends, with replies as they are written."),
     Entry("dead", "service.cli.operate:dead", "List, show, replay and discard dead letters."),
     Entry("replay", "service.cli.operate:replay", "Run an ended event again."),
     Entry("cancel", "service.cli.operate:cancel", "End an event that has not ended."),

@@ -15,7 +15,8 @@ from prompts import Prompts
 from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
-from service.http import events, health, metrics, operations, types
+from service.follow import Followers
+from service.http import events, health, metrics, operations, stream, types
 from service.http import prompts as asking
 from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
@@ -52,6 +53,7 @@ def _routes() -> list[Route]:
         *_both("/events", "POST", "ingest", events.post_event),
         *_both("/events", "GET", "read", events.list_events),
         _at("/events/{event_id}", "GET", "read", events.get_event),
+        _at("/events/{event_id}/stream", "GET", "read", stream.follow_event),
         _at("/events/{event_id}/replay", "POST", "operate", operations.replay_event),
         _at("/events/{event_id}/cancel", "POST", "operate", operations.cancel_event),
         *_both("/dead-letters", "GET", "read", operations.list_dead_letters),
@@ -85,7 +87,7 @@ def _both(path: str, method: str, need: Need, endpoint: Endpoint) -> list[Route]
 
 def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ignore[no-untyped-def]
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[State]:
+    async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             redis = await stack.enter_async_context(open_redis(settings))
             pool = await stack.enter_async_context(open_pool(settings, "api"))
@@ -95,6 +97,9 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             stack.callback(measured.close)
             intake = await stack.enter_async_context(open_intake(settings, catalog, redis, meters))
             keys = await stack.enter_async_context(open_keys(settings))
-            yield State(door=Door(settings, catalog, told, intake, keys, pool, redis, meters, measured))
+            followers = Followers(redis, pool, settings.streams_max)
+            await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
+            app.state.leave = followers.leave
+            yield State(door=Door(settings, catalog, told, intake, keys, pool, redis, meters, measured, followers))
 
     return lifespan

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from prompts import Prompts
 from schemas.catalog import Catalog
+from service.follow import Followers
 from service.http.measured import Measured
 from service.intake import Intake
 from service.keys import Keys
@@ -32,6 +33,7 @@ class Door(Struct, frozen=True):
     redis: Redis
     meters: Meters
     measured: Measured
+    followers: Followers
 
 
 def door(request: Request) -> Door:

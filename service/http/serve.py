@@ -8,6 +8,7 @@ from contextlib import suppress
 from socket import socket
 
 import uvicorn
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -58,7 +59,7 @@ def main() -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.grace_s,
     )
-    server = _Server(config)
+    server = _Server(config, app)
     server.run()
     return 0 if server.started else 1
 
@@ -79,8 +80,13 @@ def to_the_last(app: ASGIApp) -> ASGIApp:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+        super().__init__(config)
+        self._app = app
+
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         end_in_time(self.config.timeout_graceful_shutdown or 0)
+        self._app.state.leave()
         await super().shutdown(sockets)
 
 

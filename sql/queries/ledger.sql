@@ -32,8 +32,8 @@ select call_id from held where there or held;
 -- reserved goes back to its allowance, or to the day where that is gone.
 with given as (
     select * from unnest($1::uuid[], $2::integer[], $3::integer[], $4::double precision[], $5::double precision[], $6::text[],
-                         $7::text[], $8::text[], $9::boolean[])
-        as g (call_id, tokens_in, tokens_out, cost_usd, ms, outcome, cause, reply, simulated)
+                         $7::text[], $8::text[], $9::boolean[], $10::integer[])
+        as g (call_id, tokens_in, tokens_out, cost_usd, ms, outcome, cause, reply, simulated, told_no)
 ), mine as (
     select g.*, c.event_id, c.claim, c.worker, c.tenant, c.day, g.cost_usd - c.cost_usd as more_usd
     from (select * from given order by call_id) as g
@@ -41,7 +41,7 @@ with given as (
 ), closed as (
     update calls c
     set tokens_in = m.tokens_in, tokens_out = m.tokens_out, cost_usd = m.cost_usd, ms = m.ms,
-        outcome = m.outcome, cause = m.cause, reply = m.reply, simulated = m.simulated,
+        outcome = m.outcome, cause = m.cause, reply = m.reply, simulated = m.simulated, told_no = m.told_no,
         memory = m.outcome = 'ok'
              and m.claim = coalesce((select w.claim from work w where w.event_id = m.event_id),
                                     (select e.claim from events e where e.event_id = m.event_id), -1)

@@ -44,6 +44,7 @@ MATRIX: Final = {
     49: "an old and a new release run side by side",
     50: "operators replay the same dead letters at once",
     51: "a run of twenty nodes is killed at every boundary of a call and of the journal",
+    52: "a worker is killed in the middle of streams that clients follow",
 }
 
 

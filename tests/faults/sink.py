@@ -44,14 +44,15 @@ async def _nothing(place: str, call: Called) -> None:
 
 
 class Sink:
-    """`calls` and `effects` survive whatever happens to the programs. `latency_s()` is how long a model thinks;
-    `at(place, call)` is awaited where a call has "arrived", and where it is "answered"; `fault(call)`: the simulator's,
-    which it has, or nothing."""
+    """`calls` and `effects` survive whatever happens to the programs. `latency_s()` is how long a model thinks,
+    `token_s` how long each piece of a stream takes; `at(place, call)` is awaited where a call has "arrived", and where
+    it is "answered"; `fault(call)`: the simulator's, which it has, or nothing."""
 
     def __init__(self) -> None:
         self.calls: Final[list[Called]] = []
         self.effects: Final[list[Effect]] = []
         self.latency_s: Callable[[], float] = lambda: 0.02
+        self.token_s = 0.0
         self.at: Callable[[str, Called], Awaitable[None]] = _nothing
         self.fault: Callable[[Called], str] = lambda _: ""
         self.url = ""
@@ -113,16 +114,24 @@ def _noting(sink: Sink, model: ASGIApp) -> ASGIApp:
         body = await Request(scope, receive).body()
         found = MARK.search(body)
         assert found, body
-        call = Called(found[1].decode(), int(found[2]), found[3].decode(), time.time())
+        event_id, claim, step = found[1].decode(), int(found[2]), found[3].decode()
+        if not claim:  # the prompt is the same in each claim: they are told apart by their number
+            claim = 1 + sum((each.event_id, each.step) == (event_id, step) for each in sink.calls)
+        call = Called(event_id, claim, step, time.time())
         sink.calls.append(call)
         await sink.at("arrived", call)
 
         async def again() -> Message:
             return {"type": "http.request", "body": MARK.sub(b"", body), "more_body": False}
 
+        async def slowly(message: Message) -> None:
+            if message.get("more_body") and sink.token_s:
+                await asyncio.sleep(sink.token_s)
+            await send(message)
+
         await asyncio.sleep(sink.latency_s())
         told = [(b"x-callboard-fault", fault.encode())] if (fault := sink.fault(call)) else []
-        await model({**scope, "headers": [*scope["headers"], *told]}, again, send)
+        await model({**scope, "headers": [*scope["headers"], *told]}, again, slowly)
         call.done_at = time.time()
         await sink.at("answered", call)
 

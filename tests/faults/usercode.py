@@ -31,6 +31,12 @@ class Ask(Event, tag="probe.ask", frozen=True):
     token: str
 
 
+class Speak(Event, tag="probe.speak", frozen=True):
+    """As `ask`, with replies that are streamed; a retry asks the same."""
+
+    token: str
+
+
 class Poison(Event, tag="probe.poison", frozen=True):
     token: str
     how: str = "raise"
@@ -58,7 +64,7 @@ import time
 
 from msgspec import Struct
 
-from schemas.events.probe import Ask, Block, Crash, Once, Poison, Slow
+from schemas.events.probe import Ask, Block, Crash, Once, Poison, Slow, Speak
 from workers.kit import Reject, Run
 
 
@@ -96,6 +102,18 @@ async def told(run: Run, event: Ask, second: Second) -> Told:
     return await tell(run, event.token)
 
 
+async def speak(run: Run, event: Speak) -> First:
+    return First(await run.llm.stream("probe/ask", returns=str, mark=f"{run.event_id}/0/speak"))
+
+
+async def answer(run: Run, event: Speak, first: First) -> Second:
+    return Second(await run.llm.stream("probe/ask", returns=str, mark=f"{run.event_id}/0/answer"))
+
+
+async def spoken(run: Run, event: Speak, second: Second) -> Told:
+    return await tell(run, event.token)
+
+
 async def poison(run: Run, event: Poison) -> Told:
     if event.how == "memory":
         raise MemoryError
@@ -124,7 +142,7 @@ async def tell(run: Run, token: str) -> Told:
 PIPELINES: Final = '''
 """Probes."""
 
-from schemas.events.probe import Ask, Block, Crash, Once, Poison, Slow
+from schemas.events.probe import Ask, Block, Crash, Once, Poison, Slow, Speak
 from workers.kit import Pipeline, Retry
 from workers.nodes import probe
 
@@ -133,6 +151,7 @@ RETRY = Retry(attempts=3, base_s=0.2, cap_s=1.0)
 probe_once = Pipeline(on=Once, flow=[probe.once], retry=RETRY)
 probe_slow = Pipeline(on=Slow, flow=[probe.slow], retry=RETRY)
 probe_ask = Pipeline(on=Ask, flow=[probe.first, probe.second, probe.told], retry=RETRY)
+probe_speak = Pipeline(on=Speak, flow=[probe.speak, probe.answer, probe.spoken], retry=RETRY)
 probe_poison = Pipeline(on=Poison, flow=[probe.poison], retry=RETRY)
 probe_crash = Pipeline(on=Crash, flow=[probe.crash], retry=RETRY)
 probe_block = Pipeline(on=Block, flow=[probe.block], retry=RETRY)

@@ -19,6 +19,7 @@ from workers.clients.provider import (
     http_fault,
     unreachable,
 )
+from workers.clients.streaming import Patience, Told, broken_off, listen
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "end_turn": "end",
@@ -26,6 +27,16 @@ STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "refusal": "refused",
+}
+
+STATUSES: Final = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
 }
 
 
@@ -43,6 +54,32 @@ class _Reply(Struct):
     content: list[_Block]
     stop_reason: str
     usage: _Usage
+
+
+class _Begin(Struct):
+    usage: _Usage
+
+
+class _Delta(Struct):
+    text: str = ""
+    stop_reason: str | None = None
+
+
+class _Written(Struct):
+    output_tokens: int
+
+
+class _Error(Struct):
+    type: str = ""
+    message: str = ""
+
+
+class _Event(Struct):
+    type: str
+    message: _Begin | None = None
+    delta: _Delta | None = None
+    usage: _Written | None = None
+    error: _Error | None = None
 
 
 class AnthropicClient:
@@ -65,17 +102,73 @@ class AnthropicClient:
             raise unreachable(self._name, error) from error
         return self._answer(body, SIMULATED_HEADER in raw.headers)
 
+    async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
+        listener = _Listener(self._name)
+        opening = self._sdk.messages.with_streaming_response.create(
+            **_arguments(request), stream=True, extra_headers=request.headers, timeout=patience.total_s
+        )
+        try:
+            headers = await listen(opening, listener, patience, told)
+        except anthropic.APIStatusError as error:
+            raise http_fault(
+                self._name, error.status_code, error.message, error.response.headers, error.type or ""
+            ) from error
+        except (anthropic.AnthropicError, TransportError) as error:
+            raise unreachable(self._name, error) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Fault("malformed", f"{self._name} sent an event that is none: {error}.") from error
+        return listener.answer(SIMULATED_HEADER in headers)
+
     def _answer(self, body: bytes, simulated: bool) -> Answer:
         # Decoded by us, not by the SDK: it takes HTML for a str and {} for a reply full of None.
         try:
             reply = self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Fault("malformed", f"{self._name} answered 200 with what is no reply: {error}.") from error
-        stop = STOPS.get(reply.stop_reason)
         texts = [block.text for block in reply.content if block.type == "text"]
-        if stop is None or (stop == "end" and not texts):
-            raise Fault("malformed", f"{self._name} ended a reply with {reply.stop_reason!r} and no text.")
-        return Answer("".join(texts), stop, reply.usage.input_tokens, reply.usage.output_tokens, simulated)
+        return _answer(self._name, texts, reply.stop_reason, reply.usage, simulated)
+
+
+class _Listener:
+    """A message, event by event."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.over = False
+        self._texts: list[str] = []
+        self._stop: str | None = None
+        self._usage = _Usage(0, 0)
+
+    def take(self, data: bytes) -> str | None:
+        event = EVENT.decode(data)
+        if event.error is not None:
+            raise broken_off(self.name, STATUSES.get(event.error.type, 500), event.error.message)
+        if event.message is not None:
+            self._usage = event.message.usage
+        if event.usage is not None:
+            self._usage.output_tokens = event.usage.output_tokens
+        self.over = self.over or event.type == "message_stop"
+        if event.delta is None:
+            return None
+        self._stop = event.delta.stop_reason or self._stop
+        if event.delta.text:
+            self._texts.append(event.delta.text)
+        return event.delta.text
+
+    def answer(self, simulated: bool) -> Answer:
+        if self._stop is None or not self.over:
+            raise Fault("malformed", f"{self.name} ended its stream without a message_stop.")
+        return _answer(self.name, self._texts, self._stop, self._usage, simulated)
+
+
+EVENT: Final = msgspec.json.Decoder(_Event)
+
+
+def _answer(name: str, texts: list[str], reason: str, usage: _Usage, simulated: bool) -> Answer:
+    stop = STOPS.get(reason)
+    if stop is None or (stop == "end" and not texts):
+        raise Fault("malformed", f"{name} ended a reply with {reason!r} and no text.")
+    return Answer("".join(texts), stop, usage.input_tokens, usage.output_tokens, simulated)
 
 
 @asynccontextmanager

@@ -40,7 +40,7 @@ class Call(Struct, frozen=True):
     """One call, under way or ended; under way it has the most it may cost.
 
     `request_hash` names what was sent, whoever was asked; `asked` what the step wanted, of which it is the `ordinal`-th
-    time, also where a call asks again with the error of the one before.
+    time, also where a call asks again with the error of the one before. `streamed`: its pieces are told as they come.
     """
 
     call_id: UUID
@@ -62,6 +62,7 @@ class Call(Struct, frozen=True):
     cause: str | None
     reply: str | None
     simulated: bool
+    streamed: bool = False
 
 
 class Source(Struct, frozen=True):
@@ -87,6 +88,9 @@ class Book(Protocol):
     async def open(self, call: Call) -> None:
         """Reserves what the call may cost and notes it. Raises BudgetSpent or DaySpent where that is too much."""
 
+    def piece(self, call: Call, text: str) -> None:
+        """Tells a piece of its reply to whoever follows the event."""
+
     async def close(self, call: Call) -> None:
         """Stores how it ended, before the reply is used."""
 
@@ -103,6 +107,7 @@ class Question(Struct, frozen=True):
     book: Book
     asked: str = ""
     ordinal: int = 1
+    streams: bool = False
 
 
 class Try(Struct):
@@ -147,19 +152,21 @@ def begin(question: Question, target: Target, prices: Prices, *, simulated: bool
         cause=None,
         reply=None,
         simulated=simulated,
+        streamed=question.streams,
     )
     tokens_max = len(encoded) // LETTERS_A_TOKEN + question.request.max_tokens
     return Try(question, target, call, tokens_max, time.perf_counter())
 
 
 def answered(begun: Try, outcome: Booked, answer: Answer, prices: Prices) -> Call:
-    """The call with its reply, at what that cost."""
-    target = begun.target
+    """The call with its reply, at what that cost; a reply that does not say its tokens, at the most it may."""
+    target, said = begun.target, answer.tokens_in + answer.tokens_out > 0
+    cost_usd = prices.cost_usd(target.provider, target.model, answer.tokens_in, answer.tokens_out) or 0.0
     return replace(
         begun.call,
         tokens_in=answer.tokens_in,
         tokens_out=answer.tokens_out,
-        cost_usd=prices.cost_usd(target.provider, target.model, answer.tokens_in, answer.tokens_out) or 0.0,
+        cost_usd=cost_usd if said else begun.call.cost_usd,
         ms=_ms(begun),
         outcome=outcome,
         reply=None if answer.text is None else answer.text.replace("\x00", "\ufffd"),

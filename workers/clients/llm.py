@@ -1,6 +1,6 @@
 """One call to a model: prompt → chain of providers → reply by type, each try behind its breaker and in the ledger."""
 
-from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
@@ -8,20 +8,24 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from prompts import Prompt, PromptError, Prompts, Rendered, Target, render
-from service.errors import CallboardError, SettingsError, WiringError
-from service.settings import PROVIDERS, Settings, variable
+from service.errors import CallboardError, SettingsError
+from service.settings import Settings
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller, LlmRefused
+from workers.clients.chains import check_chains, check_embeds, check_keys, no_key
 from workers.clients.embeddings import embed
 from workers.clients.faults import Fault
 from workers.clients.ledger import Book, Call, Question, Try, encode, hashed
 from workers.clients.limits import Shared, open_gates
 from workers.clients.provider import Answer, Client, Connect, Message, Request, Texts
+from workers.clients.streaming import Patience
 from workers.clients.structured import InvalidReply, Shape
 
 __all__ = ["Book", "Call", "Llm", "LlmRefused", "open_llm"]
 
 T = TypeVar("T")
+Sender = Callable[[Try, Client, Request], Awaitable[Answer]]
+PATIENCE: Final = Patience()
 
 EMBED: Final = "embed"
 
@@ -51,8 +55,47 @@ class Llm:
         `labels` (event, step) are told to the simulator only. Raises Outage where nobody on the chain can answer now,
         LlmRefused where it is for the event itself to fail, and CallboardError where prompt and variables don't fit.
         """
-        chosen, rendered, chain = self._choose(prompt, variables, model)
+
+        async def send(_: Try, client: Client, request: Request) -> Answer:
+            return await client.complete(request, timeout_s)
+
+        question, chain = self._question(prompt, variables, model, labels, self._shape(returns), timeout_s, book)
+        return await self._put(question, chain, self._shape(returns), send)
+
+    async def stream(
+        self,
+        prompt: str,
+        variables: Mapping[str, object],
+        *,
+        returns: type[T],
+        book: Book,
+        model: str | None = None,
+        patience: Patience = PATIENCE,
+        labels: Mapping[str, str] | None = None,
+    ) -> T:
+        """As `ask`, with the pieces of the reply told to `book` as they come; `patience` bounds each call.
+
+        A call that is made anew (another provider of the chain, a reply that did not fit) begins from nothing.
+        """
+
+        async def send(begun: Try, client: Client, request: Request) -> Answer:
+            return await client.stream(request, patience, lambda text: book.piece(begun.call, text))
+
         shape = self._shape(returns)
+        question, chain = self._question(prompt, variables, model, labels, shape, patience.total_s, book)
+        return await self._put(replace(question, streams=True), chain, shape, send)
+
+    def _question(
+        self,
+        prompt: str,
+        variables: Mapping[str, object],
+        model: str | None,
+        labels: Mapping[str, str] | None,
+        shape: Shape[T],
+        timeout_s: float,
+        book: Book,
+    ) -> tuple[Question, list[Target]]:
+        chosen, rendered, chain = self._choose(prompt, variables, model)
         request = Request(
             model=model or chosen.model,
             system=rendered.system,
@@ -62,16 +105,19 @@ class Llm:
             temperature=chosen.head.temperature,
             headers=_headers(labels or {}) if self._caller.simulated else {},
         )
-        question = Question(chosen, request, timeout_s, book)
+        return Question(chosen, request, timeout_s, book), chain
+
+    async def _put(self, question: Question, chain: Sequence[Target], shape: Shape[T], send: Sender) -> T:
+        book = question.book
         asked = hashed(encode(question))
         ordinal, told = book.recall(asked)
         if told is not None:
             with suppress(InvalidReply):
                 reply = shape.decode(told)
-                book.recalled(chosen)
+                book.recalled(question.prompt)
                 return reply
         question = replace(question, asked=asked, ordinal=ordinal)
-        return await book.whole(self._caller.along(chain, lambda target: self._ask_at(target, question, shape)))
+        return await book.whole(self._caller.along(chain, lambda target: self._ask_at(target, question, shape, send)))
 
     async def embed(
         self,
@@ -90,7 +136,7 @@ class Llm:
             chain = self._known(model, self._prompts.chain(model))
         except PromptError as error:
             raise CallboardError(str(error)) from error
-        _check_embeds(model, chain, self._caller)
+        check_embeds(model, chain, self._caller)
         headers = _headers(labels or {}) if self._caller.simulated else {}
         return await embed(self._caller, chain, Texts(model, tuple(texts), headers), book, timeout_s)
 
@@ -116,7 +162,7 @@ class Llm:
     def _known(self, alias: str, chain: Sequence[Target]) -> list[Target]:
         with_key = [target for target in chain if self._caller.knows(target)]
         if not with_key:
-            raise SettingsError(_no_key(alias, chain))
+            raise SettingsError(no_key(alias, chain))
         return with_key
 
     def _shape(self, returns: type[T]) -> Shape[T]:
@@ -124,19 +170,18 @@ class Llm:
             self._shapes[returns] = Shape(returns)
         return self._shapes[returns]
 
-    async def _ask_at(self, target: Target, question: Question, shape: Shape[T]) -> T:
+    async def _ask_at(self, target: Target, question: Question, shape: Shape[T], send: Sender) -> T:
         try:
-            return await self._ask_once(self._caller.begin(question, target), shape)
+            return await self._ask_once(self._caller.begin(question, target), shape, send)
         except InvalidReply as misfit:
             again = self._caller.begin(_again(question, misfit), target)
         try:
-            return await self._ask_once(again, shape)
+            return await self._ask_once(again, shape, send)
         except InvalidReply as misfit:
             raise LlmRefused(f"{again.where} gave no valid reply, asked twice: {misfit}.") from misfit
 
-    async def _ask_once(self, begun: Try, shape: Shape[T]) -> T:
-        timeout_s = begun.question.timeout_s
-        answer = await self._caller.make(begun, lambda client, request: client.complete(request, timeout_s))
+    async def _ask_once(self, begun: Try, shape: Shape[T], send: Sender) -> T:
+        answer = await self._caller.make(begun, lambda client, request: send(begun, client, request))
         try:
             reply = shape.decode(_whole(answer))
         except InvalidReply:
@@ -177,47 +222,8 @@ async def open_llm(
         gates = await stack.enter_async_context(open_gates(targets, shared))
         caller = Caller(clients, gates, policy or Policy(), simulated=simulator_url is not None)
         embedding = [target for target in prompts.models.get(EMBED, ()) if caller.knows(target)]
-        _check_embeds(EMBED, embedding, caller)
+        check_embeds(EMBED, embedding, caller)
         yield Llm(prompts, caller)
-
-
-def check_chains(prompts: Prompts, providers: Mapping[str, Connect]) -> None:
-    """Raises WiringError."""
-    for alias, chain in prompts.models.items():
-        for name in {target.provider for target in chain} - providers.keys():
-            raise WiringError(f'models.toml: {alias} names the provider "{name}": write workers/providers/{name}.py.')
-
-
-def check_keys(prompts: Prompts, with_key: Container[str]) -> None:
-    """Raises SettingsError where a prompt's alias names no provider that has a key."""
-    for alias in sorted({prompt.model for versions in prompts.versions.values() for prompt in versions.values()}):
-        chain = prompts.chain(alias)
-        if not any(target.provider in with_key for target in chain):
-            raise SettingsError(_no_key(alias, chain))
-
-
-def _no_key(alias: str, chain: Sequence[Target]) -> str:
-    names = " or ".join(dict.fromkeys(_needs(target.provider) for target in chain))
-    return (
-        f'No provider of the model alias "{alias}" can be asked: set {names}, give the alias another one in '
-        "prompts/models.toml, or set CALLBOARD_SIMULATE=on to try without."
-    )
-
-
-def _needs(provider: str) -> str:
-    names = PROVIDERS.get(provider)
-    return " and ".join(map(variable, names)) if names else f"what workers/providers/{provider}.py asks for"
-
-
-def _check_embeds(alias: str, chain: Sequence[Target], caller: Caller) -> None:
-    for target in chain:
-        if not caller.embeds(target):
-            raise WiringError(f"models.toml: {alias} names {target.provider}, which has no embeddings.")
-    if len(models := dict.fromkeys(target.model for target in chain)) > 1:
-        raise WiringError(
-            f"models.toml: {alias} names {' and '.join(models)}, whose vectors can't be compared: "
-            "all of its providers need the same model (of Azure: a deployment of that name)."
-        )
 
 
 def _headers(labels: Mapping[str, str]) -> dict[str, str]:

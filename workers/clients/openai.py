@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 import openai
 from msgspec import Meta, Struct
 
+from workers.clients.dialect import OPENAI, Dialect, body_of, stream_body
 from workers.clients.faults import Fault
 from workers.clients.provider import (
     LIMITS,
@@ -20,6 +21,7 @@ from workers.clients.provider import (
     http_fault,
     unreachable,
 )
+from workers.clients.streaming import Patience, Told, broken_off, listen
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "stop": "end",
@@ -28,19 +30,7 @@ STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "content_filter": "refused",
 }
 
-
-class Dialect(Struct, frozen=True):
-    """In what servers that speak OpenAI's protocol differ.
-
-    `max_tokens` is what the bound of a reply is called; `json` how a schema is asked for: OpenAI's way, or as
-    `json_object` with a `schema`, which llama-cpp-python's server has.
-    """
-
-    max_tokens: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    json: Literal["json_schema", "json_object"] = "json_schema"
-
-
-OPENAI: Final = Dialect()
+STATUSES: Final = {"insufficient_quota": 402, "rate_limit_exceeded": 429, "invalid_request_error": 400}
 
 
 class _Usage(Struct):
@@ -73,6 +63,23 @@ class _Vectors(Struct):
     usage: _Usage | None = None
 
 
+class _Part(Struct):
+    delta: _Message = msgspec.field(default_factory=_Message)
+    finish_reason: str | None = None
+
+
+class _Error(Struct):
+    message: str = ""
+    type: str | None = None
+    code: str | int | None = None
+
+
+class _Chunk(Struct):
+    choices: list[_Part] = []
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
 class OpenAIClient:
     def __init__(self, sdk: openai.AsyncOpenAI, name: str, dialect: Dialect) -> None:
         self._sdk = sdk
@@ -87,7 +94,7 @@ class OpenAIClient:
                 # All else as the extra body: it is plain JSON already, and the SDK's walk over it costs 1 ms a call.
                 model=request.model,
                 messages=[],
-                extra_body=_body(request, self._dialect),
+                extra_body=body_of(request, self._dialect),
                 extra_headers=request.headers,
                 timeout=timeout_s,
             )
@@ -125,18 +132,83 @@ class OpenAIClient:
         vectors = [each.embedding for each in rows]
         return Answer(None, "end", tokens_in, 0, SIMULATED_HEADER in raw.headers, vectors)
 
+    async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
+        listener = _Listener(self._name)
+        opening = self._sdk.chat.completions.with_streaming_response.create(
+            model=request.model,
+            messages=[],
+            extra_body=stream_body(request, self._dialect),
+            extra_headers=request.headers,
+            timeout=patience.total_s,
+        )
+        try:
+            headers = await listen(opening, listener, patience, told)
+        except openai.APIStatusError as error:
+            raise http_fault(
+                self._name, error.status_code, error.message, error.response.headers, error.code or ""
+            ) from error
+        except (openai.OpenAIError, TransportError) as error:
+            raise unreachable(self._name, error) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Fault("malformed", f"{self._name} sent an event that is none: {error}.") from error
+        return listener.answer(SIMULATED_HEADER in headers)
+
     def _answer(self, body: bytes, simulated: bool) -> Answer:
         # Decoded by us, not by the SDK: it takes HTML for a str and {} for a reply full of None.
         try:
             reply = self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Fault("malformed", f"{self._name} answered 200 with what is no reply: {error}.") from error
-        choice, usage = reply.choices[0], reply.usage or _Usage()
-        stop = "refused" if choice.message.refusal else STOPS.get(choice.finish_reason)
-        if stop is None or (stop == "end" and choice.message.content is None):
-            raise Fault("malformed", f"{self._name} ended a reply with {choice.finish_reason!r} and no text.")
-        text = choice.message.content or choice.message.refusal or ""
-        return Answer(text, stop, usage.prompt_tokens, usage.completion_tokens, simulated)
+        choice = reply.choices[0]
+        return _answer(self._name, choice.message, choice.finish_reason, reply.usage, simulated)
+
+
+class _Listener:
+    """A chat completion, chunk by chunk."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.over = False
+        self._texts: list[str] = []
+        self._refusal = ""
+        self._stop: str | None = None
+        self._usage: _Usage | None = None
+
+    def take(self, data: bytes) -> str | None:
+        if data == b"[DONE]":
+            self.over = True
+            return None
+        chunk = CHUNK.decode(data)
+        if chunk.error is not None:
+            status = STATUSES.get(str(chunk.error.code)) or STATUSES.get(str(chunk.error.type)) or 500
+            raise broken_off(self.name, status, chunk.error.message)
+        self._usage = chunk.usage or self._usage
+        if not chunk.choices:
+            return None
+        part = chunk.choices[0]
+        self._stop = part.finish_reason or self._stop
+        self._refusal += part.delta.refusal or ""
+        if part.delta.content:
+            self._texts.append(part.delta.content)
+        return part.delta.content or ("" if part.delta.refusal else None)
+
+    def answer(self, simulated: bool) -> Answer:
+        if self._stop is None:
+            raise Fault("malformed", f"{self.name} ended its stream without a finish_reason.")
+        message = _Message("".join(self._texts) if self._texts else None, self._refusal or None)
+        return _answer(self.name, message, self._stop, self._usage, simulated)
+
+
+CHUNK: Final = msgspec.json.Decoder(_Chunk)
+
+
+def _answer(name: str, message: _Message, finish: str, usage: _Usage | None, simulated: bool) -> Answer:
+    stop = "refused" if message.refusal else STOPS.get(finish)
+    if stop is None or (stop == "end" and message.content is None):
+        raise Fault("malformed", f"{name} ended a reply with {finish!r} and no text.")
+    usage = usage or _Usage()
+    text = message.content or message.refusal or ""
+    return Answer(text, stop, usage.prompt_tokens, usage.completion_tokens, simulated)
 
 
 @asynccontextmanager
@@ -162,17 +234,3 @@ async def connect_azure(key: str, endpoint: str, version: str, *, proxies: bool 
         api_key=key, azure_endpoint=endpoint, api_version=version, max_retries=0, http_client=http
     ) as sdk:
         yield OpenAIClient(sdk, "azure", OPENAI)
-
-
-def _body(request: Request, dialect: Dialect) -> dict[str, Any]:
-    messages: list[dict[str, str]] = [{"role": "system", "content": request.system}] if request.system else []
-    messages += [{"role": each.role, "content": each.content} for each in request.messages]
-    body: dict[str, Any] = {"messages": messages, dialect.max_tokens: request.max_tokens}
-    if request.temperature is not None:
-        body["temperature"] = request.temperature
-    if request.schema is not None and dialect.json == "json_object":
-        body["response_format"] = {"type": "json_object", "schema": request.schema.body}
-    elif request.schema is not None:
-        schema = {"name": request.schema.name, "strict": True, "schema": request.schema.body}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return body

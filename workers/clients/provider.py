@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from service.settings import Settings
 from workers.clients.faults import Fault, asked_wait_s, outcome_of
+from workers.clients.streaming import Patience, Told
 
 LIMITS: Final = httpx2.Limits(max_connections=1000)
 SIMULATED_HEADER: Final = "x-callboard-simulated"
@@ -65,6 +66,9 @@ class Answer(Struct, frozen=True):
 class Client(Protocol):
     async def complete(self, request: Request, timeout_s: float) -> Answer:
         """Ask once. Raises Fault."""
+
+    async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
+        """Ask once, and tell the text as it comes: of a reply that ends well, all of it. Raises Fault."""
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from workers.clients.llm import Book, Call
 from workers.engine.budget import Till, reserve_own
 from workers.engine.claimed import Claimed
 from workers.engine.ledger import Ledger, Row, opening
+from workers.engine.live import Voice
 from workers.kit.memory import Facts, Guard, Stale, Step
 
 T = TypeVar("T")
@@ -27,15 +28,18 @@ class Account(Struct, frozen=True):
     ledger: Ledger
     till: Till
     limit_usd: float | None
+    voice: Voice
 
     def book(self, step: str, guard: Guard) -> Book:
         return StepBook(self, step, guard)
 
 
-def account(claimed: Claimed, facts: Facts, ledger: Ledger, limit_usd: float | None) -> Callable[[str, Guard], Book]:
+def account(
+    claimed: Claimed, facts: Facts, ledger: Ledger, limit_usd: float | None, voice: Voice
+) -> Callable[[str, Guard], Book]:
     """Books of one run, by step."""
     till = Till((limit_usd or 0.0) - facts.spent_usd)
-    return Account(claimed, facts, ledger, till, limit_usd).book
+    return Account(claimed, facts, ledger, till, limit_usd, voice).book
 
 
 class StepBook:
@@ -89,12 +93,22 @@ class StepBook:
                     replace(call, cost_usd=0.0, outcome="connection", cause="not sent: the claim was lost")
                 )
 
+    def piece(self, call: Call, text: str) -> None:
+        self._account.voice.piece(self._step, call, text)
+
     async def close(self, call: Call) -> None:
+        if call.streamed:
+            self._account.voice.ended(call)
+        told = self._account.voice.answered(self._step, call) if call.streamed and call.outcome == "ok" else None
+        kept = False
         try:
-            kept = await self._account.ledger.close(self._row, call)
+            kept = await self._account.ledger.close(self._row, call, told.n if told else None)
         except Unavailable:
             self._settle(0.0)
             raise
+        finally:
+            if told is not None:
+                self._account.voice.stored(told, kept=kept)
         self._settle(self._usd - call.cost_usd)
         if call.outcome == "ok" and not kept:
             raise Stale(str(self._account.claimed.event_id))

@@ -19,6 +19,7 @@ from workers.engine.book import account
 from workers.engine.claimed import Claimed
 from workers.engine.journal import Journal, followed, recall, states
 from workers.engine.ledger import Ledger
+from workers.engine.live import Voice, Wire
 from workers.engine.retry import after, unknown_type
 from workers.engine.settle import Ending, Settler
 from workers.kit import Pipeline
@@ -47,12 +48,14 @@ class Stage(Struct, frozen=True):
     ledger: Ledger
     journal: Journal
     settler: Settler
+    wire: Wire
 
 
 class Hand(Struct, eq=False):
     """An event in hand. `ours`: until we hear that the claim is somebody else's; `attempting`: until it is settled."""
 
     claimed: Claimed
+    voice: Voice
     task: "asyncio.Task[None] | None" = None
     attempting: bool = True
     ours: bool = True
@@ -99,7 +102,7 @@ class Executor:
         return self.free
 
     def start(self, claimed: Claimed) -> None:
-        hand = Hand(claimed)
+        hand = Hand(claimed, self._stage.wire.voice(claimed))
         hand.task = asyncio.create_task(self._live(hand), name=f"event {claimed.event_id}")
         self._held.add(hand)
         hand.task.add_done_callback(lambda done: self._let_go(hand, done))
@@ -139,7 +142,7 @@ class Executor:
             log.error("event %s was not settled; the lease will free it", hand.claimed.event_id, exc_info=error)
 
     async def _live(self, hand: Hand) -> None:
-        claimed, facts = hand.claimed, Facts()
+        claimed, facts = hand.claimed, Facts(tell=hand.voice.step)
         RUN.set(claimed.about)
         wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
@@ -182,9 +185,7 @@ class Executor:
         """What a follower is handed of the run that it follows."""
         if wired.needs_key and claimed.key is None:
             raise Reject(f"{wired.name} {NO_KEY}")
-        if wired.followed is None:
-            return None
-        return json.decode(await followed(self._stage.pool, claimed), type=wired.followed)
+        return json.decode(await followed(self._stage.pool, claimed), type=wired.followed) if wired.followed else None
 
     def _run(self, hand: Hand, facts: Facts, pipeline: Pipeline) -> Run:
         claimed, stage = hand.claimed, self._stage
@@ -197,7 +198,7 @@ class Executor:
             attempt=claimed.attempt,
             claim=claimed.claim,
             clients=stage.clients,
-            book=account(claimed, facts, stage.ledger, pipeline.budget_usd),
+            book=account(claimed, facts, stage.ledger, pipeline.budget_usd, hand.voice),
             facts=facts,
             settings=stage.settings,
             guard=lambda: self._still_ours(hand),
@@ -223,6 +224,7 @@ class Executor:
             try:
                 if not await self._stage.settler.settle(ending, SETTLE_TIMEOUT_S):
                     log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)
+                self._stage.wire.moved(claimed.event_id)
                 return
             except Unavailable:
                 continue
@@ -234,17 +236,15 @@ class Executor:
 
 def _timed_out(error: Exception, wired: Wired) -> Exception | None:
     """A TimeoutError has no text of its own; whose it was, the node's or the attempt's, its step says."""
-    if isinstance(error, TimeoutError) and not str(error):
-        told = TimeoutError(
-            f"not finished in time (an attempt of {wired.name} may take {wired.pipeline.timeout_s:g} s)"
-        )
-        told.__cause__ = error
-        return told
-    return None
+    if not isinstance(error, TimeoutError) or str(error):
+        return None
+    limit_s = wired.pipeline.timeout_s
+    told = TimeoutError(f"not finished in time (an attempt of {wired.name} may take {limit_s:g} s)")
+    told.__cause__ = error
+    return told
 
 
 def _uncancel() -> None:
     """The hand-back still has to be settled in this task."""
-    task = asyncio.current_task()
-    if task is not None:
+    if (task := asyncio.current_task()) is not None:
         task.uncancel()

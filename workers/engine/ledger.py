@@ -64,12 +64,14 @@ class Ledger:
         """
         return await self._opens.put(row, RECORD_TIMEOUT_S)
 
-    async def close(self, row: Row, call: Call) -> bool:
-        """Whether a retry will find the reply. Raises Unavailable where Postgres does not take it in time; the fact is
-        then stored later."""
+    async def close(self, row: Row, call: Call, told_no: int | None = None) -> bool:
+        """Whether a retry will find the reply; `told_no` is its number among what is told live.
+
+        Raises Unavailable where Postgres does not take it in time; the fact is then stored later.
+        """
         called(self._meters, call)
         paid = (call.call_id, call.tokens_in, call.tokens_out, call.cost_usd, call.ms)
-        ended = Opened(row, (*paid, call.outcome, call.cause, call.reply, call.simulated))
+        ended = Opened(row, (*paid, call.outcome, call.cause, call.reply, call.simulated, told_no))
         try:
             return await asyncio.shield(_kept(self._closing, self._closes.put(ended, RECORD_TIMEOUT_S)))
         except Unavailable:

@@ -29,6 +29,7 @@ from workers.engine.executor import Executor, Stage
 from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease
 from workers.engine.ledger import Ledger
+from workers.engine.live import Wire
 from workers.engine.reader import Reader
 from workers.engine.recovery import Recovery
 from workers.engine.report import report
@@ -67,6 +68,7 @@ class Parts(Struct, frozen=True):
     sweeper: Sweeper
     inbound: Inbound
     outbox: Outbox
+    wire: Wire
     arq: ArqRedis
     cancels: Part
     report: Part
@@ -91,6 +93,7 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
             "journal": parts.journal.run,
             "lease": lambda: parts.lease.run(parts.executor.drop_all),
             "outbox": parts.outbox.run,
+            "live": parts.wire.run,
             "graphs": lambda: _write_graphs(program),
             "loop": parts.meters.watch_loop,
             "report": parts.report,
@@ -130,11 +133,12 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     arq, meters = open_arq(settings), Meters()
     stack.push_async_callback(arq.connection_pool.disconnect)
     outbox, ledger, journal = Outbox(redis), Ledger(settings, pool, meters), Journal(settings, meters)
+    wire = Wire(redis)
     settler = Settler(settings, outbox.ring, Clock(arq).wake_at, meters)
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in everyone(program.wiring)]
     lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
-    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler)
+    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
     keyed = _keyed(program.wiring)
@@ -150,6 +154,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
         outbox=outbox,
+        wire=wire,
         arq=arq,
         cancels=lambda: listen(blocking, executor),
         retain=lambda: retain(settings, redis, lease),

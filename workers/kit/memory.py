@@ -19,7 +19,10 @@ class TooLarge(Exception):
 
 
 class Step(Struct, frozen=True, omit_defaults=True):
-    """One execution of a node, for the timeline; or a call that was not made, since its reply was there: `prompt`."""
+    """One execution of a node, for the timeline; or a call that was not made, since its reply was there: `prompt`.
+
+    `n` is its number among what is told live.
+    """
 
     step: str
     at: datetime
@@ -27,6 +30,7 @@ class Step(Struct, frozen=True, omit_defaults=True):
     state: str
     error: str = ""
     prompt: str = ""
+    n: int = 0
 
 
 class Child(Struct, frozen=True):
@@ -74,12 +78,17 @@ class Stale(BaseException):
     """The claim is somebody else's by now: this run ends, whatever user code catches."""
 
 
+def _untold(step: Step) -> Step:
+    return step
+
+
 class Facts(Struct):
     """What a run has done so far. `found` is the journal of earlier tries, `kept` what rides in the settle.
 
     What is in `drawn` must be stored before anything else starts; `failed` says which step raised what.
     `states` is what the actor remembers, once it was asked for; `new_states` what steps set; `in_hand` what one has.
     `replies`, of earlier tries too, by what a step asked the how-manieth time; `spent_usd` is what those tries cost.
+    `tell` numbers a step and tells who follows.
     """
 
     steps: list[Step] = []
@@ -100,6 +109,7 @@ class Facts(Struct):
     new_states: dict[str, Raw] = {}
     in_hand: set[str] = set()
     begun: float = field(default_factory=time.perf_counter)
+    tell: Callable[[Step], Step] = _untold
 
     def ask(self, entry: Entry) -> None:
         """What a step asked for is written with the event's end."""

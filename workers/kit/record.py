@@ -43,7 +43,7 @@ class OnRecord:
 
 
 def note(facts: Facts, step: str, at: datetime, ms: float, state: str, error: str = "") -> None:
-    facts.steps.append(Step(step, at, round(ms, 3), state, error))
+    facts.steps.append(facts.tell(Step(step, at, round(ms, 3), state, error)))
 
 
 def failed(facts: Facts, step: str, at: datetime, ms: float, error: BaseException) -> None:

@@ -32,6 +32,17 @@ class RunLlm(Struct, frozen=True):
             prompt, variables, returns=returns, model=model, book=self.book(), labels=self._labels()
         )
 
+    async def stream(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
+        """As `ask`; who follows `GET /events/{event_id}/stream` sees the reply while it is written.
+
+        A Struct comes there as the JSON it is written in. Besides its end, its first token and each next one have a
+        deadline: 120, 30 and 15 s.
+        """
+        self.effects.outside = True
+        return await self.llm.stream(
+            prompt, variables, returns=returns, model=model, book=self.book(), labels=self._labels()
+        )
+
     async def embed(self, texts: Sequence[str], *, model: str = "embed") -> list[list[float]]:
         """A vector for each text, in that order, from the models of the alias `model`: numbers of float32 precision.
 

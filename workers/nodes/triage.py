@@ -124,9 +124,11 @@ async def page_on_call(run: Run, ticket: TicketOpened, triage: Triage, similar: 
 
 
 async def draft_reply(run: Run, ticket: TicketOpened, triage: Triage, language: Language, similar: Similar) -> Draft:
-    return await run.llm.ask(
-        "tickets/draft", returns=Draft, ticket=ticket, triage=triage, language=language, similar=similar
+    """Streamed: the event's page shows it while it is written."""
+    text = await run.llm.stream(
+        "tickets/draft", returns=str, ticket=ticket, triage=triage, language=language, similar=similar
     )
+    return Draft(text)
 
 
 async def check_reply(run: Run, ticket: TicketOpened, draft: Draft) -> Handled:

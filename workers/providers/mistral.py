@@ -4,10 +4,11 @@ from contextlib import AbstractAsyncContextManager
 
 from service.settings import Settings
 from workers.clients import openai
+from workers.clients.dialect import Dialect
 from workers.clients.provider import SIMULATED_KEY, Client
 
 URL = "https://api.mistral.ai/v1"
-DIALECT = openai.Dialect(max_tokens="max_tokens")
+DIALECT = Dialect(max_tokens="max_tokens", usage_unasked=True)
 
 
 def connect(settings: Settings, simulator_url: str | None) -> AbstractAsyncContextManager[Client] | None:

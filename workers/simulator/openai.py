@@ -72,7 +72,8 @@ def _usage(reply: Reply) -> dict[str, int]:
 
 
 def _chunks(asked: Chat, reply: Reply) -> Iterator[bytes]:
-    told = (asked.stream_options or {}).get("include_usage")
+    # Mistral says it unasked, at the same path.
+    told = (asked.stream_options or {}).get("include_usage") or asked.model.startswith("mistral")
     head = _head(asked, "chat.completion.chunk") | ({"usage": None} if told else {})
     deltas = [{"role": "assistant", "content": ""}, *(_words(reply, piece) for piece in pieces(reply.text)), {}]
     for place, delta in enumerate(deltas, 1):

@@ -37,3 +37,25 @@ async function renew(pauseMs) {
 }
 
 setTimeout(renew, 2000, 2000);
+
+// Replies appear while they are written, beside what renews itself.
+function listen(replies) {
+  const source = new EventSource(`/events/${replies.dataset.event}/stream`);
+  const shown = new Map();
+  function text({ step, call }) {
+    const key = `${step} ${call}`;
+    if (!shown.has(key)) {
+      const title = document.createElement("h2");
+      title.append("Reply ", Object.assign(document.createElement("small"), { textContent: `in step ${step}` }));
+      shown.set(key, document.createElement("pre"));
+      replies.append(title, shown.get(key));
+    }
+    return shown.get(key);
+  }
+  source.addEventListener("token", (said) => { const told = JSON.parse(said.data); text(told).append(told.text); });
+  source.addEventListener("restart", (said) => text(JSON.parse(said.data)).replaceChildren());
+  source.addEventListener("end", () => source.close());
+}
+
+const replies = document.getElementById("replies");
+if (replies) listen(replies);

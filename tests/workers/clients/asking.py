@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
+from uuid import UUID
 
 import uvicorn
 from msgspec import Struct
@@ -20,6 +21,7 @@ from service.settings import Settings
 from workers.clients.breaker import Policy
 from workers.clients.ledger import Source
 from workers.clients.llm import Call, Llm, open_llm
+from workers.clients.streaming import Patience
 from workers.providers import discover
 
 HEAD = '+++\nmodel = "both"\nmax_tokens = 100\nvariables = ["text"]\n+++\n'
@@ -60,6 +62,7 @@ class Ledger:
     def __init__(self) -> None:
         self.opened: list[Call] = []
         self.calls: list[Call] = []
+        self.pieces: dict[UUID, list[str]] = {}
 
     def recall(self, asked: str) -> tuple[int, str | None]:
         return 1, None
@@ -69,6 +72,9 @@ class Ledger:
 
     async def open(self, call: Call) -> None:
         self.opened.append(call)
+
+    def piece(self, call: Call, text: str) -> None:
+        self.pieces.setdefault(call.call_id, []).append(text)
 
     async def close(self, call: Call) -> None:
         self.calls.append(call)
@@ -88,6 +94,11 @@ def opened(prompts: Prompts, url: str | None, policy: Policy | None = None) -> A
 async def ask(llm: Llm, ledger: Ledger, **more: Any) -> Any:
     arguments: dict[str, Any] = {"returns": str, "book": ledger, "timeout_s": 5} | more
     return await llm.ask("sort", {"text": "I paid twice"}, **arguments)
+
+
+async def stream(llm: Llm, ledger: Ledger, **more: Any) -> Any:
+    arguments: dict[str, Any] = {"returns": str, "book": ledger, "patience": Patience(5, 5, 5)} | more
+    return await llm.stream("sort", {"text": "I paid twice"}, **arguments)
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import pytest
@@ -205,7 +205,8 @@ class Worker:
         await self._pool.execute(LEASE_SQL["register"], self.worker, "host", 1, "test", timedelta(hours=1), 1, [])
 
     async def make(self, spell: Spell, rescued: asyncio.Event) -> None:
-        book = account(self._claimed(), Facts(), self.ledger, None)("step", self._guard)
+        unheard: Any = None  # nothing is streamed here
+        book = account(self._claimed(), Facts(), self.ledger, None, unheard)("step", self._guard)
         call = _call(spell.most_usd)
         with suppress(DaySpent, Outage, Stale):
             await book.open(call)

@@ -59,7 +59,7 @@ class Desk:
         nobody: Any = None  # nothing is run here
         journal = Journal(settings)
         ledger = Ledger(settings, nobody)
-        stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler)
+        stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler, nobody)
         self.breakers = {"openai/ours": "closed"}
         recovery = Recovery(lambda: dict(self.breakers), PACE)
         self.sweeper = Sweeper(settings, redis, self.lease, Executor(stage, self.lease.guard), recovery)

@@ -1,0 +1,149 @@
+"""Who follows events, in one process: one subscription and one poll of Postgres for all of them.
+
+A doorbell (or the poll, where Redis is away) wakes a follower, which reads on in the log where it stopped: nothing is
+queued for it, so that one that reads slowly gets larger pieces less often.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct
+from redis.asyncio import Redis
+
+from service import live
+from service.catch_up import SQL, Follower, Standing
+from service.errors import Unavailable
+from service.resources import POSTGRES_ERRORS, Pool
+from service.story import Story
+
+POLL_S: Final = 1.0
+LISTEN_S: Final = 2.0
+COMMENT_S: Final = 15.0
+COMMENT: Final = b": still here\n\n"
+AGAIN_S: Final = 5
+
+log = logging.getLogger("callboard.follow")
+
+
+class Topic(Struct, eq=False):
+    """An event that somebody follows; its standing is None once it is forgotten."""
+
+    standing: Standing | None
+    followers: set[asyncio.Event] = set()
+
+
+class Followers:
+    """At most `most` at a time."""
+
+    def __init__(self, redis: Redis, pool: Pool, most: int) -> None:
+        self.redis: Final = redis
+        self.pool: Final = pool
+        self.leaving = False
+        self._most: Final = most
+        self._topics: Final[dict[UUID, Topic]] = {}
+
+    @property
+    def count(self) -> int:
+        return sum(len(topic.followers) for topic in self._topics.values())
+
+    @contextmanager
+    def follow(self, event_id: UUID, standing: Standing) -> Iterator[tuple[Topic, asyncio.Event]]:
+        """Raises Unavailable where there are enough."""
+        self.admit()
+        topic = self._topics.setdefault(event_id, Topic(standing))
+        news = asyncio.Event()
+        topic.followers.add(news)
+        try:
+            yield topic, news
+        finally:
+            topic.followers.discard(news)
+            if not topic.followers:
+                self._topics.pop(event_id, None)
+
+    def admit(self) -> None:
+        if self.leaving or self.count >= self._most:
+            told = "it stops" if self.leaving else f"{self._most} streams are open (CALLBOARD_STREAMS_MAX)"
+            raise Unavailable(told, 1 if self.leaving else AGAIN_S)
+
+    def leave(self) -> None:
+        """Ends every stream: its client comes again, to another process."""
+        self.leaving = True
+        self._wake(self._topics)
+
+    async def listen(self) -> None:
+        """Hear the doorbells until cancelled."""
+        async with self.redis.pubsub() as channel:
+            await channel.subscribe(live.NEWS, live.MOVED)
+            self._wake(self._topics)  # nobody rang while nobody listened
+            while True:
+                message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
+                if message is None or not self._topics:
+                    continue
+                rung = [each for each in _ids(message["data"]) if each in self._topics]
+                if message["channel"] == live.MOVED.encode():
+                    await self._look(rung)
+                self._wake(rung)
+
+    async def poll(self) -> None:
+        """See what nobody rings for, until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self._look(list(self._topics))
+
+    async def _look(self, events: list[UUID]) -> None:
+        if not events:
+            return
+        try:
+            rows = await self.pool.fetch(SQL["standings"], events)
+        except POSTGRES_ERRORS as error:
+            log.warning("Postgres does not say how %d followed events stand: %s", len(events), error)
+            return
+        found = {row["event_id"]: Standing(row["status"], row["run"], row["claim"]) for row in rows}
+        for each in events:
+            topic = self._topics.get(each)
+            if topic is not None and topic.standing != found.get(each):
+                topic.standing = found.get(each)
+                self._wake([each])
+
+    def _wake(self, events: Iterable[UUID]) -> None:
+        for each in events:
+            for news in self._topics[each].followers if each in self._topics else ():
+                news.set()
+
+
+async def standing(pool: Pool, event_id: UUID, tenant: str, timeout_s: float) -> tuple[Standing, int] | None:
+    """How an event of the tenant stands, and the last claim of its earlier runs."""
+    row = await pool.fetchrow(SQL["standing"], event_id, tenant, timeout=timeout_s)
+    return None if row is None else (Standing(row["status"], row["run"], row["claim"]), row["before"])
+
+
+async def told(
+    followers: Followers, event_id: UUID, found: tuple[Standing, int], last: int | None
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events until the end of the event or of the process; `last` is the seq the client has read."""
+    story = Story(*live.parted(last)) if last else Story()
+    follower = Follower(followers.redis, followers.pool, event_id, story)
+    with followers.follow(event_id, found[0]) as (topic, news):
+        if not last and found[1]:
+            async for message in follower.skip_runs(found[1]):
+                yield message
+        while not followers.leaving and topic.standing is not None:
+            news.clear()
+            stands = topic.standing
+            async for message in follower.catch_up(stands):
+                yield message
+            if stands.ended:
+                return
+            try:
+                async with asyncio.timeout(COMMENT_S):
+                    await news.wait()
+            except TimeoutError:
+                yield COMMENT
+
+
+def _ids(message: bytes) -> Iterator[UUID]:
+    return (UUID(bytes=message[at : at + 16]) for at in range(0, len(message) - 15, 16))

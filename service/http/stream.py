@@ -1,0 +1,79 @@
+"""`/events/{event_id}/stream`: what happens to an event, while it happens, as server-sent events."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Send
+
+from service import live
+from service.catch_up import Standing
+from service.errors import Unavailable
+from service.follow import standing, told
+from service.http.auth import caller
+from service.http.door import door
+from service.http.events import ACQUIRE_TIMEOUT_S, event_id_of
+from service.resources import POSTGRES_ERRORS
+
+SEND_TIMEOUT_S: Final = 30.0
+HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+SEQ_MAX: Final = 1 << 63
+
+log = logging.getLogger("callboard.stream")
+
+
+async def follow_event(request: Request) -> Response:
+    """200 and a stream that ends with the event; 204, which tells a browser to stay away, where that has been read."""
+    event_id, here = event_id_of(request), door(request)
+    last = _last(request)
+    found = await standing(here.pool, event_id, caller(request).tenant, ACQUIRE_TIMEOUT_S)
+    if found is None:
+        raise HTTPException(404, f"no event {event_id}")
+    if last is not None and _is_read(found[0], last):
+        return Response(status_code=204)
+    here.followers.admit()
+    return EventStream(told(here.followers, event_id, found, last))
+
+
+class EventStream(StreamingResponse):
+    """A client that does not read is not waited for; whatever ends it, nobody follows any more."""
+
+    def __init__(self, stream: AsyncGenerator[bytes, None]) -> None:
+        self.stream: Final = stream
+        super().__init__(_until_trouble(stream), headers=HEADERS, media_type="text/event-stream")
+
+    async def stream_response(self, send: Send) -> None:
+        async def in_time(message: Message) -> None:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send(message)
+
+        async with aclosing(self.stream):
+            with suppress(TimeoutError):
+                await super().stream_response(in_time)
+
+
+async def _until_trouble(stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """What goes wrong ends the stream, early and in order: its client comes again with what it has read."""
+    try:
+        async for message in stream:
+            yield message
+    except (Unavailable, *POSTGRES_ERRORS) as error:
+        log.warning("a stream ends early: %s", str(error) or type(error).__name__)
+
+
+def _is_read(stands: Standing, last: int) -> bool:
+    return stands.ended and last >= live.seq((stands.claim, live.N_MAX), live.END)
+
+
+def _last(request: Request) -> int | None:
+    given = request.headers.get("last-event-id", "")
+    if not given:
+        return None
+    if not (given.isascii() and given.isdecimal() and int(given[:20]) < SEQ_MAX):
+        raise HTTPException(400, "Last-Event-ID is a number that was the `id` of an event of this stream")
+    return int(given[:20])

@@ -1,0 +1,109 @@
+"""What is told live of an event, and in which order: `seq`, the log in Redis, its doorbells.
+
+Everything that happens in one claim of an event and is worth telling has a number n (2, 4, 6, …), given once by the
+worker that holds the claim: tokens, ends of steps, ends of calls. `(claim, n)` orders all of it, since claims grow by
+one. Tokens live only in Redis, in the event's own stream, whose entry ids are `{claim}-{n}`: Redis itself refuses what
+is said under a claim that is lost to one that has spoken. What lasts (steps in `attempts.steps`, replies in `calls`)
+carries its number in Postgres too. So a follower that meets a hole, because Redis was away, emptied or trimmed or a
+worker died, asks Postgres for what lies in it; and what is numbered up to where a client has read is not told again.
+
+    seq = claim · 10⁹ + n · 10 + k
+
+k says which status of the claim was told last (RANKS), 9 the end. n is odd for the `restart` that goes before a token.
+An entry of a call that has ended is published only when its reply is in Postgres, and holds back what was said after
+it: whoever sees an entry finds everything before it. A seq fits into the 53 bits of a JavaScript number.
+
+What a client has of a call is known while the log is whole: then it is told the rest. Else it is told `restart` and the
+stored reply from its beginning.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+from redis.asyncio import Redis
+
+KEPT_S: Final = 3600
+LENGTH_MAX: Final = 10_000  # entries of one event, about
+PAGE: Final = 1000
+NEWS: Final = "callboard:news"  # pub/sub: ids of events whose log has grown
+MOVED: Final = "callboard:moved"  # pub/sub: ids of events that were settled
+
+N_MAX: Final = 99_999_999
+END: Final = 9
+RANKS: Final = {"running": 1, "scheduled": 2, "waiting": 3, "queued": 4}
+
+Place = tuple[int, int]
+"""Claim and number."""
+
+
+class Token(Struct, frozen=True, array_like=True, tag="t"):
+    """A piece of a reply; `call` names what was asked, `made` the call that was made for it."""
+
+    step: str
+    call: str
+    made: str
+    offset: int
+    text: str
+
+
+class Stepped(Struct, frozen=True, array_like=True, tag="s"):
+    step: str
+    state: str
+    ms: float
+
+
+class Answered(Struct, frozen=True, array_like=True, tag="a"):
+    """A reply of so many characters is stored."""
+
+    step: str
+    call: str
+    made: str
+    length: int
+
+
+Said = Token | Stepped | Answered
+_DECODER: Final = msgspec.json.Decoder(Said)
+
+
+def seq(place: Place, rank: int) -> int:
+    claim, n = place
+    return claim * 1_000_000_000 + n * 10 + rank
+
+
+def parted(number: int) -> tuple[Place, int]:
+    """Place and rank of a seq."""
+    claim, rest = divmod(number, 1_000_000_000)
+    n, rank = divmod(rest, 10)
+    return (claim, n), rank
+
+
+def call_name(asked: str, ordinal: int) -> str:
+    """What a step asked the how-manieth time: the same in each try."""
+    return f"{asked[:16]}.{ordinal}"
+
+
+def made_name(call_id: UUID) -> str:
+    return call_id.hex[:12]
+
+
+def log_of(event_id: UUID) -> str:
+    return f"callboard:live:{event_id}"
+
+
+async def read_log(redis: Redis, event_id: UUID, after: Place) -> list[tuple[Place, Said]]:
+    """Up to PAGE entries behind `after`."""
+    entries = await redis.xrange(log_of(event_id), f"({after[0]}-{after[1]}", "+", count=PAGE)
+    return [(_place(entry_id), _DECODER.decode(fields[b"d"])) for entry_id, fields in entries]
+
+
+def ids(events: Sequence[UUID]) -> bytes:
+    """The message of a doorbell."""
+    return b"".join(each.bytes for each in events)
+
+
+def _place(entry_id: bytes) -> Place:
+    claim, _, n = entry_id.partition(b"-")
+    return int(claim), int(n)

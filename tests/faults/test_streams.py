@@ -1,0 +1,47 @@
+"""Row 52: tokens that clients follow, from workers that are killed while they come."""
+
+import asyncio
+from typing import Final
+
+import httpx
+
+from tests.eventually import eventually
+from tests.faults.oracle import judge
+from tests.faults.rig import Rig
+from tests.sse import Client
+
+EVENTS: Final = 5
+
+
+async def test_row_52_kill_worker_mid_stream(rig: Rig) -> None:
+    """Half of the clients come again all the time, to one API or the other."""
+    apis = [await rig.api(), await rig.api()]
+    victim = await rig.worker(concurrency=20)
+    clients = [Client((await rig.load.send("probe.speak")).event_id) for _ in range(EVENTS)]
+    rig.sink.token_s = 0.02
+    following = [asyncio.create_task(_follow(rig, each, n)) for n, each in enumerate(clients)]
+    await eventually(lambda: asyncio.sleep(0, all(_hears(each, "answer") for each in clients)), 60)
+    await rig.kill(victim)
+    await rig.worker(concurrency=20)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*following)
+    await judge(rig)
+    assert all(each.running for each in apis)
+    for client in clients:
+        rows = await rig.sql("select step, reply from calls where event_id = $1::uuid and memory", client.event_id)
+        assert {step: text for (step, _), text in client.texts.items()} == {row["step"]: row["reply"] for row in rows}
+        assert {each["step"] for each in client.of("restart")} == {"answer"}, "the call that is made anew"
+        calls = [each.step for each in rig.sink.calls if each.event_id == client.event_id]
+        assert sorted(calls) == ["answer", "answer", "speak"], "what was answered is not paid for again"
+        numbers = [int(each.id) for each in client.heard]
+        assert numbers == sorted(set(numbers)), "nothing is told twice"
+
+
+def _hears(client: Client, step: str) -> bool:
+    return len([each for each in client.of("token") if each["step"] == step]) > 2
+
+
+async def _follow(rig: Rig, client: Client, n: int) -> None:
+    while not client.over:
+        async with httpx.AsyncClient(base_url=rig.random.choice(rig.apis).url, timeout=30) as http:
+            await client.follow(http, most=5 if n % 2 else None)

@@ -1,0 +1,138 @@
+"""What a follower is told: any cut, any loss of the log, any place to come again give the same text."""
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Final
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import Struct
+
+from service.live import Answered, Place, Said, Stepped, Token, parted
+from service.story import START, Reply, Story
+from tests.sse import Client, Heard
+
+STEPS: Final = ("a", "b")
+Log = list[tuple[Place, Said]]
+
+
+class History(Struct):
+    """The log of an event as it was said, and what Postgres has in the end."""
+
+    log: Log
+    replies: list[tuple[Place, Reply]]
+    steps: list[tuple[Place, Stepped]]
+    claims: int
+
+    @property
+    def texts(self) -> dict[str, str]:
+        return {reply.step: reply.text for _, reply in self.replies}
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> History:
+    """Some claims that are lost with calls half told, at last one that ends; calls of two branches, interleaved."""
+    log: Log = []
+    replies: dict[str, tuple[Place, Reply]] = {}
+    steps: list[tuple[Place, Stepped]] = []
+    claims = draw(st.integers(1, 3))
+    for claim in range(1, claims + 1):
+        left = {
+            step: draw(st.lists(st.text("xyzä😀", min_size=1, max_size=4), min_size=1, max_size=5)) for step in STEPS
+        }
+        asked, offsets = [step for step in STEPS if step not in replies], dict.fromkeys(STEPS, 0)
+        whole = {step: "".join(left[step]) for step in STEPS}
+        lost_after = None if claim == claims else draw(st.integers(int(claim == 1), 12))
+        n = 0
+        while asked and (lost_after is None or n // 2 < lost_after):
+            n += 2
+            step, made = draw(st.sampled_from(asked)), f"{claim}"
+            if left[step]:
+                text = left[step].pop(0)
+                log.append(((claim, n), Token(step, "c", made, offsets[step], text)))
+                offsets[step] += len(text)
+                continue
+            asked.remove(step)
+            replies[step] = ((claim, n), Reply(step, "c", made, whole[step]))
+            log.append(((claim, n), Answered(step, "c", made, len(whole[step]))))
+            steps.append(((claim, n + 2), Stepped(step, "done", 1.0)))
+            log.append(steps[-1])
+            n += 2
+    return History(log, sorted(replies.values(), key=lambda each: each[0]), steps, claims)
+
+
+def told(history: History, log: Log, story: Story) -> Iterator[bytes]:
+    """One connection to the end, as `service.follow` drives it, with what there is of the log."""
+    for place, said in log:
+        if place > story.seen:
+            story.resume()
+        if story.hole(place):
+            yield from _filled(history, story, place)
+        if story.lacks(place, said):
+            for there, reply in history.replies:
+                if there == place:
+                    yield from story.stored(there, reply)
+        yield from story.entry(place, said)
+    story.resume()
+    yield from _filled(history, story, (history.claims + 1, 0), whole=True)
+    yield from story.end(history.claims, "succeeded", None)
+
+
+def _filled(history: History, story: Story, before: Place, *, whole: bool = False) -> Iterator[bytes]:
+    after = START if whole else max(story.at, story.seen)
+    facts: list[tuple[Place, Stepped | Reply]] = [each for each in history.replies if after < each[0] < before]
+    facts += [each for each in history.steps if max(after, story.seen) < each[0] < before]
+    for place, fact in sorted(facts, key=lambda each: each[0]):
+        yield from story.stored(place, fact)
+
+
+def heard(message: bytes) -> Heard:
+    from msgspec import json
+
+    fields = dict(line.split(": ", 1) for line in message.decode().strip().split("\n"))
+    return Heard(fields["event"], json.decode(fields["data"]), fields.get("id", ""))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_way_to_the_end_gives_the_stored_replies(data: st.DataObject) -> None:
+    history = data.draw(histories())
+    client, log = Client("e"), _with_holes(data, history.log)
+    for most in [*data.draw(st.lists(st.integers(1, 6), max_size=8)), None]:
+        log = log[data.draw(st.integers(0, len(log))) if data.draw(st.booleans()) else 0 :]  # Redis forgets
+        _connect(history, log, client, most)
+    assert {step: text for (step, _), text in client.texts.items() if text} == history.texts
+
+
+@settings(max_examples=150, deadline=None)
+@given(histories(), st.lists(st.integers(1, 5), max_size=30))
+def test_with_a_whole_log_each_thing_is_told_once_in_order(history: History, cuts: list[int]) -> None:
+    """The same as to a client that was never cut off."""
+    unbroken, broken = Client("e"), Client("e")
+    _connect(history, history.log, unbroken, None)
+    for most in cuts:
+        if not broken.over:
+            _connect(history, history.log, broken, most)
+    if not broken.over:
+        _connect(history, history.log, broken, None)
+    numbers = [int(each.id) for each in broken.heard if each.id]
+    assert numbers == sorted(set(numbers))
+    named = [each for each in broken.heard if each.id]
+    assert named == [each for each in unbroken.heard if each.id]
+    assert all(text for text in accumulate(unbroken.texts.values()))
+
+
+def _connect(history: History, log: Log, client: Client, most: int | None) -> None:
+    if client.over:
+        return
+    story = Story(*parted(int(client.last))) if client.last else Story()
+    for n, message in enumerate(told(history, log, story), 1):
+        client.take(heard(message))
+        if n == most:
+            return
+
+
+def _with_holes(data: st.DataObject, log: Log) -> Log:
+    """Some of it never came to Redis."""
+    gone = data.draw(st.sets(st.integers(0, max(0, len(log) - 1)), max_size=3))
+    return [each for n, each in enumerate(log) if n not in gone]

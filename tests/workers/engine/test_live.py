@@ -1,0 +1,98 @@
+"""What runs say while they go on: in batches, in bounds, and never waited for."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from service.live import Answered, Stepped, Token, read_log
+from service.settings import Settings
+from service.supervise import end
+from tests.eventually import eventually
+from workers.clients.llm import Call
+from workers.engine import live
+from workers.engine.claimed import Claimed
+from workers.engine.live import CHARS_MAX, Voice, Wire
+from workers.kit.memory import Step
+
+
+@pytest.fixture
+async def redis(settings: Settings) -> AsyncIterator[Redis]:
+    async with Redis.from_url(settings.redis_url) as client:
+        yield client
+
+
+def _claimed(claim: int = 1, event_id: UUID | None = None) -> Claimed:
+    told = (event_id or uuid4(), "t", None, "/t", "1", "probe", b"{}", "{}", None, None, 1, 0, 0, 0, 0, claim)
+    return Claimed(*told, datetime.now(UTC), uuid4())
+
+
+def _call(reply: str = "") -> Call:
+    told: list[Any] = [uuid4(), datetime.now(UTC), "p", 1, "h", "r", "asked", 1, "openai", "m"]
+    told += [0, 0, 0.0, True, 0.0, "ok", None, reply, True, True]
+    return Call(*told)
+
+
+async def _said(redis: Redis, voice: Voice, count: int) -> list[Any]:
+    async def fact() -> list[Any] | None:
+        entries = await read_log(redis, voice.event_id, (0, 0))
+        return entries if len(entries) >= count else None
+
+    found = await eventually(fact)
+    assert found is not None
+    return found
+
+
+async def test_tokens_go_in_batches_and_wait_for_the_reply_to_be_stored(redis: Redis) -> None:
+    wire = Wire(redis)
+    voice, call = wire.voice(_claimed()), _call("abc")
+    for each in "abc":
+        voice.piece("s", call, each)
+    held = voice.answered("s", call)
+    voice.step(Step("s", datetime.now(UTC), 1.0, "done"))
+    running = [asyncio.create_task(wire.run())]
+    await _said(redis, voice, 1)
+    await asyncio.sleep(3 * live.FLUSH_S)
+    name, made = "asked.1", call.call_id.hex[:12]
+    token = ((1, 2), Token("s", name, made, 0, "abc"))
+    assert await _said(redis, voice, 1) == [token]
+    voice.stored(held, kept=True)
+    told = [token, ((1, 4), Answered("s", name, made, 3)), ((1, 6), Stepped("s", "done", 1.0))]
+    assert await _said(redis, voice, 3) == told
+    assert 3500 < await redis.ttl(f"callboard:live:{voice.event_id}") <= 3600
+    assert wire.chars == 0
+    await end(running)
+
+
+async def test_a_claim_that_is_lost_is_not_heard_behind_the_new_one(redis: Redis) -> None:
+    wire = Wire(redis)
+    old, new = wire.voice(_claimed(1)), _call()
+    running = [asyncio.create_task(wire.run())]
+    old.piece("s", new, "old")
+    await _said(redis, old, 1)
+    taken = wire.voice(_claimed(2, old.event_id))
+    taken.piece("s", _call(), "new")
+    await _said(redis, old, 2)
+    old.piece("s", new, " zombie")
+    taken.piece("s", _call(), "more")
+    assert [said.text for _, said in await _said(redis, old, 3)] == ["old", "new", "more"]
+    await end(running)
+
+
+async def test_without_redis_tokens_are_given_up_and_memory_is_bounded() -> None:
+    async with Redis(port=1, socket_timeout=0.1) as away:
+        wire = Wire(away)
+        running = [asyncio.create_task(wire.run())]
+        voice, call = wire.voice(_claimed()), _call()
+        for _ in range(3 * CHARS_MAX // 100_000):
+            voice.piece("s", call, "x" * 100_000)
+            await asyncio.sleep(0)
+        assert CHARS_MAX - 100_000 <= wire.chars <= CHARS_MAX
+        for _ in range(live.VOICES_MAX + 10):
+            wire.voice(_claimed()).piece("s", _call(), "x")
+        assert len(wire._waiting) <= live.VOICES_MAX
+        await end(running)

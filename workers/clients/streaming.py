@@ -1,0 +1,93 @@
+"""A reply that comes piece by piece: server-sent events, decoded by us, each awaited in time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from workers.clients.faults import Fault, outcome_of
+
+EVENT_STREAM: Final = "text/event-stream"
+EVENT_MAX: Final = 1 << 20
+LAST_S: Final = 1.0  # from the event that says that all was said to the end of the body
+
+Told = Callable[[str], None]
+"""Is given each piece of text as it comes."""
+
+
+class Patience(Struct, frozen=True):
+    """How long a stream may take: as a whole, to its first piece, and from one piece to the next."""
+
+    total_s: float = 120.0
+    first_s: float = 30.0
+    stall_s: float = 15.0
+
+
+class Response(Protocol):
+    """What both SDKs give out before the body was read."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def iter_bytes(self) -> AsyncIterator[bytes]: ...
+
+
+class Listener(Protocol):
+    """Puts together one reply of a provider; `over` once its stream has said that all was said."""
+
+    name: str
+    over: bool
+
+    def take(self, data: bytes) -> str | None:
+        """The text in an event: "" where it brings the reply on by something else, None where it does not.
+
+        Raises Fault where it says that something is wrong, and DecodeError where it is no event.
+        """
+
+
+async def listen(
+    opening: AbstractAsyncContextManager[Response], listener: Listener, patience: Patience, told: Told
+) -> Mapping[str, str]:
+    """Read a stream to its end, with the connection closed on any other way out; returns its headers.
+
+    Raises Fault; what the SDK raises goes through.
+    """
+    loop, begun = asyncio.get_running_loop(), False
+    try:
+        async with asyncio.timeout(patience.first_s) as limit, opening as response:
+            if EVENT_STREAM not in response.headers.get("content-type", ""):
+                raise Fault("malformed", f"{listener.name} answered 200 with what is no stream.")
+            async for data in events(response.iter_bytes(), listener.name):
+                piece = listener.take(data)
+                if piece:
+                    told(piece)
+                if piece is not None or listener.over:
+                    begun = True
+                    limit.reschedule(loop.time() + (LAST_S if listener.over else patience.stall_s))
+    except TimeoutError as error:
+        if not listener.over:
+            late = f"paused for {patience.stall_s:g} s" if begun else f"gave no token in {patience.first_s:g} s"
+            raise Fault("timeout", f"{listener.name} {late}.") from error
+    return response.headers
+
+
+async def events(body: AsyncIterator[bytes], name: str) -> AsyncIterator[bytes]:
+    """The data of each server-sent event; one that breaks off is none."""
+    rest, data = b"", list[bytes]()
+    async for chunk in body:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                data.append(line[5:].strip())
+            elif not line.strip() and data:
+                yield b"\n".join(data)
+                data.clear()
+        if len(rest) + sum(map(len, data)) > EVENT_MAX:
+            raise Fault("malformed", f"{name} sends an event of more than {EVENT_MAX} bytes.")
+
+
+def broken_off(name: str, status: int, message: str) -> Fault:
+    """An error in the middle of a stream, as the HTTP status it would have been: what came before it may be billed."""
+    return Fault(outcome_of(status), f"{name} broke its reply off: {message[:300]}")

@@ -1,0 +1,217 @@
+"""What runs say while they go on, on its way to whoever follows: numbered here, published in batches behind them.
+
+No run waits for Redis. Events whose steps cost next to nothing say nothing: who follows them reads Postgres.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from itertools import islice
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from service import live
+from service.resources import REDIS_ERRORS, redis_passes
+from workers.clients.llm import Call
+from workers.engine.claimed import Claimed
+from workers.kit.memory import Step
+
+FLUSH_S: Final = 0.04
+PAUSE_S: Final = 1.0
+SILENT_S: Final = 0.2  # what has ended by then is not worth a log
+BATCH: Final = 1000
+CHARS_MAX: Final = 8_000_000  # of tokens that wait for Redis
+VOICES_MAX: Final = 10_000
+MOVED_MAX: Final = 10_000
+
+log = logging.getLogger("callboard.live")
+
+
+class Item(Struct, eq=False):
+    """Something said. A token grows until it is taken; one that is `held` holds back what was said after it."""
+
+    n: int
+    said: live.Said | None
+    parts: list[str] = []
+    held: bool = False
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.parts))
+
+    def encoded(self) -> bytes:
+        if isinstance(self.said, live.Token):
+            return msgspec.json.encode(replace(self.said, text="".join(self.parts)))
+        return msgspec.json.encode(self.said)
+
+
+class Voice:
+    """What one claim says."""
+
+    def __init__(self, wire: "Wire", claimed: Claimed) -> None:
+        self.event_id: Final = claimed.event_id
+        self.claim: Final = claimed.claim
+        self.items: Final[deque[Item]] = deque()
+        self._wire: Final = wire
+        self._born: Final = time.monotonic()
+        self._n = 0
+        self._speaks = False
+        self._growing: dict[UUID, Item] = {}
+        self._lengths: Final[dict[UUID, int]] = {}
+
+    def step(self, step: Step) -> Step:
+        """The step with its number."""
+        item = self._say(live.Stepped(step.step, step.state, step.ms))
+        return replace(step, n=item.n)
+
+    def piece(self, step: str, call: Call, text: str) -> None:
+        offset = self._lengths.get(call.call_id, 0)
+        self._lengths[call.call_id] = offset + len(text)
+        if not self._wire.admits(len(text)):
+            self._growing.pop(call.call_id, None)
+            return
+        item = self._growing.get(call.call_id)
+        if item is None:
+            token = live.Token(step, live.call_name(call.asked, call.ordinal), live.made_name(call.call_id), offset, "")
+            self._speaks = True
+            item = self._growing[call.call_id] = self._say(token)
+        item.parts.append(text)
+
+    def ended(self, call: Call) -> None:
+        """The call brings nothing more."""
+        self._growing.pop(call.call_id, None)
+        self._lengths.pop(call.call_id, None)
+
+    def answered(self, step: str, call: Call) -> Item:
+        """Held until it is `stored`."""
+        self.ended(call)
+        self._speaks = True
+        name, made = live.call_name(call.asked, call.ordinal), live.made_name(call.call_id)
+        return self._say(live.Answered(step, name, made, len(call.reply or "")), held=True)
+
+    def stored(self, item: Item, *, kept: bool) -> None:
+        """What no retry would get back is a hole: nobody needs it."""
+        item.held = False
+        item.said = item.said if kept else None
+        self._wire.more(self)
+
+    def take(self, most: int) -> list[Item]:
+        """What may be published now; from here on it does not grow."""
+        items = []
+        for item in islice(self.items, most):
+            if item.held:
+                break
+            items.append(item)
+        taken = {item.n for item in items}
+        self._growing = {call: item for call, item in self._growing.items() if item.n not in taken}
+        return items
+
+    def _say(self, said: live.Said, *, held: bool = False) -> Item:
+        self._n += 2
+        item = Item(self._n, said, held=held)
+        self.items.append(item)
+        self._speaks = self._speaks or time.monotonic() - self._born > SILENT_S
+        if self._speaks:
+            self._wire.more(self)
+        return item
+
+
+class Wire:
+    """One per worker: what is said and not published yet, in bounds. Where Redis is away tokens are given up."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis: Final = redis
+        self._waiting: Final[dict[Voice, None]] = {}
+        self._moved: Final[set[UUID]] = set()
+        self._more: Final = asyncio.Event()
+        self.chars = 0
+
+    def voice(self, claimed: Claimed) -> Voice:
+        return Voice(self, claimed)
+
+    def admits(self, chars: int) -> bool:
+        """Whether there is room for so much more of tokens; it is taken then."""
+        if self.chars + chars > CHARS_MAX:
+            return False
+        self.chars += chars
+        return True
+
+    def more(self, voice: Voice) -> None:
+        self._waiting[voice] = None
+        if len(self._waiting) > VOICES_MAX:
+            oldest = next(iter(self._waiting))
+            self._drop(oldest, len(oldest.items))
+        self._more.set()
+
+    def moved(self, event_id: UUID) -> None:
+        """The event was settled."""
+        if len(self._moved) < MOVED_MAX:
+            self._moved.add(event_id)
+            self._more.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled: at once after a pause, then a batch every FLUSH_S."""
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            try:
+                await self._flush()
+            except REDIS_ERRORS as error:
+                log.warning("Redis is away, %d runs wait to be heard: %s", len(self._waiting), error)
+                self._more.set()
+                await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(FLUSH_S)
+
+    async def _flush(self) -> None:
+        taken = self._take()
+        moved = list(self._moved)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for voice, items in taken.items():
+                name = live.log_of(voice.event_id)
+                for item in items:
+                    if item.said is not None:
+                        entry: dict[Any, Any] = {b"d": item.encoded()}
+                        pipe.xadd(name, entry, id=f"{voice.claim}-{item.n}", maxlen=live.LENGTH_MAX, approximate=True)
+                pipe.expire(name, live.KEPT_S)
+            for channel, events in ((live.NEWS, [voice.event_id for voice in taken]), (live.MOVED, moved)):
+                if events:
+                    pipe.publish(channel, live.ids(events))
+            _check(await pipe.execute(raise_on_error=False))
+        self._moved.difference_update(moved)
+        for voice, items in taken.items():
+            self._drop(voice, len(items))
+
+    def _take(self) -> dict[Voice, list[Item]]:
+        taken: dict[Voice, list[Item]] = {}
+        left = BATCH
+        for voice in self._waiting:
+            items = voice.take(left)
+            left -= len(items)
+            if items:
+                taken[voice] = items
+            if not left:
+                self._more.set()
+                break
+        return taken
+
+    def _drop(self, voice: Voice, count: int) -> None:
+        for _ in range(count):
+            self.chars -= voice.items.popleft().size
+        if not voice.items:
+            self._waiting.pop(voice, None)
+
+
+def _check(results: list[Any]) -> None:
+    """Refused entries are there already, from a try whose answer got lost, or are a lost claim's."""
+    for each in results:
+        if isinstance(each, ResponseError) and "equal or smaller" not in str(each):
+            if redis_passes(each):
+                raise each
+            log.warning("Redis refuses what a run says: %s", each)
