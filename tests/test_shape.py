@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -219,6 +220,12 @@ def test_files_and_functions_are_short() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     assert not [each for each in functions if each[2] > FUNCTION_LINES_MAX]
+
+
+def test_no_two_tests_have_the_same_name() -> None:
+    """pytest imports each by its name alone: of two it takes one for the other."""
+    times = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in times.items() if count > 1] == []
 
 
 def test_every_module_says_what_it_is_in_a_line_or_more() -> None:

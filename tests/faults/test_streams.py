@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 import httpx
+import pytest
 
 from tests.eventually import eventually
 from tests.faults.oracle import judge
@@ -11,17 +12,21 @@ from tests.faults.rig import Rig
 from tests.sse import Client
 
 EVENTS: Final = 5
+SLOW_S: Final = 0.15  # so that none has said all while another has yet to begin
+QUICK_S: Final = 0.02
 
 
+@pytest.mark.slow_fault
 async def test_row_52_kill_worker_mid_stream(rig: Rig) -> None:
     """Half of the clients come again all the time, to one API or the other."""
     apis = [await rig.api(), await rig.api()]
     victim = await rig.worker(concurrency=20)
+    rig.sink.token_s = SLOW_S
     clients = [Client((await rig.load.send("probe.speak")).event_id) for _ in range(EVENTS)]
-    rig.sink.token_s = 0.02
     following = [asyncio.create_task(_follow(rig, each, n)) for n, each in enumerate(clients)]
     await eventually(lambda: asyncio.sleep(0, all(_hears(each, "answer") for each in clients)), 60)
     await rig.kill(victim)
+    rig.sink.token_s = QUICK_S
     await rig.worker(concurrency=20)
     async with asyncio.timeout(60):
         await asyncio.gather(*following)
