@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults llama check bench deploy lock clean venv
+.PHONY: help up demo test faults llama check bench image bootstrap deploy rollback backup restore-check secret status logs \
+	deploy-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
 PLAIN := ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_VERSION \
@@ -11,7 +12,7 @@ ALONE := env $(foreach name,$(PLAIN),-u $(name) -u $(name)_FILE)
 LLAMA := llama-cpp-python[server]==0.3.16 gguf==0.19.0
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv:
 	@PYTHON="$(PYTHON)" sh deploy/venv.sh
@@ -47,8 +48,35 @@ check: venv ## lint, format and types
 bench: venv ## what a call of a model and an event cost, against the SDK alone: a minute or two
 	@$(ALONE) .venv/bin/python -m tests.bench
 
-deploy: ## not there yet (HOST=)
-	@echo "make deploy is not there yet; deploy/README.md says what is." >&2; exit 1
+image: ## the container image of what is committed (BUILD=docker|podman|buildah)
+	@deploy/deploy.sh image
+
+bootstrap: ## prepare a fresh Debian 13 for make deploy (HOST=root@box)
+	@deploy/deploy.sh bootstrap "$(HOST)"
+
+deploy: ## what is committed onto HOST, without an outage (HOST=root@box)
+	@deploy/deploy.sh deploy "$(HOST)"
+
+rollback: ## the release before this one, again (HOST=)
+	@deploy/deploy.sh rollback "$(HOST)"
+
+backup: ## dump the database of HOST, there (HOST=)
+	@deploy/deploy.sh backup "$(HOST)"
+
+restore-check: ## restore the latest dump beside the database of HOST and search in it (HOST=)
+	@deploy/deploy.sh restore-check "$(HOST)"
+
+secret: ## a secret for HOST, from standard input (HOST= NAME=anthropic_api_key)
+	@deploy/deploy.sh secret "$(HOST)" "$(NAME)"
+
+status: ## what runs on HOST, and what waits there (HOST=)
+	@deploy/deploy.sh status "$(HOST)"
+
+logs: ## of HOST (HOST= ARGS="-f worker")
+	@deploy/deploy.sh logs "$(HOST)" $(ARGS)
+
+deploy-test: venv ## all of this for real, against a second machine that it boots (needs root and Debian)
+	@$(ALONE) tests/deploy/run.sh $(ARGS)
 
 lock: ## write requirements.lock anew from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)
 	@command -v uv >/dev/null || { echo "make lock needs uv on PATH." >&2; exit 1; }

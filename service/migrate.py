@@ -24,6 +24,15 @@ async def migrate(settings: Settings) -> list[str]:
         await connection.close()
 
 
+async def outstanding(settings: Settings) -> list[str]:
+    """The migrations that `migrate` would run now."""
+    connection = await connect(settings, "migrate")
+    try:
+        return await pending(connection)
+    finally:
+        await connection.close()
+
+
 async def pending(connection: Connection | Pool) -> list[str]:
     """The migrations this release has and the database has not."""
     there = await connection.fetchval(_SQL["exists"])

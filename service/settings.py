@@ -56,6 +56,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     api_key: str = ""
     concurrency: Positive = 200
     grace_s: Positive = 30
+    lame_duck_s: Annotated[int, Meta(ge=0, le=60)] = 0
     body_max: Positive = 1_048_576
     batch_max: Positive = 1000
     result_max: Positive = 1_048_576

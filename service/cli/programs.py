@@ -35,20 +35,23 @@ def worker() -> None:
 
 
 @click.command()
-def migrate() -> None:
+@click.option("--dry-run", is_flag=True, help="Only list what it would run, one name a line.")
+def migrate(dry_run: bool) -> None:
     """Bring the database schema up to date; safe to repeat, and by several at once.
 
     \b
     Example:  DATABASE_URL=postgresql://… callboard migrate
     """
     from service.migrate import migrate as run
+    from service.migrate import outstanding
 
     setup()
     settings = load(os.environ)
-    done = asyncio.run(run(settings if settings.database_url else running(settings)))
+    done = asyncio.run((outstanding if dry_run else run)(settings if settings.database_url else running(settings)))
     for name in done:
-        click.echo(f"ran {name}")
-    click.echo("the schema is up to date")
+        click.echo(name if dry_run else f"ran {name}")
+    if not dry_run:
+        click.echo("the schema is up to date")
 
 
 @click.command()

