@@ -67,6 +67,27 @@ async def test_ours_do_their_part_and_end_with_0(settings: Settings, tmp_path: P
         assert [json.loads(line)["level"] for line in worker.told.splitlines()] == ["info", "info"], worker.told
 
 
+async def test_an_api_that_is_told_to_stop_still_serves_though_it_is_not_ready(
+    settings: Settings, tmp_path: Path
+) -> None:
+    port = free_port()
+    given = environment(settings, CALLBOARD_PORT=str(port), CALLBOARD_LAME_DUCK_S="2")
+    with started((*CALLBOARD, "api"), tmp_path / "api", given) as api:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+
+            async def says(status: int) -> bool:
+                try:
+                    return (await http.get("/readyz")).status_code == status
+                except httpx.TransportError:
+                    return False
+
+            await eventually(lambda: says(200), START_S)
+            api.process.send_signal(signal.SIGTERM)
+            await eventually(lambda: says(503))
+            assert (await http.post("/events", json={"type": "ticket.opened", "data": TICKET})).status_code == 202
+        assert await api.ends() == 0
+
+
 async def test_those_of_uvicorn_and_arq_do_too(settings: Settings, tmp_path: Path) -> None:
     port = free_port()
     given = environment(settings)

@@ -68,7 +68,7 @@ def nap(seconds: float) -> dict[str, object]:
 
 
 async def listen(http: httpx.AsyncClient, asked: Asked, seen: Seen) -> None:
-    """As a browser does: where an API that stops closes the stream in order, the next one goes on behind the last id."""
+    """As a browser does: where an API that stops closes it in order, the next one goes on behind the last id."""
     sni = {"sni_hostname": asked.site}
     ids: list[str] = []
     try:

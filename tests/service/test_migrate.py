@@ -10,7 +10,7 @@ from msgspec.structs import replace
 import sql
 from service.embedded import Server
 from service.errors import StartError
-from service.migrate import migrate, pending
+from service.migrate import migrate, outstanding, pending
 from service.resources import connect
 from service.settings import Settings
 
@@ -35,7 +35,7 @@ def test_they_are_numbered_without_gaps() -> None:
 
 async def test_each_runs_once(fresh: Settings) -> None:
     connection = await connect(fresh, "test")
-    assert await pending(connection) == NAMES
+    assert await pending(connection) == await outstanding(fresh) == NAMES
     assert await migrate(fresh) == NAMES
     assert await pending(connection) == []
     assert await migrate(fresh) == []
