@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "make deploy-test boots a second Debian with systemd-nspawn: it needs root on a Debian. CI runs it." >&2
+    echo "make deploy-test boots a second Debian with systemd-nspawn: it needs root on a Debian." >&2
     exit 1
 fi
 missing=
