@@ -29,9 +29,9 @@ done
 SITE=callboard.test TLS=internal caddy validate --adapter caddyfile --config Caddyfile 2>/dev/null
 ip_forward=$(cat /proc/sys/net/ipv4/ip_forward) filters=$(cat /proc/net/ip_tables_names 2>/dev/null || true)
 status=0
-.venv/bin/python -m pytest tests/deploy -m host -x -s -p no:cacheprovider "$@" || status=$?
-left=$(ip netns list | grep '^callboard-' || true)$(pgrep -f 'machine=callboard-' || true)
-left=$left$(grep -o '/[^ ]*/machine[^ ]*/store[^ ]*' /proc/mounts || true)
+export MACHINE="callboard-$$" # others may run the same
+.venv/bin/python -m pytest tests/deploy -m host -x -s -p no:cacheprovider --basetemp="$tools/pytest" "$@" || status=$?
+left=$(ip netns list | grep "^$MACHINE-" || true)$(pgrep -f "machine=$MACHINE" || true)$(grep "$tools" /proc/mounts || true)
 if [ -n "$left" ] || [ "$ip_forward" != "$(cat /proc/sys/net/ipv4/ip_forward)" ] ||
     [ "$filters" != "$(cat /proc/net/ip_tables_names 2>/dev/null || true)" ]; then
     echo "Something is left behind on this machine: $left" >&2
