@@ -34,7 +34,7 @@ async def _frozen(rig: Rig, rounds: int, held: int, frozen_s: float) -> None:
     for n in range(rounds):
         rig.sink.latency_s = lambda: rig.random.uniform(8, 16)
         sending = asyncio.create_task(rig.load.flow(["probe.ask"], keys=10, senders=10))
-        await rig.full(victim, held)
+        await eventually(lambda: _asking(rig, victim, held), PATIENCE_S)
         await asyncio.sleep(rig.random.uniform(0, 1))
         claims = await rig.freeze(victim)
         rig.sink.latency_s = lambda: 0.1
@@ -45,6 +45,12 @@ async def _frozen(rig: Rig, rounds: int, held: int, frozen_s: float) -> None:
         await sending
     await judge(rig)
     assert percentile(rig.takeovers_s, 0.99) < TAKEOVER_S
+
+
+async def _asking(rig: Rig, victim: Child, count: int) -> bool:
+    """Whether so many of its claims wait for a model: a claim alone has nothing yet that could go wrong."""
+    claims = {(str(row["event_id"]), row["claim"]) for row in await rig.claims(victim)}
+    return len(claims & {(each.event_id, each.claim) for each in rig.sink.calls}) >= count
 
 
 async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at: float, lives: int) -> None:
