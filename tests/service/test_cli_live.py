@@ -79,6 +79,22 @@ async def test_a_dead_event_exits_with_1(settings: Settings) -> None:
         assert "dead: callboard show " in fed.stdout
 
 
+async def test_tail_tells_an_event_while_it_happens(board: Board) -> None:
+    event_id = await board.send("ticket.opened", TICKET)
+    told = await callboard(board, "tail", event_id, "--json")
+    assert told.returncode == 0, told.stderr
+    messages = [json.decode(line) for line in told.stdout.splitlines()]
+    result = (await board.show(event_id))["result"]
+    assert messages[-1] == {"event": "end", "status": "succeeded", "result": result}
+    said = "".join(each["text"] for each in messages if each["event"] == "token")
+    assert said
+
+    read = await callboard(board, "tail", event_id)
+    assert read.returncode == 0
+    assert said in read.stdout
+    assert "succeeded" in read.stdout.splitlines()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

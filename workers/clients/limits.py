@@ -25,7 +25,7 @@ from workers.clients.faults import jitter_s
 from workers.clients.share import AWAY_S, Share
 
 SCRIPT: Final = Path(__file__).with_suffix(".lua")
-SCRIPT_TIMEOUT_S: Final = 0.5
+SCRIPT_TIMEOUT_S: Final = 1.0
 PERMIT_MS: Final = 15_000
 RENEW_S: Final = 5.0
 BATCH: Final = 500

@@ -144,6 +144,20 @@ async def test_redis_that_forgets_in_the_middle(settings: Settings, again: bool)
     assert len(client.of("restart")) == (2 if again else 0)
 
 
+async def test_where_nothing_happens_a_comment_tells_that_somebody_is_there(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.follow.COMMENT_S", 0.05)
+    async with speaking(settings) as board:
+        client = Client(await board.send("spoken", {}, dueat="2999-01-01T00:00:00Z"))
+        following = asyncio.create_task(client.follow(board.http))
+        await eventually(lambda: asyncio.sleep(0, client.comments > 2))
+        assert [each.data for each in client.heard] == [{"status": "scheduled"}]
+        await board.http.post(f"/events/{client.event_id}/cancel")
+        await following
+    assert client.heard[-1].data["status"] == "cancelled"
+
+
 async def test_an_event_without_tokens_has_a_stream_and_no_log(settings: Settings) -> None:
     async with speaking(settings, flow=Pipeline(on=Spoken, flow=[quiet])) as board:
         client = Client(await board.send("spoken", {}))

@@ -22,10 +22,10 @@ from workers.simulator import running_simulator
 from workers.simulator.behaviour import Behaviour
 from workers.simulator.limits import Limit
 
-EVENTS: Final = 600
-PER_S: Final = 40
+EVENTS: Final = 160
+PER_S: Final = 10
 WORKERS: Final = 3
-LATENCY_MS: Final = 300.0
+LATENCY_MS: Final = 1000.0  # a permit also covers what is written around a call: a tenth of this on a slow machine
 WARM_S: Final = 1.0  # a bucket begins with what comes in a second
 
 
