@@ -119,12 +119,13 @@ where not exists (
     select 1 from work w where w.event_id = h.event_id and w.claim = h.claim and w.worker = $3 and w.status = 'running');
 
 -- name: due
--- Whether upkeep has anything to do, and which memory of Redis was last seen: one cheap statement a second.
-select exists (select 1 from work where rung_at is null and status in ('queued', 'scheduled') and due_at <= clock_timestamp())
+-- Whether upkeep has anything to do, and which memory of Redis was last seen: one cheap statement a second. `now()` because a
+-- volatile clock can't be looked up in an index, and a million events may be due another day.
+select exists (select 1 from work where rung_at is null and status in ('queued', 'scheduled') and due_at <= now())
            as unrung,
        exists (select 1 from work where status in ('queued', 'scheduled')
-                 and rung_at < greatest(clock_timestamp() - interval '5 s', epoch.lost_at)) as stale,
-       exists (select 1 from work where ord is null and due_at <= clock_timestamp()) as unplaced,
+                 and rung_at < greatest(now() - interval '5 s', epoch.lost_at)) as stale,
+       exists (select 1 from work where ord is null and due_at <= now()) as unplaced,
        exists (select 1 from workers where state not in ('dead', 'stopped') and lease_until < clock_timestamp())
            or exists (select 1 from work w join workers using (worker) where w.status = 'running' and state in ('dead', 'stopped'))
            as expired,
@@ -139,7 +140,7 @@ select exists (select 1 from work where rung_at is null and status in ('queued',
 from epoch;
 
 -- name: unplaced
-select tenant, key from work where ord is null and due_at <= clock_timestamp() order by due_at limit 1000;
+select tenant, key from work where ord is null and due_at <= now() order by due_at limit 1000;
 
 -- name: draw_places
 -- Keyed events that were not due draw their place when they are, in the order in which they became due.
@@ -170,16 +171,16 @@ with recursive mailboxes as (
         where w.key is not null and (w.tenant, w.key) > (m.tenant, m.key) order by w.tenant, w.key, w.ord limit 1) as next
 ), due as (
     (select event_id, due_at from work
-     where key is null and status in ('queued', 'scheduled') and rung_at is null and due_at <= clock_timestamp()
+     where key is null and status in ('queued', 'scheduled') and rung_at is null and due_at <= now()
      order by due_at limit $3)
     union all
     (select event_id, due_at from work
-     where key is null and status in ('queued', 'scheduled') and due_at <= clock_timestamp()
+     where key is null and status in ('queued', 'scheduled') and due_at <= now()
        and rung_at < greatest((select lost_at from epoch), case rung_to when 'front' then $2::timestamptz else $1::timestamptz end)
      order by rung_at limit $3)
     union all
     (select w.event_id, w.due_at from mailboxes m join work w using (event_id)
-     where w.status in ('queued', 'scheduled') and w.due_at <= clock_timestamp() and w.ord is not null
+     where w.status in ('queued', 'scheduled') and w.due_at <= now() and w.ord is not null
        and (w.rung_at is null
             or w.rung_at < greatest((select lost_at from epoch), case w.rung_to when 'front' then $2::timestamptz else $1::timestamptz end)))
 ), locked as (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from msgspec import json
+from msgspec import Struct, json
 
 from schemas.events.tickets import TicketOpened
 from service.cli import corpus
@@ -17,7 +17,7 @@ from tests.eventually import eventually
 from tests.keys import make_key
 from tests.processes import CALLBOARD, free_port, run
 from tests.programs import program_of
-from workers.kit import Pipeline, Reject
+from workers.kit import Pipeline, Reject, Run
 
 DATA: Final = json.encode(TICKET).decode()
 LAST_LINE: Final = re.compile(r"done=(\d+) dead=(\d+) calls=(\d+) cost_usd=(\d+\.\d+) p50_ms=(\d+) p99_ms=(\d+)")
@@ -30,6 +30,14 @@ async def callboard(board: Board, *arguments: str, stdin: str = "") -> "subproce
 
 async def refuse(ticket: TicketOpened) -> None:
     raise Reject(f"{ticket.ticket_id} is of no customer")
+
+
+class Said(Struct, frozen=True):
+    text: str
+
+
+async def speak(run: Run, ticket: TicketOpened) -> Said:
+    return Said(await run.llm.stream("tickets/language", returns=str, ticket=ticket))
 
 
 async def test_send_wait_and_show_tell_how_an_event_fared(board: Board) -> None:
@@ -79,20 +87,21 @@ async def test_a_dead_event_exits_with_1(settings: Settings) -> None:
         assert "dead: callboard show " in fed.stdout
 
 
-async def test_tail_tells_an_event_while_it_happens(board: Board) -> None:
-    event_id = await board.send("ticket.opened", TICKET)
-    told = await callboard(board, "tail", event_id, "--json")
-    assert told.returncode == 0, told.stderr
-    messages = [json.decode(line) for line in told.stdout.splitlines()]
-    result = (await board.show(event_id))["result"]
-    assert messages[-1] == {"event": "end", "status": "succeeded", "result": result}
-    said = "".join(each["text"] for each in messages if each["event"] == "token")
-    assert said
+async def test_tail_tells_an_event_while_it_happens(settings: Settings) -> None:
+    whole = program_of(settings, support=Pipeline(on=TicketOpened, flow=[speak]))
+    async with board_on(settings, whole) as board:
+        event_id = await board.send("ticket.opened", TICKET)
+        told = await callboard(board, "tail", event_id, "--json")
+        assert told.returncode == 0, told.stderr
+        messages = [json.decode(line) for line in told.stdout.splitlines()]
+        result = (await board.show(event_id))["result"]
+        assert messages[-1] == {"event": "end", "status": "succeeded", "result": result}
+        assert "".join(each["text"] for each in messages if each["event"] == "token") == result["text"]
 
-    read = await callboard(board, "tail", event_id)
-    assert read.returncode == 0
-    assert said in read.stdout
-    assert "succeeded" in read.stdout.splitlines()
+        read = await callboard(board, "tail", event_id)
+        assert read.returncode == 0
+        assert f"speak: {result['text']}\n" in read.stdout
+        assert "succeeded" in read.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
