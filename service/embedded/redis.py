@@ -55,7 +55,7 @@ async def start_redis(folder: Path, port: int = 0) -> Server:
 
 
 def _program(place: Place) -> Path:
-    found = _installed() or _from_wheel()
+    found = _installed() or _from_wheel("redis-server")
     if found is None:
         raise StartError(
             "No redis-server >= 6.2 found: set REDIS_URL, or install one "
@@ -79,11 +79,16 @@ def _installed() -> Path | None:
     return Path(found).resolve() if version and (int(version[1]), int(version[2])) >= OLDEST else None
 
 
-def _from_wheel() -> Path | None:
+def _from_wheel(name: str) -> Path | None:
     folders = [Path(sys.prefix, "redis", each) for each in WHEELS]
     folders += [Path(found.origin).parent for each in WHEELS if (found := find_spec(each)) and found.origin]
-    programs = [folder / "bin" / "redis-server" for folder in folders]
+    programs = [folder / "bin" / name for folder in folders]
     return next((program for program in programs if os.access(program, os.X_OK)), None)
+
+
+def redis_cli() -> str:
+    """How it is called here: from PATH, or the one that came with the server."""
+    return "redis-cli" if shutil.which("redis-cli") else str(_from_wheel("redis-cli") or "redis-cli")
 
 
 async def _run(program: Path, place: Place, port: int) -> tuple["subprocess.Popen[bytes]", int]:
