@@ -11,9 +11,8 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from service.dashboard.scale import scale
-from service.dashboard.waterfall import Row, waterfall
-from service.dashboard.words import ago, dollars, lasting, pretty
+from service.dashboard.look import ago, dollars, lasting, pretty
+from service.dashboard.waterfall import Row, scale, waterfall
 from service.settings import Settings
 from tests.board import TICKET, Board, serving
 
