@@ -147,8 +147,6 @@ def _trouble(mine: Look, request: Request, status: int, title: str, what: str) -
 def _asked(request: Request) -> Filter | None:
     """The filter in the address; what a form left empty does not count."""
     given = {name: value for name, value in request.query_params.items() if value}
-    if any("\0" in value for value in given.values()):
-        return None
     try:
         return convert(given, Filter, strict=False)
     except ValidationError:
