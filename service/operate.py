@@ -35,12 +35,12 @@ class Letters(Struct, frozen=True, forbid_unknown_fields=True):
     reason: str | None = None
     since: Moment | None = None
     until: Moment | None = None
-    ids: list[UUID] | None = None
+    ids: Annotated[list[UUID], Meta(max_length=10_000)] | None = None
 
     @property
     def everything(self) -> bool:
         """Whether no condition is given at all."""
-        return self == Letters()
+        return (self.type, self.reason, self.since, self.until, self.ids) == (None,) * 5
 
 
 class Operated(Struct, frozen=True):

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
-from service.http.door import door, raw, reply
+from service.http.door import door, fetch, raw, reply
 from service.http.problem import problem
 from service.migrate import pending
 from service.release import release
@@ -52,6 +52,5 @@ async def _degraded(request: Request) -> list[str]:
 
 
 async def list_workers(request: Request) -> Response:
-    async with door(request).pool.acquire(timeout=5) as connection:
-        rows = await connection.fetch(SQL["workers"])
+    rows = await fetch(request, SQL["workers"])
     return reply({"items": [{**row, "breakers": raw(row["breakers"])} for row in rows]})
