@@ -62,7 +62,7 @@ def refuse_no_model(settings: Settings) -> None:
 async def running(settings: Settings) -> AsyncIterator[Settings]:
     """A Callboard for the duration of a block, on the port of the settings; yields settings with its address."""
     async with all_running(settings, 1) as live:
-        await _seed(live.settings)
+        await seed(live.settings)
         yield replace(live.settings, url=address(live.settings))
 
 
@@ -81,12 +81,12 @@ async def _up(settings: Settings, workers: int) -> int:
 
 async def _run(settings: Settings, workers: int) -> None:
     async with all_running(settings, workers) as live:
-        await _seed(live.settings)
+        await seed(live.settings)
         click.echo(_banner(live))
         await _watch(live)
 
 
-async def _seed(settings: Settings) -> None:
+async def seed(settings: Settings) -> None:
     """The examples of the worked example, once: each has an id of its own, so a second time changes nothing."""
     async with asyncio.timeout(SEED_TIMEOUT_S), open_client(replace(settings, url=address(settings))) as http:
         for line in SEED.read_text(encoding="utf-8").splitlines():
