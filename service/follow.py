@@ -33,8 +33,6 @@ log = logging.getLogger("callboard.follow")
 
 
 class Standing(Struct, frozen=True):
-    """What Postgres says of an event."""
-
     status: str
     run: int
     claim: int
@@ -90,7 +88,6 @@ class Followers:
         self._wake(self._topics)
 
     async def listen(self) -> None:
-        """Hear the doorbells until cancelled."""
         async with self.redis.pubsub() as channel:
             await channel.subscribe(live.NEWS, live.MOVED)
             self._wake(self._topics)  # nobody rang while nobody listened

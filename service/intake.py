@@ -34,8 +34,6 @@ class Conflict(Exception):
 
 
 class Accepted(Struct, frozen=True):
-    """The 202, word for word."""
-
     event_id: str
     id: str
     source: str
@@ -44,8 +42,6 @@ class Accepted(Struct, frozen=True):
 
 
 class Intake:
-    """Decode, store, ring."""
-
     def __init__(
         self, catalog: Catalog, store: Store, outbox: Outbox, body_max: int, keyed: Callable[[], Collection[str]]
     ) -> None:

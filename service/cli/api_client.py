@@ -40,8 +40,6 @@ class Refused(click.ClickException):
 
 
 class Moment(Struct, frozen=True):
-    """One line of a timeline."""
-
     seq: int
     at: datetime
     what: str
@@ -52,8 +50,6 @@ class Moment(Struct, frozen=True):
 
 
 class EventView(Struct, frozen=True):
-    """What is read of an event."""
-
     event_id: str
     type: str
     status: str

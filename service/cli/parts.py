@@ -31,8 +31,6 @@ log = logging.getLogger("callboard.up")
 
 
 class Child:
-    """One program, kept running until it is stopped."""
-
     def __init__(self, name: str, module: str, environment: dict[str, str], stop_s: float) -> None:
         self.name: Final = name
         self._module: Final = module
@@ -94,8 +92,6 @@ class Child:
 
 
 class Running(Struct, frozen=True):
-    """What `callboard up` has running."""
-
     settings: Settings
     api: Child
     workers: list[Child]
@@ -134,7 +130,6 @@ def check_port(settings: Settings) -> None:
 
 
 def address(settings: Settings) -> str:
-    """Where the API listens."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}"
 

@@ -52,7 +52,6 @@ def show(event_id: object, as_json: bool, settings: Settings) -> None:
 
 
 def present(told: Any, as_json: bool) -> None:
-    """Print an event as the API returned it."""
     if as_json:
         print_json(told)
         return

@@ -49,7 +49,6 @@ def up(workers: int) -> None:
 
 
 def refuse_no_model(settings: Settings) -> None:
-    """Raises CallboardError where no model could answer."""
     own = {file.stem for file in (ROOT / "workers" / "providers").glob("[!_]*.py")} - PROVIDERS.keys()
     if not settings.simulated and not settings.has_provider_key and not own:
         raise CallboardError(

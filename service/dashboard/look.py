@@ -34,8 +34,6 @@ class Asset(Struct, frozen=True):
 
 
 class Look(Struct, frozen=True):
-    """Made once with the routes."""
-
     environment: Environment
     assets: Mapping[str, Asset]
 

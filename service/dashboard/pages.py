@@ -36,8 +36,6 @@ Show = Callable[[Look, Request], Awaitable[Response]]
 
 
 class Counts(Struct, frozen=True):
-    """Open events by status, and how the latest ones ended."""
-
     open: Mapping[str, int]
     ended: Mapping[str, int]
 
@@ -143,7 +141,6 @@ def _trouble(mine: Look, request: Request, status: int, title: str, what: str) -
 
 
 def _asked(request: Request) -> Filter | None:
-    """The filter in the address; what a form left empty does not count."""
     given = {name: value for name, value in request.query_params.items() if value}
     try:
         return convert(given, Filter, strict=False)

@@ -166,8 +166,6 @@ def _mark(moment: Moment, at: str, drawn: Scale) -> Row:
 
 
 class Call(Struct, frozen=True):
-    """The `detail` of a call."""
-
     prompt: str
     version: int
     provider: str | None
@@ -195,7 +193,6 @@ class Call(Struct, frozen=True):
 
 
 def calls(event: Mapping[str, Any]) -> list[Call]:
-    """The ledger of one event."""
     found = [each for each in event["timeline"] if each["what"] == "call" and each["detail"]["outcome"] != "recalled"]
     return [convert({**each["detail"], "step": each["step"], "ms": each["ms"]}, Call) for each in found[:ROWS_MAX]]
 

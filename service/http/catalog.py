@@ -29,8 +29,6 @@ class Period(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Filled(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a rendering."""
-
     variables: dict[str, Any] = {}
 
 
@@ -51,7 +49,6 @@ async def list_types(request: Request) -> Response:
 
 
 async def get_schema(request: Request) -> Response:
-    """JSON Schema of the type's `data`."""
     kind = door(request).catalog.get(request.path_params["type"])
     if kind is None:
         raise HTTPException(404, f"no type {request.path_params['type']}")
@@ -84,7 +81,6 @@ async def get_prompt(request: Request) -> Response:
 
 
 async def render_prompt(request: Request) -> Response:
-    """What a model would be told with these variables."""
     prompt = _prompt(request)
     asked = await asked_by_body(request, Filled)
     try:

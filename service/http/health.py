@@ -3,7 +3,6 @@
 import asyncio
 from typing import Final
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,11 +20,6 @@ SQL: Final = sql.queries("read")
 async def healthz(_: Request) -> Response:
     """The process answers: no I/O."""
     return reply({"status": "ok", "version": release()})
-
-
-def begin_to_drain(app: Starlette) -> None:
-    """From now on `/readyz` says 503, while all else is still served."""
-    app.state.draining = True
 
 
 async def readyz(request: Request) -> Response:

@@ -19,15 +19,11 @@ SQL: Final = sql.queries("operate")
 
 
 class Page(Letters, frozen=True, forbid_unknown_fields=True):
-    """The query of `GET /dead-letters`."""
-
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
     cursor: Annotated[int, Meta(ge=1)] | None = None
 
 
 class Which(Letters, frozen=True, forbid_unknown_fields=True):
-    """The body of a bulk operation."""
-
     dry_run: bool = False
 
 
@@ -95,7 +91,7 @@ async def get_actor(request: Request) -> Response:
 
 def _operator(request: Request) -> Operator:
     whole, who = door(request), caller(request)
-    return Operator(whole.pool, whole.redis, whole.intake, whole.intake.outbox, who.tenant, who.actor)
+    return Operator(whole.pool, whole.redis, whole.intake, who.tenant, who.actor)
 
 
 async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPException:

@@ -27,8 +27,6 @@ FAULT_HEADER: Final = "x-callboard-fault"
 
 
 class Page(Struct, frozen=True):
-    """One call of the pager."""
-
     idempotency_key: str
     body: Any
 
@@ -113,8 +111,6 @@ class Simulator:
 
 
 class Endpoint:
-    """One place where a model is asked."""
-
     def __init__(self, simulator: Simulator, dialect: Dialect) -> None:
         self._simulator = simulator
         self._dialect = dialect

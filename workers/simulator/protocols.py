@@ -33,7 +33,6 @@ class Dialect(Struct, frozen=True):
 
 
 def _event(data: object, name: str = "") -> bytes:
-    """A server-sent event."""
     head = f"event: {name}\n".encode() if name else b""
     return head + b"data: " + (data if isinstance(data, bytes) else msgspec.json.encode(data)) + b"\n\n"
 
