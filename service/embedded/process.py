@@ -100,7 +100,7 @@ async def answering(
             if await answers(process.pid):
                 undo.pop_all()
                 return process, ""
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
     return None, last_words(place.folder, since)
 
 
