@@ -139,7 +139,7 @@ async def request(client: httpx.AsyncClient, method: str, path: str, **sent: Any
         ) from error
     kind = response.headers.get("content-type", "")
     if response.is_success and "json" in kind:
-        return msgspec.json.decode(response.content)
+        return _decoded(response.content)
     if "problem+json" not in kind:
         raise NoService(
             f"What answers at {response.url} is not Callboard ({response.status_code}, {kind or 'no content type'}). "
@@ -153,22 +153,23 @@ async def get_event(client: httpx.AsyncClient, event_id: str) -> Any:
 
 
 def event_of(told: Any) -> EventView:
-    return _shaped(told, EventView)
+    event: EventView = _decoded(msgspec.json.encode(told), EventView)
+    return event
 
 
 def refusal(status: int, body: bytes, retry_after: str = "") -> Refused:
     """Title, detail and the path of each wrong field of a problem+json answer."""
-    problem = _shaped(msgspec.json.decode(body), Problem)
+    problem = _decoded(body, Problem)
     lines = [f"{problem.title}: {problem.detail}" if problem.detail else problem.title]
     lines += [f"  {error.path}: {error.message}" for error in problem.errors]
     after_s = float(retry_after) if retry_after.isdecimal() else 1.0 if status in (429, 503) else None
     return Refused(printable("\n".join(lines)) + KEY_HINTS.get(status, ""), after_s)
 
 
-def _shaped(told: Any, kind: type[T]) -> T:
+def _decoded(body: bytes, kind: Any = Any) -> Any:
     try:
-        return msgspec.convert(told, kind)
-    except msgspec.ValidationError as error:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
         raise NoService(f"What answers at CALLBOARD_URL is not this version of Callboard ({error}).") from error
 
 
