@@ -75,11 +75,9 @@ class GroupCommit(Generic[T, R]):
             raise Unavailable(f"Postgres did not answer within {timeout_s:g} s") from error
 
     async def drained(self) -> None:
-        """Return once nothing waits and nothing is being written."""
         await self._idle.wait()
 
     async def run(self, writers: int = 1) -> None:
-        """Write until cancelled."""
         async with supervised({f"{self._name} {n}": self._writer for n in range(writers)}):
             await asyncio.Event().wait()
 
@@ -172,9 +170,8 @@ class Held:
 
 
 def _row_fault(error: Exception) -> bool:
-    if isinstance(error, asyncpg.DataError | ValueError | TypeError | LookupError | ArithmeticError):
-        return True
-    return isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_ROW_FAULTS)
+    refused = isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_ROW_FAULTS)
+    return refused or isinstance(error, (asyncpg.DataError, *_BUGS))
 
 
 def _fail(batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:

@@ -2,25 +2,27 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from msgspec import Struct
 from redis.asyncio import Redis
 
+import sql
 from schemas.catalog import Catalog
 from schemas.envelope import Incoming, read
 from schemas.text import BadEvent
 from service.commits import BadRow
-from service.keyed import Keyed
 from service.meters import Meters
 from service.outbox import Outbox
-from service.resources import REDIS_ERRORS
+from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, connect
 from service.settings import Settings
 from service.store import Store, Stored
 from service.supervise import supervised
 
 DRAIN_TIMEOUT_S: Final = 5.0
+KEYED_EVERY_S: Final = 2.0
+_SQL: Final = sql.queries("store")
 
 
 class Conflict(Exception):
@@ -32,8 +34,6 @@ class Conflict(Exception):
 
 
 class Accepted(Struct, frozen=True):
-    """The 202, word for word."""
-
     event_id: str
     id: str
     source: str
@@ -42,8 +42,6 @@ class Accepted(Struct, frozen=True):
 
 
 class Intake:
-    """Decode, store, ring."""
-
     def __init__(
         self, catalog: Catalog, store: Store, outbox: Outbox, body_max: int, keyed: Callable[[], Collection[str]]
     ) -> None:
@@ -76,6 +74,28 @@ class Intake:
         if stored.due:
             self.outbox.ring(stored.event_id)
         return Accepted(str(stored.event_id), incoming.id, incoming.source, stored.status, stored.duplicate)
+
+
+class Keyed:
+    """Which types need a `partitionkey`: their pipelines keep state by it, say the rows that workers write.
+
+    Read again every few seconds, so that no event costs a query; what slips in, its worker refuses.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.types: frozenset[str] = frozenset()
+        self._settings: Final = settings
+
+    async def run(self) -> None:
+        """Refresh until cancelled; an error ends it, and the supervisor starts it again."""
+        connection = await connect(self._settings, "keyed")
+        try:
+            while True:
+                self.types = frozenset(row["type"] for row in await connection.fetch(_SQL["keyed"]))
+                await asyncio.sleep(KEYED_EVERY_S)
+        finally:
+            with suppress(*POSTGRES_ERRORS):
+                connection.terminate()
 
 
 @asynccontextmanager

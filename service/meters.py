@@ -1,7 +1,7 @@
 """What a process counts, for `GET /metrics`: plain numbers of one thread.
 
 An event costs a worker some 60 µs in all; prometheus-client's own counters, which lock, would take ten of them. The API
-shows these by it (service/http/measured.py), its own and those that workers report.
+shows these by it (service/http/metrics.py), its own and those that workers report.
 """
 
 import asyncio

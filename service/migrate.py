@@ -25,7 +25,6 @@ async def migrate(settings: Settings) -> list[str]:
 
 
 async def outstanding(settings: Settings) -> list[str]:
-    """The migrations that `migrate` would run now."""
     connection = await connect(settings, "migrate")
     try:
         return await pending(connection)

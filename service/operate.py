@@ -15,7 +15,6 @@ import sql
 from schemas.text import BadEvent
 from service import stream
 from service.intake import Conflict, Intake
-from service.outbox import Outbox
 from service.resources import REDIS_ERRORS, Pool
 
 ACQUIRE_TIMEOUT_S: Final = 5.0
@@ -35,17 +34,14 @@ class Letters(Struct, frozen=True, forbid_unknown_fields=True):
     reason: str | None = None
     since: Moment | None = None
     until: Moment | None = None
-    ids: list[UUID] | None = None
+    ids: Annotated[list[UUID], Meta(max_length=10_000)] | None = None
 
     @property
     def everything(self) -> bool:
-        """Whether no condition is given at all."""
-        return self == Letters()
+        return (self.type, self.reason, self.since, self.until, self.ids) == (None,) * 5
 
 
 class Operated(Struct, frozen=True):
-    """How many dead letters fit, and with how many it was done."""
-
     matched: int
     done: int
 
@@ -57,11 +53,10 @@ class UnknownStep(Exception):
 class Operator:
     """Acts for one tenant's operator, `actor`, who goes on record."""
 
-    def __init__(self, pool: Pool, redis: Redis, intake: Intake, outbox: Outbox, tenant: str, actor: str) -> None:
+    def __init__(self, pool: Pool, redis: Redis, intake: Intake, tenant: str, actor: str) -> None:
         self._pool: Final = pool
         self._redis: Final = redis
         self._intake: Final = intake
-        self._outbox: Final = outbox
         self._tenant: Final = tenant
         self._actor: Final = actor
 
@@ -80,7 +75,7 @@ class Operator:
                 return False
             if row["key"] is not None:
                 for head in await connection.fetch(SQL["heads"], [row["tenant"]], [row["key"]]):
-                    self._outbox.ring(head["event_id"])
+                    self._intake.outbox.ring(head["event_id"])
         if row["status"] == "running":
             try:
                 await self._redis.publish(stream.CANCEL, event_id.bytes)
@@ -146,7 +141,7 @@ class Operator:
                 raise UnknownStep(f'the last run has no step "{step}"')
             rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor, began, step)
         for row in rows:
-            self._outbox.ring(row["event_id"])
+            self._intake.outbox.ring(row["event_id"])
         return {row["event_id"]: row["run"] for row in rows}
 
     async def _lock_mailboxes(self, connection: "PoolConnectionProxy[asyncpg.Record]", ids: Sequence[UUID]) -> None:

@@ -31,10 +31,9 @@ class Outbox:
         self._more.set()
 
     async def run(self) -> None:
-        """Ring until cancelled."""
         while True:
             await self._more.wait()
-            batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            batch = self._batch()
             if not self._waiting:
                 self._more.clear()
             try:
@@ -46,5 +45,7 @@ class Outbox:
     async def drained(self) -> None:
         """Ring what is left, once: called when the API stops."""
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-            await stream.ring(self._redis, batch)
+            await stream.ring(self._redis, self._batch())
+
+    def _batch(self) -> list[UUID]:
+        return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]

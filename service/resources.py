@@ -8,12 +8,7 @@ from typing import Final, TypeAlias
 
 import asyncpg
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.exceptions import (
-    BusyLoadingError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -31,16 +26,7 @@ Pool: TypeAlias = asyncpg.Pool
 # 08 connection, 53 out of resources, 57P shutting down, 40 serialization and deadlock, 25006 read-only (a failover),
 # 42P01 and 42703 what the next migration brings, 55P03 and 57014 a lock or a statement that took too long
 _TRANSIENT_STATES: Final = ("08", "53", "57P", "40", "25006", "58030", "42P01", "42703", "55P03", "57014")
-_TRANSIENT_REPLIES: Final = (
-    "MISCONF",
-    "NOREPLICAS",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "OOM",
-    "LOADING",
-    "READONLY",
-)
+_TRANSIENT_REPLIES: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM")
 
 
 async def connect(settings: Settings, application: str) -> Connection:

@@ -52,7 +52,6 @@ class Store:
         return await self._commits.put(incoming, ACCEPT_TIMEOUT_S)
 
     async def run(self, writers: int = WRITERS) -> None:
-        """Commit until cancelled."""
         await self._commits.run(writers)
 
     async def drained(self) -> None:
@@ -103,7 +102,6 @@ class Store:
 
 
 def identity(each: Incoming) -> Identity:
-    """What makes two events the same one."""
     return (each.tenant, each.source, each.id)
 
 

@@ -15,8 +15,6 @@ NOTHING: Final = -1  # it is not known what the client has of a call
 
 
 class Reply(Struct, frozen=True):
-    """A streamed reply, as it is stored."""
-
     step: str
     call: str
     made: str

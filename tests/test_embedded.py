@@ -27,6 +27,13 @@ def folder() -> Iterator[Path]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def kept() -> Iterator[Path]:
+    """For what may go on with the Postgres that the test before has left: making one takes seconds."""
+    with open_folder() as made:
+        yield made
+
+
 @pytest.fixture
 def settings(folder: Path) -> Settings:
     return Settings(data_dir=str(folder / "data"))
@@ -34,9 +41,12 @@ def settings(folder: Path) -> Settings:
 
 async def test_what_was_written_is_there_after_a_stop_and_a_start(settings: Settings) -> None:
     async with embedded(settings) as first:
+        assert running(settings) == first, "other programs find them"
         await ask(first.database_url, "CREATE TABLE kept AS SELECT 42 AS answer")
         async with Redis.from_url(first.redis_url) as client:
             await client.set("kept", "42")
+    with pytest.raises(StartError, match="No Postgres: set DATABASE_URL, or start `make up`"):
+        running(settings)
     async with embedded(settings) as second:
         assert second == first
         assert await ask(second.database_url, "SELECT answer FROM kept") == 42
@@ -44,8 +54,8 @@ async def test_what_was_written_is_there_after_a_stop_and_a_start(settings: Sett
             assert await client.get("kept") == b"42"
 
 
-async def test_postgres_is_durable_and_of_the_version_we_promise(folder: Path) -> None:
-    async with postgres(folder / "postgres") as server:
+async def test_postgres_is_durable_and_of_the_version_we_promise(kept: Path) -> None:
+    async with postgres(kept / "postgres") as server:
         assert str(await ask(server.url, "SHOW server_version")).startswith("18.")
         assert [await ask(server.url, f"SHOW {name}") for name in ("fsync", "synchronous_commit")] == ["on", "on"]
         assert await ask(server.url, "SHOW listen_addresses") == ""
@@ -53,34 +63,34 @@ async def test_postgres_is_durable_and_of_the_version_we_promise(folder: Path) -
         assert await ask(server.url, "SELECT '[3,4]'::vector <-> '[0,0]'::vector") == 5
 
 
-async def test_a_killed_postgres_comes_back_with_every_commit(folder: Path) -> None:
-    async with postgres(folder / "postgres") as server:
+async def test_a_killed_postgres_comes_back_with_every_commit(kept: Path) -> None:
+    async with postgres(kept / "postgres") as server:
         await ask(server.url, "CREATE TABLE kept AS SELECT 42 AS answer")
         server.process.kill()
         assert await until(lambda: server.process.poll() is not None, patience_s=10)
         assert (server.folder / "data" / "postmaster.pid").exists()
-    async with postgres(folder / "postgres") as again:
+    async with postgres(kept / "postgres") as again:
         assert await ask(again.url, "SELECT answer FROM kept") == 42
 
 
-async def test_a_stranger_with_the_pid_of_a_dead_postgres_is_no_hindrance(folder: Path) -> None:
-    async with postgres(folder / "postgres") as server:
+async def test_a_stranger_with_the_pid_of_a_dead_postgres_is_no_hindrance(kept: Path) -> None:
+    async with postgres(kept / "postgres") as server:
         note = (server.folder / "data" / "postmaster.pid").read_text().splitlines()
     owner = (server.folder / "data").stat()
     stale = server.folder / "data" / "postmaster.pid"
     stale.write_text("\n".join([str(os.getppid()), *note[1:]]) + "\n")
     os.chown(stale, owner.st_uid, owner.st_gid)
-    async with postgres(folder / "postgres") as again:
+    async with postgres(kept / "postgres") as again:
         assert await ask(again.url, "SELECT 1") == 1
 
 
-async def test_a_second_start_names_the_first(folder: Path) -> None:
-    async with postgres(folder / "postgres"):
+async def test_a_second_start_names_the_first(kept: Path) -> None:
+    async with postgres(kept / "postgres"):
         with pytest.raises(StartError, match=rf"in use by process {os.getpid()}\b"):
-            await start_postgres(folder / "postgres")
-    async with redis(folder / "redis"):
+            await start_postgres(kept / "postgres")
+    async with redis(kept / "redis"):
         with pytest.raises(StartError, match=rf"in use by process {os.getpid()}\b"):
-            await start_redis(folder / "redis")
+            await start_redis(kept / "redis")
 
 
 ORPHANING = """
@@ -95,15 +105,15 @@ asyncio.run(main())
 """
 
 
-async def test_servers_of_a_killed_parent_end_and_the_next_start_works(folder: Path) -> None:
-    command = [sys.executable, "-c", ORPHANING, str(folder)]
+async def test_servers_of_a_killed_parent_end_and_the_next_start_works(kept: Path) -> None:
+    command = [sys.executable, "-c", ORPHANING, str(kept)]
     parent = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE)
     assert parent.stdout is not None
     pids = [int(word) for word in (await asyncio.wait_for(parent.stdout.readline(), 60)).split()]
     assert [os.getsid(pid) for pid in pids] == pids  # out of the reach of a terminal's Ctrl-C
     parent.kill()
     await parent.communicate()
-    async with postgres(folder / "postgres") as one, redis(folder / "redis") as other:
+    async with postgres(kept / "postgres") as one, redis(kept / "redis") as other:
         assert await ask(one.url, "SELECT 1") == 1
         assert not {one.pid, other.pid} & set(pids)
         assert await until(lambda: not any(command_line(pid) for pid in pids), patience_s=10)
@@ -134,13 +144,6 @@ async def test_only_what_is_missing_is_started(settings: Settings) -> None:
             running(settings)
 
 
-async def test_other_programs_find_the_running_servers(settings: Settings) -> None:
-    async with embedded(settings) as found:
-        assert running(settings) == found
-    with pytest.raises(StartError, match="No Postgres: set DATABASE_URL, or start `make up`"):
-        running(settings)
-
-
 async def test_addresses_of_a_dead_process_are_not_believed(settings: Settings) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -158,8 +161,8 @@ async def test_where_a_port_is_taken_another_is_found(folder: Path) -> None:
             assert urlsplit(other.url).port not in (None, port)
 
 
-async def test_a_stop_is_quick_in_order_and_may_be_said_twice(folder: Path) -> None:
-    server = await start_postgres(folder / "postgres")
+async def test_a_stop_is_quick_in_order_and_may_be_said_twice(kept: Path) -> None:
+    server = await start_postgres(kept / "postgres")
     await asyncio.wait_for(stop(server), 10)
     await stop(server)
     assert server.process.returncode == 0

@@ -125,7 +125,7 @@ async def test_the_four_files_make_an_event(settings: Settings, tmp_path: Path) 
         assert (result["order_id"], result["because"]) == ("O-7", "simulated because")
         assert result["paid"] in (0.0, 19.9)
         await dead_above_the_limit(up.address)
-        assert shell(draw, up.address).endswith("\njudge → decide\n")
+        assert shell(draw, up.address).endswith("\njudge → decide\ndecide\n")
 
 
 async def test_from_new_files_to_a_result(settings: Settings, tmp_path: Path) -> None:

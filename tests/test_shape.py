@@ -59,7 +59,7 @@ HOMES: Final = {
     "jinja2": ("prompts", "service.dashboard.look"),
     "msgspec": OURS,
     "openai": ("workers.clients.openai",),
-    "prometheus_client": ("service.http.measured",),
+    "prometheus_client": ("service.http.metrics",),
     "pgvector": ("workers.clients.vectors", "workers.engine.settle"),
     "redis": ("service", "workers.engine"),
     "rich": ("service.cli",),

@@ -1,10 +1,9 @@
-"""What the commands know of the HTTP API: one client, typed answers, errors as sentences with an exit code."""
+"""What the commands know of the HTTP API: one client, errors as sentences with an exit code."""
 
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from http import HTTPStatus
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -35,23 +34,12 @@ class NoService(click.ClickException):
 class Refused(click.ClickException):
     """The service answered with a problem."""
 
-    def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.status: Final = status
         self.retry_after_s: Final = retry_after_s
 
 
-class Accepted(Struct, frozen=True):
-    event_id: str
-    id: str
-    source: str
-    status: str
-    duplicate: bool = False
-
-
 class Moment(Struct, frozen=True):
-    """One line of a timeline."""
-
     seq: int
     at: datetime
     what: str
@@ -66,14 +54,11 @@ class EventView(Struct, frozen=True):
     type: str
     status: str
     accepted_at: datetime
-    source: str = ""
-    id: str = ""
     partitionkey: str | None = None
     pipeline: str | None = None
     worker: str | None = None
     attempts: int | None = None
     attempts_max: int | None = None
-    run: int | None = None
     due_at: datetime | None = None
     finished_at: datetime | None = None
     result: Any = None
@@ -83,22 +68,8 @@ class EventView(Struct, frozen=True):
     timeline: list[Moment] = []
 
     @property
-    def ended(self) -> bool:
-        return self.status in ENDED
-
-    @property
     def took_ms(self) -> float | None:
         return None if self.finished_at is None else (self.finished_at - self.accepted_at).total_seconds() * 1000
-
-
-class Listed(Struct, frozen=True):
-    event_id: str
-    status: str
-
-
-class Page(Struct, frozen=True):
-    items: list[Listed]
-    next: str | None = None
 
 
 class FieldError(Struct, frozen=True):
@@ -117,6 +88,15 @@ def settings_for(url: str | None) -> Settings:
     return replace(settings, url=url) if url else settings
 
 
+at_service = click.option(
+    "--url",
+    "settings",
+    callback=lambda _, __, url: settings_for(url),
+    help="The service's address; default CALLBOARD_URL.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the API's answer as JSON.")
+
+
 def open_client(settings: Settings) -> httpx.AsyncClient:
     url = urlsplit(settings.url)
     if url.scheme not in ("http", "https") or not url.hostname:
@@ -124,38 +104,27 @@ def open_client(settings: Settings) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=settings.url,
         timeout=REQUEST_TIMEOUT_S,
-        headers={"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {},
+        headers={
+            "Content-Type": "application/json",
+            **({"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}),
+        },
         # A proxy from the environment can't reach this machine's own loopback.
         trust_env=url.hostname not in LOOPBACK,
     )
 
 
-async def post_event(client: httpx.AsyncClient, body: bytes) -> Accepted:
-    headers = {"Content-Type": "application/json"}
-    return _decode(await request(client, "POST", "/events", content=body, headers=headers), Accepted)
+def ask(settings: Settings, method: str, path: str, **sent: Any) -> Any:
+    """One request, for a command that makes no other."""
+
+    async def asked() -> Any:
+        async with open_client(settings) as client:
+            return await request(client, method, path, **sent)
+
+    return asyncio.run(asked())
 
 
-async def get_event(client: httpx.AsyncClient, event_id: str) -> bytes:
-    return await request(client, "GET", f"/events/{quote(event_id, safe='')}")
-
-
-async def list_events(client: httpx.AsyncClient, **query: str) -> Page:
-    return _decode(await request(client, "GET", "/events", params=query), Page)
-
-
-def decode_event(body: bytes) -> EventView:
-    return _decode(body, EventView)
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise NoService(f"What answers at CALLBOARD_URL is not this version of Callboard ({error}).") from error
-
-
-async def request(client: httpx.AsyncClient, method: str, path: str, **sent: Any) -> bytes:
-    """The body of a good answer.
+async def request(client: httpx.AsyncClient, method: str, path: str, **sent: Any) -> Any:
+    """The JSON of a good answer.
 
     Raises NoService when nobody, or somebody else, answers there; Refused when Callboard says no.
     """
@@ -168,29 +137,40 @@ async def request(client: httpx.AsyncClient, method: str, path: str, **sent: Any
             f"No Callboard answers at {client.base_url} ({error or type(error).__name__}). "
             "Start one with `callboard up`, or set CALLBOARD_URL to where it runs."
         ) from error
-    _check(response)
-    return response.content
-
-
-def _check(response: httpx.Response) -> None:
     kind = response.headers.get("content-type", "")
     if response.is_success and "json" in kind:
-        return
+        return _decoded(response.content)
     if "problem+json" not in kind:
         raise NoService(
             f"What answers at {response.url} is not Callboard ({response.status_code}, {kind or 'no content type'}). "
             "Set CALLBOARD_URL to where Callboard runs."
         )
-    told = problem_sentence(response.content) + KEY_HINTS.get(response.status_code, "")
-    raise Refused(response.status_code, told, _retry_after_s(response))
+    raise refusal(response.status_code, response.content, response.headers.get("retry-after", ""))
 
 
-def problem_sentence(body: bytes) -> str:
+async def get_event(client: httpx.AsyncClient, event_id: str) -> Any:
+    return await request(client, "GET", f"/events/{quote(event_id, safe='')}")
+
+
+def event_of(told: Any) -> EventView:
+    event: EventView = _decoded(msgspec.json.encode(told), EventView)
+    return event
+
+
+def refusal(status: int, body: bytes, retry_after: str = "") -> Refused:
     """Title, detail and the path of each wrong field of a problem+json answer."""
-    problem = _decode(body, Problem)
+    problem = _decoded(body, Problem)
     lines = [f"{problem.title}: {problem.detail}" if problem.detail else problem.title]
     lines += [f"  {error.path}: {error.message}" for error in problem.errors]
-    return printable("\n".join(lines))
+    after_s = float(retry_after) if retry_after.isdecimal() else 1.0 if status in (429, 503) else None
+    return Refused(printable("\n".join(lines)) + KEY_HINTS.get(status, ""), after_s)
+
+
+def _decoded(body: bytes, kind: Any = Any) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise NoService(f"What answers at CALLBOARD_URL is not this version of Callboard ({error}).") from error
 
 
 def printable(text: str) -> str:
@@ -198,11 +178,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """The answer, however often the service is busy or away in between; the caller's deadline bounds it."""
+async def patiently(act: Callable[[], Awaitable[T]]) -> T:
+    """What it gives, however often the service is busy or away in between; the caller's deadline bounds it."""
     while True:
         try:
-            return await ask()
+            return await act()
         except NoService:
             pause_s = PAUSE_S
         except Refused as error:
@@ -210,11 +190,3 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
                 raise
             pause_s = min(error.retry_after_s, PAUSE_MAX_S)
         await asyncio.sleep(pause_s)
-
-
-def _retry_after_s(response: httpx.Response) -> float | None:
-    given = response.headers.get("retry-after", "")
-    if given.isdecimal():
-        return float(given)
-    busy = response.status_code in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-    return 1.0 if busy else None

@@ -2,18 +2,18 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import click
 import msgspec
 from msgspec import Struct
 
-MESSAGES_MAX = 100_000
-SUBJECT_MAX = 60
-HELD_OUT_EVERY = 10
+MESSAGES_MAX: Final = 100_000
+SUBJECT_MAX: Final = 60
+HELD_OUT_EVERY: Final = 10
 
 
 class Message(Struct, frozen=True):
@@ -30,8 +30,7 @@ class Split(Struct, frozen=True):
 
 
 def shipped(name: Literal["seed", "demo"]) -> list[Message]:
-    content = (files("service.cli") / "messages" / f"{name}.jsonl").read_text(encoding="utf-8")
-    return parse(content, f"{name}.jsonl")
+    return read(Path(__file__).parent / "messages" / f"{name}.jsonl")
 
 
 def read(path: Path) -> list[Message]:
@@ -44,28 +43,27 @@ def read(path: Path) -> list[Message]:
 def parse(content: str, name: str) -> list[Message]:
     """Messages from JSON lines, or from CSV with a header, whichever `content` looks like."""
     rows = _json_lines(content, name) if content.lstrip().startswith("{") else _csv_rows(content, name)
-    messages = [_message(row, f"{name}, message {index}") for index, row in enumerate(_bounded(rows, name), start=1)]
+    messages = [_message(row, f"{name}, message {n}") for n, row in enumerate(islice(rows, MESSAGES_MAX + 1), 1)]
     if not messages:
         raise click.UsageError(f"{name} holds no messages.")
+    if len(messages) > MESSAGES_MAX:
+        raise click.UsageError(f"{name} holds more than {MESSAGES_MAX:,} messages; take a part of it.")
     return messages
 
 
 def split(messages: list[Message]) -> Split:
     """Every tenth message is held out and asked about; so is each one without a label."""
-    taught: list[tuple[int, Message]] = []
-    asked: list[tuple[int, Message]] = []
+    plan = Split([], [])
     for index, message in enumerate(messages):
         held_out = message.label is None or index % HELD_OUT_EVERY == 0
-        (asked if held_out else taught).append((index, message))
-    return Split(taught, asked)
+        (plan.asked if held_out else plan.taught).append((index, message))
+    return plan
 
 
 def subject_of(message: Message) -> str:
     """The given subject, else the first words of the text."""
     line = " ".join((message.subject or "").split() or message.text.split())
-    if len(line) <= SUBJECT_MAX:
-        return line
-    return line[: SUBJECT_MAX - 1].rsplit(" ", 1)[0] + "…"
+    return line if len(line) <= SUBJECT_MAX else line[: SUBJECT_MAX - 1].rsplit(" ", 1)[0] + "…"
 
 
 def _json_lines(content: str, name: str) -> Iterator[Mapping[str, Any]]:
@@ -84,18 +82,11 @@ def _csv_rows(content: str, name: str) -> Iterator[Mapping[str, Any]]:
         raise click.UsageError(f"{name} is not CSV: {error}.") from error
 
 
-def _bounded(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[Mapping[str, Any]]:
-    for index, row in enumerate(rows):
-        if index >= MESSAGES_MAX:
-            raise click.UsageError(f"{name} holds more than {MESSAGES_MAX:,} messages; take a part of it.")
-        yield row
-
-
 def _message(row: Mapping[str, Any], place: str) -> Message:
-    text, label, subject = _field(row, "text", "body"), _field(row, "label", "category"), _field(row, "subject")
+    text = _field(row, "text", "body")
     if text is None:
         raise click.UsageError(f"{place} has no text: a field or column `text` or `body` is wanted.")
-    return Message(text, label, subject)
+    return Message(text, _field(row, "label", "category"), _field(row, "subject"))
 
 
 def _field(row: Mapping[str, Any], *names: str) -> str | None:

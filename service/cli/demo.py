@@ -7,58 +7,29 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Final
 from urllib.parse import urlsplit
 
 import click
-import msgspec
-from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from service.cli import corpus
-from service.cli.api_client import NoService, open_client, request, settings_for
+from service.cli.api_client import EventView, NoService, open_client, request, settings_for
 from service.cli.corpus import Split
 from service.cli.feed import Fed, Feed
 from service.cli.show import print_rows
 from service.settings import LOOPBACK, Settings
 
 # What a short call of a small model costs, give or take, and the most calls a ticket makes.
-TYPICAL_CALL_USD = 0.002
-CALLS_PER_TICKET = 4
+TYPICAL_CALL_USD: Final = 0.002
+CALLS_PER_TICKET: Final = 4
 
-EPILOG = """\b
+EPILOG: Final = """\b
 Examples:
   callboard demo
   callboard demo messages.csv      (columns text and category)
 """
-
-
-class Triaged(Struct, frozen=True):
-    """What is read of a ticket's result."""
-
-    intent: str | None = None
-    simulated: list[str] = []
-
-
-class Report(Struct, frozen=True):
-    sent: int
-    done: int
-    dead: int
-    known: int
-    right: int
-    simulated: int
-    calls: int
-    cost_usd: float
-    p50_ms: float
-    p99_ms: float
-
-    @property
-    def last_line(self) -> str:
-        return (
-            f"done={self.done} dead={self.dead} calls={self.calls} cost_usd={self.cost_usd:.6f} "
-            f"p50_ms={self.p50_ms:.0f} p99_ms={self.p99_ms:.0f}"
-        )
 
 
 @click.command(epilog=EPILOG, short_help="Send a file of messages through it and show how they fared.")
@@ -76,12 +47,11 @@ def demo(file: Path | None, url: str | None, pay: bool) -> None:
     if settings.has_provider_key and not settings.simulated and not pay:
         raise click.UsageError(price_sentence(len(plan.asked)))
     fed = asyncio.run(_run(settings, plan, may_start=url is None))
-    report = tally(fed, [message.label for _, message in plan.asked])
-    print_rows(("what", "how many"), list(_rows(report)))
+    print_rows(("what", "how many"), list(rows(fed, [message.label for _, message in plan.asked])))
     for event_id in fed.dead_ids:
         click.echo(f"dead: callboard show {event_id}")
-    click.echo(report.last_line)
-    sys.exit(0 if report.done == report.sent else 1)
+    click.echo(last_line(fed))
+    sys.exit(0 if fed.statuses["succeeded"] == fed.statuses.total() else 1)
 
 
 def price_sentence(tickets: int) -> str:
@@ -93,57 +63,43 @@ def price_sentence(tickets: int) -> str:
     )
 
 
-def tally(fed: Fed, labels: list[str | None]) -> Report:
-    results = [_triaged(view.result) for view in fed.tickets]
-    known = [(result.intent, label) for result, label in zip(results, labels, strict=True) if label is not None]
-    took_ms = sorted(view.took_ms for view in fed.tickets if view.took_ms is not None)
-    return Report(
-        sent=sum(fed.statuses.values()),
-        done=fed.statuses["succeeded"],
-        dead=fed.statuses["dead"],
-        known=len(known),
-        right=sum(intent == label for intent, label in known),
-        simulated=sum(bool(result.simulated) for result in results),
-        calls=sum(view.calls for view in fed.tickets),
-        cost_usd=sum(view.cost_usd for view in fed.tickets),
-        p50_ms=percentile(took_ms, 0.50),
-        p99_ms=percentile(took_ms, 0.99),
+def rows(fed: Fed, labels: list[str | None]) -> Iterator[tuple[str, str]]:
+    """The table. `labels`: of the tickets, in their order."""
+    yield "done", f"{fed.statuses['succeeded']:,} of {fed.statuses.total():,}"
+    yield "dead", f"{fed.statuses['dead']:,}"
+    results = [event.result if isinstance(event.result, dict) else {} for event in fed.tickets]
+    known = [(each.get("intent"), label) for each, label in zip(results, labels, strict=True) if label is not None]
+    if known:
+        right = sum(intent == label for intent, label in known)
+        yield "intent right", f"{right:,} of {len(known):,} ({100 * right / len(known):.1f} %)"
+    for share in (50, 99):
+        yield f"latency of a ticket, p{share}", f"{took_ms(fed.tickets, share / 100):,.0f} ms"
+    yield "calls of models", f"{sum(event.calls for event in fed.tickets):,}"
+    yield "cost", f"${sum(event.cost_usd for event in fed.tickets):,.4f}"
+    if simulated := sum(bool(each.get("simulated")) for each in results):
+        yield "tickets with simulated parts", f"{simulated:,}"
+
+
+def last_line(fed: Fed) -> str:
+    return (
+        f"done={fed.statuses['succeeded']} dead={fed.statuses['dead']} calls={sum(each.calls for each in fed.tickets)} "
+        f"cost_usd={sum(each.cost_usd for each in fed.tickets):.6f} "
+        f"p50_ms={took_ms(fed.tickets, 0.50):.0f} p99_ms={took_ms(fed.tickets, 0.99):.0f}"
     )
 
 
-def percentile(ordered: list[float], share: float) -> float:
-    """The smallest value that at least `share` of all values don't exceed; 0.0 where there are none."""
+def took_ms(tickets: list[EventView], share: float) -> float:
+    """The smallest time that at least `share` of the tickets don't exceed; 0.0 where there are none."""
+    ordered = sorted(event.took_ms for event in tickets if event.took_ms is not None)
     return ordered[max(ceil(share * len(ordered)), 1) - 1] if ordered else 0.0
 
 
-def _triaged(result: Any) -> Triaged:
-    try:
-        return msgspec.convert(result, Triaged)
-    except msgspec.ValidationError:
-        return Triaged()
-
-
-def _rows(report: Report) -> Iterator[tuple[str, str]]:
-    yield "done", f"{report.done:,} of {report.sent:,}"
-    yield "dead", f"{report.dead:,}"
-    if report.known:
-        yield "intent right", f"{report.right:,} of {report.known:,} ({100 * report.right / report.known:.1f} %)"
-    yield "latency of a ticket, p50", f"{report.p50_ms:,.0f} ms"
-    yield "latency of a ticket, p99", f"{report.p99_ms:,.0f} ms"
-    yield "calls of models", f"{report.calls:,}"
-    yield "cost", f"${report.cost_usd:,.4f}"
-    if report.simulated:
-        yield "tickets with simulated parts", f"{report.simulated:,}"
-
-
 async def _run(settings: Settings, plan: Split, *, may_start: bool) -> Fed:
-    source = f"/demo/{uuid.uuid4()}"
-    examples, tickets = len(plan.taught), len(plan.asked)
+    source, total = f"/demo/{uuid.uuid4()}", len(plan.taught) + len(plan.asked)
     async with _service(settings, may_start=may_start) as live, open_client(live) as client:
-        click.echo(f"{live.url}, source {source}: {examples:,} examples, {tickets:,} tickets", err=True)
+        click.echo(f"{live.url}, source {source}: {len(plan.taught):,} examples, {len(plan.asked):,} tickets", err=True)
         with _progress() as progress:
-            sent_bar = progress.add_task("sent", total=examples + tickets)
-            ended_bar = progress.add_task("ended", total=examples + tickets)
+            sent_bar, ended_bar = (progress.add_task(name, total=total) for name in ("sent", "ended"))
 
             def watch(sent: int, ended: int) -> None:
                 progress.update(sent_bar, completed=sent)
@@ -161,21 +117,16 @@ def _progress() -> Progress:
 @asynccontextmanager
 async def _service(settings: Settings, *, may_start: bool) -> AsyncIterator[Settings]:
     """The Callboard that answers at settings.url; on this machine, where none does, one for the while."""
-    if await _answers(settings, else_raise=not may_start or urlsplit(settings.url).hostname not in LOOPBACK):
+    try:
+        async with open_client(settings) as client:
+            await request(client, "GET", "/healthz")
+    except NoService:
+        if not may_start or urlsplit(settings.url).hostname not in LOOPBACK:
+            raise
+    else:
         yield settings
         return
     from service.cli.up import running  # here, since it pulls in the servers
 
     async with running(settings) as live:
         yield live
-
-
-async def _answers(settings: Settings, *, else_raise: bool) -> bool:
-    try:
-        async with open_client(settings) as client:
-            await request(client, "GET", "/healthz")
-    except NoService:
-        if else_raise:
-            raise
-        return False
-    return True

@@ -3,18 +3,17 @@
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, get_args
 
+import asyncpg
 import click
-import msgspec
 
-from service.cli.show import print_rows
+from service.cli.show import print_json, print_rows
 from service.embedded import running
 from service.errors import StartError
 from service.keys import KEY, PREFIX_CHARS, SQL, Scope, mint, presented
-from service.resources import POSTGRES_ERRORS, Connection, connect
+from service.resources import POSTGRES_ERRORS, connect
 from service.settings import load
 
 ACTOR: Final = "cli"
@@ -25,8 +24,6 @@ CREATE: Final = """\b
 Example:
   export CALLBOARD_API_KEY=$(callboard keys create --name mail-importer --scope ingest --expires 90d)
 """
-
-T = TypeVar("T")
 
 
 @click.group(no_args_is_help=True, short_help="Make, list and revoke API keys.")
@@ -73,12 +70,7 @@ def create(name: str, tenant: str, scopes: tuple[str, ...], expires: timedelta |
     key = mint(KEY)
     told, chosen = presented(key), sorted(set(scopes))
 
-    async def make(connection: Connection) -> datetime | None:
-        row = (told.prefix, tenant, name[:200], told.hash, chosen, expires, ACTOR)
-        until: datetime | None = await connection.fetchval(SQL["create"], *row)
-        return until
-
-    until = _ask(make)
+    ((until,),) = _ask(SQL["create"], told.prefix, tenant, name[:200], told.hash, chosen, expires, ACTOR)
     click.echo(
         f"{told.prefix} may {', '.join(chosen)} for tenant {tenant}; "
         f"it {f'expires on {until:%Y-%m-%d %H:%M} UTC' if until else 'never expires'}. "
@@ -92,15 +84,11 @@ def create(name: str, tenant: str, scopes: tuple[str, ...], expires: timedelta |
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(as_json: bool) -> None:
     """All keys, the oldest first, by their prefix; the keys themselves are kept nowhere."""
-
-    async def every(connection: Connection) -> list[dict[str, Any]]:
-        return [dict(row) for row in await connection.fetch(SQL["keys"])]
-
-    rows = _ask(every)
+    rows = _ask(SQL["keys"])
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
-        return
-    print_rows(COLUMNS, [tuple(_shown(row[column]) for column in COLUMNS) for row in rows])
+        print_json([dict(row) for row in rows])
+    else:
+        print_rows(COLUMNS, [tuple(_shown(row[column]) for column in COLUMNS) for row in rows])
 
 
 @keys.command(epilog="Example: callboard keys revoke cb_x4f7Qa2k")
@@ -108,23 +96,19 @@ def list_(as_json: bool) -> None:
 def revoke(prefix: str) -> None:
     """End the key with this PREFIX, and the sessions signed in with it, within 2 seconds. It stays in the list."""
     short = prefix[:PREFIX_CHARS]
-
-    async def end(connection: Connection) -> bool:
-        return await connection.fetchrow(SQL["revoke"], short, ACTOR) is not None
-
-    if not _ask(end):
+    if not _ask(SQL["revoke"], short, ACTOR):
         raise click.ClickException(f"no key {short} that is not revoked yet: `callboard keys list` shows them")
     click.echo(f"{short} is revoked")
 
 
-def _ask(act: Callable[[Connection], Awaitable[T]]) -> T:
+def _ask(statement: str, *arguments: Any) -> list[asyncpg.Record]:
     """Raises StartError with one sentence where there is no database, or none with the schema."""
     settings = load(os.environ)
 
-    async def asked() -> T:
+    async def asked() -> list[asyncpg.Record]:
         connection = await connect(settings if settings.database_url else running(settings), "keys")
         try:
-            return await act(connection)
+            return await connection.fetch(statement, *arguments)
         finally:
             await connection.close()
 

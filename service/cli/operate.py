@@ -1,17 +1,16 @@
 """`callboard dead | replay | cancel`: what operators do, over HTTP."""
 
-import asyncio
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Final
 
 import click
 import msgspec
 
-from service.cli.api_client import open_client, printable, request, settings_for
-from service.cli.show import pretty, print_rows
+from service.cli.api_client import as_json, ask, at_service, printable
+from service.cli.show import pretty, print_json, print_rows
+from service.settings import Settings
 
-COLUMNS = ("dead_id", "at", "type", "reason", "attempts", "error")
-REASONS = (
+COLUMNS: Final = ("dead_id", "at", "type", "reason", "attempts", "error")
+REASONS: Final = (
     "attempts_exhausted",
     "rejected",
     "crash_loop",
@@ -20,34 +19,23 @@ REASONS = (
     "journal_mismatch",
     "deadline",
 )
-JSON = {"Content-Type": "application/json"}
-
-
-def ask(url: str | None, method: str, path: str, **sent: Any) -> Any:
-    """One request, decoded."""
-
-    async def fetch() -> bytes:
-        async with open_client(settings_for(url)) as client:
-            return await request(client, method, path, **sent)
-
-    return msgspec.json.decode(asyncio.run(fetch()))
 
 
 @click.command(epilog="Example: callboard replay 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44")
 @click.argument("event_id", type=click.UUID)
-@click.option("--url", help="The service's address; default CALLBOARD_URL.")
-def replay(event_id: object, url: str | None) -> None:
+@at_service
+def replay(event_id: object, settings: Settings) -> None:
     """Run an ended event again, from the start. Its old run is kept."""
-    told = ask(url, "POST", f"/events/{event_id}/replay", content=b"{}", headers=JSON)
+    told = ask(settings, "POST", f"/events/{event_id}/replay", content=b"{}")
     click.echo(f"{told['event_id']} {told['status']}, run {told['run']}")
 
 
 @click.command(epilog="Example: callboard cancel 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44")
 @click.argument("event_id", type=click.UUID)
-@click.option("--url", help="The service's address; default CALLBOARD_URL.")
-def cancel(event_id: object, url: str | None) -> None:
+@at_service
+def cancel(event_id: object, settings: Settings) -> None:
     """End an event that has not ended, wherever it is: waiting, scheduled or running."""
-    told = ask(url, "POST", f"/events/{event_id}/cancel")
+    told = ask(settings, "POST", f"/events/{event_id}/cancel")
     click.echo(f"{told['event_id']} {told['status']}")
 
 
@@ -63,74 +51,68 @@ def dead() -> None:
 def filtered(command: Any) -> Any:
     """The options that say which letters."""
     options = (
-        click.option("--type", "type_", help="Only events of this type."),
+        click.option("--type", help="Only events of this type."),
         click.option("--reason", type=click.Choice(REASONS), help="Only letters with this reason."),
         click.option("--since", help="Only letters from this time on, such as 2026-11-22T10:00:00Z."),
         click.option("--until", help="Only letters before this time."),
-        click.option("--url", help="The service's address; default CALLBOARD_URL."),
+        at_service,
     )
     for option in reversed(options):
         command = option(command)
     return command
 
 
+def chosen(command: Any) -> Any:
+    """The arguments of what is done to many at once."""
+    command = click.option("--dry-run", is_flag=True, help="Only say how many fit.")(command)
+    return click.argument("ids", metavar="[DEAD_IDS]...", nargs=-1, type=click.UUID)(command)
+
+
 @dead.command("list")
 @filtered
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500))
-@click.option("--json", "as_json", is_flag=True, help="Print the API's answer as JSON.")
-def list_(limit: int, as_json: bool, url: str | None, **which: str | None) -> None:
+@as_json
+def list_(limit: int, as_json: bool, settings: Settings, **which: str | None) -> None:
     """The newest dead letters that fit."""
-    page = ask(url, "GET", "/dead-letters", params={**_given(which), "limit": str(limit)})
+    page = ask(settings, "GET", "/dead-letters", params={**_given(which), "limit": str(limit)})
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(page), indent=2))
-        return
-    print_rows(COLUMNS, [_row(each) for each in page["items"]])
+        print_json(page)
+    else:
+        print_rows(COLUMNS, [_row(each) for each in page["items"]])
 
 
 @dead.command("show")
 @click.argument("dead_id", type=click.UUID)
-@click.option("--url", help="The service's address; default CALLBOARD_URL.")
-def show_(dead_id: object, url: str | None) -> None:
+@at_service
+def show_(dead_id: object, settings: Settings) -> None:
     """One dead letter with its error and the event, as it was said."""
-    click.echo(pretty(ask(url, "GET", f"/dead-letters/{quote(str(dead_id))}")))
+    click.echo(pretty(ask(settings, "GET", f"/dead-letters/{dead_id}")))
 
 
 @dead.command("replay")
 @filtered
-@click.option("--dry-run", is_flag=True, help="Only say how many fit.")
-@click.argument("dead_ids", nargs=-1, type=click.UUID)
-def replay_(dead_ids: tuple[object, ...], dry_run: bool, url: str | None, **which: str | None) -> None:
+@chosen
+def replay_(**which: Any) -> None:
     """Run the events of these letters again: of DEAD_IDS, or of all that fit the options."""
-    _bulk("POST", "/dead-letters/replay", "replayed", dead_ids, dry_run, url, which)
+    _bulk("POST", "/dead-letters/replay", "replayed", **which)
 
 
 @dead.command("discard")
 @filtered
-@click.option("--dry-run", is_flag=True, help="Only say how many fit.")
-@click.argument("dead_ids", nargs=-1, type=click.UUID)
-def discard(dead_ids: tuple[object, ...], dry_run: bool, url: str | None, **which: str | None) -> None:
+@chosen
+def discard(**which: Any) -> None:
     """Forget these letters: DEAD_IDS, or all that fit the options. Their events stay, as dead."""
-    _bulk("DELETE", "/dead-letters", "discarded", dead_ids, dry_run, url, which)
+    _bulk("DELETE", "/dead-letters", "discarded", **which)
 
 
-def _bulk(
-    method: str,
-    path: str,
-    done: str,
-    dead_ids: tuple[object, ...],
-    dry_run: bool,
-    url: str | None,
-    which: dict[str, str | None],
-) -> None:
-    body: dict[str, Any] = {**_given(which), "dry_run": dry_run}
-    if dead_ids:
-        body["ids"] = [str(each) for each in dead_ids]
-    told = ask(url, method, path, content=msgspec.json.encode(body), headers=JSON)
+def _bulk(method: str, path: str, done: str, settings: Settings, dry_run: bool, **which: Any) -> None:
+    body = msgspec.json.encode({**_given(which), "dry_run": dry_run})
+    told = ask(settings, method, path, content=body)
     click.echo(f"{told['matched']} fit, {told['done']} {done}{' (dry run)' if dry_run else ''}")
 
 
-def _given(which: dict[str, str | None]) -> dict[str, str]:
-    return {name.rstrip("_"): value for name, value in which.items() if value is not None}
+def _given(which: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in which.items() if value}
 
 
 def _row(letter: dict[str, Any]) -> tuple[str, ...]:

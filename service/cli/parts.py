@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final
 
 import httpx
+from msgspec import Struct
 
 import sql
 from service.embedded import embedded
@@ -30,8 +31,6 @@ log = logging.getLogger("callboard.up")
 
 
 class Child:
-    """One program, kept running until it is stopped."""
-
     def __init__(self, name: str, module: str, environment: dict[str, str], stop_s: float) -> None:
         self.name: Final = name
         self._module: Final = module
@@ -39,7 +38,7 @@ class Child:
         self._stop_s: Final = stop_s
         self._process: asyncio.subprocess.Process | None = None
         self._restart: Final = asyncio.Event()
-        self.failed: Final[asyncio.Future[StartError]] = asyncio.get_running_loop().create_future()
+        self.failed: StartError | None = None
 
     async def run(self) -> None:
         """Until cancelled; then the program is asked to end, and killed when it does not."""
@@ -53,10 +52,7 @@ class Child:
                 if self._restart.is_set():
                     tries = 0
                     continue
-                if not self.failed.done():
-                    self.failed.set_result(
-                        StartError(f"the {self.name} ended with status {status}; its sentence is above.")
-                    )
+                self.failed = StartError(f"the {self.name} ended with status {status}; its sentence is above.")
                 tries = 1 if asyncio.get_running_loop().time() - begun > QUICK_S else tries + 1
                 await asyncio.sleep(backoff_s(tries, 0.5, 5.0))
                 log.warning("the %s had ended with status %d and starts again", self.name, status)
@@ -95,14 +91,10 @@ class Child:
             await process.wait()
 
 
-class Running:
-    """What `callboard up` has running."""
-
-    def __init__(self, settings: Settings, api: Child, workers: list[Child], migrated: list[str]) -> None:
-        self.settings: Final = settings
-        self.api: Final = api
-        self.workers: Final = workers
-        self.migrated: Final = migrated
+class Running(Struct, frozen=True):
+    settings: Settings
+    api: Child
+    workers: list[Child]
 
 
 @asynccontextmanager
@@ -114,19 +106,15 @@ async def all_running(settings: Settings, workers: int) -> AsyncIterator[Running
     check_port(settings)
     async with AsyncExitStack() as stack:
         whole = await stack.enter_async_context(embedded(settings))
-        migrated = await migrate(whole)
-        api = Child("API", "service", environment(whole), STOP_TIMEOUT_S)
-        hands = [Child("worker", "workers", environment(whole), whole.grace_s + STOP_TIMEOUT_S) for _ in range(workers)]
+        await migrate(whole)
+        found = {"DATABASE_URL": whole.database_url, "REDIS_URL": whole.redis_url}
+        environment = {**os.environ, **found, variable("host"): whole.host, variable("port"): str(whole.port)}
+        api = Child("API", "service", environment, STOP_TIMEOUT_S)
+        hands = [Child("worker", "workers", environment, whole.grace_s + STOP_TIMEOUT_S) for _ in range(workers)]
         tasks = [asyncio.create_task(child.run()) for child in (api, *hands)]
         stack.push_async_callback(_end_all, tasks)
         await _until_ready(whole, [api, *hands])
-        yield Running(whole, api, hands, migrated)
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """Our own environment, with the addresses that were found."""
-    found = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
-    return {**os.environ, **found, variable("host"): settings.host, variable("port"): str(settings.port)}
+        yield Running(whole, api, hands)
 
 
 def check_port(settings: Settings) -> None:
@@ -142,7 +130,6 @@ def check_port(settings: Settings) -> None:
 
 
 def address(settings: Settings) -> str:
-    """Where the API listens."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}"
 
@@ -153,8 +140,8 @@ async def _until_ready(settings: Settings, children: list[Child]) -> None:
         async with asyncio.timeout(READY_TIMEOUT_S), httpx.AsyncClient(base_url=address(settings)) as http:
             while not await _is_ready(settings, http):
                 for child in children:
-                    if child.failed.done():
-                        raise child.failed.result()
+                    if child.failed:
+                        raise child.failed
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         raise StartError(f"API and worker were not ready within {READY_TIMEOUT_S:g} s.") from None

@@ -20,7 +20,7 @@ def api() -> None:
     Postgres and Redis: DATABASE_URL and REDIS_URL, or those of a running `callboard up`.
     The same as:  python -m service
     """
-    os.execv(sys.executable, [sys.executable, "-m", "service"])  # noqa: S606
+    _become("service")
 
 
 @click.command()
@@ -31,7 +31,7 @@ def worker() -> None:
     Postgres and Redis: DATABASE_URL and REDIS_URL, or those of a running `callboard up`.
     The same as:  python -m workers
     """
-    os.execv(sys.executable, [sys.executable, "-m", "workers"])  # noqa: S606
+    _become("workers")
 
 
 @click.command()
@@ -80,5 +80,9 @@ def simulator(port: int, limit: tuple[str, ...], fault: tuple[str, ...], **behav
       model=NAME  share=0.3  times=5  for_s=60  wait_s=1 (drip)  retry_after=3600 (a status; any text)
     One call alone: the header `x-callboard-fault` with the same words. DELETE /faults ends them all.
     """
-    asked = json.encode({"port": port, "behaviour": behaviour, "limits": limit, "faults": fault}).decode()
-    os.execv(sys.executable, [sys.executable, "-m", "workers.simulator", asked])  # noqa: S606
+    asked = {"port": port, "behaviour": behaviour, "limits": limit, "faults": fault}
+    _become("workers.simulator", json.encode(asked).decode())
+
+
+def _become(module: str, *arguments: str) -> None:
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606

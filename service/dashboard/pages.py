@@ -7,8 +7,8 @@ from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
 
-import asyncpg
 from msgspec import Struct, ValidationError, convert, json
+from msgspec.structs import replace
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,9 +20,9 @@ from service.dashboard.sign_in import login_page, logout, to_login
 from service.dashboard.waterfall import calls, waterfall
 from service.errors import Unavailable
 from service.http.auth import Caller, admit, caller
-from service.http.door import Door, door
-from service.http.events import ACQUIRE_TIMEOUT_S, Filter, find, load
-from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
+from service.http.door import Door, door, fetch
+from service.http.events import Filter, find, load
+from service.resources import POSTGRES_ERRORS, postgres_passes
 
 OPEN: Final = ("queued", "scheduled", "running", "waiting")
 ENDED: Final = ("succeeded", "dead", "cancelled")
@@ -36,8 +36,6 @@ Show = Callable[[Look, Request], Awaitable[Response]]
 
 
 class Counts(Struct, frozen=True):
-    """Open events by status, and how the latest ones ended."""
-
     open: Mapping[str, int]
     ended: Mapping[str, int]
 
@@ -83,21 +81,19 @@ async def list_page(mine: Look, request: Request) -> Response:
     if asked is None:
         return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
     here = door(request)
-    tenant = caller(request).tenant
-    items = await find(here.pool, tenant, asked)
-    counts, workers = await _standing(here.pool, tenant)
+    items = await find(request, asked)
     newest = asked.cursor is None
     return mine.page(
         "events.html",
         **_common(request, live=newest),
         items=[{"partitionkey": None, **each, "error": _failure(each["error"])} for each in items],
         asked=asked,
-        is_filtered=any((asked.type, asked.status, asked.key, asked.source, asked.id, asked.since, asked.until)),
+        is_filtered=replace(asked, limit=50, cursor=None) != Filter(),
         older=_address(request, str(items[-1]["event_id"])) if len(items) == asked.limit else None,
         newest=None if newest else _address(request, ""),
         types=sorted({*here.catalog, *([asked.type] if asked.type else [])}),
-        counts=counts,
-        workers=workers,
+        counts=await _counts(request),
+        workers=await fetch(request, SQL["workers"]),
         latest=LATEST,
         example=_example(here),
         url=str(request.base_url).rstrip("/"),
@@ -110,7 +106,7 @@ async def sign_in_page(mine: Look, request: Request) -> Response:
 
 async def event_page(mine: Look, request: Request) -> Response:
     event_id = _uuid(request.path_params["event_id"])
-    event = await load(door(request).pool, caller(request).tenant, event_id) if event_id else None
+    event = await load(request, event_id) if event_id else None
     if event is None:
         told = request.path_params["event_id"]
         return _trouble(mine, request, 404, "No such event", f"There is no event {told}, or it has been forgotten.")
@@ -145,10 +141,7 @@ def _trouble(mine: Look, request: Request, status: int, title: str, what: str) -
 
 
 def _asked(request: Request) -> Filter | None:
-    """The filter in the address; what a form left empty does not count."""
     given = {name: value for name, value in request.query_params.items() if value}
-    if any("\0" in value for value in given.values()):
-        return None
     try:
         return convert(given, Filter, strict=False)
     except ValidationError:
@@ -167,12 +160,10 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
-async def _standing(pool: Pool, tenant: str) -> tuple[Counts, list[asyncpg.Record]]:
-    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        rows = await connection.fetch(SQL["counts"], tenant, OPEN_MAX, LATEST)
-        workers = await connection.fetch(SQL["workers"])
+async def _counts(request: Request) -> Counts:
+    rows = await fetch(request, SQL["counts"], caller(request).tenant, OPEN_MAX, LATEST)
     opened, ended = ({row["status"]: row["n"] for row in rows if row["open"] is wanted} for wanted in (True, False))
-    return Counts(opened, ended), workers
+    return Counts(opened, ended)
 
 
 def _others(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from starlette.responses import RedirectResponse, Response
 
 from service.dashboard.look import Look
 from service.http.auth import COOKIES, refuse_cross_site, session
-from service.http.door import door
-from service.http.events import read_body
+from service.http.door import door, read_body
 from service.keys import sign_in, sign_out
 
 LASTS: Final = timedelta(days=7)

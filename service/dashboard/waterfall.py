@@ -1,14 +1,17 @@
-"""The timeline of one event, drawn: a row for each moment, a bar for what lasted."""
+"""The timeline of one event, drawn: a row for each moment, a bar for what lasted; long waits are drawn short."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 from msgspec import Struct, convert, json
 from msgspec.structs import replace
 
-from service.dashboard.scale import Scale, scale
-from service.dashboard.words import lasting
+from service.dashboard.look import lasting
+
+Span = tuple[float, float]
 
 ROWS_MAX: Final = 500
 TICKS: Final = (0, 25, 50, 75, 100)
@@ -55,6 +58,20 @@ class Row(Struct, frozen=True):
     note: str = ""
     simulated: bool = False
     failed: bool = False
+
+
+class Scale(Struct, frozen=True):
+    """Knots of a piecewise linear scale, from milliseconds to percent of the width."""
+
+    ms: list[float]
+    percent: list[float]
+    is_cut: bool
+
+    def at(self, ms: float) -> float:
+        return round(_between(ms, self.ms, self.percent), 3)
+
+    def back(self, percent: float) -> float:
+        return _between(percent, self.percent, self.ms)
 
 
 class Waterfall(Struct, frozen=True):
@@ -149,8 +166,6 @@ def _mark(moment: Moment, at: str, drawn: Scale) -> Row:
 
 
 class Call(Struct, frozen=True):
-    """The `detail` of a call."""
-
     prompt: str
     version: int
     provider: str | None
@@ -178,7 +193,6 @@ class Call(Struct, frozen=True):
 
 
 def calls(event: Mapping[str, Any]) -> list[Call]:
-    """The ledger of one event."""
     found = [each for each in event["timeline"] if each["what"] == "call" and each["detail"]["outcome"] != "recalled"]
     return [convert({**each["detail"], "step": each["step"], "ms": each["ms"]}, Call) for each in found[:ROWS_MAX]]
 
@@ -190,3 +204,22 @@ def _bar_of(kind: str, moment: Moment, drawn: Scale) -> Bar:
 def _bar(kind: str, begin_ms: float, end_ms: float, drawn: Scale) -> Bar:
     x = drawn.at(begin_ms)
     return Bar(kind, x, round(drawn.at(end_ms) - x, 3))
+
+
+def scale(work: Sequence[Span], end_ms: float) -> Scale:
+    """A quiet stretch is drawn no longer than all the work together."""
+    edges = sorted({0.0, end_ms, *(edge for span in work for edge in span)})
+    stretches = [
+        (right - left, any(begin <= left and right <= end for begin, end in work)) for left, right in pairwise(edges)
+    ]
+    total = sum(length for length, is_busy in stretches if is_busy)
+    drawn = [length if is_busy or not total else min(length, total) for length, is_busy in stretches]
+    percent = [100 * length / (sum(drawn) or 1.0) for length in accumulate(drawn, initial=0.0)]
+    return Scale(edges, percent, is_cut=sum(drawn) < 0.999 * end_ms)
+
+
+def _between(value: float, given: Sequence[float], wanted: Sequence[float]) -> float:
+    left = min(max(bisect_right(given, value) - 1, 0), len(given) - 2)
+    width = given[left + 1] - given[left]
+    share = (value - given[left]) / width if width else 0.0
+    return wanted[left] + min(max(share, 0.0), 1.0) * (wanted[left + 1] - wanted[left])

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from service.embedded.place import told
 from service.embedded.postgres import start_postgres
-from service.embedded.process import Server, noted, stop
+from service.embedded.process import Server, command_line, noted, stop
 from service.embedded.redis import is_free, start_redis
 from service.errors import StartError
 from service.settings import Settings
@@ -83,16 +83,6 @@ def _tell(settings: Settings, found: dict[str, str]) -> None:
 def _read(settings: Settings) -> dict[str, str]:
     with suppress(FileNotFoundError, ValueError):
         told_addresses: dict[str, str | int] = json.loads(_addresses(settings).read_text(encoding="utf-8"))
-        if alive(int(told_addresses["pid"])):
+        if command_line(int(told_addresses["pid"])):
             return {name: str(told_addresses[name]) for name in MISSING}
     return {}
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -19,6 +19,7 @@ from service.embedded.place import Place, give, private, reach, settle, told
 from service.embedded.process import (
     Ending,
     Server,
+    answering,
     command_line,
     end,
     end_leftover,
@@ -69,7 +70,7 @@ async def start_postgres(folder: Path) -> Server:
         command += [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
         process = await _run(command, place, sockets)
         undo.pop_all()
-        return Server("postgres", _url(sockets), process.pid, process, place.folder, ENDING, lock)
+        return Server(_url(sockets), process.pid, process, place.folder, ENDING, lock)
 
 
 def _programs(place: Place) -> Path:
@@ -148,16 +149,11 @@ async def _run(command: list[str], place: Place, sockets: Path) -> "subprocess.P
     clock = asyncio.get_running_loop().time
     deadline = clock() + READY_S
     while True:
-        since = log_size(place.folder)
-        async with AsyncExitStack() as undo:
-            process = spawn(command, place.folder, place.who, ENDING)
-            undo.push_async_callback(end, process, ENDING)
-            while process.poll() is None and clock() < deadline:
-                if await _answers(command, place, sockets):
-                    undo.pop_all()
-                    return process
-                await asyncio.sleep(0.05)
-        words = last_words(place.folder, since)
+        process, words = await answering(
+            command, place, ENDING, lambda _: _answers(command, place, sockets), deadline - clock()
+        )
+        if process:
+            return process
         # Children of a killed Postgres go within moments, and until then keep a new one from the data.
         if "still in use" not in words or clock() > deadline:
             raise failure(NAME, place.folder, words)

@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import IO
 
 from msgspec import Struct
 
-from service.embedded.place import Account
+from service.embedded.place import Account, Place
 from service.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ Ending = tuple[tuple[signal.Signals, float], ...]  # each with the patience, in 
 class Server(Struct, frozen=True):
     """A running server of ours. `folder` is where its data really is."""
 
-    name: str
     url: str
     pid: int
     process: subprocess.Popen[bytes]
@@ -73,16 +72,8 @@ def spawn(command: list[str], folder: Path, who: Account, ending: Ending) -> sub
 
     Call it from the main thread: Linux ends the child with the thread that started it.
     """
-    launcher = [
-        sys.executable,
-        "-I",
-        "-S",
-        str(CHILD),
-        str(os.getpid()),
-        str(int(ending[0][0])),
-        str(who.uid),
-        str(who.gid),
-    ]
+    ids = (os.getpid(), int(ending[0][0]), who.uid, who.gid)
+    launcher = (sys.executable, "-I", "-S", str(CHILD), *map(str, ids))
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
     with log_file(folder).open("ab") as out:
         return subprocess.Popen(
@@ -94,6 +85,23 @@ def spawn(command: list[str], folder: Path, who: Account, ending: Ending) -> sub
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+async def answering(
+    command: list[str], place: Place, ending: Ending, answers: Callable[[int], Awaitable[bool]], ready_s: float
+) -> tuple[subprocess.Popen[bytes] | None, str]:
+    """The server that `command` starts, once `answers` says so of its pid; else None and its last words."""
+    clock = asyncio.get_running_loop().time
+    deadline, since = clock() + ready_s, log_size(place.folder)
+    async with AsyncExitStack() as undo:
+        process = spawn(command, place.folder, place.who, ending)
+        undo.push_async_callback(end, process, ending)
+        while process.poll() is None and clock() < deadline:
+            if await answers(process.pid):
+                undo.pop_all()
+                return process, ""
+            await asyncio.sleep(0.05)
+    return None, last_words(place.folder, since)
 
 
 def log_file(folder: Path) -> Path:
@@ -120,12 +128,9 @@ def failure(name: str, folder: Path, words: str) -> StartError:
     """The last words of a server that did not start, as one sentence."""
     if "No space left on device" in words:
         return StartError(f"{name} can't start: the disk that holds {folder} is full. Make room, then start again.")
-    telling = [
-        line
-        for line in words.splitlines()
-        if any(sign in line for sign in ("FATAL", "PANIC", "rror:", "ailed", "an't"))
-    ]
-    line = (telling or words.splitlines() or ["it said nothing"])[-1].strip()
+    signs = ("FATAL", "PANIC", "rror:", "ailed", "an't")
+    lines = words.splitlines() or ["it said nothing"]
+    line = ([each for each in lines if any(sign in each for sign in signs)] or lines)[-1].strip()
     return StartError(f"{name} did not start: {line} (more in {folder / 'log'})")
 
 

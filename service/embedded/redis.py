@@ -1,6 +1,5 @@
 """A real redis-server: the one on PATH, or a wheel's; on a loopback port, with an append-only file."""
 
-import asyncio
 import os
 import re
 import shutil
@@ -8,7 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import ExitStack
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.embedded.place import Place, give, reach, settle, told
-from service.embedded.process import Ending, Server, end, end_leftover, failure, last_words, log_size, own, spawn
+from service.embedded.process import Ending, Server, answering, end_leftover, failure, own
 from service.errors import StartError
 
 NAME = "Redis"
@@ -51,11 +51,11 @@ async def start_redis(folder: Path, port: int = 0) -> Server:
         await end_leftover(NAME, place.data / "pid", place.data, ENDING)
         process, port = await _run(program, place, port)
         undo.pop_all()
-        return Server("redis", f"redis://127.0.0.1:{port}/0", process.pid, process, place.folder, ENDING, lock)
+        return Server(f"redis://127.0.0.1:{port}/0", process.pid, process, place.folder, ENDING, lock)
 
 
 def _program(place: Place) -> Path:
-    found = _installed() or _from_wheel()
+    found = _installed() or _from_wheel("redis-server")
     if found is None:
         raise StartError(
             "No redis-server >= 6.2 found: set REDIS_URL, or install one "
@@ -79,52 +79,34 @@ def _installed() -> Path | None:
     return Path(found).resolve() if version and (int(version[1]), int(version[2])) >= OLDEST else None
 
 
-def _from_wheel() -> Path | None:
+def _from_wheel(name: str) -> Path | None:
     folders = [Path(sys.prefix, "redis", each) for each in WHEELS]
     folders += [Path(found.origin).parent for each in WHEELS if (found := find_spec(each)) and found.origin]
-    programs = [folder / "bin" / "redis-server" for folder in folders]
+    programs = [folder / "bin" / name for folder in folders]
     return next((program for program in programs if os.access(program, os.X_OK)), None)
 
 
+def redis_cli() -> str:
+    """How it is called here: from PATH, or the one that came with the server."""
+    return "redis-cli" if shutil.which("redis-cli") else str(_from_wheel("redis-cli") or "redis-cli")
+
+
 async def _run(program: Path, place: Place, port: int) -> tuple["subprocess.Popen[bytes]", int]:
+    where = {"dir": str(place.data), "pidfile": str(place.data / "pid")}
+    options = [word for name, value in (SETTINGS | where).items() for word in (f"--{name}", value)]
     words = ""
     for preferred in (port, *[0] * PORT_TRIES):
         chosen = preferred or free_port()
-        since = log_size(place.folder)
-        options = [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
-        command = [
-            str(program),
-            "--port",
-            str(chosen),
-            "--dir",
-            str(place.data),
-            "--pidfile",
-            str(place.data / "pid"),
-            *options,
-        ]
-        async with AsyncExitStack() as undo:
-            process = spawn(command, place.folder, place.who, ENDING)
-            undo.push_async_callback(end, process, ENDING)
-            if await _ready(process, chosen):
-                undo.pop_all()
-                return process, chosen
-        words = last_words(place.folder, since)
+        command = [str(program), "--port", str(chosen), *options]
+        process, words = await answering(command, place, ENDING, partial(_answers, chosen), READY_S)
+        if process:
+            return process, chosen
         if "ddress already in use" not in words:
             raise failure(NAME, place.folder, words)
     raise StartError(f"Redis finds no free port on 127.0.0.1. ({words.splitlines()[-1]})")
 
 
-async def _ready(process: "subprocess.Popen[bytes]", port: int) -> bool:
-    clock = asyncio.get_running_loop().time
-    deadline = clock() + READY_S
-    while process.poll() is None and clock() < deadline:
-        if await _answers(process.pid, port):
-            return True
-        await asyncio.sleep(0.02)
-    return False
-
-
-async def _answers(pid: int, port: int) -> bool:
+async def _answers(port: int, pid: int) -> bool:
     """Whether it is our server, not another on that port, that answers and has read its file."""
     async with Redis(host="127.0.0.1", port=port, socket_timeout=5, socket_connect_timeout=5) as client:
         try:

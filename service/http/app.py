@@ -16,11 +16,11 @@ from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
 from service.follow import Followers
-from service.http import events, health, metrics, operations, stream, types
-from service.http import prompts as asking
+from service.http import catalog as catalogue
+from service.http import events, health, metrics, operations, stream
 from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
-from service.http.measured import Measured
+from service.http.metrics import Measured
 from service.http.problem import HANDLERS
 from service.intake import open_intake
 from service.keys import open_keys
@@ -42,7 +42,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     return Starlette(
         routes=_routes(),
         lifespan=_lifespan(chosen, types, told),
-        exception_handlers=dict(HANDLERS),
+        exception_handlers=HANDLERS,
         middleware=[Middleware(metrics.counted)],
     )
 
@@ -61,13 +61,13 @@ def _routes() -> list[Route]:
         _at("/dead-letters/{dead_id:uuid}", "GET", "read", operations.get_dead_letter),
         _at("/dead-letters/replay", "POST", "operate", operations.replay_dead_letters),
         _at("/actors/{key:path}", "GET", "read", operations.get_actor),
-        _at("/types", "GET", "read", types.list_types),
-        _at("/types/{type}/schema", "GET", "read", types.get_schema),
-        _at("/pipelines/{name}", "GET", "read", types.get_pipeline),
-        _at("/prompts", "GET", "read", asking.list_prompts),
-        _at("/prompts/{name:path}/render", "POST", "read", asking.render_prompt),
-        _at("/prompts/{name:path}", "GET", "read", asking.get_prompt),
-        _at("/prompt-stats", "GET", "read", asking.get_stats),
+        _at("/types", "GET", "read", catalogue.list_types),
+        _at("/types/{type}/schema", "GET", "read", catalogue.get_schema),
+        _at("/pipelines/{name}", "GET", "read", catalogue.get_pipeline),
+        _at("/prompts", "GET", "read", catalogue.list_prompts),
+        _at("/prompts/{name:path}/render", "POST", "read", catalogue.render_prompt),
+        _at("/prompts/{name:path}", "GET", "read", catalogue.get_prompt),
+        _at("/prompt-stats", "GET", "read", catalogue.get_stats),
         _at("/workers", "GET", "read", health.list_workers),
         _at("/metrics", "GET", "open", metrics.metrics),
         _at("/healthz", "GET", "open", health.healthz),

@@ -42,13 +42,11 @@ ANYBODY: Final = Caller(TENANT, "http")
 
 
 def caller(request: Request) -> Caller:
-    """Who was let in by `guarded` or `admit`."""
     found: Caller = request.state.caller
     return found
 
 
 def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
-    """The endpoint, for those who may; `open` is for all."""
     if need == "open":
         return endpoint
 

@@ -1,17 +1,23 @@
-"""What every endpoint is handed, and how it answers."""
+"""What every endpoint is handed, how it reads what is asked, and how it answers."""
 
-from typing import Any, Final
+import asyncio
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar
+from uuid import UUID
 
+import asyncpg
 import msgspec
-from msgspec import Struct, json
+from msgspec import Meta, Struct, json
 from redis.asyncio import Redis
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from prompts import Prompts
 from schemas.catalog import Catalog
+from schemas.text import BadEvent
 from service.follow import Followers
-from service.http.measured import Measured
+from service.http.metrics import Measured
 from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
@@ -19,6 +25,13 @@ from service.resources import Pool
 from service.settings import Settings
 
 JSON: Final = "application/json"
+BODY_TIMEOUT_S: Final = 30.0
+DISCARD_MAX: Final = 8 << 20
+ACQUIRE_TIMEOUT_S: Final = 5.0
+
+Moment = Annotated[datetime, Meta(tz=True)]
+Text = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]
+T = TypeVar("T")
 
 
 class Door(Struct, frozen=True):
@@ -39,6 +52,67 @@ class Door(Struct, frozen=True):
 def door(request: Request) -> Door:
     found: Door = request.state.door
     return found
+
+
+async def fetch(request: Request, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+        return list(await connection.fetch(statement, *arguments))
+
+
+def asked_by_query(request: Request, shape: type[T]) -> T:
+    try:
+        return msgspec.convert(dict(request.query_params), shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise HTTPException(400, f"the query does not fit: {error}") from error
+
+
+async def asked_by_body(request: Request, shape: type[T]) -> T:
+    """An empty body is an empty object."""
+    body = await read_body(request, door(request).settings.body_max)
+    try:
+        return json.decode(body or b"{}", type=shape)
+    except msgspec.ValidationError as error:
+        raise BadEvent(422, str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadEvent(400, str(error)) from error
+
+
+async def read_body(request: Request, size_max: int) -> bytes:
+    """Raises BadEvent 413 over `size_max` bytes and 408 where they do not come in time.
+
+    What is too large by less than DISCARD_MAX is read to its end and dropped: an answer on a connection that closes
+    with bytes still coming would be lost on the way.
+    """
+    told = request.headers.get("content-length", "")
+    if told.isdecimal() and int(told) > size_max + DISCARD_MAX:
+        raise _too_large(size_max)
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= size_max:
+                    body += chunk
+                elif size > size_max + DISCARD_MAX:
+                    break
+    except TimeoutError as error:
+        raise HTTPException(
+            408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", {"Connection": "close"}
+        ) from error
+    if size > size_max:
+        raise _too_large(size_max)
+    return bytes(body)
+
+
+def _too_large(size_max: int) -> BadEvent:
+    return BadEvent(413, f"larger than {size_max} bytes (CALLBOARD_BODY_MAX)", reason="too_large")
+
+
+def event_id_of(request: Request) -> UUID:
+    try:
+        return UUID(request.path_params["event_id"])
+    except ValueError as error:
+        raise HTTPException(404, f"no event {request.path_params['event_id']}") from error
 
 
 def reply(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

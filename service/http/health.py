@@ -3,12 +3,11 @@
 import asyncio
 from typing import Final
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
-from service.http.door import door, raw, reply
+from service.http.door import door, fetch, raw, reply
 from service.http.problem import problem
 from service.migrate import pending
 from service.release import release
@@ -21,11 +20,6 @@ SQL: Final = sql.queries("read")
 async def healthz(_: Request) -> Response:
     """The process answers: no I/O."""
     return reply({"status": "ok", "version": release()})
-
-
-def begin_to_drain(app: Starlette) -> None:
-    """From now on `/readyz` says 503, while all else is still served."""
-    app.state.draining = True
 
 
 async def readyz(request: Request) -> Response:
@@ -52,6 +46,5 @@ async def _degraded(request: Request) -> list[str]:
 
 
 async def list_workers(request: Request) -> Response:
-    async with door(request).pool.acquire(timeout=5) as connection:
-        rows = await connection.fetch(SQL["workers"])
+    rows = await fetch(request, SQL["workers"])
     return reply({"items": [{**row, "breakers": raw(row["breakers"])} for row in rows]})

@@ -1,11 +1,10 @@
 """Cancel, replay, the dead letters, the mailbox of an actor."""
 
-from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta, Struct, convert, json
+from msgspec import Meta, Struct, json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,24 +12,19 @@ from starlette.responses import Response
 import sql
 from schemas.text import BadEvent
 from service.http.auth import caller
-from service.http.door import door, raw, reply
-from service.http.events import ACQUIRE_TIMEOUT_S, event_id_of, read_body
+from service.http.door import ACQUIRE_TIMEOUT_S, asked_by_body, asked_by_query, door, event_id_of, fetch, raw, reply
 from service.operate import Letters, Operator, UnknownStep
 
 SQL: Final = sql.queries("operate")
 
-Moment = Annotated[datetime, Meta(tz=True)]
 
-
-class Page(Struct, frozen=True, forbid_unknown_fields=True):
-    """The query of `GET /dead-letters`."""
-
-    type: str | None = None
-    reason: str | None = None
-    since: Moment | None = None
-    until: Moment | None = None
+class Page(Letters, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
     cursor: Annotated[int, Meta(ge=1)] | None = None
+
+
+class Which(Letters, frozen=True, forbid_unknown_fields=True):
+    dry_run: bool = False
 
 
 class Replay(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,20 +33,9 @@ class Replay(Struct, frozen=True, forbid_unknown_fields=True):
     from_: str | None = msgspec.field(default=None, name="from")
 
 
-class Which(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a bulk operation: a filter, or `ids`, of at least one condition."""
-
-    type: str | None = None
-    reason: str | None = None
-    since: Moment | None = None
-    until: Moment | None = None
-    ids: Annotated[list[UUID], Meta(max_length=10_000)] | None = None
-    dry_run: bool = False
-
-
 async def replay_event(request: Request) -> Response:
     event_id = event_id_of(request)
-    asked = await _body(request, Replay)
+    asked = await asked_by_body(request, Replay)
     try:
         run = await _operator(request).replay(event_id, asked.from_)
     except UnknownStep as error:
@@ -72,12 +55,8 @@ async def cancel_event(request: Request) -> Response:
 
 
 async def list_dead_letters(request: Request) -> Response:
-    try:
-        asked = convert(dict(request.query_params), Page, strict=False)
-    except msgspec.ValidationError as error:
-        raise HTTPException(400, f"the query does not fit: {error}") from error
-    which = Letters(asked.type, asked.reason, asked.since, asked.until)
-    rows = await _operator(request).letters(which, asked.limit, asked.cursor)
+    asked = asked_by_query(request, Page)
+    rows = await _operator(request).letters(asked, asked.limit, asked.cursor)
     whole = len(rows) == asked.limit
     return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if whole else None})
 
@@ -91,13 +70,13 @@ async def get_dead_letter(request: Request) -> Response:
 
 
 async def replay_dead_letters(request: Request) -> Response:
-    which, dry_run = await _which(request)
-    return reply(await _operator(request).replay_letters(which, dry_run=dry_run))
+    which = await _which(request)
+    return reply(await _operator(request).replay_letters(which, dry_run=which.dry_run))
 
 
 async def discard_dead_letters(request: Request) -> Response:
-    which, dry_run = await _which(request)
-    return reply(await _operator(request).discard_letters(which, dry_run=dry_run))
+    which = await _which(request)
+    return reply(await _operator(request).discard_letters(which, dry_run=which.dry_run))
 
 
 async def get_actor(request: Request) -> Response:
@@ -112,34 +91,21 @@ async def get_actor(request: Request) -> Response:
 
 def _operator(request: Request) -> Operator:
     whole, who = door(request), caller(request)
-    return Operator(whole.pool, whole.redis, whole.intake, whole.intake.outbox, who.tenant, who.actor)
+    return Operator(whole.pool, whole.redis, whole.intake, who.tenant, who.actor)
 
 
 async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPException:
-    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        there = await connection.fetchrow(SQL["mailbox_of"], event_id, caller(request).tenant)
+    there = await fetch(request, SQL["mailbox_of"], event_id, caller(request).tenant)
     return HTTPException(409, f"event {event_id} {reason}") if there else HTTPException(404, f"no event {event_id}")
 
 
-async def _which(request: Request) -> tuple[Letters, bool]:
-    asked = await _body(request, Which)
-    which = Letters(asked.type, asked.reason, asked.since, asked.until, asked.ids)
+async def _which(request: Request) -> Which:
+    which = await asked_by_body(request, Which)
     if which.everything:
         raise BadEvent(
             400, "name at least one of type, reason, since, until, ids: everything at once is asked for by none"
         )
-    return which, asked.dry_run
-
-
-async def _body(request: Request, shape: type[Any]) -> Any:
-    """An empty body is an empty object."""
-    body = await read_body(request, door(request).settings.body_max)
-    try:
-        return json.decode(body or b"{}", type=shape)
-    except msgspec.ValidationError as error:
-        raise BadEvent(422, str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadEvent(400, str(error)) from error
+    return which
 
 
 def _letter(row: Any) -> dict[str, Any]:

@@ -34,51 +34,26 @@ def problem(
     return Response(json.encode(body), status, dict(headers or {}), media_type=PROBLEM)
 
 
-async def on_bad_event(request: Request, error: Exception) -> Response:
-    assert isinstance(error, BadEvent)
-    headers = {"Connection": "close"} if error.status == 413 else None
-    return problem(request, error.status, error.message, error.path, headers)
-
-
-async def on_conflict(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Conflict)
-    return problem(request, 409, str(error), "$.id", {"Location": f"/events/{error.stored.event_id}"})
-
-
-async def on_unavailable(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Unavailable)
-    return problem(request, 503, f"not now: {error}", headers={"Retry-After": str(error.retry_after_s)})
-
-
-async def on_http(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return problem(request, error.status_code, error.detail, headers=error.headers)
-
-
-async def on_postgres(request: Request, error: Exception) -> Response:
-    """A read while Postgres is away is a 503; what Postgres says is for the log."""
-    if not postgres_passes(error):
-        return await on_bug(request, error)
-    log.warning("Postgres is away: %s", str(error) or type(error).__name__)
-    return problem(request, 503, "not now: Postgres does not answer", headers={"Retry-After": "1"})
-
-
-async def on_gone(_: Request, __: Exception) -> Response:
-    """The client left before its request was whole: nobody reads this."""
-    return Response(status_code=400)
-
-
-async def on_bug(request: Request, error: Exception) -> Response:
+async def on_error(request: Request, error: Exception) -> Response:
+    match error:
+        case BadEvent():
+            closing = {"Connection": "close"} if error.status == 413 else None
+            return problem(request, error.status, error.message, error.path, closing)
+        case Conflict():
+            return problem(request, 409, str(error), "$.id", {"Location": f"/events/{error.stored.event_id}"})
+        case Unavailable():
+            return problem(request, 503, f"not now: {error}", headers={"Retry-After": str(error.retry_after_s)})
+        case HTTPException():
+            return problem(request, error.status_code, error.detail, headers=error.headers)
+        case ClientDisconnect():  # before its request was whole: nobody reads this
+            return Response(status_code=400)
+    if postgres_passes(error):  # what Postgres says is for the log
+        log.warning("Postgres is away: %s", str(error) or type(error).__name__)
+        return problem(request, 503, "not now: Postgres does not answer", headers={"Retry-After": "1"})
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return problem(request, 500, "a bug in Callboard; the log has it")
 
 
-HANDLERS: Final = {
-    BadEvent: on_bad_event,
-    Conflict: on_conflict,
-    Unavailable: on_unavailable,
-    HTTPException: on_http,
-    ClientDisconnect: on_gone,
-    **dict.fromkeys(POSTGRES_ERRORS, on_postgres),
-    Exception: on_bug,
-}
+HANDLERS: Final = dict.fromkeys(
+    (BadEvent, Conflict, Unavailable, HTTPException, ClientDisconnect, *POSTGRES_ERRORS, Exception), on_error
+)

@@ -19,7 +19,6 @@ from service.cli.parts import check_port
 from service.embedded import running
 from service.errors import CallboardError, StartError
 from service.http.app import create_app
-from service.http.health import begin_to_drain
 from service.http.problem import problem
 from service.keys import any_made
 from service.log import setup
@@ -89,7 +88,7 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         """Until it is told to stop, and then some: a proxy needs time to see that it is not ready any more."""
         await super().main_loop()
-        begin_to_drain(self._app)
+        self._app.state.draining = True
         await asyncio.sleep(self._lame_duck_s)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:

@@ -12,12 +12,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Send
 
 from service import live
-from service.catch_up import Standing
 from service.errors import Unavailable
-from service.follow import standing, told
+from service.follow import Standing, standing, told
 from service.http.auth import caller
-from service.http.door import door
-from service.http.events import ACQUIRE_TIMEOUT_S, event_id_of
+from service.http.door import ACQUIRE_TIMEOUT_S, door, event_id_of
 from service.resources import POSTGRES_ERRORS
 
 SEND_TIMEOUT_S: Final = 30.0

@@ -85,7 +85,6 @@ def _standing(row: Row) -> dict[str, Any]:
 
 
 def timeline(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> list[Moment]:
-    """Everything that happened to one event, in order."""
     moments = sorted([*_moments(row, attempts, calls), *map(_operation, operations)], key=lambda moment: moment["at"])
     return [{"seq": seq, **moment} for seq, moment in enumerate(moments, 1)]
 

@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workers.simulator.app import create_app
+from workers.simulator.behaviour import Behaviour
 
 MARK: Final = re.compile(rb"<<([0-9a-f-]{36})/(\d+)/(\w+)>>")
 
@@ -71,7 +72,7 @@ async def open_sink() -> AsyncIterator[Sink]:
     app = Starlette(
         routes=[
             Route("/effects", _hook(sink), methods=["POST"]),
-            Mount("/", _noting(sink, create_app(latency_s=0.0))),
+            Mount("/", _noting(sink, create_app(Behaviour(latency_ms=0)))),
         ]
     )
     listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it, no TCP_NODELAY

@@ -5,9 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
 
 import click
 import msgspec
@@ -17,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.cli import COMMANDS
-from service.cli.api_client import EventView, printable, problem_sentence
-from service.cli.demo import demo, percentile, price_sentence, tally
-from service.cli.feed import Fed, accepted_at, at_most
+from service.cli.api_client import EventView, printable, refusal
+from service.cli.catalog import pipelines
+from service.cli.demo import demo, last_line, price_sentence, rows, took_ms
+from service.cli.feed import Fed, at_most
 from service.cli.new import new
-from service.cli.pipelines import pipelines
 from service.cli.send import event_body, read_data, send
 from service.cli.show import present, show
 
@@ -161,7 +159,7 @@ def test_a_problem_is_told_with_the_path_of_the_field() -> None:
         "detail": "data does not fit ticket.opened",
         "errors": [{"path": "$.data.subject", "message": "Expected `str`\u0007"}],
     }
-    assert problem_sentence(msgspec.json.encode(problem)) == (
+    assert refusal(422, msgspec.json.encode(problem)).message == (
         "Invalid event: data does not fit ticket.opened\n  $.data.subject: Expected `str`\N{REPLACEMENT CHARACTER}"
     )
 
@@ -172,7 +170,7 @@ def test_what_is_printed_never_steers_the_terminal(text: str) -> None:
 
 
 def test_an_event_is_shown_plainly_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    present(msgspec.json.encode(EVENT), as_json=False)
+    present(EVENT, as_json=False)
     told = capsys.readouterr().out
     assert "\x1b" not in told
     assert "status    succeeded\n" in told
@@ -183,19 +181,15 @@ def test_an_event_is_shown_plainly_in_a_pipe(capsys: pytest.CaptureFixture[str])
 
 
 def test_json_is_the_whole_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    present(msgspec.json.encode(EVENT), as_json=True)
+    present(EVENT, as_json=True)
     assert msgspec.json.decode(capsys.readouterr().out) == EVENT
-
-
-def test_the_time_in_an_event_id() -> None:
-    event_id = UUID("0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44")
-    assert accepted_at(event_id) == datetime.fromtimestamp(0x0197B2C45D3E / 1000, UTC)
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.5, 2.0), (0.51, 3.0), (0.99, 4.0), (0.0, 1.0)])
 def test_percentiles(share: float, value: float) -> None:
-    assert percentile([1.0, 2.0, 3.0, 4.0], share) == value
-    assert percentile([], share) == 0.0
+    tickets = [view(finished_at=f"2026-03-01T12:00:00.00{ms}Z") for ms in (2, 4, 3, 1)]
+    assert took_ms([*tickets, view(finished_at=None)], share) == value
+    assert took_ms([], share) == 0.0
 
 
 def test_the_tally_counts_what_ended_and_what_was_right() -> None:
@@ -205,10 +199,11 @@ def test_the_tally_counts_what_ended_and_what_was_right() -> None:
         view(status="dead", result=None),
         view(result=["other"]),
     ]
-    fed = Fed("/demo/x", Counter(succeeded=8, dead=1), [tickets[2].event_id], tickets)
-    report = tally(fed, ["thanks", "thanks", "thanks", None])
-    assert (report.sent, report.known, report.right, report.simulated) == (9, 3, 1, 1)
-    assert report.last_line == "done=8 dead=1 calls=8 cost_usd=0.004000 p50_ms=250 p99_ms=250"
+    fed = Fed(Counter(succeeded=8, dead=1), [tickets[2].event_id], tickets)
+    told = dict(rows(fed, ["thanks", "thanks", "thanks", None]))
+    assert (told["done"], told["intent right"]) == ("8 of 9", "1 of 3 (33.3 %)")
+    assert told["tickets with simulated parts"] == "1"
+    assert last_line(fed) == "done=8 dead=1 calls=8 cost_usd=0.004000 p50_ms=250 p99_ms=250"
 
 
 async def test_no_more_than_the_limit_are_in_hand() -> None:

@@ -1,5 +1,6 @@
 """The pages: what a person sees of an event, and what a browser is allowed to do with it."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -11,9 +12,8 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from service.dashboard.scale import scale
-from service.dashboard.waterfall import Row, waterfall
-from service.dashboard.words import ago, dollars, lasting, pretty
+from service.dashboard.look import ago, dollars, lasting, pretty
+from service.dashboard.waterfall import Row, scale, waterfall
 from service.settings import Settings
 from tests.board import TICKET, Board, serving
 
@@ -144,8 +144,7 @@ async def test_a_filter_that_does_not_fit_is_refused(board: Board) -> None:
 async def test_without_postgres_the_page_says_so(settings: Settings) -> None:
     away = replace(settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
     async with serving(away) as base_url, httpx.AsyncClient(base_url=base_url, timeout=30) as http:
-        for path in ("/", f"/ui/events/{uuid4()}"):
-            response = await http.get(path)
+        for response in await asyncio.gather(http.get("/"), http.get(f"/ui/events/{uuid4()}")):
             assert response.status_code == 503
             assert "Postgres does not answer" in response.text
 

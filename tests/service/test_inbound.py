@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 import schemas.events
 from schemas.catalog import discover
 from service import stream
-from service.cli.up import _redis_cli
 from service.embedded import Server
+from service.embedded.redis import redis_cli
 from service.inbound import Inbound
 from service.resources import open_redis
 from service.settings import Settings
@@ -82,7 +82,7 @@ async def ids(sql: asyncpg.Connection) -> list[str]:
 async def test_from_a_plain_redis_cli(board: Board) -> None:
     host, _, rest = board.settings.redis_url.removeprefix("redis://").partition(":")
     port, _, number = rest.partition("/")
-    command = [_redis_cli(), "-h", host, "-p", port, "-n", number, "XADD", "callboard:ingest", "*", "event"]
+    command = [redis_cli(), "-h", host, "-p", port, "-n", number, "XADD", "callboard:ingest", "*", "event"]
     named = event(id="order-7", source="/shop", partitionkey="customer-7", someext="kept")
     for body in (named, GOOD):
         subprocess.run([*command, body], check=True, capture_output=True, timeout=10)

@@ -1,5 +1,6 @@
 """Rate limits as the providers have them: requests and tokens a minute, coming back steadily, and calls at a time."""
 
+import math
 import time
 from typing import Annotated, Final, Literal
 
@@ -11,6 +12,7 @@ from service.errors import SettingsError
 MODELS_MAX: Final = 1000
 
 Many = Annotated[int, Meta(ge=1)]
+What = Literal["requests", "tokens"]
 
 
 class Limit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -23,9 +25,7 @@ class Limit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Left(Struct, frozen=True):
-    """What a provider tells in its headers."""
-
-    what: Literal["requests", "tokens"]
+    what: What
     limit: int
     left: int
     reset_s: float
@@ -54,30 +54,27 @@ class Bucket:
     def take(self, amount: int) -> None:
         self._level -= amount
 
-    def left(self, what: Literal["requests", "tokens"]) -> Left:
+    def left(self, what: What) -> Left:
         return Left(what, self.limit, max(0, int(self._level)), self.after_s(self.limit))
 
 
 class Gauge:
-    """One model's limit and what is used of it."""
-
     def __init__(self, limit: Limit) -> None:
-        self._limit = limit
-        self._requests = Bucket(limit.requests) if limit.requests else None
-        self._tokens = Bucket(limit.tokens) if limit.tokens else None
+        per_minute: dict[What, int | None] = {"requests": limit.requests, "tokens": limit.tokens}
+        self._buckets = {what: Bucket(many) for what, many in per_minute.items() if many}
+        self._concurrent = limit.concurrent or math.inf
         self._running = 0
 
     def enter(self, tokens: int) -> Refusal | None:
         """None is a yes, which ends with `leave`."""
-        if self._limit.concurrent and self._running >= self._limit.concurrent:
+        if self._running >= self._concurrent:
             return Refusal("concurrent requests", 1.0)
-        asked = [(self._requests, 1, "requests per minute"), (self._tokens, tokens, "tokens per minute")]
-        for bucket, amount, what in asked:
-            if bucket and (after_s := bucket.after_s(amount)):
-                return Refusal(what, after_s)
-        for bucket, amount, _ in asked:
-            if bucket:
-                bucket.take(amount)
+        amounts = {"requests": 1, "tokens": tokens}
+        for what, bucket in self._buckets.items():
+            if after_s := bucket.after_s(amounts[what]):
+                return Refusal(f"{what} per minute", after_s)
+        for what, bucket in self._buckets.items():
+            bucket.take(amounts[what])
         self._running += 1
         return None
 
@@ -85,8 +82,7 @@ class Gauge:
         self._running -= 1
 
     def left(self) -> list[Left]:
-        found = [self._requests and self._requests.left("requests"), self._tokens and self._tokens.left("tokens")]
-        return [each for each in found if each]
+        return [bucket.left(what) for what, bucket in self._buckets.items()]
 
 
 class Limiter:

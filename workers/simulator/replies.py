@@ -92,7 +92,6 @@ def _stop(twist: str, *, cut: bool) -> Stop:
 
 
 def reply(schema: dict[str, Any] | None, random: Random) -> str:
-    """Plain text, or JSON that fits `schema`."""
     if schema is None:
         return f"(simulated) {TEXT}"
     return msgspec.json.encode(value(schema, random)).decode()

@@ -5,13 +5,13 @@ import math
 import re
 import string
 from random import Random
+from re import _compiler, _parser  # type: ignore[attr-defined]  # the only parser of Python's own patterns
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
 
 from service.errors import CallboardError
-from workers.simulator.patterns import matching
 
 BOUNDS: Final = re.compile(r"\{.*\}\Z", re.DOTALL)
 FORMATS: Final = {
@@ -27,6 +27,8 @@ TEXT: Final = (
     "This text was written by Callboard's simulator, not by a model: set a provider key to get real answers. "
     "It stands where the reply would be, and is long enough to look like one."
 )
+PRINTABLE: Final = "".join(map(chr, range(32, 127)))
+REPEAT_MAX: Final = 4
 DEEP: Final = 3
 DEPTH_MAX: Final = 8
 TRIES: Final = 50
@@ -193,3 +195,44 @@ def _text(name: str, schema: dict[str, Any], random: Random) -> str:
         return letters
     text = f"(simulated {name}) {TEXT}" if name in ("text", "body", "reply") else f"simulated {name}"
     return text[: int(min(high, len(text)))].ljust(low, ".")
+
+
+def matching(pattern: str, random: Random) -> str:
+    """A text made along the pattern; look-arounds and inner anchors are passed over, so it may fail to match."""
+    return _along(_parser.parse(pattern), random, {})
+
+
+def _along(parts: Any, random: Random, groups: dict[int, str]) -> str:
+    return "".join(_one(kind, what, random, groups) for kind, what in parts)
+
+
+def _one(kind: Any, what: Any, random: Random, groups: dict[int, str]) -> str:
+    match str(kind):
+        case "LITERAL":
+            return chr(what)
+        case "ANY" | "NOT_LITERAL" | "IN":
+            return _char(kind, what, random)
+        case "BRANCH":
+            return _along(random.choice(what[1]), random, groups)
+        case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
+            low, high, inner = what
+            times = random.randint(low, min(int(high), low + REPEAT_MAX))
+            return "".join(_along(inner, random, groups) for _ in range(times))
+        case "SUBPATTERN":
+            groups[what[0]] = _along(what[-1], random, groups)
+            return groups[what[0]]
+        case "ATOMIC_GROUP":
+            return _along(what, random, groups)
+        case "GROUPREF":
+            return groups.get(what, "")
+    return ""
+
+
+def _char(kind: Any, what: Any, random: Random) -> str:
+    """One that this piece of a pattern matches: a printable one, or one that it names."""
+    piece = _compiler.compile(_parser.SubPattern(_parser.State(), [(kind, what)]))
+    chars = PRINTABLE
+    for member, codes in what if str(kind) == "IN" else ():
+        if str(member) in ("LITERAL", "RANGE"):
+            chars += "".join(map(chr, codes if isinstance(codes, tuple) else (codes,)))
+    return random.choice([each for each in chars if piece.fullmatch(each)] or "?")

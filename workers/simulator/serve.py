@@ -64,13 +64,11 @@ class _Wire:
 
 
 @contextlib.asynccontextmanager
-async def running_simulator(
-    port: int = 0, latency_s: float = 0.02, behaviour: Behaviour | None = None
-) -> AsyncIterator[str]:
+async def running_simulator(port: int = 0, behaviour: Behaviour | None = None) -> AsyncIterator[str]:
     """Yield the base URL of a simulator that runs until the context ends; port 0 takes a free one."""
     wire = _Wire(port)
     config = uvicorn.Config(
-        create_app(latency_s, behaviour, wire),
+        create_app(behaviour or Behaviour(), wire),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -100,7 +100,15 @@ async def test_it_counts_what_happened_to_events(settings: Settings) -> None:
         assert one(found, "http_requests_total", route="/events", method="POST", status="2xx") == 4
 
 
-async def test_calls_of_models_are_counted_with_their_cost(board: Board) -> None:
+async def both_formats_are_whole_and_by_the_rules(http: httpx.AsyncClient) -> None:
+    assert list(lint((await http.get("/metrics")).text)) == []
+    asked = {"Accept": "application/openmetrics-text; version=1.0.0"}
+    answer = await http.get("/metrics", headers=asked)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert {each.name for each in open_families(answer.text)} >= {"callboard_llm_calls", "callboard_worker"}  # type: ignore[no-untyped-call]
+
+
+async def test_calls_of_models_are_counted_with_their_cost_in_both_formats(board: Board) -> None:
     event = await board.ended(await board.send("ticket.opened", TICKET))
     calls = [each["detail"] for each in event["timeline"] if each["what"] == "call"]
     assert calls
@@ -123,6 +131,7 @@ async def test_calls_of_models_are_counted_with_their_cost(board: Board) -> None
     shown = (await board.http.get("/workers")).json()["items"][0]
     assert shown["breakers"][f"{where['provider']}/{where['model']}"] == "closed"
     assert shown["lag_s"] >= 0
+    await both_formats_are_whole_and_by_the_rules(board.http)
 
 
 async def test_paths_and_methods_are_nobodys_labels(api: httpx.AsyncClient) -> None:
@@ -189,22 +198,6 @@ async def test_a_postgres_that_stands_still_is_waited_for_two_seconds(settings: 
             texts = await asyncio.gather(*(scraped(http) for _ in range(5)))
             assert 2 <= asyncio.get_running_loop().time() - begun < 8
     assert {one(each, "postgres_up") for each in texts} == {0}
-
-
-async def test_both_formats_are_whole_and_by_the_rules(board: Board) -> None:
-    await board.ended(await board.send("ticket.opened", TICKET))
-
-    async def all_there() -> str | None:
-        text = (await board.http.get("/metrics")).text
-        return text if "callboard_llm_calls_total{" in text else None
-
-    text = await eventually(all_there, REPORTED_S)
-    assert text
-    assert list(lint(text)) == []
-    asked = {"Accept": "application/openmetrics-text; version=1.0.0"}
-    answer = await board.http.get("/metrics", headers=asked)
-    assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    assert {each.name for each in open_families(answer.text)} >= {"callboard_llm_calls", "callboard_worker"}  # type: ignore[no-untyped-call]
 
 
 def lint(text: str) -> Iterator[str]:

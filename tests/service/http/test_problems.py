@@ -1,5 +1,6 @@
 """Whatever is wrong is said as an RFC 9457 problem, with the path of the field; it is never a 500."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -201,8 +202,8 @@ async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
 async def test_postgres_away(settings: Settings) -> None:
     away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
     async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
-        for path in ("/events", "/events/0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44", "/workers", "/readyz"):
-            response = await http.get(path)
+        paths = ("/events", "/events/0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44", "/workers", "/readyz")
+        for response in await asyncio.gather(*map(http.get, paths)):
             assert_problem(response, 503)
             assert int(response.headers["retry-after"]) >= 1
         assert (await http.get("/healthz")).status_code == 200

@@ -8,6 +8,7 @@ import pytest
 from prompts import Prompts, load
 from tests.workers.clients.asking import BODY, HEAD, MODELS, PAIR, PROVIDERS, Ledger
 from workers.simulator import running_simulator
+from workers.simulator.behaviour import Behaviour
 
 
 @pytest.fixture
@@ -34,5 +35,5 @@ def prompts(tmp_path: Path) -> Prompts:
 
 @pytest.fixture
 async def simulator() -> AsyncIterator[str]:
-    async with running_simulator(latency_s=0.001) as url:
+    async with running_simulator(behaviour=Behaviour(latency_ms=1)) as url:
         yield url

@@ -6,11 +6,12 @@ import httpx
 import pytest
 
 from workers.simulator import running_simulator
+from workers.simulator.behaviour import Behaviour
 
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    async with running_simulator(latency_s=0.0) as address:
+    async with running_simulator(behaviour=Behaviour(latency_ms=0)) as address:
         yield address
 
 

@@ -17,9 +17,8 @@ from msgspec import Meta, Struct, defstruct
 
 from service.errors import CallboardError, WiringError
 from workers.clients.structured import Shape
-from workers.simulator.patterns import matching
 from workers.simulator.replies import reply, seed
-from workers.simulator.schemas import value
+from workers.simulator.schemas import matching, value
 
 
 class Colour(enum.Enum):

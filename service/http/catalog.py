@@ -1,10 +1,10 @@
-"""`/prompts`: what models are told, version by version; `/prompt-stats`: how each version fared."""
+"""`/types`, `/pipelines`, `/prompts`: what can be said, what is done about it, what models are told."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct, convert, json
+from msgspec import Struct, json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,12 +13,11 @@ import sql
 from prompts import Prompt, PromptError, Prompts, Target, render
 from schemas.text import BadEvent
 from service.http.auth import caller
-from service.http.door import door, reply
-from service.http.events import ACQUIRE_TIMEOUT_S, Moment, Text, read_body
+from service.http.door import Moment, Text, asked_by_body, asked_by_query, door, fetch, raw, reply
 
 PERIOD: Final = timedelta(days=1)
 PERIOD_MAX: Final = timedelta(days=31)
-SQL: Final = sql.queries("prompts")
+SQL: Final = {**sql.queries("read"), **sql.queries("prompts")}
 
 
 class Period(Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,9 +29,40 @@ class Period(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Filled(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a rendering."""
-
     variables: dict[str, Any] = {}
+
+
+async def list_types(request: Request) -> Response:
+    """Every event type, with its pipeline and those that follow it where a worker has told them."""
+    rows = await fetch(request, SQL["pipelines"])
+    pipelines = {row["type"]: row["name"] for row in rows if row["follows"] is None}
+    items = [
+        {
+            "type": name,
+            "pipeline": pipelines.get(name),
+            "followers": [row["name"] for row in rows if row["follows"] is not None and row["type"] == name],
+            "schema": f"/types/{name}/schema",
+        }
+        for name in sorted(door(request).catalog)
+    ]
+    return reply({"items": items})
+
+
+async def get_schema(request: Request) -> Response:
+    kind = door(request).catalog.get(request.path_params["type"])
+    if kind is None:
+        raise HTTPException(404, f"no type {request.path_params['type']}")
+    return Response(json.encode(kind.schema()), media_type="application/schema+json")
+
+
+async def get_pipeline(request: Request) -> Response:
+    """The graph of a pipeline, as workers wrote it when they started."""
+    rows = await fetch(request, SQL["pipeline"], request.path_params["name"])
+    if not rows:
+        raise HTTPException(404, f"no pipeline {request.path_params['name']}")
+    (row,) = rows
+    told = {name: row[name] for name in ("name", "type", "version", "follows", "followers")}
+    return reply({**told, "nodes": raw(row["nodes"]), "edges": raw(row["edges"])})
 
 
 async def list_prompts(request: Request) -> Response:
@@ -43,8 +73,7 @@ async def list_prompts(request: Request) -> Response:
 async def get_prompt(request: Request) -> Response:
     """The newest version, or the one that is named: `tickets/classify@1`."""
     told, prompt = door(request).prompts, _prompt(request)
-    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        rows = await connection.fetch(SQL["used"], [prompt.name], [prompt.version])
+    rows = await fetch(request, SQL["used"], [prompt.name], [prompt.version])
     head = msgspec.to_builtins(prompt.head)
     used = rows[0]["first_used"] if rows else None
     facts = {"version": prompt.version, "hash": prompt.hash, "first_used": used, **head, "text": prompt.text}
@@ -52,15 +81,8 @@ async def get_prompt(request: Request) -> Response:
 
 
 async def render_prompt(request: Request) -> Response:
-    """What a model would be told with these variables."""
     prompt = _prompt(request)
-    body = await read_body(request, door(request).settings.body_max)
-    try:
-        asked = json.decode(body or b"{}", type=Filled)
-    except msgspec.ValidationError as error:
-        raise BadEvent(422, str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadEvent(400, str(error)) from error
+    asked = await asked_by_body(request, Filled)
     try:
         rendered = render(prompt, asked.variables)
     except PromptError as error:
@@ -70,16 +92,12 @@ async def render_prompt(request: Request) -> Response:
 
 async def get_stats(request: Request) -> Response:
     """Of each version the calls, their outcomes, tokens, cost and times; `(embed)` are embeddings."""
-    try:
-        asked = convert(dict(request.query_params), Period, strict=False)
-    except msgspec.ValidationError as error:
-        raise HTTPException(400, f"the query does not fit: {error}") from error
+    asked = asked_by_query(request, Period)
     until = asked.until or datetime.now(UTC)
     since = asked.since or until - PERIOD
     if not timedelta(0) < until - since <= PERIOD_MAX:
         raise HTTPException(400, f"since is before until, by {PERIOD_MAX.days} days at most")
-    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        rows = await connection.fetch(SQL["stats"], caller(request).tenant, since, until, asked.name)
+    rows = await fetch(request, SQL["stats"], caller(request).tenant, since, until, asked.name)
     return reply({"since": since, "until": until, "items": [dict(row) for row in rows]})
 
 

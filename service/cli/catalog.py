@@ -1,0 +1,146 @@
+"""`callboard pipelines | prompts`: what there is to run, what models are told, and what came of it."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import click
+import msgspec
+
+from service.cli.api_client import as_json, ask, at_service, printable
+from service.cli.show import print_json, print_rows
+from service.settings import Settings
+
+COLUMNS: Final = ("prompt", "calls", "ok", "invalid", "unknown", "failed", "tokens in", "out", "$", "p50 ms", "p95 ms")
+KINDS: Final = {"node": "", "router": "?", "each": " × each", "free": " (free form: it decides as it runs)"}
+
+
+@click.command(epilog="Example: callboard pipelines support", short_help="List the pipelines, or draw one.")
+@click.argument("name", required=False)
+@as_json
+@at_service
+def pipelines(name: str | None, as_json: bool, settings: Settings) -> None:
+    """The event types and the pipeline of each; with NAME, the graph of that pipeline.
+
+    \b
+    a → b                b after a
+    a → b, c             side by side; what follows waits for both
+    a? → high: b         a router: the branch of the label it gives runs
+    """
+    told = ask(settings, "GET", f"/pipelines/{quote(name, safe='')}" if name else "/types")
+    if as_json:
+        print_json(told)
+    elif name:
+        click.echo(printable(f"{told['name']} on {told['type']}, version {told['version']}\n"))
+        for line in drawn(told["nodes"], told["edges"]):
+            click.echo(printable(line))
+    else:
+        rows = [(each["pipeline"] or "", each["type"]) for each in told["items"]]
+        print_rows(("pipeline", "type"), sorted(rows))
+
+
+def drawn(nodes: list[Mapping[str, Any]], edges: list[Mapping[str, Any]]) -> Iterator[str]:
+    """A line for each node, with those that come right behind it."""
+    names = {each["name"]: each["name"].rpartition("/")[2] + KINDS.get(each["kind"], "") for each in nodes}
+    for name, text in names.items():
+        ways = [(each["label"], names[each["to"]]) for each in edges if each["from"] == name]
+        behind = ", ".join(to if label is None else f"{label}: {to}" for label, to in ways)
+        yield f"{text} → {behind}" if behind else text
+
+
+@click.group(
+    no_args_is_help=True,
+    epilog="Example: callboard prompts stats --days 7",
+    short_help="List, show and render prompts; count their calls.",
+)
+def prompts() -> None:
+    """What models are told, and what came of it."""
+
+
+@prompts.command("list")
+@as_json
+@at_service
+def list_(as_json: bool, settings: Settings) -> None:
+    """Every prompt: its versions, and the models that its alias names in turn."""
+    told = ask(settings, "GET", "/prompts")
+    if as_json:
+        print_json(told)
+        return
+    rows = [
+        (each["name"], ", ".join(map(str, each["versions"])), each["model"], ", ".join(each["models"]))
+        for each in told["items"]
+    ]
+    print_rows(("prompt", "versions", "model", "asked in turn"), rows)
+
+
+@prompts.command()
+@click.argument("name")
+@as_json
+@at_service
+def show(name: str, as_json: bool, settings: Settings) -> None:
+    """The newest version of NAME, or NAME@VERSION: head, text, and since when it is in use."""
+    told = ask(settings, "GET", f"/prompts/{quote(name)}")
+    if as_json:
+        print_json(told)
+        return
+    used = f"used since {told['first_used'][:10]}" if told["first_used"] else "not used yet"
+    click.echo(f"{told['name']}@{told['version']}, {used}, {', '.join(told['models'])}\n")
+    click.echo(printable(told["text"]))
+
+
+@prompts.command(epilog="Example: callboard prompts render tickets/classify --var ticket=@ticket.json")
+@click.argument("name")
+@click.option("--var", "variables", multiple=True, metavar="NAME=VALUE", help="JSON, @FILE with JSON, or else a text.")
+@as_json
+@at_service
+def render(name: str, variables: tuple[str, ...], as_json: bool, settings: Settings) -> None:
+    """What a model would be told by NAME or NAME@VERSION. Nothing is asked."""
+    body = msgspec.json.encode({"variables": dict(_variable(each) for each in variables)})
+    told = ask(settings, "POST", f"/prompts/{quote(name)}/render", content=body)
+    if as_json:
+        print_json(told)
+        return
+    for part in ("system", "user"):
+        if told[part] is not None:
+            click.echo(f"--- {part} ---\n{printable(told[part])}")
+
+
+@prompts.command()
+@click.argument("name", required=False)
+@click.option("--days", default=1, show_default=True, type=click.IntRange(1, 31), help="From how long ago.")
+@as_json
+@at_service
+def stats(name: str | None, days: int, as_json: bool, settings: Settings) -> None:
+    """Calls, outcomes, tokens, cost and times of each version; `(embed)` are embeddings.
+
+    \b
+    invalid   the reply was not of the type asked for
+    unknown   cut off or timed out: nobody can say whether it is billed
+    failed    surely not billed, refused, or cut off at max_tokens
+    """
+    asked = {"since": (datetime.now(UTC) - timedelta(days=days)).isoformat(), **({"name": name} if name else {})}
+    told = ask(settings, "GET", "/prompt-stats", params=asked)
+    if as_json:
+        print_json(told)
+    else:
+        print_rows(COLUMNS, [_counted(each) for each in told["items"]])
+
+
+def _counted(item: Mapping[str, Any]) -> list[str]:
+    counts = [str(item[each]) for each in ("calls", "ok", "invalid", "unknown", "failed", "tokens_in", "tokens_out")]
+    times = ["" if item[each] is None else f"{item[each]:.0f}" for each in ("p50_ms", "p95_ms")]
+    return [f"{item['name']}@{item['version']}", *counts, f"{item['cost_usd']:.6f}", *times]
+
+
+def _variable(given: str) -> tuple[str, Any]:
+    name, found, value = given.partition("=")
+    if not found:
+        raise click.UsageError(f"--var {given}: write NAME=VALUE.")
+    try:
+        return name, msgspec.json.decode(Path(value[1:]).read_bytes() if value.startswith("@") else value)
+    except (OSError, msgspec.DecodeError) as error:
+        if not value.startswith("@"):
+            return name, value
+        raise click.UsageError(f"--var {given}: {error}") from error
