@@ -55,7 +55,7 @@ HOMES: Final = {
     "click": ("service.cli",),
     "genai_prices": ("workers.clients.prices",),
     "httpx": ("workers.clients.web", "service.cli"),
-    "httpx2": ("workers.clients.provider",),
+    "httpx2": ("workers.clients.sdk",),
     "jinja2": ("prompts", "service.dashboard.look"),
     "msgspec": OURS,
     "openai": ("workers.clients.openai",),

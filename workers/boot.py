@@ -6,7 +6,7 @@ import sys
 
 from prompts import PromptError
 from schemas.catalog import CatalogError
-from service import failpoints
+from service import failpoints, garbage
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
@@ -47,6 +47,7 @@ async def run(whole: Program) -> None:
     loop = asyncio.get_running_loop()
     on_end(lambda: loop.call_soon_threadsafe(stop.set))
     async with open_worker(whole) as parts:
+        garbage.settle()
         refused = parts.ledger.versions.changed if parts.ledger.versions else loop.create_future()
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, refused], return_when=asyncio.FIRST_COMPLETED)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompts import PromptError
 from schemas.catalog import CatalogError
-from service import failpoints
+from service import failpoints, garbage
 from service.cli.parts import check_port
 from service.embedded import running
 from service.errors import CallboardError, StartError
@@ -87,6 +87,7 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Until it is told to stop, and then some: a proxy needs time to see that it is not ready any more."""
+        garbage.settle()
         await super().main_loop()
         self._app.state.draining = True
         await asyncio.sleep(self._lame_duck_s)

@@ -1,6 +1,7 @@
 """`make bench`: ratios, side by side in one run, on servers of its own. Times depend on the machine; ratios less so."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -19,6 +20,7 @@ from service.migrate import migrate
 from service.resources import Connection, connect
 from service.settings import Settings
 from service.store import accept
+from tests.bench import posting
 from tests.eventually import eventually
 from tests.processes import ROOT, alone, free_port, started
 from tests.servers import open_folder, postgres, redis
@@ -32,6 +34,7 @@ LATENCY_MS: Final = 200
 TIMEOUT_S: Final = 120.0
 DRAINED: Final = 20_000
 PIECE: Final = 1000
+POSTED: Final = 5000
 TEXT: Final = json.encode({"text": "My card was charged twice this month."})
 
 
@@ -110,17 +113,38 @@ async def _measure(bench: Bench, settings: Settings, folder: Path, url: str) -> 
                 rounds[name].append(await asyncio.to_thread(_bare, transport, environ))
             rounds["through the worker"].append(await bench.round())
         drained_s = await bench.run("bench.nothing", DRAINED)
+    accepted = await _accepting(settings, folder)
     print(
-        f"Python {sys.version.split()[0]}; the better of {ROUNDS} rounds of {EVENTS} events of {CALLS} calls of",
-        end=" ",
+        f"Python {sys.version.split()[0]}, {os.cpu_count()} cores for all of it; the better of {ROUNDS} rounds of",
+        f"{EVENTS} events of {CALLS} calls of {LATENCY_MS} ms, {SLOTS * CALLS} calls at a time\n",
     )
-    print(f"{LATENCY_MS} ms, {SLOTS * CALLS} calls at a time\n")
-    print("| calls of a model | CPU per call | calls/s | of the SDK alone |\n| --- | --- | --- | --- |")
-    alone_s = min(each.s for each in rounds["the SDK alone"])
+    print("| calls of a model | CPU per call | calls/s | of the SDK on aiohttp |\n| --- | --- | --- | --- |")
+    best_s = min(each.s for each in rounds["the SDK alone, on aiohttp"])
     for name, took in rounds.items():
         cpu_s, s = min(each.cpu_s for each in took), min(each.s for each in took)
-        print(f"| {name} | {cpu_s / EVENTS / CALLS * 1000:.2f} ms | {EVENTS * CALLS / s:.0f} | {alone_s / s:.2f} |")
-    print(f"\nEvents of one node that does nothing: {DRAINED / drained_s:.0f}/s, stored, run and settled.")
+        print(f"| {name} | {cpu_s / EVENTS / CALLS * 1000:.2f} ms | {EVENTS * CALLS / s:.0f} | {best_s / s:.2f} |")
+    print("\n| events | events/s |\n| --- | --- |")
+    for name, rate in {**accepted, "run by a worker: one node that does nothing": DRAINED / drained_s}.items():
+        print(f"| {name} | {rate:,.0f} |")
+
+
+async def _accepting(settings: Settings, folder: Path) -> dict[str, float]:
+    """Events a second, the better of ROUNDS."""
+    ours, bare = free_port(), free_port()
+    addresses = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    api = ((sys.executable, "-m", "service"), {**addresses, "CALLBOARD_PORT": str(ours)})
+    route = ((sys.executable, "-m", "tests.bench.route", str(bare)), addresses)
+    rates: dict[str, float] = {}
+    with started(api[0], folder / "api.log", api[1]), started(route[0], folder / "route.log", route[1]):
+        for _ in range(ROUNDS + 1):  # the first one warms up
+            for name, port, path, batch in (
+                ("accepted by a bare route of Starlette: decoded, one row inserted", bare, "/events", 1),
+                ("accepted by `POST /events`", ours, "/events", 1),
+                ("accepted by `POST /events/batch`, 100 in each", ours, "/events/batch", 100),
+            ):
+                rate = await posting.rate(port, path, POSTED // batch * (4 if batch > 1 else 1), a_request=batch)
+                rates[name] = max(rate, rates.get(name, 0.0))
+    return rates
 
 
 def _bare(transport: str, environ: Mapping[str, str]) -> Took:

@@ -9,17 +9,9 @@ import msgspec
 from msgspec import Struct
 
 from workers.clients.faults import Fault
-from workers.clients.provider import (
-    LIMITS,
-    SIMULATED_HEADER,
-    Answer,
-    Client,
-    Request,
-    TransportError,
-    http_fault,
-    unreachable,
-)
-from workers.clients.streaming import Patience, Told, broken_off, listen
+from workers.clients.provider import Answer, Client, Request
+from workers.clients.sdk import LIMITS, Sdk
+from workers.clients.streaming import Patience, Told, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "end_turn": "end",
@@ -29,6 +21,7 @@ STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "refusal": "refused",
 }
 
+MESSAGES: Final = "/v1/messages"
 STATUSES: Final = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -84,49 +77,17 @@ class _Event(Struct):
 
 class AnthropicClient:
     def __init__(self, sdk: anthropic.AsyncAnthropic, name: str) -> None:
-        self._sdk = sdk
-        self._name = name
-        self._decoder = msgspec.json.Decoder(_Reply)
+        self._sdk = Sdk(sdk, name, anthropic.APIStatusError, anthropic.AnthropicError)
 
     async def complete(self, request: Request, timeout_s: float) -> Answer:
-        try:
-            raw = await self._sdk.messages.with_raw_response.create(
-                **_arguments(request), extra_headers=request.headers, timeout=timeout_s
-            )
-            body = await raw.read()
-        except anthropic.APIStatusError as error:
-            raise http_fault(
-                self._name, error.status_code, error.message, error.response.headers, error.type or ""
-            ) from error
-        except (anthropic.AnthropicError, TransportError) as error:
-            raise unreachable(self._name, error) from error
-        return self._answer(body, SIMULATED_HEADER in raw.headers)
+        reply, simulated = await self._sdk.ask(MESSAGES, _body(request), request.headers, timeout_s, _Reply)
+        texts = [block.text for block in reply.content if block.type == "text"]
+        return _answer(self._sdk.name, texts, reply.stop_reason, reply.usage, simulated)
 
     async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
-        listener = _Listener(self._name)
-        opening = self._sdk.messages.with_streaming_response.create(
-            **_arguments(request), stream=True, extra_headers=request.headers, timeout=patience.total_s
-        )
-        try:
-            headers = await listen(opening, listener, patience, told)
-        except anthropic.APIStatusError as error:
-            raise http_fault(
-                self._name, error.status_code, error.message, error.response.headers, error.type or ""
-            ) from error
-        except (anthropic.AnthropicError, TransportError) as error:
-            raise unreachable(self._name, error) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Fault("malformed", f"{self._name} sent an event that is none: {error}.") from error
-        return listener.answer(SIMULATED_HEADER in headers)
-
-    def _answer(self, body: bytes, simulated: bool) -> Answer:
-        # Decoded by us, not by the SDK: it takes HTML for a str and {} for a reply full of None.
-        try:
-            reply = self._decoder.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Fault("malformed", f"{self._name} answered 200 with what is no reply: {error}.") from error
-        texts = [block.text for block in reply.content if block.type == "text"]
-        return _answer(self._name, texts, reply.stop_reason, reply.usage, simulated)
+        listener, body = _Listener(self._sdk.name), {**_body(request), "stream": True}
+        simulated = await self._sdk.listen(MESSAGES, body, request.headers, listener, patience, told)
+        return listener.answer(simulated)
 
 
 class _Listener:
@@ -182,16 +143,16 @@ async def connect(
         yield AnthropicClient(sdk, name)
 
 
-def _arguments(request: Request) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
+def _body(request: Request) -> dict[str, Any]:
+    body: dict[str, Any] = {
         "model": request.model,
         "messages": [{"role": each.role, "content": each.content} for each in request.messages],
         "max_tokens": request.max_tokens,
     }
     if request.system:
-        arguments["system"] = request.system
+        body["system"] = request.system
     if request.temperature is not None:
-        arguments["temperature"] = request.temperature
+        body["temperature"] = request.temperature
     if request.schema is not None:
-        arguments["output_config"] = {"format": {"type": "json_schema", "schema": request.schema.body}}
-    return arguments
+        body["output_config"] = {"format": {"type": "json_schema", "schema": request.schema.body}}
+    return body

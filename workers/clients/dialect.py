@@ -26,7 +26,7 @@ OPENAI: Final = Dialect()
 def body_of(request: Request, dialect: Dialect) -> dict[str, Any]:
     messages: list[dict[str, str]] = [{"role": "system", "content": request.system}] if request.system else []
     messages += [{"role": each.role, "content": each.content} for each in request.messages]
-    body: dict[str, Any] = {"messages": messages, dialect.max_tokens: request.max_tokens}
+    body: dict[str, Any] = {"model": request.model, "messages": messages, dialect.max_tokens: request.max_tokens}
     if request.temperature is not None:
         body["temperature"] = request.temperature
     if request.schema is not None and dialect.json == "json_object":

@@ -10,18 +10,9 @@ from msgspec import Meta, Struct
 
 from workers.clients.dialect import OPENAI, Dialect, body_of, stream_body
 from workers.clients.faults import Fault
-from workers.clients.provider import (
-    LIMITS,
-    SIMULATED_HEADER,
-    Answer,
-    Client,
-    Request,
-    Texts,
-    TransportError,
-    http_fault,
-    unreachable,
-)
-from workers.clients.streaming import Patience, Told, broken_off, listen
+from workers.clients.provider import Answer, Client, Request, Texts
+from workers.clients.sdk import LIMITS, Sdk
+from workers.clients.streaming import Patience, Told, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "stop": "end",
@@ -30,6 +21,7 @@ STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "content_filter": "refused",
 }
 
+COMPLETIONS: Final = "/chat/completions"
 STATUSES: Final = {"insufficient_quota": 402, "rate_limit_exceeded": 429, "invalid_request_error": 400}
 
 
@@ -82,85 +74,28 @@ class _Chunk(Struct):
 
 class OpenAIClient:
     def __init__(self, sdk: openai.AsyncOpenAI, name: str, dialect: Dialect) -> None:
-        self._sdk = sdk
-        self._name = name
+        self._sdk = Sdk(sdk, name, openai.APIStatusError, openai.OpenAIError)
         self._dialect = dialect
-        self._decoder = msgspec.json.Decoder(_Reply)
-        self._vectors = msgspec.json.Decoder(_Vectors)
 
     async def complete(self, request: Request, timeout_s: float) -> Answer:
-        try:
-            raw = await self._sdk.chat.completions.with_raw_response.create(
-                # All else as the extra body: it is plain JSON already, and the SDK's walk over it costs 1 ms a call.
-                model=request.model,
-                messages=[],
-                extra_body=body_of(request, self._dialect),
-                extra_headers=request.headers,
-                timeout=timeout_s,
-            )
-        except openai.APIStatusError as error:
-            raise http_fault(
-                self._name, error.status_code, error.message, error.response.headers, error.code or ""
-            ) from error
-        except (openai.OpenAIError, TransportError) as error:
-            raise unreachable(self._name, error) from error
-        return self._answer(raw.content, SIMULATED_HEADER in raw.headers)
+        body = body_of(request, self._dialect)
+        reply, simulated = await self._sdk.ask(COMPLETIONS, body, request.headers, timeout_s, _Reply)
+        choice = reply.choices[0]
+        return _answer(self._sdk.name, choice.message, choice.finish_reason, reply.usage, simulated)
 
     async def embed(self, request: Texts, timeout_s: float) -> Answer:
-        try:
-            raw = await self._sdk.embeddings.with_raw_response.create(
-                model=request.model,
-                input=list(request.texts),
-                encoding_format="float",
-                extra_headers=request.headers,
-                timeout=timeout_s,
-            )
-        except openai.APIStatusError as error:
-            raise http_fault(
-                self._name, error.status_code, error.message, error.response.headers, error.code or ""
-            ) from error
-        except (openai.OpenAIError, TransportError) as error:
-            raise unreachable(self._name, error) from error
-        try:
-            reply = self._vectors.decode(raw.content)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Fault("malformed", f"{self._name} answered 200 with what are no vectors: {error}.") from error
+        body = {"model": request.model, "input": request.texts, "encoding_format": "float"}
+        reply, simulated = await self._sdk.ask("/embeddings", body, request.headers, timeout_s, _Vectors)
         rows = sorted(reply.data, key=lambda each: each.index)
         if [each.index for each in rows] != list(range(len(rows))):
-            raise Fault("malformed", f"{self._name} numbers its vectors {[each.index for each in rows[:9]]}.")
+            raise Fault("malformed", f"{self._sdk.name} numbers its vectors {[each.index for each in rows[:9]]}.")
         tokens_in = reply.usage.prompt_tokens if reply.usage else 0
-        vectors = [each.embedding for each in rows]
-        return Answer(None, "end", tokens_in, 0, SIMULATED_HEADER in raw.headers, vectors)
+        return Answer(None, "end", tokens_in, 0, simulated, [each.embedding for each in rows])
 
     async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
-        listener = _Listener(self._name)
-        opening = self._sdk.chat.completions.with_streaming_response.create(
-            model=request.model,
-            messages=[],
-            extra_body=stream_body(request, self._dialect),
-            extra_headers=request.headers,
-            timeout=patience.total_s,
-        )
-        try:
-            headers = await listen(opening, listener, patience, told)
-        except openai.APIStatusError as error:
-            raise http_fault(
-                self._name, error.status_code, error.message, error.response.headers, error.code or ""
-            ) from error
-        except (openai.OpenAIError, TransportError) as error:
-            raise unreachable(self._name, error) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Fault("malformed", f"{self._name} sent an event that is none: {error}.") from error
-        return listener.answer(SIMULATED_HEADER in headers)
-
-    def _answer(self, body: bytes, simulated: bool) -> Answer:
-        # Decoded by us, not by the SDK: it takes HTML for a str and {} for a reply full of None.
-        try:
-            reply = self._decoder.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Fault("malformed", f"{self._name} answered 200 with what is no reply: {error}.") from error
-        choice = reply.choices[0]
-        return _answer(self._name, choice.message, choice.finish_reason, reply.usage, simulated)
+        listener, body = _Listener(self._sdk.name), stream_body(request, self._dialect)
+        simulated = await self._sdk.listen(COMPLETIONS, body, request.headers, listener, patience, told)
+        return listener.answer(simulated)
 
 
 class _Listener:

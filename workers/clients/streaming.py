@@ -26,12 +26,12 @@ class Patience(Struct, frozen=True):
 
 
 class Response(Protocol):
-    """What both SDKs give out before the body was read."""
+    """An answer whose body was not read yet."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
 
-    def iter_bytes(self) -> AsyncIterator[bytes]: ...
+    def aiter_bytes(self) -> AsyncIterator[bytes]: ...
 
 
 class Listener(Protocol):
@@ -59,7 +59,7 @@ async def listen(
         async with asyncio.timeout(patience.first_s) as limit, opening as response:
             if EVENT_STREAM not in response.headers.get("content-type", ""):
                 raise Fault("malformed", f"{listener.name} answered 200 with what is no stream.")
-            async for data in events(response.iter_bytes(), listener.name):
+            async for data in events(response.aiter_bytes(), listener.name):
                 piece = listener.take(data)
                 if piece:
                     told(piece)

@@ -1,0 +1,57 @@
+"""Events by HTTP, as fast as they are taken: so little is done for a request that a server's speed is what shows."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from msgspec import Raw, Struct, json
+
+from tests.eventually import eventually
+
+LINES: Final = 64
+TIMEOUT_S: Final = 120.0
+TICKET: Final = {"ticket_id": "T-1", "subject": "Charged twice", "body": "My card was charged twice this month."}
+
+
+class Posted(Struct, frozen=True):
+    type: str
+    data: Raw
+
+
+EVENT: Final = json.encode({"type": "ticket.opened", "data": TICKET})
+
+
+async def rate(port: int, path: str, requests: int, *, a_request: int = 1) -> float:
+    """Events a second, `a_request` in each, by LINES connections that each wait for their answer."""
+    body = EVENT if a_request == 1 else b"[" + b",".join([EVENT] * a_request) + b"]"
+    told = (f"POST {path} HTTP/1.1", "host: bench", "content-type: application/json", f"content-length: {len(body)}")
+    request = "\r\n".join((*told, "", "")).encode() + body
+    left = iter(range(requests))
+    async with asyncio.timeout(TIMEOUT_S):
+        await eventually(lambda: _listens(port))
+        begun = time.perf_counter()
+        await asyncio.gather(*(_line(port, request, left) for _ in range(LINES)))
+    return requests * a_request / (time.perf_counter() - begun)
+
+
+async def _listens(port: int) -> bool:
+    with suppress(ConnectionRefusedError):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.close()
+        return True
+    return False
+
+
+async def _line(port: int, request: bytes, left: Iterator[int]) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        for _ in left:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 202"), head
+            _, _, length = head.lower().partition(b"content-length:")
+            await reader.readexactly(int(length.partition(b"\r\n")[0]))
+    finally:
+        writer.close()

@@ -1,0 +1,110 @@
+"""The way through a provider's official SDK: JSON there and back, and whatever goes wrong as a Fault.
+
+By `post`, which both SDKs have for what their typed methods do not know: those walk over arguments and build models of
+replies, which is a third of what a call costs, and take HTML for a str and {} for a message full of None.
+"""
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, TypeVar
+
+import httpx2
+import msgspec
+from msgspec import Struct
+
+from workers.clients.faults import Fault, asked_wait_s, outcome_of
+from workers.clients.streaming import Listener, Patience, Response, Told, listen
+
+T = TypeVar("T")
+
+LIMITS: Final = httpx2.Limits(max_connections=1000)
+SIMULATED_HEADER: Final = "x-callboard-simulated"
+NOT_SENT: Final = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
+
+
+class Sdk(Struct, frozen=True):
+    """An SDK's client, the provider it asks, and what it raises: for an error status, and for all else."""
+
+    client: Any
+    name: str
+    refused: type[Exception]
+    failed: type[Exception]
+
+    async def ask(
+        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], timeout_s: float, reply: type[T]
+    ) -> tuple[T, bool]:
+        """What was answered, and whether by the simulator. Raises Fault."""
+        with self._faults():
+            answer = await self.client.post(
+                path, cast_to=httpx2.Response, body=body, options={"headers": headers, "timeout": timeout_s}
+            )
+            return msgspec.json.decode(answer.content, type=reply), SIMULATED_HEADER in answer.headers
+
+    async def listen(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str],
+        listener: Listener,
+        patience: Patience,
+        told: Told,
+    ) -> bool:
+        """A stream, to its end; returns whether the simulator said it. Raises Fault."""
+        options = {"headers": headers, "timeout": patience.total_s}
+        with self._faults():
+            return SIMULATED_HEADER in await listen(self._opened(path, body, options), listener, patience, told)
+
+    @asynccontextmanager
+    async def _opened(self, path: str, body: Mapping[str, Any], options: Mapping[str, Any]) -> AsyncIterator[Response]:
+        answer = await self.client.post(path, cast_to=httpx2.Response, body=body, options=options, stream=True)
+        try:
+            yield answer
+        finally:
+            await answer.aclose()
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except self.refused as error:
+            raise _refusal(self.name, error) from error
+        except (self.failed, httpx2.RequestError) as error:
+            raise _unreachable(self.name, error) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Fault("malformed", f"{self.name} answered 200 with what is no reply: {error}.") from error
+
+
+def _refusal(provider: str, error: Any) -> Fault:
+    """An error status."""
+    status, message, headers = error.status_code, error.message, error.response.headers
+    code = getattr(error, "code", None) or error.type
+    if code in ("insufficient_quota", "billing_error") or "credit balance" in message:
+        return Fault("setup", f"{provider} says the account has no credit left.", free=True)
+    outcome = outcome_of(status)
+    if status in (401, 402, 403):
+        # The provider's own words may hold a part of the key.
+        return Fault(outcome, f"{provider} refuses our key (HTTP {status}): check it and its permissions.", free=True)
+    told = f"{provider} answered HTTP {status}: {message[:300]}"
+    return Fault(outcome, told, asked_wait_s(headers), free=400 <= status < 500)
+
+
+def _unreachable(provider: str, error: Exception) -> Fault:
+    """There was no whole answer."""
+    cause = error if isinstance(error, httpx2.RequestError) else error.__cause__
+    # The aiohttp transport takes a refused or lost connection for a connection that came too late.
+    if isinstance(cause, httpx2.TimeoutException) and not isinstance(cause, httpx2.ConnectTimeout):
+        return Fault("timeout", f"{provider} did not answer in time.")
+    why = _why_not_sent(error)
+    if isinstance(why, ssl.SSLCertVerificationError):
+        told = f"the certificate of {provider} is not trusted ({why}): name its CA in SSL_CERT_FILE."
+        return Fault("setup", told, free=True)
+    return Fault("connection", f"{provider} can't be reached ({cause or error}).", free=why is not None)
+
+
+def _why_not_sent(error: BaseException | None) -> BaseException | None:
+    """Why there was never a connection, if so: what was sent on one that got lost may be billed."""
+    while error is not None and not isinstance(error, NOT_SENT):
+        error = error.__cause__ or error.__context__
+    return error
