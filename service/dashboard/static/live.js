@@ -25,7 +25,7 @@ async function renew(pauseMs) {
     if (!isBusy(live)) {
       const fresh = await fetched();
       const focused = live.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
-      live.replaceWith(document.adoptNode(fresh.getElementById("live")));
+      for (const id of ["live", "as-of"]) document.getElementById(id).replaceWith(document.adoptNode(fresh.getElementById(id)));
       document.title = fresh.title;
       if (focused) document.querySelector(`main a[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
     }
