@@ -72,17 +72,6 @@ class EventView(Struct, frozen=True):
         return None if self.finished_at is None else (self.finished_at - self.accepted_at).total_seconds() * 1000
 
 
-class FieldError(Struct, frozen=True):
-    path: str = "$"
-    message: str = ""
-
-
-class Problem(Struct, frozen=True):
-    title: str
-    detail: str = ""
-    errors: list[FieldError] = []
-
-
 def settings_for(url: str | None) -> Settings:
     settings = load(os.environ)
     return replace(settings, url=url) if url else settings
@@ -159,9 +148,9 @@ def event_of(told: Any) -> EventView:
 
 def refusal(status: int, body: bytes, retry_after: str = "") -> Refused:
     """Title, detail and the path of each wrong field of a problem+json answer."""
-    problem = _decoded(body, Problem)
-    lines = [f"{problem.title}: {problem.detail}" if problem.detail else problem.title]
-    lines += [f"  {error.path}: {error.message}" for error in problem.errors]
+    problem = _decoded(body, dict[str, Any])
+    lines = [": ".join(str(problem[name]) for name in ("title", "detail") if problem.get(name))]
+    lines += [f"  {error['path']}: {error['message']}" for error in problem.get("errors", ())]
     after_s = float(retry_after) if retry_after.isdecimal() else 1.0 if status in (429, 503) else None
     return Refused(printable("\n".join(lines)) + KEY_HINTS.get(status, ""), after_s)
 

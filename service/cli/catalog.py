@@ -17,7 +17,7 @@ COLUMNS: Final = ("prompt", "calls", "ok", "invalid", "unknown", "failed", "toke
 KINDS: Final = {"node": "", "router": "?", "each": " × each", "free": " (free form: it decides as it runs)"}
 
 
-@click.command(epilog="Example: callboard pipelines support", short_help="List the pipelines, or draw one.")
+@click.command(epilog="Example: callboard pipelines support")
 @click.argument("name", required=False)
 @as_json
 @at_service
@@ -50,11 +50,7 @@ def drawn(nodes: list[Mapping[str, Any]], edges: list[Mapping[str, Any]]) -> Ite
         yield f"{text} → {behind}" if behind else text
 
 
-@click.group(
-    no_args_is_help=True,
-    epilog="Example: callboard prompts stats --days 7",
-    short_help="List, show and render prompts; count their calls.",
-)
+@click.group(no_args_is_help=True, epilog="Example: callboard prompts stats --days 7")
 def prompts() -> None:
     """What models are told, and what came of it."""
 

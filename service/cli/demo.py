@@ -32,7 +32,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG, short_help="Send a file of messages through it and show how they fared.")
+@click.command(epilog=EPILOG)
 @click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--url", help="The service's address; default CALLBOARD_URL, or one started for the purpose.")
 @click.option("--pay", is_flag=True, envvar="PAY", help="Go on although a provider's key is set; PAY=1 does the same.")

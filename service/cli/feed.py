@@ -77,7 +77,7 @@ class Feed:
         if not events:
             return {}
         event_ids = await at_most(IN_FLIGHT_MAX, events, self._post)
-        since = (await self._view(event_ids[0])).accepted_at - SINCE_SLACK
+        since = (await self._view(min(event_ids))).accepted_at - SINCE_SLACK  # ids of events grow with time
         query = {"source": self._source, "type": events[0][1], "since": since.isoformat(), "limit": str(PAGE)}
         before, clock = self._ended, asyncio.get_running_loop().time
         while True:

@@ -26,7 +26,7 @@ Example:
 """
 
 
-@click.group(no_args_is_help=True, short_help="Make, list and revoke API keys.")
+@click.group(no_args_is_help=True)
 def keys() -> None:
     """Who may come in, for which tenant, and what for. Needs the database: DATABASE_URL, or that of `callboard up`."""
 

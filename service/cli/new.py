@@ -80,7 +80,7 @@ $name = Pipeline(
 ''')
 
 
-@click.group(no_args_is_help=True, short_help="Write a new event, prompt, node or pipeline to begin from.")
+@click.group(no_args_is_help=True)
 def new() -> None:
     """Write one file to begin from: an event, a prompt, a node or a pipeline. Nothing is ever overwritten.
 

@@ -39,11 +39,7 @@ def cancel(event_id: object, settings: Settings) -> None:
     click.echo(f"{told['event_id']} {told['status']}")
 
 
-@click.group(
-    no_args_is_help=True,
-    epilog="Example: callboard dead list --reason attempts_exhausted",
-    short_help="List, show, replay and discard dead letters.",
-)
+@click.group(no_args_is_help=True, epilog="Example: callboard dead list --reason attempts_exhausted")
 def dead() -> None:
     """What could not be processed: list it, look at it, replay it after mending the cause, or discard it."""
 

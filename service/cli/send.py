@@ -25,7 +25,7 @@ Examples:
 """
 
 
-@click.command(epilog=EPILOG, short_help="Send one event, and with --wait see what became of it.")
+@click.command(epilog=EPILOG)
 @click.argument("type_", metavar="TYPE")
 @click.option("--data", required=True, metavar="JSON|@FILE|-", help="The event's data; - reads standard input.")
 @click.option(

@@ -34,10 +34,7 @@ COLOURS: Final = {"succeeded": "green", "dead": "red", "cancelled": "yellow"}
 SILENCE_MAX_S: Final = 60.0  # the stream says something every 15 s
 
 
-@click.command(
-    epilog="Example: callboard show 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44 --json",
-    short_help="Show one event: status, steps, result or error.",
-)
+@click.command(epilog="Example: callboard show 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44 --json")
 @click.argument("event_id", type=click.UUID)
 @as_json
 @at_service
@@ -118,10 +115,7 @@ def pretty(content: Any) -> str:
     return printable(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
 
 
-@click.command(
-    epilog="Example: callboard tail 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44",
-    short_help="Follow one event until it ends, with replies as they are written.",
-)
+@click.command(epilog="Example: callboard tail 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44")
 @click.argument("event_id", type=click.UUID)
 @click.option("--json", "as_json", is_flag=True, help="Print each message as a line of JSON.")
 @at_service

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from service.cli import new as module
 from service.cli.new import new
-from tests.processes import ROOT, product_in
+from tests.processes import ROOT, mypy_cache_in, product_in
 
 LONG = "a" * 28
 LONG_TYPE = f"{'a' * 20}.{'b' * 19}"
@@ -63,6 +63,7 @@ def test_what_is_written_is_clean_and_boots(copy: Path) -> None:
     config = ("--config", str(ROOT / "pyproject.toml"))
     check(copy, "-m", "ruff", "check", *config, *code)
     check(copy, "-m", "ruff", "format", "--check", *config, *code)
+    mypy_cache_in(copy)
     check(copy, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), *code)
     told = check(copy, "-c", BOOT)
     assert told.split() == ["judge", "tell", "True"]
