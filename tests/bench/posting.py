@@ -23,17 +23,16 @@ class Posted(Struct, frozen=True):
 EVENT: Final = json.encode({"type": "ticket.opened", "data": TICKET})
 
 
-async def rate(port: int, path: str, requests: int, *, a_request: int = 1) -> float:
-    """Events a second, `a_request` in each, by LINES connections that each wait for their answer."""
-    body = EVENT if a_request == 1 else b"[" + b",".join([EVENT] * a_request) + b"]"
-    told = (f"POST {path} HTTP/1.1", "host: bench", "content-type: application/json", f"content-length: {len(body)}")
-    request = "\r\n".join((*told, "", "")).encode() + body
-    left = iter(range(requests))
+async def rate(port: int, events: int) -> float:
+    """Events a second, one in each request, by LINES connections that each wait for their answer."""
+    head = ("POST /events HTTP/1.1", "host: 127.0.0.1", "content-type: application/json")
+    request = "\r\n".join((*head, f"content-length: {len(EVENT)}", "", "")).encode() + EVENT
+    left = iter(range(events))
     async with asyncio.timeout(TIMEOUT_S):
         await eventually(lambda: _listens(port))
         begun = time.perf_counter()
         await asyncio.gather(*(_line(port, request, left) for _ in range(LINES)))
-    return requests * a_request / (time.perf_counter() - begun)
+    return events / (time.perf_counter() - begun)
 
 
 async def _listens(port: int) -> bool:
