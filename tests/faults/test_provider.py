@@ -1,15 +1,17 @@
 """Rows 38 to 40, 42 and 43: the provider of the model refuses, fails, hangs, is away for a minute, for a day."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 
 import pytest
 
 from tests.eventually import eventually
 from tests.faults.oracle import judge
-from tests.faults.rig import Rig
+from tests.faults.rig import PATIENCE_S, Rig
 from tests.faults.sink import Called
 from tests.faults.stage import REST_S
+from tests.faults.usercode import FILES
 
 RETRY_AFTER = ("1", "soon", "-5", "Wed, 21 Oct 2015 07:28:00 GMT")
 CAP_S = 60.0
@@ -19,6 +21,16 @@ WORKERS = 2
 SLOTS = 100
 # Until a breaker has seen enough, calls that are under way with the last of these, and one try each ten seconds.
 TRIES_MAX = WORKERS * (20 + SLOTS + AWAY_S / 10 + 1)
+AT_A_TIME = 10
+PER_S = 10
+LIMITS = """
+smart = [{ provider = "openai", model = "other" }]
+
+[[fast]]
+provider = "openai"
+model = "ours"
+limits = { requests_per_min = 600, concurrency = 10 }
+"""
 DAY_PUT_OFFS = 145  # six quarters of an hour of doubling, then one each ten minutes
 
 
@@ -38,6 +50,30 @@ async def test_row_38_refused_with_429(rig: Rig) -> None:
     causes = await rig.sql("select distinct detail->>'message' as told from attempts where outcome = 'put_off'")
     assert causes
     assert not [row for row in causes if "breaker" in row["told"]]
+
+
+@pytest.mark.slow_fault
+async def test_row_38_limits_are_kept_by_workers_one_of_which_is_killed(rig: Rig) -> None:
+    """So that nothing has to be refused: ten calls at a time over three workers, ten a second, and at first what comes
+    in one second. What the dead one had under way counts until the provider has done with it."""
+    rig.expects_s = REST_S
+    tree = rig.newer({**FILES, "prompts/models.toml": LIMITS})
+    await rig.api()
+    victim, *_ = [await rig.worker(tree=tree) for _ in range(3)]
+    rig.sink.latency_s = lambda: 0.7
+    sending = asyncio.create_task(rig.load.burst(100, ["probe.ask"], keys=50))
+    await eventually(lambda: asyncio.sleep(0, len(rig.sink.calls) > 40), PATIENCE_S)
+    await rig.kill(victim)
+    await sending
+    await judge(rig)
+    calls = rig.sink.calls
+    ends = [(each.done_at, -1) for each in calls if each.done_at is not None]
+    steps = sorted([*((each.at, 1) for each in calls), *ends])
+    running = list(itertools.accumulate(step for _, step in steps))
+    assert AT_A_TIME / 2 < max(running) <= AT_A_TIME
+    begun = sorted(each.at for each in calls)
+    early = [n for n, at in enumerate(begun) if n > PER_S * (at - begun[0] + 2)]  # a second for the first one's way
+    assert not early
 
 
 @pytest.mark.slow_fault
