@@ -98,7 +98,7 @@ def key(host: Host) -> str:
 
 @contextmanager
 def load(pair: Pair, *, hurts: bool = False) -> Iterator[None]:
-    """The probe at the first machine, for as long as the block lasts; it must have seen no failure, unless it `hurts`."""
+    """The probe at the first machine, as long as the block lasts; it must have seen no failure, unless it `hurts`."""
     process = subprocess.Popen(
         [*pair.one.in_client, sys.executable, "-m", "tests.deploy.probe"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,

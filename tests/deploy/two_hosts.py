@@ -60,8 +60,8 @@ class Pair(Struct, frozen=True):
         for name, command in SERVERS.items():
             self._serve(name, command)
         with ThreadPoolExecutor(2) as side_by_side:
-            for each in [side_by_side.submit(host.boot) for host in (self.one, self.two)]:
-                each.result()
+            for booted in [side_by_side.submit(host.boot) for host in (self.one, self.two)]:
+                booted.result()
         for host, address in zip((self.one, self.two), INSIDE, strict=True):
             there, port = f"{host.name}-host", f"port{address[-1]}"
             self._in_network("ip", "link", "add", port, "type", "veth", "peer", "name", "eth1", "netns", there)
