@@ -49,7 +49,8 @@ class Pair(Struct, frozen=True):
         (self.one.root / "etc/docker/daemon.json").write_text('{"no-new-privileges": true}\n')
         self.two.work.mkdir()
         run("cp", "-a", str(self.one.root), str(self.two.root))
-        shutil.copy(self.one.work / "ssh_config", self.two.work)
+        for name in ("ssh_config", "storage.conf"):
+            shutil.copy(self.one.work / name, self.two.work)
         (self.two.root / "etc/hostname").write_text("two\n")
 
     def boot(self) -> None:
