@@ -1,4 +1,4 @@
-"""deploy/kubernetes fits the schemas of Kubernetes and the programs that it starts. Nothing runs it here."""
+"""deploy/kubernetes fits the schemas of Kubernetes, and it and deploy/swarm the programs that they start."""
 
 import re
 from pathlib import Path
@@ -20,6 +20,7 @@ MANIFESTS: Final[list[dict[str, Any]]] = [
 NAMES: Final = [f"{each['kind']}-{each['metadata']['name']}" for each in MANIFESTS]
 SETTINGS: Final = dict(next(each["data"] for each in MANIFESTS if each["kind"] == "ConfigMap"))
 COMPOSE: Final = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+STACK: Final = yaml.safe_load((DEPLOY / "swarm/stack.yaml").read_text("utf-8"))
 PODS: Final = {
     each["metadata"]["name"]: each["spec"]["template"] for each in MANIFESTS if "template" in each.get("spec", {})
 }
@@ -106,3 +107,18 @@ def test_the_probes_ask_what_the_api_answers() -> None:
         assert asked["path"] in routes
         assert asked["port"] == port["name"]
     assert str(port["containerPort"]) == environment("api")["CALLBOARD_PORT"]
+
+
+@pytest.mark.parametrize(("name", "like"), [("proxy", "proxy"), ("api", "web-blue"), ("worker", "worker")])
+def test_a_service_of_the_stack_is_as_in_compose(name: str, like: str) -> None:
+    service, known = STACK["services"][name], COMPOSE["services"][like]
+    same = ("command", "read_only", "cap_drop", "cap_add", "init", "logging", "stop_grace_period")
+    assert {each: service.get(each) for each in same} == {each: known.get(each) for each in same}
+    ours = {variable(field.name) for field in fields(Settings)} | {"FORWARDED_ALLOW_IPS"}
+    asked = set(re.findall(r"{\$(\w+):", (DEPLOY.parent / "Caddyfile").read_text("utf-8")))
+    given = {key.removesuffix("_FILE") for key in service["environment"]}
+    assert given <= (asked if name == "proxy" else ours)
+    secrets = {each["source"] if name == "proxy" else each for each in service["secrets"]}
+    assert secrets <= STACK["secrets"].keys()
+    files = {key: value for key, value in service["environment"].items() if key.endswith("_FILE")}
+    assert files == {f"{each}_FILE".upper(): f"/run/secrets/{each}" for each in secrets if name != "proxy"}
