@@ -86,8 +86,12 @@ def running(pair: Pair) -> dict[str, list[str]]:
     return found
 
 
+def nodes(pair: Pair, name: str) -> list[str]:
+    return sorted(each.split()[1] for each in running(pair)[name])
+
+
 def all_on_one(pair: Pair) -> bool:
-    return [each.split()[1] for name in ("api", "worker") for each in running(pair)[name]] == ["box"] * 4
+    return nodes(pair, "api") == nodes(pair, "worker") == ["box", "box"]
 
 
 def curl(pair: Pair, path: str, *words: str, code: bool = True) -> str:
@@ -133,8 +137,7 @@ def send_nap(pair: Pair, seconds: float) -> str:
 
 
 def test_it_is_spread_and_may_do_nothing_that_it_need_not(pair: Pair, product: Product) -> None:
-    nodes = {name: sorted(each.split()[1] for each in found) for name, found in running(pair).items()}
-    assert nodes == {name: ["box", "two"] for name in ("proxy", "api", "worker")}
+    assert [nodes(pair, name) for name in ("proxy", "api", "worker")] == [["box", "two"]] * 3
     assert [curl(pair, each) for each in ("/healthz", "/readyz", "/metrics")] == ["404"] * 3
     for name in ("api", "worker"):
         container = pair.two.ssh(f"docker ps -q -f name=callboard_{name}").strip()
@@ -155,6 +158,7 @@ def test_a_rolling_update_fails_nobody(pair: Pair, product: Product) -> None:
     with load(pair):
         version = release(pair, product, migration)
         assert {each.split()[0] for each in running(pair)["api"] + running(pair)["worker"]} == {version} != before
+        assert nodes(pair, "api") == nodes(pair, "worker") == ["box", "two"]
     assert pair.query(f"select status, attempts <= 1 from events where event_id = '{slow}'") == "succeeded|t"
 
 
@@ -177,10 +181,11 @@ def test_a_host_that_is_emptied_fails_nobody(pair: Pair, product: Product) -> No
 
 
 def test_what_a_dead_host_had_in_hand_goes_on_elsewhere(pair: Pair, product: Product) -> None:
-    for name in ("api", "worker"):
-        pair.one.ssh(f"docker service update -q --force callboard_{name}", timeout_s=200)
-    assert sorted(each.split()[1] for each in running(pair)["worker"]) == ["box", "two"]
-    (there,) = pair.two.ssh("docker ps -q -f name=callboard_worker").split()
+    for count in (4, 2):
+        pair.one.ssh(f"docker service scale callboard_api={count} callboard_worker={count}", timeout_s=120)
+    until(lambda: nodes(pair, "api") == nodes(pair, "worker") == ["box", "two"], 60)
+    until(lambda: len(pair.two.ssh("docker ps -q -f name=callboard_worker").split()) == 1, 60)
+    there = pair.two.ssh("docker ps -q -f name=callboard_worker").strip()
     naps = [send_nap(pair, 6.0) for _ in range(12)]
     in_hand = f"select count(*) from work w join workers using (worker) where w.status = 'running' and host = '{there}'"
     until(lambda: int(pair.query(in_hand)) > 0, 20)
