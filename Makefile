@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults llama check bench image bootstrap deploy rollback backup restore-check secret status logs \
-	deploy-test lock clean venv
+.PHONY: help up demo test faults llama check bench image bootstrap deploy ship rollback backup restore-check secret status logs \
+	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
 PLAIN := ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_VERSION \
@@ -57,6 +57,9 @@ bootstrap: ## prepare a fresh Debian 13 for make deploy (HOST=root@box)
 deploy: ## what is committed onto HOST, without an outage (HOST=root@box)
 	@deploy/deploy.sh deploy "$(HOST)"
 
+ship: ## only build what is committed and take it to HOST, for a Swarm (HOST=)
+	@deploy/deploy.sh ship "$(HOST)"
+
 rollback: ## the release before this one, again (HOST=)
 	@deploy/deploy.sh rollback "$(HOST)"
 
@@ -77,6 +80,9 @@ logs: ## of HOST (HOST= ARGS="-f worker")
 
 deploy-test: venv ## all of this for real, against a second machine that it boots (needs root and Debian)
 	@$(ALONE) tests/deploy/run.sh $(ARGS)
+
+swarm-test: venv ## a Swarm over two machines that it boots, and one of them lost (needs root and Debian)
+	@$(ALONE) MARK=swarm tests/deploy/run.sh $(ARGS)
 
 lock: ## write requirements.lock anew from pyproject.toml (needs uv; UPGRADE=1 takes newer versions)
 	@command -v uv >/dev/null || { echo "make lock needs uv on PATH." >&2; exit 1; }

@@ -3,6 +3,7 @@
 #
 #   deploy.sh image                build callboard:VERSION and stop
 #   deploy.sh bootstrap HOST       a fresh Debian 13: Docker, /srv/callboard, secrets, the nightly backup
+#   deploy.sh ship HOST            build and take it there, into Docker; nothing is started
 #   deploy.sh deploy HOST          build, ship, roll out without an outage; the old release serves until the new one is ready
 #   deploy.sh COMMAND HOST …       host.sh COMMAND … there: rollback backup restore-check restore secret status logs
 #
@@ -92,13 +93,16 @@ case $command in
         send deploy/host.sh deploy/compose.yaml Caddyfile
         there "$THERE/host.sh" prepare
         ;;
-    deploy)
+    ship | deploy)
         there test -x "$THERE/host.sh" || stop "$HOST is not prepared: make bootstrap HOST=$HOST, once."
         build
         archive
         echo "Shipping it to $HOST."
-        send "$ARCHIVE" deploy/host.sh deploy/compose.yaml Caddyfile
-        there "$THERE/host.sh" deploy "$VERSION"
+        send "$ARCHIVE" deploy/host.sh deploy/compose.yaml deploy/swarm/stack.yaml Caddyfile
+        case $command in
+            ship) there docker load -q -i "$THERE/image.tar" ;;
+            deploy) there "$THERE/host.sh" deploy "$VERSION" ;;
+        esac
         ;;
     *)
         there "$THERE/host.sh" "$command" "$@"

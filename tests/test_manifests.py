@@ -1,0 +1,124 @@
+"""deploy/kubernetes fits the schemas of Kubernetes, and it and deploy/swarm the programs that they start."""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import kubernetes_validate
+import pytest
+import yaml
+from msgspec.structs import fields
+from starlette.routing import Route
+
+from service.http.app import create_app
+from service.settings import Settings, load, variable
+
+DEPLOY: Final = Path(__file__).parent.parent / "deploy"
+MANIFESTS: Final[list[dict[str, Any]]] = [
+    each for file in sorted(DEPLOY.glob("kubernetes/*.yaml")) for each in yaml.safe_load_all(file.read_text("utf-8"))
+]
+NAMES: Final = [f"{each['kind']}-{each['metadata']['name']}" for each in MANIFESTS]
+SETTINGS: Final = dict(next(each["data"] for each in MANIFESTS if each["kind"] == "ConfigMap"))
+COMPOSE: Final = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
+STACK: Final = yaml.safe_load((DEPLOY / "swarm/stack.yaml").read_text("utf-8"))
+PODS: Final = {
+    each["metadata"]["name"]: each["spec"]["template"] for each in MANIFESTS if "template" in each.get("spec", {})
+}
+
+
+def container(name: str) -> dict[str, Any]:
+    found: dict[str, Any]
+    (found,) = PODS[name]["spec"]["containers"]
+    return found
+
+
+def environment(name: str) -> dict[str, str]:
+    own = {each["name"]: each["value"] for each in container(name).get("env", [])}
+    return (SETTINGS if "envFrom" in container(name) else {}) | own
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=NAMES)
+def test_each_fits_its_schema_and_says_nothing_else(manifest: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_what_is_named_is_there() -> None:
+    assert {*PODS} == {"api", "worker", "migrate-VERSION"}
+    for each in MANIFESTS:
+        selector = each.get("spec", {}).get("selector", {})
+        if labels := selector.get("matchLabels", selector):
+            assert labels in [pod["metadata"].get("labels") for pod in PODS.values() if "metadata" in pod], each
+    services = {each["metadata"]["name"] for each in MANIFESTS if each["kind"] == "Service"}
+    (rule,) = next(each["spec"]["rules"] for each in MANIFESTS if each["kind"] == "Ingress")
+    leads = {path["path"]: path["backend"]["service"]["name"] for path in rule["http"]["paths"]}
+    assert {*leads.values()} == services
+    (inside,) = re.findall(r"@inside path (.*)", (DEPLOY.parent / "Caddyfile").read_text("utf-8"))
+    assert leads == {"/": "api"} | dict.fromkeys(inside.replace("*", "").split(), "nowhere")
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_may_do_nothing_that_it_need_not(name: str) -> None:
+    spec, it = PODS[name]["spec"], container(name)
+    uid = int(re.findall(r"^USER (\d+)", (DEPLOY / "Dockerfile").read_text("utf-8"), re.MULTILINE)[0])
+    assert spec["automountServiceAccountToken"] is False
+    # Of a Service `callboard` it would make CALLBOARD_PORT=tcp://…, which is no port.
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True, "runAsUser": uid, "runAsGroup": uid, "seccompProfile": {"type": "RuntimeDefault"},
+    }  # fmt: skip
+    assert it["securityContext"] == {
+        "readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert it["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_its_settings_are_ours_and_its_secrets_are_files(name: str, tmp_path: Path) -> None:
+    given = environment(name)
+    (mounted,) = [each["mountPath"] for each in container(name)["volumeMounts"] if each["name"] == "secrets"]
+    paths = {key: Path(value) for key, value in given.items() if key.endswith("_FILE")}
+    assert {path.parent for path in paths.values()} == {Path(mounted)}
+    for key, path in paths.items():
+        assert key == f"{path.name}_FILE".upper()
+        (tmp_path / path.name).write_text("postgresql://given", "utf-8")
+    load({key: str(tmp_path / paths[key].name) if key in paths else value for key, value in given.items()})
+    ours = {variable(field.name) for field in fields(Settings)}
+    assert {key.removesuffix("_FILE") for key in given} <= ours | {"FORWARDED_ALLOW_IPS"}
+
+
+def test_it_runs_what_compose_runs_and_gives_it_as_long() -> None:
+    services = COMPOSE["services"]
+    for name, like in (("api", "web-blue"), ("worker", "worker"), ("migrate-VERSION", "tool")):
+        assert container(name)["command"] == services[like]["command"]
+    assert container("worker")["readinessProbe"]["exec"]["command"] == services["worker"]["healthcheck"]["test"][1:]
+    grace_s = int(SETTINGS["CALLBOARD_GRACE_S"])
+    lame_duck_s = int(environment("api")["CALLBOARD_LAME_DUCK_S"])
+    assert PODS["api"]["spec"]["terminationGracePeriodSeconds"] >= lame_duck_s + grace_s + 5
+    assert PODS["worker"]["spec"]["terminationGracePeriodSeconds"] >= grace_s + 10
+
+
+def test_the_probes_ask_what_the_api_answers() -> None:
+    app = create_app(Settings(database_url="postgresql://none", redis_url="redis://none"))
+    routes = {each.path for each in app.routes if isinstance(each, Route)}
+    (port,) = container("api")["ports"]
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container("api")[kind]["httpGet"]
+        assert asked["path"] in routes
+        assert asked["port"] == port["name"]
+    assert str(port["containerPort"]) == environment("api")["CALLBOARD_PORT"]
+
+
+@pytest.mark.parametrize(("name", "like"), [("proxy", "proxy"), ("api", "web-blue"), ("worker", "worker")])
+def test_a_service_of_the_stack_is_as_in_compose(name: str, like: str) -> None:
+    service, known = STACK["services"][name], COMPOSE["services"][like]
+    same = ("command", "read_only", "cap_drop", "cap_add", "init", "logging", "stop_grace_period")
+    assert {each: service.get(each) for each in same} == {each: known.get(each) for each in same}
+    ours = {variable(field.name) for field in fields(Settings)} | {"FORWARDED_ALLOW_IPS"}
+    asked = set(re.findall(r"{\$(\w+):", (DEPLOY.parent / "Caddyfile").read_text("utf-8")))
+    given = {key.removesuffix("_FILE") for key in service["environment"]}
+    assert given <= (asked if name == "proxy" else ours)
+    secrets = {each["source"] if name == "proxy" else each for each in service["secrets"]}
+    assert secrets <= STACK["secrets"].keys()
+    files = {key: value for key, value in service["environment"].items() if key.endswith("_FILE")}
+    assert files == {f"{each}_FILE".upper(): f"/run/secrets/{each}" for each in secrets if name != "proxy"}
