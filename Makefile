@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults llama check bench image bootstrap deploy ship rollback backup restore-check secret status logs \
+.PHONY: help up demo test faults llama check bench image bootstrap deploy ship rollback backup restore-check secret rotate status logs \
 	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
@@ -71,6 +71,9 @@ restore-check: ## restore the latest dump beside the database of HOST and search
 
 secret: ## a secret for HOST, from standard input (HOST= NAME=anthropic_api_key)
 	@deploy/deploy.sh secret "$(HOST)" "$(NAME)"
+
+rotate: ## new passwords and keys on HOST (HOST= NAME="postgres redis api_key")
+	@deploy/deploy.sh rotate "$(HOST)" $(NAME)
 
 status: ## what runs on HOST, and what waits there (HOST=)
 	@deploy/deploy.sh status "$(HOST)"

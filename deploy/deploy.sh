@@ -5,7 +5,7 @@
 #   deploy.sh bootstrap HOST       a fresh Debian 13: Docker, /srv/callboard, secrets, the nightly backup
 #   deploy.sh ship HOST            build and take it there, into Docker; nothing is started
 #   deploy.sh deploy HOST          build, ship, roll out without an outage; the old release serves until the new one is ready
-#   deploy.sh COMMAND HOST …       host.sh COMMAND … there: rollback backup restore-check restore secret status logs
+#   deploy.sh COMMAND HOST …       host.sh COMMAND … there: rollback backup restore-check restore secret rotate status logs
 #
 # HOST is an ssh address, root@box or somebody who may sudo without a password. BUILD=docker|podman|buildah chooses the
 # builder, VERSION= another name for the release, SSH= how to call ssh. If it fails, what it says last is why; the
@@ -70,8 +70,8 @@ there() { # words for the other side, quoted for its shell
     $SSH "$HOST" "$as $(printf '%q ' "$@")"
 }
 
-send() { # FILES…: into /srv/callboard; of a file that is there already only what has changed travels
-    rsync -z --inplace --chmod=u+rwX,go-rwx -e "$SSH" --rsync-path="$as rsync" "$@" "$HOST:$THERE/"
+send() { # FOLDER [OPTIONS] FILES…: into that below /srv/callboard; of a file that is there already only what has changed travels
+    rsync -z --chmod=u+rwX,go-rwx -e "$SSH" --rsync-path="$as rsync" "${@:2}" "$HOST:$THERE/$1/"
 }
 
 command=${1:-}
@@ -90,18 +90,26 @@ case $command in
     bootstrap)
         # shellcheck disable=SC2029
         $SSH "$HOST" "$as bash -s" < deploy/bootstrap.sh
-        send deploy/host.sh deploy/compose.yaml Caddyfile
+        send . deploy/host.sh deploy/compose.yaml Caddyfile
         there "$THERE/host.sh" prepare
         ;;
     ship | deploy)
         there test -x "$THERE/host.sh" || stop "$HOST is not prepared: make bootstrap HOST=$HOST, once."
         build
         archive
+        there flock -n "$THERE/lock" true || { echo "Another one is at work: $(there cat "$THERE/lock"). Nothing was changed."; exit 75; }
         echo "Shipping it to $HOST."
-        send "$ARCHIVE" deploy/host.sh deploy/compose.yaml deploy/swarm/stack.yaml Caddyfile
+        send . --inplace "$ARCHIVE"
+        send . deploy/host.sh
         case $command in
-            ship) there docker load -q -i "$THERE/image.tar" ;;
-            deploy) there "$THERE/host.sh" deploy "$VERSION" ;;
+            ship)
+                send . deploy/swarm/stack.yaml Caddyfile
+                there docker load -q -i "$THERE/image.tar"
+                ;;
+            deploy)
+                send next deploy/compose.yaml Caddyfile
+                there "$THERE/host.sh" deploy "$VERSION"
+                ;;
         esac
         ;;
     *)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # On the host, as root, in /srv/callboard: does what `make COMMAND HOST=…` asks for. deploy.sh puts it here.
 #
-#   deploy VERSION · rollback · status · logs [-f] · backup · restore-check [FILE] · restore FILE · secret NAME <value · scale WORKERS
+#   deploy VERSION · rollback · status · logs [-f] · backup · restore-check [FILE] · restore FILE · scale WORKERS
+#   secret NAME <value · rotate postgres|redis|api_key …
 #   callboard …    the command line against what serves now, with the first key
 #
 # Kept here: settings (yours), secrets/ (a file each), certs/ (tls.crt, tls.key), backups/, log, and `releases`, a line for each
@@ -10,11 +11,14 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 umask 077
 
-SETTLE_S=3 # the proxy looks every second and waits for one
+SETTLE_S=3 # the proxy looks every second
 KEEP_IMAGES=3
 KEEP_BACKUPS=14
 REPOSITORY=localhost/callboard
 DUMP=''
+# Empty ones count as not set.
+OF_OTHERS="anthropic_api_key openai_api_key azure_openai_api_key azure_openai_endpoint gemini_api_key mistral_api_key
+    local_base_url local_api_key page_url"
 
 say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
 stop() { say "STOPPED: $*" >&2; exit 1; }
@@ -28,8 +32,10 @@ serving() { # version|colour
     tail -n 1 releases 2>/dev/null | cut -d ' ' -f "$([ "$1" = version ] && echo 2 || echo 3)"
 }
 compose() {
-    IMAGE=${IMAGE:-$REPOSITORY:$(serving version)} LIVE=web-$(serving colour) CADDYFILE=./Caddyfile COMPOSE_PROFILES=green,tool \
-        CADDYFILE_SUM=$(cksum < Caddyfile) docker compose --progress quiet --env-file settings -f compose.yaml "$@"
+    local from=${FROM:-.}
+    IMAGE=${IMAGE:-$REPOSITORY:$(serving version)} LIVE=web-$(serving colour) CADDYFILE=$from/Caddyfile COMPOSE_PROFILES=green,tool \
+        CADDYFILE_SUM=$(cksum < "$from/Caddyfile") \
+        docker compose --progress quiet --env-file settings --project-directory . -f "$from/compose.yaml" "$@"
 }
 tool() { compose run --rm -T --no-deps tool "$@"; }
 in_postgres() { compose exec -T postgres "$@"; }
@@ -41,18 +47,68 @@ random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 prepare() {
     mkdir -p secrets certs backups
     touch settings releases
-    local password
-    for each in postgres redis; do
-        [ ! -s "secrets/${each}_password" ] || continue
-        password=$(random)
-        printf '%s' "$password" | give "${each}_password"
+    for each in postgres redis; do [ -s "secrets/${each}_password" ] || write_password "$each" "$(random)"; done
+    for each in $OF_OTHERS api_key; do [ -e "secrets/$each" ] || give "$each" </dev/null; done
+}
+
+write_password() { # postgres|redis PASSWORD [USER]
+    printf '%s' "$2" | give "${1}_password"
+    case $1 in
+        postgres) printf 'postgresql://%s:%s@postgres:5432/callboard' "${3:-callboard}" "$2" | give database_url ;;
+        redis) printf 'redis://:%s@redis:6379/0' "$2" | give redis_url ;;
+    esac
+}
+
+first_key() {
+    local key
+    key=$(tool callboard keys create --name first --scope ingest --scope read --scope operate)
+    printf '%s' "$key" | give api_key
+}
+
+# -- New passwords: the servers take the new one beside the old one until the release has started anew with it. None gets into
+# an argument list of a program.
+
+rotate() { # postgres|redis|api_key …
+    local each old
+    for each in "$@"; do
         case $each in
-            postgres) printf 'postgresql://callboard:%s@postgres:5432/callboard' "$password" | give database_url ;;
-            redis) printf 'redis://:%s@redis:6379/0' "$password" | give redis_url ;;
+            postgres | redis)
+                ! managed || stop "$each is elsewhere: change it there, then \`make secret\` and \`make deploy\`."
+                "add_$each" "$(random)"
+                ;;
+            api_key)
+                old=$(head -c 11 secrets/api_key)
+                first_key
+                tool callboard keys revoke "$old"
+                ;;
+            *) stop "What? One or more of: postgres redis api_key" ;;
         esac
     done
-    for each in anthropic_api_key openai_api_key api_key; do [ -e "secrets/$each" ] || give "$each" </dev/null; done
-    say "Prepared. Next: SITE= and what else differs in $PWD/settings, a provider's key by \`make secret\`, then \`make deploy\`."
+    case $* in *postgres* | *redis*) roll_out "$(serving version)" ;; esac
+    for each in "$@"; do [ "$each" = api_key ] || "keep_$each"; done
+}
+
+# A role has one password, so there are two that take turns; all that they make belongs to callboard.
+turn() { if grep -q callboard_a: secrets/database_url; then echo callboard_b; else echo callboard_a; fi; }
+add_postgres() { # PASSWORD
+    local user
+    user=$(turn)
+    query -d postgres <<<"drop role if exists $user; create role $user login password '$1' in role callboard;
+        alter role $user set role callboard"
+    write_password postgres "$1" "$user"
+}
+keep_postgres() {
+    query -d postgres <<<"drop role if exists $(turn); alter role callboard password null"
+}
+add_redis() { # PASSWORD
+    redis_does "acl setuser default >$1"
+    write_password redis "$1"
+}
+keep_redis() { redis_does "acl setuser default resetpass >$(cat secrets/redis_password)"; }
+redis_does() { # COMMAND
+    local told
+    told=$(printf 'auth %s\n%s\n' "$(cat secrets/redis_password)" "$1" | compose exec -T redis redis-cli)
+    [ "$told" = $'OK\nOK' ] || stop "Redis says: $told. \`docker restart callboard-redis-1\` gives it the password in secrets."
 }
 
 # -- A release ---------------------------------------------------------------------------------------------------
@@ -92,14 +148,25 @@ abort() {
     { [ -z "$candidate" ] || docker rm -f $candidate; [ -z "$workers" ] || { docker stop $workers; docker rm $workers; }; } >/dev/null
 }
 
+# What was shipped is tried before anything is touched: a proxy and a worker that could not start would be missed later.
+take() { # VERSION
+    local told
+    docker load -q -i image.tar >/dev/null
+    prepare # the release before had fewer secrets
+    told=$(FROM=./next compose run --rm -T --no-deps proxy caddy validate --adapter caddyfile --config /etc/caddy/Caddyfile 2>&1) ||
+        stop "The proxy would not start with this Caddyfile and these settings: $(tail -n 1 <<<"$told")"
+    told=$(FROM=./next IMAGE=$REPOSITORY:$1 tool timeout 120 python3 -m workers check 2>&1) ||
+        stop "A worker would not start (a provider's key is given by \`make secret\`). $(tail -n 1 <<<"$told")"
+    mv next/* .
+    roll_out "$1"
+}
+
 roll_out() { # VERSION
     local idle pending old_workers
     export IMAGE=$REPOSITORY:$1
     candidate='' workers=''
     docker image inspect "$IMAGE" >/dev/null 2>&1 || stop "There is no image of $1 here any more: make deploy VERSION=… ships one."
     [ "$(docker run --rm --network none "$IMAGE" cat VERSION)" = "$1" ] || stop "The image named $1 holds another version."
-    [ -s secrets/anthropic_api_key ] || [ -s secrets/openai_api_key ] || [ "$(setting CALLBOARD_SIMULATE off)" = on ] ||
-        stop "No model could answer: \`make secret HOST=… NAME=anthropic_api_key <file\` (or openai_api_key) first."
     live=$(serving colour)
     idle=blue
     [ "$live" != blue ] || idle=green
@@ -113,7 +180,7 @@ roll_out() { # VERSION
         say "Migrations: $pending."
         tool callboard migrate >/dev/null
     fi
-    [ -s secrets/api_key ] || tool callboard keys create --name first --scope ingest --scope read --scope operate | give api_key
+    [ -s secrets/api_key ] || first_key
 
     say "web-$idle starts, out of the proxy's sight."
     compose rm -sf "web-$idle" >/dev/null 2>&1
@@ -236,11 +303,11 @@ alone() { # COMMAND…: one at a time, written to `log`, to its end even if the 
 command=${1:-help}
 [ "$#" = 0 ] || shift
 case $command in
-    prepare) prepare ;;
-    deploy)
-        take() { docker load -q -i image.tar >/dev/null; roll_out "$1"; }
-        alone take "$1"
+    prepare)
+        prepare
+        say "Prepared. Next: SITE= and what else differs in $PWD/settings, a provider's key by \`make secret\`, then \`make deploy\`."
         ;;
+    deploy) alone take "$1" ;;
     rollback)
         before=$(awk -v now="$(serving version)" '$2 != now { found = $2 } END { print found }' releases)
         [ -n "$before" ] || stop "There is no release before this one."
@@ -251,8 +318,9 @@ case $command in
     restore) alone restore "$@" ;;
     secret) [ -e "secrets/${1:-}" ] || stop "There is no secret ${1:-}; there are: $(ls secrets)"; tr -d '\r\n' | give "$1" ;;
     status) status ;;
+    rotate) alone rotate "$@" ;;
     scale) compose up -d --no-deps --no-recreate --scale "worker=$1" worker ;;
     logs) compose logs --tail 200 "$@" ;;
     callboard) tool callboard "$@" ;;
-    *) sed -n '2,5p' "$0"; exit 2 ;;
+    *) sed -n '2,6p' "$0"; exit 2 ;;
 esac

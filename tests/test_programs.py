@@ -126,9 +126,15 @@ def test_ours_say_it_without_a_traceback(
     refused(command, {"CALLBOARD_DATA_DIR": str(tmp_path), **environ}, sentence)
 
 
-def test_no_model_that_could_answer_stops_a_worker(settings: Settings) -> None:
+@pytest.mark.parametrize("command", [WORKER, (*WORKER, "check")])
+def test_no_model_that_could_answer_stops_a_worker(command: tuple[str, ...], settings: Settings) -> None:
     sentence = 'No provider of the model alias "fast" can be asked: set OPENAI_API_KEY or ANTHROPIC_API_KEY'
-    refused(WORKER, environment(settings, CALLBOARD_SIMULATE="off"), sentence)
+    refused(command, environment(settings, CALLBOARD_SIMULATE="off"), sentence)
+
+
+def test_a_check_says_that_a_worker_could_start_and_starts_none(settings: Settings) -> None:
+    done = run((*WORKER, "check"), environment(settings, CALLBOARD_SIMULATE="on"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "callboard worker: could start\n", "")
 
 
 def test_without_keys_the_api_stays_on_loopback(settings: Settings) -> None:

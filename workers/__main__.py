@@ -1,4 +1,7 @@
-"""`python -m workers`: one worker, until SIGTERM or Ctrl-C; it outlives Redis and Postgres. `… health` checks it."""
+"""`python -m workers`: one worker, until SIGTERM or Ctrl-C; it outlives Redis and Postgres.
+
+`… health` tells whether that of this host is ready, `… check` whether one could start: code, prompts, providers' keys.
+"""
 
 import sys
 
@@ -12,9 +15,9 @@ def main() -> int:
 
         return health(sys.argv[2:])
     on_end(leave)
-    from workers.boot import main as boot
+    from workers import boot
 
-    return boot()
+    return boot.check() if sys.argv[1:2] == ["check"] else boot.main()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 
 from prompts import PromptError
 from schemas.catalog import CatalogError
@@ -20,6 +21,15 @@ from workers.hosted import program
 
 def main() -> int:
     """Exit status 0 after an orderly stop, 1 with one sentence where the boot can't go on."""
+    return _told(lambda whole: asyncio.run(run(whole)))
+
+
+def check() -> int:
+    """Exit status 0 where a worker could start, as far as that shows without Postgres and Redis; else as `main`."""
+    return _told(lambda _: print("callboard worker: could start"))
+
+
+def _told(go: Callable[[Program], None]) -> int:
     setup()
     try:
         settings = running(load(os.environ))
@@ -27,7 +37,7 @@ def main() -> int:
         failpoints.check(settings)
         whole = program(settings)
         check_models(whole)
-        asyncio.run(run(whole))
+        go(whole)
     except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard worker: {error}", file=sys.stderr)
         return 1

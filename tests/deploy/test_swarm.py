@@ -16,7 +16,7 @@ import pytest
 
 from tests.deploy.host import ADDRESS, SITE, THERE, Host, run, until
 from tests.deploy.probe import Asked, Seen
-from tests.deploy.test_deploy import NAPS, Product
+from tests.deploy.product import NAPS, Product
 from tests.deploy.two_hosts import DATABASE_URL, INSIDE, REDIS_URL, Pair, machines
 from tests.processes import ROOT
 
