@@ -118,15 +118,14 @@ async def all_running(settings: Settings, workers: int) -> AsyncIterator[Running
 
 
 def check_port(settings: Settings) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise StartError(
-                f"Port {settings.port} on {settings.host} can't be had ({error.strerror}). "
-                "Stop the program that has it, or set CALLBOARD_PORT to another one."
-            ) from error
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        raise StartError(
+            f"Port {settings.port} on {settings.host} can't be had ({error.strerror}). "
+            "Stop the program that has it, or set CALLBOARD_PORT to another one."
+        ) from error
 
 
 def address(settings: Settings) -> str:
