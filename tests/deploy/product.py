@@ -58,6 +58,10 @@ class Product:
             (self.folder / name).write_text(text, encoding="utf-8")
         self.git("add", "-A")
         self.git("commit", "-q", "--allow-empty", "-m", "a release")
+        return self.version()
+
+    def version(self) -> str:
+        """Of what is committed."""
         return self.git("rev-parse", "--short=12", "HEAD").strip()
 
     def next_migration(self, name: str) -> str:

@@ -33,7 +33,7 @@ def tree(commit: str, path: str) -> str:
 
 
 def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: Product) -> None:
-    before, now = release_before(), served(host)
+    before, now = release_before(), product.version()
     if before is None:
         pytest.skip("the history of this clone holds no release before this one")
     for name in CODE[:5]:
