@@ -1,4 +1,4 @@
-"""deploy/kubernetes and deploy/swarm fit the programs that they start; whether they are well formed, `make deploy-test` asks."""
+"""deploy/kubernetes and deploy/swarm fit the programs that they start. Their form is what `make deploy-test` asks."""
 
 import re
 from pathlib import Path
