@@ -19,6 +19,7 @@ from msgspec import Struct
 HERE: Final = Path(__file__).parent
 ADDRESS: Final = "10.81.0.2"
 CLIENT_ADDRESS: Final = "10.81.0.1"
+STRANGER_ADDRESS: Final = "10.81.0.3"  # the client's too
 SITE: Final = "callboard.test"
 THERE: Final = "/srv/callboard"
 BASE: Final = "docker.io/library/debian:trixie-slim"
@@ -145,7 +146,7 @@ class Host(Struct, frozen=True):
             run("ip", "netns", "add", each)
             run("ip", "-n", each, "link", "set", "lo", "up")
         run("ip", "-n", client, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", host)
-        for each, address in ((client, CLIENT_ADDRESS), (host, ADDRESS)):
+        for each, address in ((client, CLIENT_ADDRESS), (client, STRANGER_ADDRESS), (host, ADDRESS)):
             run("ip", "-n", each, "addr", "add", f"{address}/24", "dev", "eth0")
             run("ip", "-n", each, "link", "set", "eth0", "up")
 
