@@ -18,6 +18,12 @@ from tests.board import Board, board_on
 
 REDIS_NUMBERS = itertools.cycle(range(1, 512))
 TEMPLATE = "migrated"
+# A file is one process's: begun last, these would keep it at work when the other has nothing left to do.
+LONG = ("test_order_property.py", "test_limits_under_load.py", "test_up.py", "test_readme.py", "test_twenty_nodes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")
