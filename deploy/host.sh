@@ -280,6 +280,7 @@ restore() { # FILE: the database as it was then, an empty Redis; what is there n
     compose up -d --no-deps --wait redis
     compose start "web-$(serving colour)" worker
     wait_for ready "$(compose ps -q "web-$(serving colour)")"
+    sleep "$SETTLE_S" # the proxy looks once a second
     say "$1 is what there is now; the database before it is callboard_before, drop it when you don't need it."
 }
 
