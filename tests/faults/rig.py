@@ -18,6 +18,7 @@ probe.crash, probe.block(seconds). The model and the web hook are `rig.sink`; it
 """
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -128,6 +129,7 @@ class Rig:
         self.faults = 0
         self.length_max = 0
         self.expects_s = 30.0
+        self.nice = 0  # of the programs; below 0, where we may, for a row that measures them and not its neighbours
         self.rest_s = 0.0
         self.extra_rings = 0  # entries that the test itself puts on the streams
         self.forgets = False  # whether Redis was made to lose its memory
@@ -217,6 +219,9 @@ class Rig:
         child = Child(f"{name} {number}", (sys.executable, "-m", module), tree, environ, log)
         child.doors = gates
         self.children.append(child)
+        if self.nice:
+            with suppress(PermissionError, ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, child.pid, self.nice)
         return child
 
     async def _doors(self) -> dict[str, Proxy]:

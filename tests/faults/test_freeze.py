@@ -19,7 +19,7 @@ BLOCKED_STATUS: Final = 70
 @pytest.mark.slow_fault
 async def test_row_04_freeze_worker(rig: Rig) -> None:
     """A hundred takeovers in three rounds."""
-    rig.expects_s = 60
+    rig.expects_s, rig.nice = 60, -10
     await rig.api()
     await rig.worker(concurrency=200)
     victim = await rig.worker(concurrency=60)

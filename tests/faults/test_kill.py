@@ -24,7 +24,7 @@ async def test_row_01_a_hundred_takeovers(rig: Rig) -> None:
 
 
 async def _killed_mid_call(rig: Rig, rounds: int, held: int) -> None:
-    rig.expects_s = 60
+    rig.expects_s, rig.nice = 60, -10
     await rig.api()
     await rig.worker(concurrency=200)
     for _ in range(rounds):
