@@ -148,20 +148,9 @@ def succeeded(host: Host, event_id: str) -> None:
 @contextmanager
 def load(host: Host, *, hurts: bool = False) -> Iterator[None]:
     """The probe, for as long as the block lasts; it must have seen no failure, or some where it `hurts`."""
-    asked = Asked(ADDRESS, SITE, key(host), STREAMS)
-    command = [*host.in_client, sys.executable, "-m", "tests.deploy.probe"]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin
-    process.stdin.write(msgspec.json.encode(asked) + b"\n")
-    process.stdin.flush()
-    try:
+    with probed(host, STREAMS) as found:
         yield
-    finally:
-        told, _ = process.communicate(timeout=90)
-    seen = msgspec.json.decode(told, type=Seen)
-    print(f"    {seen.requests} requests, {seen.streams} streams, {seen.failed} failed, slowest {seen.slowest_s:.2f} s")
-    assert seen.requests > 100
-    assert (seen.streams > 0) is STREAMS
+    (seen,) = found
     if hurts:
         assert seen.failed > 0, "the probe does not see what it should"
         return
@@ -170,6 +159,26 @@ def load(host: Host, *, hurts: bool = False) -> Iterator[None]:
     at_rest(host)
     lost = set(seen.events) - set(query(host, "select event_id from events").split())
     assert not lost
+
+
+@contextmanager
+def probed(host: Host, streams: bool) -> Iterator[list[Seen]]:
+    """The probe, for as long as the block lasts; behind it the list holds what it has seen."""
+    command = [*host.in_client, sys.executable, "-m", "tests.deploy.probe"]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(msgspec.json.encode(Asked(ADDRESS, SITE, key(host), streams)) + b"\n")
+    process.stdin.flush()
+    found: list[Seen] = []
+    try:
+        yield found
+    finally:
+        told, _ = process.communicate(timeout=90)
+    seen = msgspec.json.decode(told, type=Seen)
+    print(f"    {seen.requests} requests, {seen.streams} streams, {seen.failed} failed, slowest {seen.slowest_s:.2f} s")
+    assert seen.requests > 100
+    assert (seen.streams > 0) is streams
+    found.append(seen)
 
 
 def at_rest(host: Host) -> None:

@@ -1,22 +1,17 @@
 """deploy/swarm over two machines, with the commands of deploy/README.md: what is promised, under load."""
 
-import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import pytest
 
-from tests.deploy.host import ADDRESS, SITE, THERE, Host, run, until
-from tests.deploy.probe import Asked, Seen
-from tests.deploy.product import NAPS, Product
+from tests.deploy.host import SITE, THERE, run, until
+from tests.deploy.product import NAPS, Product, curl, probed, send_nap
 from tests.deploy.two_hosts import DATABASE_URL, INSIDE, REDIS_URL, Pair, machines
 from tests.processes import ROOT
 
@@ -62,7 +57,7 @@ def product(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Product:
         f"-subj /CN={SITE} -addext subjectAltName=DNS:{SITE} -keyout tls.key -out tls.crt 2>/dev/null"
     )
     release(pair, made, NAPS)
-    until(lambda: curl(pair, "/types") == "200", 60)
+    until(lambda: curl(pair.one, "/types") == "200", 60)
     return made
 
 
@@ -94,35 +89,13 @@ def all_on_one(pair: Pair) -> bool:
     return nodes(pair, "api") == nodes(pair, "worker") == ["box", "box"]
 
 
-def curl(pair: Pair, path: str, *words: str, code: bool = True) -> str:
-    status = ("-o", "/dev/null", "-w", "%{http_code}") if code else ()
-    command = (*pair.one.in_client, "curl", "-sk", "-m", "20", "--resolve", f"{SITE}:443:{ADDRESS}", *status, *words)
-    return run(*command, "-H", f"Authorization: Bearer {key(pair.one)}", f"https://{SITE}{path}")
-
-
-def key(host: Host) -> str:
-    return host.ssh(f"cat {THERE}/secrets/api_key").strip()
-
-
 @contextmanager
 def load(pair: Pair, *, hurts: bool = False) -> Iterator[None]:
     """The probe at the first machine, as long as the block lasts; it must have seen no failure, unless it `hurts`."""
-    process = subprocess.Popen(
-        [*pair.one.in_client, sys.executable, "-m", "tests.deploy.probe"],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stdin
-    process.stdin.write(msgspec.json.encode(Asked(ADDRESS, SITE, key(pair.one), True)) + b"\n")
-    process.stdin.flush()
-    try:
+    with probed(pair.one, streams=True) as found:
         yield
-    finally:
-        told, _ = process.communicate(timeout=90)
-    seen = msgspec.json.decode(told, type=Seen)
-    print(f"    {seen.requests} requests, {seen.streams} streams, {seen.failed} failed, slowest {seen.slowest_s:.2f} s")
+    (seen,) = found
     print(*seen.failures, sep="\n")
-    assert seen.requests > 100
-    assert seen.streams > 0
     assert hurts or not seen.failed
     assert hurts or seen.slowest_s < SLOWEST_S
     until(lambda: pair.query("select count(*) from events where finished_at is null") == "0", 60)
@@ -130,15 +103,9 @@ def load(pair: Pair, *, hurts: bool = False) -> Iterator[None]:
     assert not set(seen.events) - set(pair.query("select event_id from events").split())
 
 
-def send_nap(pair: Pair, seconds: float) -> str:
-    event = json.dumps({"type": "nap.wanted", "data": {"seconds": seconds}})
-    told: dict[str, Any] = json.loads(curl(pair, "/events", "--json", event, code=False))
-    return str(told["event_id"])
-
-
 def test_it_is_spread_and_may_do_nothing_that_it_need_not(pair: Pair, product: Product) -> None:
     assert [nodes(pair, name) for name in ("proxy", "api", "worker")] == [["box", "two"]] * 3
-    assert [curl(pair, each) for each in ("/healthz", "/readyz", "/metrics")] == ["404"] * 3
+    assert [curl(pair.one, each) for each in ("/healthz", "/readyz", "/metrics")] == ["404"] * 3
     for name in ("api", "worker"):
         container = pair.two.ssh(f"docker ps -q -f name=callboard_{name}").strip()
         status = pair.two.ssh(f"docker exec {container} python3 -c \"print(open('/proc/self/status').read())\"")
@@ -154,7 +121,7 @@ def test_a_rolling_update_fails_nobody(pair: Pair, product: Product) -> None:
     before = {each.split()[0] for each in running(pair)["api"]}
     number = len(list((product.folder / "sql/migrations").glob("*.sql"))) + 1
     migration = {f"sql/migrations/{number:04}_expanded.sql": "create table expanded (id bigint primary key);\n"}
-    slow = send_nap(pair, 20.0)
+    slow = send_nap(pair.one, 20.0)
     with load(pair):
         version = release(pair, product, migration)
         assert {each.split()[0] for each in running(pair)["api"] + running(pair)["worker"]} == {version} != before
@@ -186,7 +153,7 @@ def test_what_a_dead_host_had_in_hand_goes_on_elsewhere(pair: Pair, product: Pro
     until(lambda: nodes(pair, "api") == nodes(pair, "worker") == ["box", "two"], 60)
     until(lambda: len(pair.two.ssh("docker ps -q -f name=callboard_worker").split()) == 1, 60)
     there = pair.two.ssh("docker ps -q -f name=callboard_worker").strip()
-    naps = [send_nap(pair, 6.0) for _ in range(12)]
+    naps = [send_nap(pair.one, 6.0) for _ in range(12)]
     in_hand = f"select count(*) from work w join workers using (worker) where w.status = 'running' and host = '{there}'"
     until(lambda: int(pair.query(in_hand)) > 0, 20)
     print(f"    {pair.query(in_hand)} in hand")
