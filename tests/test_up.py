@@ -190,13 +190,15 @@ async def test_it_starts_where_keys_are_in_use(settings: Settings, tmp_path: Pat
             assert (await http.get("/workers")).status_code == 401
 
 
-async def test_with_a_key_that_may_send_the_examples_go_in(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_examples_go_in_with_a_key_that_may_send(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
     key = await make_key(board.settings, "ingest", "read")
     await seed(replace(board.settings, port=board.http.base_url.port or 0, api_key=key))
     assert capsys.readouterr().err == ""
     headers = {"Authorization": f"Bearer {key}"}
     items = (await board.http.get("/events", params={"source": "/seed", "limit": "500"}, headers=headers)).json()
     assert len(items["items"]) == 60
+    await seed(replace(board.settings, port=board.http.base_url.port or 0, api_key=""))
+    assert "No examples were sent" in capsys.readouterr().err
 
 
 async def labelled(http: httpx.AsyncClient, wanted: str = "order_status") -> str:
