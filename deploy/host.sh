@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 umask 077
 
-SETTLE_S=3 # the proxy looks every second
+SETTLE_S=5 # the proxy looks every second; a look that began before what changed takes three at most, and says what was
 KEEP_IMAGES=3
 KEEP_BACKUPS=14
 REPOSITORY=localhost/callboard

@@ -26,14 +26,20 @@ async def readyz(request: Request) -> Response:
     """Postgres answers, its schema is current, and this API is not about to stop. Redis away is degraded."""
     if getattr(request.app.state, "draining", False):
         return problem(request, 503, "not now: it stops", headers={"Retry-After": "1"})
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            missing = await pending(door(request).pool)
-    except POSTGRES_ERRORS:
+    missing, degraded = await asyncio.gather(_missing(request), _degraded(request))
+    if missing is None:
         return problem(request, 503, "Postgres does not answer", headers={"Retry-After": "1"})
     if missing:
         return problem(request, 503, f"migrations have not run: {', '.join(missing)}", headers={"Retry-After": "5"})
-    return reply({"status": "ready", "version": release(), "degraded": await _degraded(request)})
+    return reply({"status": "ready", "version": release(), "degraded": degraded})
+
+
+async def _missing(request: Request) -> list[str] | None:
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await pending(door(request).pool)
+    except POSTGRES_ERRORS:
+        return None
 
 
 async def _degraded(request: Request) -> list[str]:

@@ -129,9 +129,13 @@ class Host(Struct, frozen=True):
             'echo \'Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";\' > /etc/apt/apt.conf.d/docker-clean\n'
         )
         self.build("-f", str(self.work / "base.Dockerfile"), "-t", BASE, str(self.work))
+        context = self.work / "context"
+        context.mkdir()
+        for each in (HERE / "postgres.sh", Path(shutil.which("caddy") or "caddy")):
+            shutil.copy(each, context)
         for name in STANDINS:
             tag = f"localhost/{name}:test"
-            self.build("-f", str(HERE / "images.Dockerfile"), "--target", name, "-t", tag, str(HERE))
+            self.build("-f", str(HERE / "images.Dockerfile"), "--target", name, "-t", tag, str(context))
             run("buildah", "push", "-q", tag, f"docker-archive:{self.work}/{name}.tar:{tag}", env=self.builder)
 
     def build(self, *words: str) -> None:

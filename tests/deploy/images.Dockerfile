@@ -6,9 +6,8 @@ FROM ${BASE} AS apt
 # hadolint ignore=DL3009
 RUN apt-get update -qq
 
-FROM apt AS proxy
-# hadolint ignore=DL3008
-RUN DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends caddy && apt-get clean
+FROM ${BASE} AS proxy
+COPY caddy /usr/bin/
 ENV XDG_CONFIG_HOME=/config XDG_DATA_HOME=/data
 CMD ["caddy", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"]
 
