@@ -87,6 +87,7 @@ class Gate:
         self._pause_s = 0.0
         self._in_place = 0
         self._part = 1.0  # of the most that a call may take, what calls take on average
+        self._learned = 1
         self._share: Share | None = None
         self._deciding: asyncio.Task[None] | None = None
 
@@ -157,7 +158,8 @@ class Gate:
         requests, tokens = (0, 0) if permit.made else (1, permit.tokens)
         if permit.used is not None:
             tokens = permit.tokens - permit.used
-            self._part += 0.1 * (min(permit.used / permit.most, 2.0) - self._part)
+            self._learned = min(self._learned + 1, 10)
+            self._part += (min(permit.used / permit.most, 2.0) - self._part) / self._learned
         if self._share is not None:
             self._share.take(-requests, -tokens)
         elif self._shared is not None:
