@@ -76,9 +76,9 @@ async def test_no_429_and_the_limit_is_used(settings: Settings, tmp_path: Path, 
         events = await board.sql("select status, attempts from events")
         assert {(row["status"], row["attempts"]) for row in events} == {("succeeded", 1)}
         assert {call["status"] for call in calls} == {200}, "not even before it is warm"
-        # While there is plenty that waits, and since the bucket held nothing. Of a rate, what is left at a moment can be
-        # used in the ten seconds behind it: it is lost where it is never caught up with. Of calls at a time, a permit
-        # also covers what is written before a call, and its way to the next worker.
+        # While there is plenty that waits, and since the bucket held nothing. Of a rate, what is left at a moment can
+        # be used in the ten seconds behind it: it is lost where it is never caught up with. Of calls at a time, a
+        # permit also covers what is written before a call, and its way to the next worker.
         begun, late = calls[0]["at"] - FIRST_S, calls[EVENTS * 3 // 5 : EVENTS * 4 // 5]
         if limit.concurrent:
             begun, late = calls[0]["at"], late[-1:]
