@@ -17,6 +17,7 @@ SSH=${SSH:-ssh}
 VERSION=${VERSION:-$(git rev-parse --short=12 HEAD)}
 THERE=/srv/callboard
 ARCHIVE=.callboard/deploy/image.tar
+export DOCKER_BUILDKIT=1 # a Docker without it says so, where its old builder would stumble over a --mount
 
 stop() { printf 'make deploy: %s\n' "$*" >&2; exit 1; }
 

@@ -75,10 +75,10 @@ class Product:
     def git(self, *words: str) -> str:
         return run("git", "-c", "user.name=user", "-c", "user.email=user@callboard.test", *words, cwd=self.folder)
 
-    def start(self, *words: str) -> "subprocess.Popen[str]":
+    def start(self, *words: str, **env: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             ["make", "-s", *words, "HOST=box"], cwd=self.folder, text=True,
-            env={**os.environ, **self.host.builder, "SSH": self.host.ssh_command},
+            env={**os.environ, **self.host.builder, "SSH": self.host.ssh_command, **env},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 missing=
 for each in mmdebstrap:mmdebstrap buildah:buildah systemd-nspawn:systemd-container ip:iproute2 ssh:openssh-client rsync:rsync openssl:openssl curl:curl \
-    shellcheck:shellcheck yamllint:yamllint git:git pip3:python3-pip; do
+    podman:podman dockerd:docker.io shellcheck:shellcheck yamllint:yamllint git:git pip3:python3-pip; do
     command -v "${each%:*}" >/dev/null || missing="$missing ${each#*:}"
 done
 if [ -n "$missing" ]; then
