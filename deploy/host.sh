@@ -2,7 +2,7 @@
 # On the host, as root, in /srv/callboard: does what `make COMMAND HOST=…` asks for. deploy.sh puts it here.
 #
 #   deploy VERSION · rollback · status · logs [-f] · backup · restore-check [FILE] · restore FILE · scale WORKERS
-#   secret NAME <value · rotate postgres|redis|api_key …
+#   secret NAME <value · rotate postgres|redis|api_key … · upgrade-postgres IMAGE
 #   callboard …    the command line against what serves now, with the first key
 #
 # Kept here: settings (yours), secrets/ (a file each), certs/ (tls.crt, tls.key), backups/, log, and `releases`, a line for each
@@ -165,7 +165,7 @@ roll_out() { # VERSION
     local idle pending old_workers
     export IMAGE=$REPOSITORY:$1
     candidate='' workers=''
-    docker image inspect "$IMAGE" >/dev/null 2>&1 || stop "There is no image of $1 here any more: make deploy VERSION=… ships one."
+    docker image inspect "$IMAGE" >/dev/null 2>&1 || stop "There is no image of $1 here any more: git checkout $1 && make deploy HOST=… ships it."
     [ "$(docker run --rm --network none "$IMAGE" cat VERSION)" = "$1" ] || stop "The image named $1 holds another version."
     live=$(serving colour)
     idle=blue
@@ -278,10 +278,54 @@ restore() { # FILE: the database as it was then, an empty Redis; what is there n
     compose rm -sf redis >/dev/null
     docker volume rm callboard_redis >/dev/null
     compose up -d --no-deps --wait redis
+    go_on
+    say "$1 is what there is now; the database before it is callboard_before, drop it when you don't need it."
+}
+
+# The files of one major version can't be read by another: all goes over by a dump, roles too. The old files are kept.
+upgrade_postgres() { # IMAGE
+    ! managed || stop "Postgres is elsewhere: it is upgraded there."
+    local image=${1:-} old=callboard_postgres_before roles
+    [ -n "$image" ] || stop "To which one? docker.io/pgvector/pgvector:pg18, say."
+    docker image inspect "$image" >/dev/null 2>&1 || docker pull -q "$image" >/dev/null
+    ! docker volume inspect "$old" >/dev/null 2>&1 || stop "The volume $old is there from the last time: docker volume rm $old, if you don't need it."
+    say "All stop. From here to the end nothing is taken in."
+    trap not_upgraded EXIT
+    compose stop "web-$(serving colour)" worker
+    backup before-upgrade
+    roles=$(in_postgres pg_dumpall -U callboard --roles-only)
+    compose rm -sf postgres >/dev/null
+    move_volume callboard_postgres "$old"
+    echo "POSTGRES_IMAGE=$image" >> settings
+    compose up -d --no-deps --wait postgres
+    in_postgres psql -qX -U callboard -d postgres <<<"$roles" >/dev/null 2>&1 # callboard is there already
+    fill callboard "$DUMP"
+    trap - EXIT
+    go_on
+    say "$(query -d callboard -c 'select version()' | cut -d ' ' -f 1-2) serves. Its files before are the volume $old: docker volume rm $old, when you don't need them."
+}
+not_upgraded() {
+    say "It did not go well, see above: back to what was there." >&2
+    compose rm -sf postgres >/dev/null
+    if docker volume inspect callboard_postgres_before >/dev/null 2>&1; then
+        sed -i '${/^POSTGRES_IMAGE=/d}' settings
+        docker volume rm -f callboard_postgres >/dev/null
+        move_volume callboard_postgres_before callboard_postgres
+    fi
+    compose up -d --no-deps --wait postgres
+    go_on
+}
+move_volume() { # FROM TO
+    local labels=(--label com.docker.compose.project=callboard --label "com.docker.compose.volume=${2#callboard_}")
+    docker volume create "${labels[@]}" "$2" >/dev/null
+    find "$(docker volume inspect -f '{{.Mountpoint}}' "$1")" -mindepth 1 -maxdepth 1 \
+        -exec mv -t "$(docker volume inspect -f '{{.Mountpoint}}' "$2")" {} +
+    docker volume rm "$1" >/dev/null
+}
+go_on() {
     compose start "web-$(serving colour)" worker
     wait_for ready "$(compose ps -q "web-$(serving colour)")"
-    sleep "$SETTLE_S" # the proxy looks once a second
-    say "$1 is what there is now; the database before it is callboard_before, drop it when you don't need it."
+    sleep "$SETTLE_S"
 }
 
 status() {
@@ -321,6 +365,7 @@ case $command in
     secret) [ -e "secrets/${1:-}" ] || stop "There is no secret ${1:-}; there are: $(ls secrets)"; tr -d '\r\n' | give "$1" ;;
     status) status ;;
     rotate) alone rotate "$@" ;;
+    upgrade-postgres) alone upgrade_postgres "$@" ;;
     scale) compose up -d --no-deps --no-recreate --scale "worker=$1" worker ;;
     logs) compose logs --tail 200 "$@" ;;
     callboard) tool callboard "$@" ;;

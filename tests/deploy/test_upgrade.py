@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 
-from tests.deploy.host import Host, run
-from tests.deploy.product import NAPS, Product, load, served
+from tests.deploy.host import THERE, Host, run
+from tests.deploy.product import NAPS, Product, load, query, send_nap, served, succeeded
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.host
@@ -48,3 +48,24 @@ def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: 
     with load(host):
         product.make("deploy")
     assert served(host) == now
+
+
+def test_another_major_version_of_postgres(host: Host, product: Product) -> None:
+    """One that does not start is taken back; with the next the events are there, and the roles that rotation made."""
+    product.make("rotate", "NAME=postgres")
+    assert "back to what was there" in upgrade(host, "localhost/redis:test", "|| true")
+    assert query(host, "show server_version_num").startswith("17")
+    succeeded(host, send_nap(host, 0.1))
+    events = query(host, "select count(*), max(event_id::text) from events")
+    assert "PostgreSQL 18" in upgrade(host, "localhost/postgres18:test")
+    assert query(host, "select count(*), max(event_id::text) from events") == events
+    assert query(host, "show server_version_num").startswith("18")
+    succeeded(host, send_nap(host, 0.1))
+    with load(host):
+        product.make("deploy")
+    product.make("rotate", "NAME=postgres")
+    assert "search: " in product.make("restore-check")
+
+
+def upgrade(host: Host, image: str, otherwise: str = "") -> str:
+    return host.ssh(f"{THERE}/host.sh upgrade-postgres {image} 2>&1 {otherwise}", timeout_s=300)

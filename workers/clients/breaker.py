@@ -3,6 +3,7 @@
 aiobreaker keeps the state machine; what it would get wrong is answered by its storage and by what it is shown.
 """
 
+import logging
 import math
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from service.errors import CallboardError
 from workers.clients.faults import jitter_s
 
 T = TypeVar("T")
+
+log = logging.getLogger("callboard.breaker")
 
 Verdict = Literal["failure", "fatal", "success", "neutral"]
 Clock = Callable[[], float]
@@ -69,6 +72,10 @@ class Window(CircuitBreakerStorage):  # type: ignore[misc]
             return
         if state is CircuitBreakerState.OPEN:
             self._opened = self._clock()
+            if self._state is CircuitBreakerState.CLOSED:
+                log.warning("the breaker of %s opens: %s", self.name, self.reason[:200])
+        if state is CircuitBreakerState.CLOSED:
+            log.warning("the breaker of %s closes: it answers again", self.name)
         self._state = state
         self._calls.clear()
         self._fatal = False

@@ -1,0 +1,92 @@
+"""What deploy/README.md says to do at night, done: a provider down, a bad prompt, images that fill the disk."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.deploy.host import THERE, Host, until
+from tests.deploy.product import Product, containers, curl, live, query, served, settle
+
+pytestmark = pytest.mark.host
+
+SIMULATOR = "callboard simulator --port 8099"
+
+
+def test_a_provider_is_down(host: Host, product: Product) -> None:
+    """Events wait, uncharged, and go on by themselves; the worker's log says what its breaker does."""
+    settle(host, CALLBOARD_SIMULATE="off", ANTHROPIC_BASE_URL="http://127.0.0.1:8099", WORKERS="1")
+    product.make("deploy")
+    events = [open_ticket(host, f"down-{n}") for n in range(15)]
+    until(lambda: "the breaker of anthropic claude-haiku-5-5 opens" in product.make("logs", "ARGS=worker"), 60)
+    assert ended(host, events[0]) == "scheduled|0"
+    with provider(host):
+        for each in events:
+            until(partial(reached, host, each, "succeeded|0"), 120)
+    assert "the breaker of anthropic claude-haiku-5-5 closes" in product.make("logs", "ARGS=worker")
+
+
+def test_a_bad_prompt_is_shipped(host: Host, product: Product) -> None:
+    before = served(host)
+    settle(host, CALLBOARD_SIMULATE="on", ANTHROPIC_BASE_URL="")
+    product.make("deploy")
+    good = (product.folder / "prompts/tickets/classify/v1.md").read_text()
+    product.release({"prompts/tickets/classify/v2.md": good.replace("max_tokens = 2000", "max_tokens = 1")})
+    product.make("deploy")
+    events = [open_ticket(host, f"bad-{n}") for n in range(3)]
+    for each in events:
+        until(partial(reached, host, each, "dead|1"), 120)
+    product.make("rollback")
+    assert served(host) == before
+    assert "3" in callboard(host, "dead replay --reason rejected --dry-run")
+    callboard(host, "dead replay --reason rejected")
+    for each in events:
+        until(partial(reached, host, each, "succeeded|0"), 120)
+    assert query(host, "select count(*) from dead_letters") == "0"
+    product.withdraw()
+
+
+def test_images_fill_the_disk(host: Host, product: Product) -> None:
+    """What serves is kept; the release before has to be shipped again."""
+    host.ssh("docker image prune -af")
+    assert curl(host, "/types") == "200"
+    host.ssh(f"docker restart {live(host)}")
+    until(lambda: curl(host, "/types") == "200", 30)
+    assert "There is no image of " in product.make("rollback", fails=True)
+    product.make("deploy")
+
+
+def open_ticket(host: Host, name: str) -> str:
+    data = {"ticket_id": name, "subject": "Charged twice", "body": "You charged my card twice this month."}
+    told: dict[str, Any] = json.loads(
+        curl(host, "/events", "--json", json.dumps({"type": "ticket.opened", "data": data}), code=False)
+    )
+    return str(told["event_id"])
+
+
+def reached(host: Host, event_id: str, what: str) -> bool:
+    return ended(host, event_id) == what
+
+
+def ended(host: Host, event_id: str) -> str:
+    """Its status, and the attempts that it was charged."""
+    return query(host, f"select status, attempts from events where event_id = '{event_id}'")
+
+
+def callboard(host: Host, words: str) -> str:
+    return host.ssh(f"{THERE}/host.sh callboard {words}")
+
+
+@contextmanager
+def provider(host: Host) -> Iterator[None]:
+    """A provider where the worker looks for it."""
+    (worker,) = containers(host, "worker")
+    image = f"localhost/callboard:{served(host)}"
+    host.ssh(f"docker run -d --rm --name provider --network container:{worker} {image} {SIMULATOR}")
+    try:
+        yield
+    finally:
+        host.ssh("docker rm -f provider")
