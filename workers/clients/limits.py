@@ -86,8 +86,7 @@ class Gate:
         self._paused_until = self._away_until = self._refused_at = -math.inf
         self._pause_s = 0.0
         self._in_place = 0
-        self._part = 1.0  # of the most that a call may take, what calls take on average
-        self._learned = 1
+        self._part, self._learned = 1.0, 1  # of the most that a call may take, what calls take on average
         self._share: Share | None = None
         self._deciding: asyncio.Task[None] | None = None
 
@@ -214,8 +213,7 @@ class Gate:
     def _by_share(self, permit: Permit) -> tuple[float, int]:
         assert self._limits is not None
         now, workers = self._clock(), self._shared.workers() if self._shared else 1
-        if self._share is None:
-            self._share = Share(self._limits, now)
+        self._share = self._share or Share(self._limits, now)
         return self._share.ask(permit.tokens, len(self._held), max(1, workers), now)
 
     def _told(self, why: int) -> str:
