@@ -29,6 +29,7 @@ MATRIX: Final = {
     25: "Postgres stands still, is slow, or is locked",
     26: "Postgres hangs up every 50 ms",
     27: "Postgres has no connection left",
+    28: "the disk of Postgres is full",
     31: "network: everything vanishes, nobody says so",
     32: "network: replies get lost; half-open connections",
     33: "network: 200 ± 100 ms each way",
