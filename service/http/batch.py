@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from itertools import islice
+from functools import cache
+from itertools import islice, takewhile
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw, json
-from msgspec.structs import asdict
+from msgspec.structs import asdict, astuple
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +23,6 @@ from service.intake import Accepted, Conflict
 LINES: Final = "application/x-ndjson"
 MEDIA_TYPES: Final = ("application/json", "application/cloudevents-batch+json", LINES)
 BODIES_MAX: Final = 4  # the bytes of a batch: so many times those of an event
-_array: Final = json.Decoder(list[Raw])
 _LINE: Final = re.compile(rb"\S[^\n]*")
 
 
@@ -33,9 +33,7 @@ async def post_batch(request: Request) -> Response:
         raise HTTPException(400, "a batch takes no Idempotency-Key: give each event an `id` of its own")
     intake, settings = door(request).intake, door(request).settings
     body = await read_body(request, BODIES_MAX * settings.body_max)
-    items = lines(body, settings.batch_max + 1) if in_lines else array(body)
-    if len(items) > settings.batch_max:
-        raise BadEvent(413, f"more than {settings.batch_max} events (set by CALLBOARD_BATCH_MAX)", reason="too_large")
+    items = (lines if in_lines else array)(body, settings.batch_max)
     batch = await intake.read_all(items, tenant=caller(request).tenant, source=SOURCE)
     for index, each in enumerate(batch):
         if isinstance(each, TooDeep) and not in_lines:
@@ -44,27 +42,44 @@ async def post_batch(request: Request) -> Response:
 
 
 def lines(body: bytes, most: int) -> list[bytes]:
-    """The first `most` lines that are not blank."""
-    return [found[0] for found in islice(_LINE.finditer(body), most)]
+    """Those that are not blank. Raises BadEvent 413 where there are more than `most`."""
+    found = [line[0] for line in islice(_LINE.finditer(body), most + 1)]
+    if len(found) > most:
+        raise _too_many(most)
+    return found
 
 
-def array(body: bytes) -> list[bytes]:
-    """The items of a JSON array as they were written. Raises BadEvent 400 where it is none.
+def array(body: bytes, most: int) -> list[bytes]:
+    """The items of a JSON array as they were written. Raises BadEvent 400 where it is none, 413 over `most` of them.
 
     Half a surrogate pair is the trouble of the item that has it: msgspec would refuse the whole for it, so what it is
     shown has another character of the same length there.
     """
     shown = body.replace(b"\\ud", b"\\u0").replace(b"\\uD", b"\\u0")
     try:
-        spans = _array.decode(shown)
+        found = _decoder(most).decode(shown)
     except (msgspec.DecodeError, RecursionError) as error:
+        if "at most length" in str(error):
+            raise _too_many(most) from error
         raise BadEvent(400, f"a batch is a JSON array, or lines of JSON sent as {LINES}: {error}") from error
     items, at = list[bytes](), 0
-    for span in spans:
-        at = shown.index(bytes(span), at)
-        items.append(body[at : at + len(bytes(span))])
-        at += len(items[-1])
+    spans = (memoryview(raw) for raw in astuple(found))
+    for span in takewhile(len, spans):
+        at = shown.index(span, at)
+        items.append(body[at : at + len(span)])
+        at += len(span)
     return items
+
+
+@cache
+def _decoder(most: int) -> json.Decoder[Any]:
+    """As a Struct, since that gives up at the first item too many: a list would be made of all of them first."""
+    items = [(f"item{n}", Raw, Raw()) for n in range(most)]
+    return json.Decoder(msgspec.defstruct("Items", items, array_like=True, forbid_unknown_fields=True))
+
+
+def _too_many(most: int) -> BadEvent:
+    return BadEvent(413, f"more than {most} events (set by CALLBOARD_BATCH_MAX)", reason="too_large")
 
 
 async def _answer(request: Request, outcomes: Sequence[Accepted | Exception]) -> Response:
