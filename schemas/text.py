@@ -25,6 +25,10 @@ class BadEvent(Exception):
         self.reason: Final = reason
 
 
+class TooDeep(BadEvent):
+    """Nested deeper than DEPTH_MAX."""
+
+
 class Trouble(Struct, frozen=True):
     path: str
     message: str
@@ -35,7 +39,7 @@ def check(body: bytes) -> None:
     if not body.isascii():
         _utf8(body)
     if body.count(b"[") + body.count(b"{") > DEPTH_MAX and _deeper(body):
-        raise BadEvent(400, f"nested deeper than {DEPTH_MAX} levels")
+        raise TooDeep(400, f"nested deeper than {DEPTH_MAX} levels")
     if b"\\u0000" in body and _NUL.search(body):
         trouble = find_trouble(body) or Trouble("$", "holds a NUL character (\\u0000), which can't be stored")
         raise BadEvent(422, trouble.message, trouble.path)

@@ -54,7 +54,7 @@ class GroupCommit(Generic[T, R]):
         self._write: Final = write
         self._weigh: Final = weigh
         self._meters: Final = meters or Meters()
-        self._waiting: Final[deque[tuple[T, asyncio.Future[R]]]] = deque()
+        self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
         self._busy = 0
@@ -62,17 +62,40 @@ class GroupCommit(Generic[T, R]):
 
     async def put(self, item: T, timeout_s: float) -> R:
         """Raises Unavailable after `timeout_s` or when WAITING_MAX items wait, BadRow where Postgres refuses it."""
-        if len(self._waiting) >= WAITING_MAX:
-            raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
-        self._idle.clear()
-        self._more.set()
+        (future,) = self._queue([item])
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError as error:
-            raise Unavailable(f"Postgres did not answer within {timeout_s:g} s") from error
+            raise _late(timeout_s) from error
+
+    async def put_all(self, items: Sequence[T], timeout_s: float) -> list[R | Exception]:
+        """What each came to, its result or what `put` would raise for it.
+
+        They are written by one writer, in this order: in one statement, or in halves where one of them is bad.
+        Raises Unavailable when WAITING_MAX items wait before them.
+        """
+        futures = self._queue(items)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.gather(*futures, return_exceptions=True)
+        outcomes: list[R | Exception] = []
+        for each in futures:
+            error = _late(timeout_s) if each.cancelled() else each.exception()
+            outcomes.append(error if isinstance(error, Exception) else each.result())
+        return outcomes
+
+    def _queue(self, items: Sequence[T]) -> list[asyncio.Future[R]]:
+        if len(self._waiting) >= WAITING_MAX:
+            raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
+        loop, last = asyncio.get_running_loop(), len(items) - 1
+        futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
+        for n, item in enumerate(items):
+            self._waiting.append((item, futures[n], n < last))
+        if futures:
+            self._idle.clear()
+            self._more.set()
+        return futures
 
     async def drained(self) -> None:
         await self._idle.wait()
@@ -99,10 +122,12 @@ class GroupCommit(Generic[T, R]):
             held.drop()
 
     def _take(self) -> list[tuple[T, asyncio.Future[R]]]:
-        batch, room = list[tuple[T, asyncio.Future[R]]](), SIZE
-        while self._waiting and room > 0:
-            batch.append(self._waiting.popleft())
-            room -= self._weigh(batch[-1][0])
+        """What was put together is taken together."""
+        batch, room, together = list[tuple[T, asyncio.Future[R]]](), SIZE, False
+        while self._waiting and (room > 0 or together):
+            item, future, together = self._waiting.popleft()
+            batch.append((item, future))
+            room -= self._weigh(item)
         if not self._waiting:
             self._more.clear()
         return [each for each in batch if not each[1].done()]
@@ -178,6 +203,10 @@ def _fail(batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)
+
+
+def _late(timeout_s: float) -> Unavailable:
+    return Unavailable(f"Postgres did not answer within {timeout_s:g} s")
 
 
 def _short(error: BaseException) -> str:

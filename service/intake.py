@@ -1,7 +1,7 @@
 """The one door: HTTP and streams, the same decoding, the same commit, the same ring."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -22,6 +22,7 @@ from service.supervise import supervised
 
 DRAIN_TIMEOUT_S: Final = 5.0
 KEYED_EVERY_S: Final = 2.0
+READ_AT_ONCE: Final = 32_768  # bytes of a batch, before others get a turn
 _SQL: Final = sql.queries("store")
 
 
@@ -58,19 +59,56 @@ class Intake:
 
         Raises BadEvent, Conflict, or Unavailable while Postgres is away.
         """
+        incoming = self._read(body, tenant, source, default_id, key)
+        try:
+            stored: Stored | Exception = await self._store.accept(incoming)
+        except BadRow as error:
+            stored = error
+        outcome = self._outcome(incoming, stored)
+        if isinstance(outcome, Accepted):
+            return outcome
+        raise outcome
+
+    async def read_all(self, bodies: Sequence[bytes], *, tenant: str, source: str) -> list[Incoming | BadEvent]:
+        """What each is; nothing is stored."""
+        found: list[Incoming | BadEvent] = []
+        size = 0
+        for body in bodies:
+            try:
+                found.append(self._read(body, tenant, source))
+            except BadEvent as error:
+                found.append(error)
+            size += len(body)
+            if size > READ_AT_ONCE:
+                size = 0
+                await asyncio.sleep(0)
+        return found
+
+    async def take_all(self, batch: Sequence[Incoming | BadEvent]) -> list[Accepted | Exception]:
+        """Accept what is an event, in this order: what `take` would have answered or raised for each."""
+        stored = iter(await self._store.accept_all([each for each in batch if isinstance(each, Incoming)]))
+        return [self._outcome(each, next(stored)) if isinstance(each, Incoming) else each for each in batch]
+
+    def _read(
+        self, body: bytes, tenant: str, source: str, default_id: str | None = None, key: str | None = None
+    ) -> Incoming:
         if len(body) > self._body_max:
-            raise BadEvent(413, f"larger than {self._body_max} bytes (CALLBOARD_BODY_MAX)", reason="too_large")
+            raise BadEvent(413, f"larger than {self._body_max} bytes (set by CALLBOARD_BODY_MAX)", reason="too_large")
         incoming = read(body, self.catalog, tenant=tenant, source=source, default_id=key or default_id)
         if key and incoming.id != key:
             raise BadEvent(400, "`id` and the header Idempotency-Key differ: send one of them, or the same", "$.id")
         if incoming.partitionkey is None and incoming.type in self._keyed():
             raise BadEvent(422, f"what runs for {incoming.type} keeps state by key: name the actor", "$.partitionkey")
-        try:
-            stored = await self._store.accept(incoming)
-        except BadRow as error:
-            raise BadEvent(422, f"can't be stored: {error}") from error
-        if stored.conflict:
-            raise Conflict(incoming, stored)
+        return incoming
+
+    def _outcome(self, incoming: Incoming, stored: Stored | Exception) -> Accepted | Exception:
+        match stored:
+            case BadRow():
+                return BadEvent(422, f"can't be stored: {stored}")
+            case Exception():
+                return stored
+            case Stored(conflict=True):
+                return Conflict(incoming, stored)
         if stored.due:
             self.outbox.ring(stored.event_id)
         return Accepted(str(stored.event_id), incoming.id, incoming.source, stored.status, stored.duplicate)

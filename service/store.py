@@ -51,6 +51,10 @@ class Store:
         """Commit the event. Raises Unavailable while Postgres is away, BadRow where it refuses the event."""
         return await self._commits.put(incoming, ACCEPT_TIMEOUT_S)
 
+    async def accept_all(self, batch: Sequence[Incoming]) -> list[Stored | Exception]:
+        """The same for many, whose places are in their order; an error stands for itself."""
+        return await self._commits.put_all(batch, ACCEPT_TIMEOUT_S)
+
     async def run(self, writers: int = WRITERS) -> None:
         await self._commits.run(writers)
 

@@ -22,6 +22,7 @@ COMMANDS = (
     Entry("demo", "demo", "Send a file of messages through it and show how they fared."),
     Entry("send", "send", "Send one event, and with --wait see what became of it."),
     Entry("show", "show", "Show one event: status, steps, result or error."),
+    Entry("events", "events", "List events, by type, status, key, source or time."),
     Entry("tail", "show", "Follow one event until it ends, with replies as they are written."),
     Entry("dead", "operate", "List, show, replay and discard dead letters."),
     Entry("replay", "operate", "Run an ended event again."),

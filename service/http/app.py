@@ -16,8 +16,8 @@ from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
 from service.follow import Followers
+from service.http import batch, events, health, metrics, operations, stream
 from service.http import catalog as catalogue
-from service.http import events, health, metrics, operations, stream
 from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
 from service.http.metrics import Measured
@@ -52,6 +52,7 @@ def _routes() -> list[Route]:
     return [
         *_both("/events", "POST", "ingest", events.post_event),
         *_both("/events", "GET", "read", events.list_events),
+        *_both("/events/batch", "POST", "ingest", batch.post_batch),
         _at("/events/{event_id}", "GET", "read", events.get_event),
         _at("/events/{event_id}/stream", "GET", "read", stream.follow_event),
         _at("/events/{event_id}/replay", "POST", "operate", operations.replay_event),

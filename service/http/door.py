@@ -78,7 +78,7 @@ async def asked_by_body(request: Request, shape: type[T]) -> T:
 
 
 async def read_body(request: Request, size_max: int) -> bytes:
-    """Raises BadEvent 413 over `size_max` bytes and 408 where they do not come in time.
+    """Raises BadEvent 413 over `size_max` bytes and HTTPException 408 where they do not come in time.
 
     What is too large by less than DISCARD_MAX is read to its end and dropped: an answer on a connection that closes
     with bytes still coming would be lost on the way.
@@ -105,7 +105,7 @@ async def read_body(request: Request, size_max: int) -> bytes:
 
 
 def _too_large(size_max: int) -> BadEvent:
-    return BadEvent(413, f"larger than {size_max} bytes (CALLBOARD_BODY_MAX)", reason="too_large")
+    return BadEvent(413, f"larger than {size_max} bytes (set by CALLBOARD_BODY_MAX)", reason="too_large")
 
 
 def event_id_of(request: Request) -> UUID:

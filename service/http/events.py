@@ -1,5 +1,6 @@
 """`/events`: accept, show, list."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -45,7 +46,7 @@ class Filter(Struct, frozen=True, forbid_unknown_fields=True):
 
 async def post_event(request: Request) -> Response:
     """202 once the event is committed."""
-    _media_type(request)
+    media_type_of(request, MEDIA_TYPES)
     body = await read_body(request, door(request).settings.body_max)
     tenant, key = caller(request).tenant, _idempotency_key(request)
     accepted = await door(request).intake.take(body, tenant=tenant, source=SOURCE, key=key)
@@ -88,13 +89,15 @@ async def find(request: Request, asked: Filter) -> list[dict[str, Any]]:
     return [list_item(row) for row in rows]
 
 
-def _media_type(request: Request) -> None:
+def media_type_of(request: Request, taken: Sequence[str]) -> str:
+    """Raises HTTPException 415 unless it is one of those."""
     given = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if given not in MEDIA_TYPES:
-        raise HTTPException(415, f'send one of {", ".join(MEDIA_TYPES)}, not "{given}"')
+    if given not in taken:
+        raise HTTPException(415, f'send one of {", ".join(taken)}, not "{given}"')
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
         raise HTTPException(415, f'send the body as it is, without Content-Encoding, not "{coding}"')
+    return given
 
 
 def _idempotency_key(request: Request) -> str | None:

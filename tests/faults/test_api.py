@@ -1,15 +1,19 @@
 """Rows 5 to 7 and 36: an API that is killed around its commit, and bytes that are no event."""
 
 import asyncio
+import time
 from typing import Final
 
 import pytest
+from msgspec import json
 
 from tests.eventually import eventually
+from tests.faults.load import Sent
 from tests.faults.oracle import judge
 from tests.faults.rig import Rig
 
 JSON: Final = {"content-type": "application/json"}
+LINES: Final = {"content-type": "application/x-ndjson"}
 RUNG_S: Final = 30.0
 
 POISON: Final = {
@@ -28,6 +32,8 @@ POISON: Final = {
     "no object": b"[]",
     "nothing": b"",
 }
+# Each costs a JSON array nothing but itself; the others leave no array, or are too deep for one.
+IN_ARRAY: Final = ("NUL", "lone surrogate", "no UTF-8", "huge exponent", "exponent past numeric", "NUL in the id")
 
 
 @pytest.mark.slow_fault
@@ -100,3 +106,37 @@ async def test_row_36_bytes_that_are_no_event(rig: Rig) -> None:
     assert set(codes.values()) <= {400, 413, 422}, codes
     assert all(each.codes == [202] for each in rig.load.log)
     await judge(rig)
+
+
+async def test_row_36_in_a_batch_of_a_hundred(rig: Rig) -> None:
+    """A refusal in its item, 202 for the others; as lines it may even be no JSON."""
+    api = await rig.api()
+    await rig.worker()
+    for headers, names in ((JSON, IN_ARRAY), (LINES, [name for name in POISON if POISON[name]])):
+        poison, begun = [POISON[name] for name in names], time.time()
+        good = [_sent(f"{len(poison)}-{n}", f"key-{n % 5}", begun + n / 1e5) for n in range(100 - len(poison))]
+        items = [json.encode(_said(each)) for each in good]
+        items[40:40] = poison
+        body = b"\n".join(items) if headers is LINES else b"[" + b",".join(items) + b"]"
+        answer = await rig.load.http.post(f"{api.url}/events/batch", content=body, headers=headers)
+        told = answer.json()
+        rig.injected(len(poison))
+        assert (answer.status_code, told["accepted"], told["rejected"]) == (207, len(good), len(poison))
+        refused = {each["index"]: each["error"]["status"] for each in told["items"] if "error" in each}
+        assert list(refused) == [*range(40, 40 + len(poison))]
+        assert set(refused.values()) <= {400, 422}, dict(zip(names, refused.values(), strict=True))
+        taken = [each for each in told["items"] if "error" not in each]
+        for sent, each in zip(good, taken, strict=True):
+            sent.event_id = each["event_id"]
+            rig.load.log.append(sent)
+    await judge(rig)
+
+
+def _sent(name: str, key: str, at: float) -> Sent:
+    """The array's order is a promise: as if each had been answered before the next one was sent."""
+    return Sent(name, "probe.once", name, key, at, [202], answered_at=at)
+
+
+def _said(sent: Sent) -> dict[str, object]:
+    data = {"token": sent.token}
+    return {"type": sent.kind, "id": sent.id, "source": "/load", "partitionkey": sent.key, "data": data}

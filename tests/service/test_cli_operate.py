@@ -1,12 +1,14 @@
-"""`callboard dead | replay | cancel` against a running Callboard."""
+"""`callboard events | dead | replay | cancel` against a running Callboard."""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec import json
 
 from schemas import Event
+from service.cli.events import events
 from service.cli.operate import cancel, dead, replay
 from service.settings import Settings
 from tests.board import Board, board_on
@@ -59,3 +61,30 @@ async def test_replay_and_cancel_from_the_command_line(refusing: Board) -> None:
     waiting = await refusing.send("refused", {}, dueat="2099-01-01T00:00:00Z")
     assert (await call(refusing, cancel, waiting)).output == f"{waiting} cancelled\n"
     assert (await call(refusing, cancel, waiting)).exit_code == 1
+
+
+async def test_events_from_the_command_line(refusing: Board) -> None:
+    later = {"partitionkey": "k\u001b[31m", "dueat": "2099-01-01T00:00:00Z"}
+    waiting = [await refusing.send("refused", {}, source="/list", id=f"{n}", **later) for n in range(2)]
+    event_id = await refusing.send("refused", {})
+    await refusing.ended(event_id)
+
+    head, *rows = [line.split("\t") for line in (await call(refusing, events)).stdout.splitlines()]
+    assert head == ["event_id", "accepted", "type", "status", "key", "attempts", "took ms"]
+    assert [row[0] for row in rows] == [event_id, *waiting[::-1]]
+    assert rows[0][2:6] == ["refused", "dead", "", "1"]
+    assert rows[1][2:] == ["refused", "scheduled", "k\ufffd[31m", "0", ""]
+
+    for asked, found in (
+        (("--status", "scheduled"), waiting[::-1]),
+        (("--type", "no.such"), []),
+        (("--key", later["partitionkey"], "--source", "/list", "--id", "0"), waiting[:1]),
+        (("--since", "2099-01-01T00:00:00Z"), []),
+        (("--until", "2099-01-01T00:00:00Z", "--cursor", event_id), waiting[::-1]),
+    ):
+        told = await call(refusing, events, *asked, "--json")
+        assert [each["event_id"] for each in json.decode(told.stdout)["items"]] == found, asked
+    page = await call(refusing, events, "--limit", "1")
+    assert page.stderr == f"There may be more: --cursor {event_id}\n"
+    assert (await call(refusing, events, "--since", "yesterday")).exit_code == 1
+    assert (await call(refusing, events, "--status", "gone")).exit_code == 2

@@ -106,6 +106,18 @@ async def test_a_poison_row_among_a_hundred_harms_nobody_else(desk: Desk, sql: a
     assert await desk.put(41, "better") == "41: better"
 
 
+async def test_what_is_put_together_is_written_together(settings: Settings, sql: asyncpg.Connection) -> None:
+    """By one of two writers, however much it is; with bad ones in it, in halves that come in order."""
+    async with open_desk(settings, writers=2) as desk:
+        good = await desk.commits.put_all([(n, "good") for n in range(1200)], TIMEOUT_S)
+        assert (good, desk.batches) == ([f"{n}: good" for n in range(1200)], [1200])
+        notes = [(n, "forbidden" if n % 7 == 0 else "good") for n in range(2000, 2100)]
+        mixed = await desk.commits.put_all(notes, TIMEOUT_S)
+    assert [isinstance(each, BadRow) for each in mixed] == [note == "forbidden" for _, note in notes]
+    rows = await sql.fetch("select n from notes where n >= 2000 order by xmin::text::bigint, ctid")
+    assert [row["n"] for row in rows] == [n for n, note in notes if note == "good"]
+
+
 async def test_a_connection_lost_between_puts_and_in_the_middle_of_them(desk: Desk, sql: asyncpg.Connection) -> None:
     sent = 0
     for _ in range(5):
@@ -140,6 +152,8 @@ async def test_a_postgres_that_says_nothing(settings: Settings) -> None:
     async with _silent() as url, open_desk(replace(settings, database_url=url)) as desk:
         with pytest.raises(Unavailable, match=r"within 0\.2 s"):
             await desk.commits.put((1, "good"), 0.2)
+        together = await desk.commits.put_all([(1, "good"), (2, "good")], 0.2)
+        assert [type(each) for each in together] == [Unavailable] * 2
         waiting = [asyncio.ensure_future(desk.put(n, "good")) for n in range(commits.WAITING_MAX)]
         await asyncio.sleep(0)
         with pytest.raises(Unavailable, match="wait for Postgres already"):

@@ -27,6 +27,7 @@ from tests.keys import bearer, make_key, revoke
 # Every route, and what a key must be allowed for it. A new one is written down here too.
 NEEDS: Final = {
     "POST /events": "ingest",
+    "POST /events/batch": "ingest",
     "GET /events": "read",
     "GET /events/{event_id}": "read",
     "GET /events/{event_id}/stream": "read",

@@ -1,0 +1,51 @@
+"""`callboard events`: the events that are there, newest first."""
+
+from typing import Any, Final
+
+import click
+
+from service.cli.api_client import as_json, ask, at_service, event_of, printable
+from service.cli.show import print_json, print_rows
+from service.settings import Settings
+
+COLUMNS: Final = ("event_id", "accepted", "type", "status", "key", "attempts", "took ms")
+STATUSES: Final = ("queued", "scheduled", "running", "waiting", "succeeded", "dead", "cancelled")
+
+
+@click.command(epilog="Example: callboard events --status dead --since 2026-11-22T10:00:00Z")
+@click.option("--type", help="Only events of this type.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only events that stand so.")
+@click.option("--key", help="Only events of this actor (partitionkey).")
+@click.option("--source", help="Only events from there.")
+@click.option("--id", help="Only events to which their source gave this id.")
+@click.option("--since", help="Only events accepted from this time on.")
+@click.option("--until", help="Only events accepted before this time.")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500))
+@click.option("--cursor", type=click.UUID, help="Go on behind this event_id, the last one of a page.")
+@as_json
+@at_service
+def events(as_json: bool, settings: Settings, **which: object) -> None:
+    """List events, newest first. `callboard show` tells all of one."""
+    page = ask(settings, "GET", "/events", params={name: str(value) for name, value in which.items() if value})
+    if as_json:
+        print_json(page)
+        return
+    print_rows(COLUMNS, [_row(each) for each in page["items"]])
+    if page["next"]:
+        click.echo(f"There may be more: --cursor {page['next']}", err=True)
+
+
+def _row(told: dict[str, Any]) -> list[str]:
+    event = event_of(told)
+    accepted = event.accepted_at.isoformat(timespec="milliseconds")
+    took = "" if event.took_ms is None else f"{event.took_ms:,.0f}"
+    shown = (
+        event.event_id,
+        accepted,
+        event.type,
+        event.status,
+        event.partitionkey or "",
+        f"{event.attempts or 0}",
+        took,
+    )
+    return [printable(each) for each in shown]

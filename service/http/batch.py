@@ -1,0 +1,99 @@
+"""`/events/batch`: many events in one request. Each stands or falls by itself."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from itertools import islice, takewhile
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw, json
+from msgspec.structs import asdict, astuple
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schemas.text import BadEvent, TooDeep
+from service.http.auth import caller
+from service.http.door import door, read_body, reply
+from service.http.events import SOURCE, media_type_of
+from service.http.problem import on_error
+from service.intake import Accepted, Conflict
+
+LINES: Final = "application/x-ndjson"
+MEDIA_TYPES: Final = ("application/json", "application/cloudevents-batch+json", LINES)
+BODIES_MAX: Final = 4  # the bytes of a batch: so many times those of an event
+_LINE: Final = re.compile(rb"\S[^\n]*")
+
+
+async def post_batch(request: Request) -> Response:
+    """202 once all are committed, 207 where some or all are not; in order, what each came to."""
+    in_lines = media_type_of(request, MEDIA_TYPES) == LINES
+    if "idempotency-key" in request.headers:
+        raise HTTPException(400, "a batch takes no Idempotency-Key: give each event an `id` of its own")
+    intake, settings = door(request).intake, door(request).settings
+    body = await read_body(request, BODIES_MAX * settings.body_max)
+    items = (lines if in_lines else array)(body, settings.batch_max)
+    batch = await intake.read_all(items, tenant=caller(request).tenant, source=SOURCE)
+    for index, each in enumerate(batch):
+        if isinstance(each, TooDeep) and not in_lines:
+            raise BadEvent(400, each.message, f"$[{index}]")
+    return await _answer(request, await intake.take_all(batch))
+
+
+def lines(body: bytes, most: int) -> list[bytes]:
+    """Those that are not blank. Raises BadEvent 413 where there are more than `most`."""
+    found = [line[0] for line in islice(_LINE.finditer(body), most + 1)]
+    if len(found) > most:
+        raise _too_many(most)
+    return found
+
+
+def array(body: bytes, most: int) -> list[bytes]:
+    """The items of a JSON array as they were written. Raises BadEvent 400 where it is none, 413 over `most` of them.
+
+    Half a surrogate pair is the trouble of the item that has it: msgspec would refuse the whole for it, so what it is
+    shown has another character of the same length there.
+    """
+    shown = body.replace(b"\\ud", b"\\u0").replace(b"\\uD", b"\\u0")
+    try:
+        found = _decoder(most).decode(shown)
+    except (msgspec.DecodeError, RecursionError) as error:
+        if "at most length" in str(error):
+            raise _too_many(most) from error
+        raise BadEvent(400, f"a batch is a JSON array, or lines of JSON sent as {LINES}: {error}") from error
+    items, at = list[bytes](), 0
+    spans = (memoryview(raw) for raw in astuple(found))
+    for span in takewhile(len, spans):
+        at = shown.index(span, at)
+        items.append(body[at : at + len(span)])
+        at += len(span)
+    return items
+
+
+@cache
+def _decoder(most: int) -> json.Decoder[Any]:
+    """As a Struct, since that gives up at the first item too many: a list would be made of all of them first."""
+    items = [(f"item{n}", Raw, Raw()) for n in range(most)]
+    return json.Decoder(msgspec.defstruct("Items", items, array_like=True, forbid_unknown_fields=True))
+
+
+def _too_many(most: int) -> BadEvent:
+    return BadEvent(413, f"more than {most} events (set by CALLBOARD_BATCH_MAX)", reason="too_large")
+
+
+async def _answer(request: Request, outcomes: Sequence[Accepted | Exception]) -> Response:
+    """Where nothing was taken and that is not the events' fault, all of it has to come again: the answer is the 503."""
+    accepted = sum(isinstance(each, Accepted) for each in outcomes)
+    for each in outcomes:
+        if not accepted and not isinstance(each, Accepted | BadEvent | Conflict):
+            raise each
+    items = [await _item(request, index, outcome) for index, outcome in enumerate(outcomes)]
+    rejected = len(items) - accepted
+    return reply({"accepted": accepted, "rejected": rejected, "items": items}, 207 if rejected else 202)
+
+
+async def _item(request: Request, index: int, outcome: Accepted | Exception) -> dict[str, Any]:
+    if isinstance(outcome, Accepted):
+        return {"index": index, **asdict(outcome)}
+    return {"index": index, "error": Raw((await on_error(request, outcome)).body)}
