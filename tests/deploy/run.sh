@@ -9,11 +9,14 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
 fi
 missing=
 for each in mmdebstrap:mmdebstrap buildah:buildah systemd-nspawn:systemd-container ip:iproute2 ssh:openssh-client rsync:rsync openssl:openssl curl:curl \
-    podman:podman dockerd:docker.io shellcheck:shellcheck yamllint:yamllint git:git pip3:python3-pip; do
+    podman:podman shellcheck:shellcheck yamllint:yamllint git:git pip3:python3-pip; do
     command -v "${each%:*}" >/dev/null || missing="$missing ${each#*:}"
 done
+[ -x /usr/sbin/dockerd ] && [ -x /usr/bin/docker ] || missing="$missing docker.io"
 if [ -n "$missing" ]; then
     apt-get update -q
+    # From Debian 13 on its client and its builder are packages of their own.
+    case $missing in *docker.io*) missing="$missing $(apt-cache pkgnames docker-cli) $(apt-cache pkgnames docker-buildx)" ;; esac
     # A package's service must not start here; it is only its program that is wanted.
     # shellcheck disable=SC2086
     DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy -o DPkg::Lock::Timeout=120 --no-install-recommends $missing
