@@ -34,7 +34,8 @@ LATENCY_MS: Final = 200
 TIMEOUT_S: Final = 120.0
 DRAINED: Final = 20_000
 PIECE: Final = 1000
-POSTED: Final = 5000
+POSTED: Final = 5000  # ten times as many where many come together
+BATCH: Final = 100
 TEXT: Final = json.encode({"text": "My card was charged twice this month."})
 
 
@@ -74,6 +75,19 @@ class Bench(Struct, frozen=True):
         assert row["well"] == count, await self.connection.fetch("select error from events where error is not null")
         return float(row["took"].total_seconds())
 
+    async def drained(self, kind: str, count: int) -> float:
+        """Seconds from the first one's claim to the last one's end, of those that wait for a worker that starts now."""
+        await eventually(lambda: self.connection.fetchval("select not exists (select 1 from work)"), TIMEOUT_S)
+        took = await self.connection.fetchval(
+            "select max(a.finished_at) - min(started_at) from attempts a join events using (event_id) where type = $1",
+            kind,
+        )
+        done = await self.connection.fetchval(
+            "select count(*) from events where type = $1 and status = 'succeeded'", kind
+        )
+        assert done == count
+        return float(took.total_seconds())
+
     async def cpu_s(self) -> float:
         """What the worker has used so far."""
         (event_id,) = await self.put("bench.clock", 1)
@@ -112,7 +126,9 @@ async def _measure(bench: Bench, settings: Settings, folder: Path, url: str) -> 
             for name, transport in zip(rounds, ("default", "aiohttp"), strict=False):
                 rounds[name].append(await asyncio.to_thread(_bare, transport, environ))
             rounds["through the worker"].append(await bench.round())
-        drained_s = await bench.run("bench.nothing", DRAINED)
+    await bench.put("bench.nothing", DRAINED)
+    with _worker(settings, folder, environ):
+        drained_s = await bench.drained("bench.nothing", DRAINED)
     print(
         f"Python {sys.version.split()[0]}, {os.cpu_count()} cores for all of it; the better of {ROUNDS} rounds of",
         f"{EVENTS} events of {CALLS} calls of {LATENCY_MS} ms, {SLOTS * CALLS} calls at a time\n",
@@ -124,7 +140,10 @@ async def _measure(bench: Bench, settings: Settings, folder: Path, url: str) -> 
         print(f"| {name} | {cpu_s / EVENTS / CALLS * 1000:.2f} ms | {EVENTS * CALLS / s:.0f} | {best_s / s:.2f} |")
     print("\n| events | events/s |\n| --- | --- |")
     accepted = await _accepting(settings, folder)
-    for name, rate in {**accepted, "run by a worker: one node that does nothing": DRAINED / drained_s}.items():
+    for name, rate in {
+        **accepted,
+        "run by a worker that found them waiting: one node that does nothing": DRAINED / drained_s,
+    }.items():
         print(f"| {name} | {rate:,.0f} |")
 
 
@@ -137,11 +156,14 @@ async def _accepting(settings: Settings, folder: Path) -> dict[str, float]:
     rates: dict[str, float] = {}
     with started(api[0], folder / "api.log", api[1]), started(route[0], folder / "route.log", route[1]):
         for _ in range(ROUNDS + 1):  # the first one warms up
-            for name, port in (
-                ("accepted by a bare route of Starlette: decoded, one row inserted", bare),
-                ("accepted by `POST /events`", ours),
+            for name, port, together in (
+                ("accepted by a bare route of Starlette: decoded, one row inserted", bare, 1),
+                ("accepted by `POST /events`", ours, 1),
+                (f"accepted by `POST /events/batch`, {BATCH} at a time", ours, BATCH),
             ):
-                rates[name] = max(await posting.rate(port, POSTED), rates.get(name, 0.0))
+                rates[name] = max(
+                    await posting.rate(port, POSTED * (1 if together == 1 else 10), together), rates.get(name, 0.0)
+                )
     return rates
 
 
