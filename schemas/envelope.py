@@ -10,7 +10,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType, ValidationError, json
 
 from schemas.catalog import Catalog
 from schemas.identity import uuid7
-from schemas.text import BadEvent, check, malformed
+from schemas.text import BadEvent, check, malformed, misfit
 
 TENANT: Final = "default"
 
@@ -21,14 +21,13 @@ _OURS: Final = frozenset(
     ("status", "attempts", "run", "worker", "pipeline", "result", "error", "calls", "timeline", "parent")
 )
 _NOT_JSON: Final = (msgspec.DecodeError, RecursionError)
-_AT: Final = re.compile(r" - at `(\$[^`]*)`$")
 
 
 class Envelope(Struct, frozen=True, forbid_unknown_fields=True):
     """The attributes CloudEvents names, its documented extensions we know, and ours (`dueat`)."""
 
     type: Name
-    data: Raw = Raw(b"{}")
+    data: Raw = msgspec.field(default_factory=lambda: Raw(b"{}"))
     id: Name | UnsetType | None = UNSET
     source: Name | UnsetType | None = UNSET
     specversion: Literal["1.0"] | UnsetType = UNSET
@@ -125,7 +124,7 @@ def _envelope(body: bytes) -> tuple[Envelope, dict[str, str | int | bool]]:
         return _envelopes.decode(body), {}
     except ValidationError as error:
         if "unknown field" not in str(error):
-            raise _misfit(error, "") from error
+            raise misfit(error) from error
     except _NOT_JSON as error:
         raise malformed(body, str(error)) from error
     try:
@@ -148,7 +147,7 @@ def _with_extensions(body: bytes) -> tuple[Envelope, dict[str, str | int | bool]
     try:
         return _envelopes.decode(json.encode(known)), extensions
     except ValidationError as error:
-        raise _misfit(error, "") from error
+        raise misfit(error) from error
 
 
 def _extension_value(name: str, raw: Raw) -> str | int | bool | None:
@@ -176,7 +175,7 @@ def _data(envelope: Envelope, catalog: Catalog) -> bytes:
     try:
         return kind.encode(kind.decode(raw))
     except ValidationError as error:
-        raise _misfit(error, ".data") from error
+        raise misfit(error, "$.data") from error
     except _NOT_JSON as error:
         found = malformed(raw, str(error))
         raise BadEvent(400, found.message, "$.data" + found.path[1:]) from error
@@ -184,13 +183,6 @@ def _data(envelope: Envelope, catalog: Catalog) -> bytes:
 
 def _some(catalog: Catalog) -> str:
     return ", ".join(sorted(catalog)[:20]) or "none; add one in schemas/events/"
-
-
-def _misfit(error: Exception, below: str) -> BadEvent:
-    message = str(error)
-    at = _AT.search(message)
-    path = at.group(1) if at else "$"
-    return BadEvent(422, _AT.sub("", message), f"${below}{path[1:]}")
 
 
 def attributes_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ DEPTH_MAX: Final = 64
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # never goes back: linear on any bytes
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_AT: Final = re.compile(r" - at `(\$[^`]*)`$")
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -49,6 +50,13 @@ def malformed(body: bytes, message: str) -> BadEvent:
     """The error for a body that does not decode, with the path where a second, slower look finds it."""
     trouble = find_trouble(body)
     return BadEvent(400, trouble.message, trouble.path) if trouble else BadEvent(400, message)
+
+
+def misfit(error: Exception, below: str = "$") -> BadEvent:
+    """The error for what msgspec decoded and found not to fit, at the path it names, `below` another one."""
+    message = str(error)
+    at = _AT.search(message)
+    return BadEvent(422, _AT.sub("", message), f"{below}{at[1][1:] if at else ''}")
 
 
 def find_trouble(body: bytes) -> Trouble | None:

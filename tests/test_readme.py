@@ -30,7 +30,6 @@ README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS: Final = {each.partition("\n")[0]: each for each in README.split("\n## ")}
 FOUR: Final = "An event in four files"
 KEYS: Final = "Keys and tenants"
-NOT_YET: Final = "What is there, and what isn't yet"
 BLOCK: Final = re.compile(r"^\*\*`([\w/.]+)`\*\*[^\n]*\n\n```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PRINTED: Final = dict(BLOCK.findall(SECTIONS[FOUR]))
 HERE: Final = "http://127.0.0.1:8000"
@@ -72,8 +71,9 @@ def test_every_command_is_one_that_is_run_here() -> None:
         "Try it": ["make", "curl", ".venv/bin/callboard", "make"],
         FOUR: [".venv/bin/callboard"] * 7,
         "Models": [".venv/bin/callboard"] * 4,
+        "Search": ["curl"] * 3,
         KEYS: ["export", ".venv/bin/callboard", "curl", ".venv/bin/callboard"],
-        "Operate": ["curl", *[".venv/bin/callboard"] * 7, "curl"],
+        "Operate": ["curl", *[".venv/bin/callboard"] * 7, "curl", "curl"],
     }
 
 
@@ -81,11 +81,13 @@ async def test_the_commands_work_as_printed(board: Board) -> None:
     address = str(board.http.base_url)
     message = {"text": "My password is rejected when I log in.", "label": "login_problem"}
     event_id = (await board.ended(await board.send("message.labelled", message)))["event_id"]
-    for line in commands("Try it") + commands("Models") + commands("Operate"):
+    for line in commands("Try it") + commands("Models") + commands("Search") + commands("Operate"):
         if line.startswith("make ") or (line.startswith("curl ") and not shutil.which("curl")):
             continue
         told = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address)
-        if told.startswith("HTTP/1.1 202"):
+        if "/search" in line:
+            assert [each["id"] for each in json.decode(told)["items"]] == ["H-1"]
+        elif told.startswith("HTTP/1.1 202"):
             event = await board.ended(json.decode(told.splitlines()[-1])["event_id"])
             event_id = event["event_id"]
             assert (event["status"], event["result"]["intent"]) == ("succeeded", "login_problem")
@@ -205,15 +207,6 @@ def test_the_http_table_is_what_is_routed(settings: Settings) -> None:
         if route.path == "/" or not route.path.endswith("/")
     }
     assert {row[0].strip("`") for row in rows("HTTP")} == routed
-
-
-async def test_what_is_said_to_be_missing_is_missing(board: Board) -> None:
-    missing = re.findall(r"`(GET|POST) (/[^`]+)`", SECTIONS[NOT_YET])
-    assert missing
-    event_id = await board.send("message.labelled", {"text": "x", "label": "y"})
-    for method, path in missing:
-        answer = await board.http.request(method, path.replace("{event_id}", event_id).replace("{name}", "support"))
-        assert answer.status_code in (404, 405), (method, path)
 
 
 @pytest.mark.parametrize("name", ["README.md", "deploy/README.md"])

@@ -16,7 +16,7 @@ from schemas.catalog import Catalog, discover
 from service.dashboard import pages
 from service.embedded import running
 from service.follow import Followers
-from service.http import batch, events, health, metrics, operations, stream
+from service.http import batch, documents, events, health, metrics, openapi, operations, stream
 from service.http import catalog as catalogue
 from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
@@ -62,6 +62,9 @@ def _routes() -> list[Route]:
         _at("/dead-letters/{dead_id:uuid}", "GET", "read", operations.get_dead_letter),
         _at("/dead-letters/replay", "POST", "operate", operations.replay_dead_letters),
         _at("/actors/{key:path}", "GET", "read", operations.get_actor),
+        _at("/collections/{name}/search", "POST", "read", documents.search_collection),
+        _at("/collections/{name}/documents", "PUT", "ingest", documents.put_documents),
+        _at("/collections/{name}/documents", "DELETE", "operate", documents.delete_documents),
         _at("/types", "GET", "read", catalogue.list_types),
         _at("/types/{type}/schema", "GET", "read", catalogue.get_schema),
         _at("/pipelines/{name}", "GET", "read", catalogue.get_pipeline),
@@ -70,6 +73,7 @@ def _routes() -> list[Route]:
         _at("/prompts/{name:path}", "GET", "read", catalogue.get_prompt),
         _at("/prompt-stats", "GET", "read", catalogue.get_stats),
         _at("/workers", "GET", "read", health.list_workers),
+        _at("/openapi.json", "GET", "read", openapi.openapi),
         _at("/metrics", "GET", "open", metrics.metrics),
         _at("/healthz", "GET", "open", health.healthz),
         _at("/readyz", "GET", "open", health.readyz),

@@ -1,7 +1,7 @@
 """Who asks, and may they? Each route names the scope it takes; `caller(request)` is who was let in."""
 
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from ipaddress import ip_address
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -47,13 +47,15 @@ def caller(request: Request) -> Caller:
 
 
 def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
-    if need == "open":
-        return endpoint
+    """The endpoint, for those who have the scope; it says by `need` which."""
 
+    @wraps(endpoint)
     async def checked(request: Request) -> Response:
-        await admit(request, need)
+        if need != "open":
+            await admit(request, need)
         return await endpoint(request)
 
+    vars(checked)["need"] = need
     return checked
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from prompts import Prompts
 from schemas.catalog import Catalog
-from schemas.text import BadEvent
+from schemas.text import BadEvent, check, malformed, misfit
 from service.follow import Followers
 from service.http.metrics import Measured
 from service.intake import Intake
@@ -30,7 +30,7 @@ DISCARD_MAX: Final = 8 << 20
 ACQUIRE_TIMEOUT_S: Final = 5.0
 
 Moment = Annotated[datetime, Meta(tz=True)]
-Text = Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]
+Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 T = TypeVar("T")
 
 
@@ -69,12 +69,13 @@ def asked_by_query(request: Request, shape: type[T]) -> T:
 async def asked_by_body(request: Request, shape: type[T]) -> T:
     """An empty body is an empty object."""
     body = await read_body(request, door(request).settings.body_max)
+    check(body)
     try:
         return json.decode(body or b"{}", type=shape)
     except msgspec.ValidationError as error:
-        raise BadEvent(422, str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadEvent(400, str(error)) from error
+        raise misfit(error) from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise malformed(body, str(error)) from error
 
 
 async def read_body(request: Request, size_max: int) -> bytes:

@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
-from msgspec import json
+from msgspec import Struct, json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from schemas.text import BadEvent
-from service.errors import Unavailable
+from schemas.text import BadEvent, Trouble
+from service.errors import Outage, Unavailable
 from service.intake import Conflict
 from service.resources import POSTGRES_ERRORS, postgres_passes
 
@@ -20,17 +20,22 @@ PROBLEM: Final = "application/problem+json"
 log = logging.getLogger("callboard.http")
 
 
+class Problem(Struct, frozen=True):
+    """RFC 9457, with the path of what does not fit in `errors`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[Trouble]
+
+
 def problem(
     request: Request, status: int, detail: str, path: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    body: dict[str, Any] = {
-        "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "instance": request.url.path,
-        "errors": [{"path": path, "message": detail}] if path else [],
-    }
+    errors = [Trouble(path, detail)] if path else []
+    body = Problem("about:blank", HTTPStatus(status).phrase, status, detail, request.url.path, errors)
     return Response(json.encode(body), status, dict(headers or {}), media_type=PROBLEM)
 
 
@@ -43,6 +48,8 @@ async def on_error(request: Request, error: Exception) -> Response:
             return problem(request, 409, str(error), "$.id", {"Location": f"/events/{error.stored.event_id}"})
         case Unavailable():
             return problem(request, 503, f"not now: {error}", headers={"Retry-After": str(error.retry_after_s)})
+        case Outage():
+            return problem(request, 503, f"not now: {error}", headers={"Retry-After": "1"})
         case HTTPException():
             return problem(request, error.status_code, error.detail, headers=error.headers)
         case ClientDisconnect():  # before its request was whole: nobody reads this
@@ -55,5 +62,5 @@ async def on_error(request: Request, error: Exception) -> Response:
 
 
 HANDLERS: Final = dict.fromkeys(
-    (BadEvent, Conflict, Unavailable, HTTPException, ClientDisconnect, *POSTGRES_ERRORS, Exception), on_error
+    (BadEvent, Conflict, Unavailable, Outage, HTTPException, ClientDisconnect, *POSTGRES_ERRORS, Exception), on_error
 )

@@ -1,7 +1,57 @@
--- name: nearest
--- Exact, by cosine distance, within the collection and, where $4 is given, the sources named.
-select id, text, metadata, 1 - (embedding <=> $3::vector) as score
-from documents
-where tenant = $1 and collection = $2 and ($4::text[] is null or metadata ->> 'source' = any ($4))
-order by embedding <=> $3::vector
-limit $5;
+-- name: search
+-- The $9 best of a collection. By vector $6: exact, by cosine similarity, among vectors with as many numbers. By words $7:
+-- any of them, by ts_rank. By both: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009) with their constant,
+-- the sum of 1 / (60 + place) over the two lists, of which each has up to $8.
+with nearest as (
+    select id, 1 - distance as score, row_number() over (order by distance, id) as place
+    from (select id, embedding <=> $6::vector as distance from documents
+          where tenant = $1 and collection = $2 and ($3::text[] is null or metadata ->> 'source' = any ($3))
+            and ($4::jsonpath is null or jsonb_path_exists(metadata, $4, $5::jsonb))
+            and vector_dims(embedding) = vector_dims($6::vector)
+          order by distance, id limit $8) as near
+), worded as (
+    select id, score, row_number() over (order by score desc, id) as place
+    from (select id, ts_rank(document_words(text), any_word($7::text))::double precision as score from documents
+          where tenant = $1 and collection = $2 and ($3::text[] is null or metadata ->> 'source' = any ($3))
+            and ($4::jsonpath is null or jsonb_path_exists(metadata, $4, $5::jsonb))
+            and document_words(text) @@ any_word($7::text)
+          order by score desc, id limit $8) as said
+), found as (
+    select id, n.score as vector, w.score as keyword,
+           case when $6::vector is null or $7::text is null then coalesce(n.score, w.score)
+                else coalesce(1.0::double precision / (60 + n.place), 0) + coalesce(1.0::double precision / (60 + w.place), 0)
+           end as score
+    from nearest n full join worded w using (id)
+)
+select d.id, d.text, d.metadata, found.score, found.vector, found.keyword
+from found join documents d on d.tenant = $1 and d.collection = $2 and d.id = found.id
+where $10::double precision is null or found.score >= $10
+order by found.score desc, d.id
+limit $9;
+
+-- name: dimensions
+select distinct vector_dims(embedding) as dimensions from documents where tenant = $1 and collection = $2 order by 1 limit 10;
+
+-- name: upsert
+insert into documents (tenant, collection, id, text, embedding, metadata)
+select $1, d.collection, d.id, d.text, d.embedding::vector, d.metadata::jsonb
+from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) as d (collection, id, text, embedding, metadata)
+order by d.id
+on conflict (tenant, collection, id) do update
+    set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp();
+
+-- name: delete
+-- Up to $6 of those that fit; who did it goes on record in the same transaction.
+with chosen as (
+    select id from documents
+    where tenant = $1 and collection = $2 and ($3::text[] is null or id = any ($3))
+      and ($4::jsonpath is null or jsonb_path_exists(metadata, $4, $5::jsonb))
+    order by id limit $6 for update
+), gone as (
+    delete from documents d using chosen where d.tenant = $1 and d.collection = $2 and d.id = chosen.id returning d.id
+), noted as (
+    insert into operations (op_id, tenant, actor, action, detail)
+    select gen_random_uuid(), $1, $7, 'discard', json_build_object('collection', $2::text, 'documents', count(*))
+    from gone having count(*) > 0
+)
+select count(*)::integer from gone;

@@ -1,18 +1,29 @@
-"""Vector search in Postgres (pgvector)."""
+"""Documents in Postgres, found by vector (pgvector), by their words (full text search), or by both."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Mapping, Sequence
+from math import hypot
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from msgspec import Struct, json
+from msgspec import Meta, Struct, json
 from pgvector import Vector
 
 import sql
+from schemas.text import BadEvent
 from service.errors import Outage
 from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
+from workers.clients.embed import embed
+from workers.clients.filters import compiled
+
+T = TypeVar("T")
 
 SEARCH_TIMEOUT_S: Final = 10.0
+LENGTHS: Final = (1e-12, 1e12)
+DELETE_BATCH: Final = 1000
 _SQL: Final = sql.queries("vectors")
+
+Mode = Literal["vector", "keyword", "hybrid"]
+Numbers = Annotated[list[float], Meta(min_length=1, max_length=16_000)]
 
 
 class Document(Struct, frozen=True):
@@ -22,15 +33,35 @@ class Document(Struct, frozen=True):
     id: str
     text: str
     embedding: list[float]
-    metadata: dict[str, str]
+    metadata: dict[str, Any]
+
+
+class Search(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is looked for: `query` by its words, and by its vector where no `vector` is given."""
+
+    query: Annotated[str, Meta(min_length=1, max_length=4_000)] | None = None
+    vector: Numbers | None = None
+    mode: Mode = "vector"
+    k: Annotated[int, Meta(ge=1, le=100)] = 10
+    filter: dict[str, Any] = {}
+    min_score: float | None = None
+
+    @property
+    def candidates(self) -> int:
+        return max(50, 5 * self.k) if self.mode == "hybrid" else self.k
 
 
 class Found(Struct, frozen=True):
-    """A neighbour: `score` is the cosine similarity, 1 for the same direction."""
+    """A document that was found.
+
+    `score` is what it is ranked by. `scores` has the cosine similarity as `vector`, 1 for the same direction, and the
+    rank of its words as `keyword`, each where it was found that way.
+    """
 
     id: str
-    text: str
     score: float
+    scores: dict[str, float]
+    text: str
     metadata: dict[str, Any]
 
     @property
@@ -39,21 +70,82 @@ class Found(Struct, frozen=True):
 
 
 class Vectors:
-    """Searches through the worker's pool."""
+    """Reads and writes through the pool of its process. What it does raises Outage while Postgres is away."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool: Final = pool
 
     async def search(
-        self, tenant: str, collection: str, vector: list[float], k: int, sources: Sequence[str] | None = None
+        self, tenant: str, collection: str, asked: Search, sources: Sequence[str] | None = None
     ) -> list[Found]:
-        """Raises Outage while Postgres is away."""
-        asked = (tenant, collection, Vector(vector).to_text(), list(sources) if sources is not None else None, k)
-        try:
-            async with asyncio.timeout(SEARCH_TIMEOUT_S):
-                rows = await self._pool.fetch(_SQL["nearest"], *asked)
-        except POSTGRES_ERRORS as error:
-            if not postgres_passes(error):
-                raise
-            raise Outage(f"Postgres did not answer a search in {collection}: {error}") from error
-        return [Found(row["id"], row["text"], row["score"], json.decode(row["metadata"])) for row in rows]
+        """Best first. Raises BadEvent 422 where it can't be looked for so."""
+        vector, words = _looked_for(asked)
+        where = compiled(asked.filter)
+        limits = (sources and list(sources), where and where.path, where and where.values)
+        by = (vector and Vector(vector).to_text(), words, asked.candidates, asked.k, asked.min_score)
+        rows = await _in_time(self._pool.fetch(_SQL["search"], tenant, collection, *limits, *by))
+        if vector and all(row["vector"] is None for row in rows):
+            await self._check_dimensions(tenant, collection, len(vector))
+        return [_found(row) for row in rows]
+
+    async def upsert(self, tenant: str, documents: Sequence[Document]) -> None:
+        """Each (collection, id) at most once."""
+        rows = [
+            (each.collection, each.id, each.text, Vector(each.embedding).to_text(), json.encode(each.metadata).decode())
+            for each in documents
+        ]
+        await _in_time(self._pool.execute(_SQL["upsert"], tenant, *zip(*rows, strict=True)))
+
+    async def delete(
+        self, tenant: str, collection: str, ids: Sequence[str] | None, which: Mapping[str, Any], actor: str
+    ) -> int:
+        """How many there were with one of `ids`, where given, that fit the filter `which`. Raises BadEvent 422."""
+        where, deleted = compiled(which), 0
+        asked = (tenant, collection, ids and list(ids), where and where.path, where and where.values)
+        while True:
+            gone: int = await _in_time(self._pool.fetchval(_SQL["delete"], *asked, DELETE_BATCH, actor))
+            deleted += gone
+            if gone < DELETE_BATCH:
+                return deleted
+
+    async def _check_dimensions(self, tenant: str, collection: str, dimensions: int) -> None:
+        rows = await _in_time(self._pool.fetch(_SQL["dimensions"], tenant, collection))
+        there = [row["dimensions"] for row in rows]
+        if there and dimensions not in there:
+            told = f"the vectors in {collection} have {' or '.join(map(str, there))} numbers, this one {dimensions}"
+            raise BadEvent(422, f"{told}: give a `vector` of the model that made them", "$.vector")
+
+
+def check_vector(vector: Sequence[float], path: str) -> None:
+    """Raises BadEvent 422 where no cosine can be told in float32."""
+    if not LENGTHS[0] <= hypot(*vector) <= LENGTHS[1]:
+        raise BadEvent(422, f"a vector's length is between {LENGTHS[0]:g} and {LENGTHS[1]:g}", path)
+
+
+def _looked_for(asked: Search) -> tuple[list[float] | None, str | None]:
+    """Its vector and its words. What is asked for has one reading, else it is refused."""
+    if asked.mode != "vector" and asked.query is None:
+        raise BadEvent(422, f"mode {asked.mode} looks for the words of `query`", "$.query")
+    if asked.mode == "keyword" and asked.vector is not None:
+        raise BadEvent(422, "mode keyword looks at no vector: leave it out, or ask for hybrid", "$.vector")
+    if asked.mode == "vector" and (asked.query is None) == (asked.vector is None):
+        raise BadEvent(422, "give `query` or `vector`, one of them (hybrid takes both)", "$")
+    if asked.vector is not None:
+        check_vector(asked.vector, "$.vector")
+    words = None if asked.mode == "vector" else asked.query
+    return (None if asked.mode == "keyword" else asked.vector or embed(asked.query or "")), words
+
+
+def _found(row: Any) -> Found:
+    scores = {name: row[name] for name in ("vector", "keyword") if row[name] is not None}
+    return Found(row["id"], row["score"], scores, row["text"], json.decode(row["metadata"]))
+
+
+async def _in_time(asked: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(SEARCH_TIMEOUT_S):
+            return await asked
+    except POSTGRES_ERRORS as error:
+        if not postgres_passes(error):
+            raise
+        raise Outage(f"Postgres did not answer what is asked of a collection: {error}") from error

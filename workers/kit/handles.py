@@ -1,13 +1,14 @@
 """What a run reaches the outside by: `run.vectors` and `run.web`."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
 from msgspec import Struct, field
 
 from workers.clients.embed import embed
 from workers.clients.llm import Llm
-from workers.clients.vectors import Document, Found, Vectors
+from workers.clients.vectors import Document, Found, Mode, Search, Vectors, check_vector
 from workers.clients.web import Reply, Web
 from workers.kit.memory import Effects
 from workers.kit.resources import Resources
@@ -31,15 +32,38 @@ class RunVectors(Struct, frozen=True):
     effects: Effects
 
     async def search(
-        self, collection: str, text: str, k: int = 10, sources: Sequence[str] | None = None
+        self,
+        collection: str,
+        text: str | None = None,
+        k: int = 10,
+        sources: Sequence[str] | None = None,
+        *,
+        vector: Sequence[float] | None = None,
+        mode: Mode = "vector",
+        where: Mapping[str, Any] | None = None,
+        min_score: float | None = None,
     ) -> list[Found]:
-        """The `k` documents nearest to `text`, best first; only those written for `sources`, where given."""
-        return await self.client.search(self.tenant, collection, embed(text), k, sources)
+        """The `k` documents nearest to `text` or `vector`, best first; only those written for `sources`, where given.
 
-    def upsert(self, collection: str, doc_id: str, text: str, metadata: Mapping[str, str] | None = None) -> None:
-        """Keep `text` under `doc_id`, embedded; its metadata also says the event's `source`."""
+        `mode`, `min_score` and `where`, there `filter`, are those of `POST /collections/{name}/search`.
+        """
+        own = None if vector is None else list(vector)
+        asked = Search(text, own, mode, k, dict(where or {}), min_score)
+        return await self.client.search(self.tenant, collection, asked, sources)
+
+    def upsert(
+        self,
+        collection: str,
+        doc_id: str,
+        text: str,
+        metadata: Mapping[str, str] | None = None,
+        vector: Sequence[float] | None = None,
+    ) -> None:
+        """Keep `text` under `doc_id`, by its own `vector` or embedded; its metadata also says the event's `source`."""
+        if vector is not None:
+            check_vector(vector, "$.vector")
         whole = {"source": self.source, **(metadata or {})}
-        self.effects.documents.append(Document(collection, doc_id, text, embed(text), whole))
+        self.effects.documents.append(Document(collection, doc_id, text, list(vector or embed(text)), whole))
 
 
 class RunWeb(Struct, frozen=True):

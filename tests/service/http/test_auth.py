@@ -38,6 +38,9 @@ NEEDS: Final = {
     "GET /dead-letters/{dead_id:uuid}": "read",
     "POST /dead-letters/replay": "operate",
     "GET /actors/{key:path}": "read",
+    "POST /collections/{name}/search": "read",
+    "PUT /collections/{name}/documents": "ingest",
+    "DELETE /collections/{name}/documents": "operate",
     "GET /types": "read",
     "GET /types/{type}/schema": "read",
     "GET /pipelines/{name}": "read",
@@ -46,6 +49,7 @@ NEEDS: Final = {
     "POST /prompts/{name:path}/render": "read",
     "GET /prompt-stats": "read",
     "GET /workers": "read",
+    "GET /openapi.json": "read",
     "GET /metrics": "open",
     "GET /": "read",
     "GET /ui/events/{event_id}": "read",
@@ -66,9 +70,11 @@ NO_TENANTS: Final = (
     "POST /prompts/{name:path}/render",
     "GET /prompt-stats",  # says no word of an event: looked at by its counts
     "GET /workers",
+    "GET /openapi.json",
 )
 STREAM: Final = "GET /events/{event_id}/stream"  # says no word of the event itself
 MARK: Final = "belongs-to-acme"
+ASKED: Final = {"POST /collections/{name}/search": {"query": MARK, "mode": "hybrid"}}
 ACTOR: Final = "actor-7"
 EVENT: Final = {
     "type": "ticket.opened",
@@ -81,7 +87,8 @@ EVENT: Final = {
 def filled(path: str, event_id: object, dead_id: object) -> str:
     names = {"{event_id}": event_id, "{dead_id:uuid}": dead_id, "{key:path}": ACTOR}
     names["{name:path}"] = "tickets/classify"
-    names |= {"{type}": "ticket.opened", "{name}": "callboard.css" if "static" in path else "support"}
+    called = {"ui": "callboard.css", "collections": "tickets"}.get(path.split("/")[1], "support")
+    names |= {"{type}": "ticket.opened", "{name}": called}
     for name, value in names.items():
         path = path.replace(name, str(value))
     return path
@@ -289,7 +296,9 @@ async def test_another_tenant_sees_and_changes_nothing(board: Board) -> None:
         method, _, path = route.partition(" ")
         if need == "read" and route not in NO_TENANTS:
             mine, theirs = [
-                await board.http.request(method, filled(path, event_id, dead_id), headers=headers)
+                await board.http.request(
+                    method, filled(path, event_id, dead_id), headers=headers, json=ASKED.get(route)
+                )
                 for headers in (acme, other)
             ]
             assert mine.status_code == 200, route
@@ -310,6 +319,10 @@ async def test_another_tenant_sees_and_changes_nothing(board: Board) -> None:
         answer = await board.http.request(method, path, json={"ids": [str(dead_id)]}, headers=other)
         assert answer.json() == {"matched": 0, "done": 0}
     assert (await board.http.get(f"/dead-letters/{dead_id}", headers=acme)).status_code == 200
+    everything = {"filter": {"source": {"ne": ""}}}
+    for headers, deleted in ((other, 0), (acme, 1)):
+        gone = await board.http.request("DELETE", "/collections/tickets/documents", json=everything, headers=headers)
+        assert gone.json() == {"deleted": deleted}
 
 
 async def test_two_tenants_may_say_events_of_the_same_name(settings: Settings, http: httpx.AsyncClient) -> None:

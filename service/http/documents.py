@@ -1,0 +1,101 @@
+"""`/collections`: documents that are searched, by those who are no pipeline."""
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Annotated, Any, Final, TypeVar
+
+import asyncpg
+from msgspec import Meta, Struct
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from schemas.text import BadEvent
+from service.http.auth import caller
+from service.http.door import asked_by_body, door, reply
+from workers.clients.embed import embed
+from workers.clients.vectors import Document, Found, Numbers, Search, Vectors, check_vector
+
+T = TypeVar("T")
+
+NAME_MAX: Final = 200
+
+
+class Written(Struct, frozen=True, forbid_unknown_fields=True):
+    """A document: embedded here where it has no `vector`."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=300)]
+    text: Annotated[str, Meta(min_length=1)]
+    metadata: dict[str, Any] = {}
+    vector: Numbers | None = None
+
+
+class Upsert(Struct, frozen=True, forbid_unknown_fields=True):
+    documents: Annotated[list[Written], Meta(max_length=1000)]
+
+
+class Deletion(Struct, frozen=True, forbid_unknown_fields=True):
+    """Documents that have one of `ids`, where given, and fit the filter."""
+
+    ids: Annotated[list[str], Meta(max_length=10_000)] | None = None
+    filter: dict[str, Any] = {}
+
+
+class Hits(Struct, frozen=True):
+    items: list[Found]
+
+
+class Upserted(Struct, frozen=True):
+    upserted: int
+
+
+class Deleted(Struct, frozen=True):
+    deleted: int
+
+
+async def search_collection(request: Request) -> Response:
+    """The documents that are nearest, best first."""
+    asked = await asked_by_body(request, Search)
+    return reply(Hits(await _vectors(request).search(caller(request).tenant, _collection(request), asked)))
+
+
+async def put_documents(request: Request) -> Response:
+    """Keeps documents, in the place of those with the same id; of two in one request the last one counts."""
+    collection, asked = _collection(request), await asked_by_body(request, Upsert)
+    documents = {}
+    for place, each in enumerate(asked.documents):
+        if each.vector is not None:
+            check_vector(each.vector, f"$.documents[{place}].vector")
+        vector = each.vector or embed(each.text)
+        documents[each.id] = Document(collection, each.id, each.text, vector, each.metadata)
+        await asyncio.sleep(0)  # embedding takes up to some milliseconds: others have their turn
+    if documents:
+        await _storable(_vectors(request).upsert(caller(request).tenant, list(documents.values())))
+    return reply(Upserted(len(documents)))
+
+
+async def delete_documents(request: Request) -> Response:
+    """Deletes by `ids`, by `filter`, or those that fit both."""
+    collection, asked, who = _collection(request), await asked_by_body(request, Deletion), caller(request)
+    if asked.ids is None and not asked.filter:
+        raise BadEvent(400, "name `ids` or a `filter`: everything at once is asked for by none")
+    deleted = await _vectors(request).delete(who.tenant, collection, asked.ids, asked.filter, who.actor)
+    return reply(Deleted(deleted))
+
+
+def _vectors(request: Request) -> Vectors:
+    return Vectors(door(request).pool)
+
+
+def _collection(request: Request) -> str:
+    name: str = request.path_params["name"]
+    if len(name) > NAME_MAX or "\0" in name:
+        raise HTTPException(404, f"a collection's name has up to {NAME_MAX} characters, NUL not among them")
+    return name
+
+
+async def _storable(written: Awaitable[T]) -> T:
+    try:
+        return await written
+    except (asyncpg.DataError, asyncpg.ProgramLimitExceededError) as error:
+        raise BadEvent(422, f"can't be stored: {error}", "$.documents") from error
