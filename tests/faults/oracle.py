@@ -17,7 +17,7 @@ ENDED: Final = ("succeeded", "dead", "cancelled")
 # What charges no attempt (I7) is every ending of a claim but these.
 CHARGED: Final = ("failed", "dead")
 ENDINGS: Final = {"probe.poison": "dead", "probe.crash": "dead"}
-TELLING: Final = ("probe.once", "probe.slow", "probe.ask", "probe.speak", "probe.block", "probe.new")
+TELLING: Final = ("probe.once", "probe.slow", "probe.ask", "probe.both", "probe.speak", "probe.block", "probe.new")
 
 REST_POLL_S: Final = 0.1
 

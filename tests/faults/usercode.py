@@ -31,6 +31,12 @@ class Ask(Event, tag="probe.ask", frozen=True):
     token: str
 
 
+class Both(Event, tag="probe.both", frozen=True):
+    """As `ask`, with both calls at the same time."""
+
+    token: str
+
+
 class Speak(Event, tag="probe.speak", frozen=True):
     """As `ask`, with replies that are streamed; a retry asks the same."""
 
@@ -64,7 +70,7 @@ import time
 
 from msgspec import Struct
 
-from schemas.events.probe import Ask, Block, Crash, Once, Poison, Slow, Speak
+from schemas.events.probe import Ask, Block, Both, Crash, Once, Poison, Slow, Speak
 from workers.kit import Reject, Run
 
 
@@ -99,6 +105,18 @@ async def second(run: Run, event: Ask, first: First) -> Second:
 
 
 async def told(run: Run, event: Ask, second: Second) -> Told:
+    return await tell(run, event.token)
+
+
+async def left(run: Run, event: Both) -> First:
+    return First(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run.claim}/left"))
+
+
+async def right(run: Run, event: Both) -> Second:
+    return Second(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run.claim}/right"))
+
+
+async def joined(run: Run, event: Both, first: First, second: Second) -> Told:
     return await tell(run, event.token)
 
 
@@ -142,8 +160,8 @@ async def tell(run: Run, token: str) -> Told:
 PIPELINES: Final = '''
 """Probes."""
 
-from schemas.events.probe import Ask, Block, Crash, Once, Poison, Slow, Speak
-from workers.kit import Pipeline, Retry
+from schemas.events.probe import Ask, Block, Both, Crash, Once, Poison, Slow, Speak
+from workers.kit import Pipeline, Retry, parallel
 from workers.nodes import probe
 
 RETRY = Retry(attempts=3, base_s=0.2, cap_s=1.0)
@@ -151,6 +169,7 @@ RETRY = Retry(attempts=3, base_s=0.2, cap_s=1.0)
 probe_once = Pipeline(on=Once, flow=[probe.once], retry=RETRY)
 probe_slow = Pipeline(on=Slow, flow=[probe.slow], retry=RETRY)
 probe_ask = Pipeline(on=Ask, flow=[probe.first, probe.second, probe.told], retry=RETRY)
+probe_both = Pipeline(on=Both, flow=[parallel(probe.left, probe.right), probe.joined], retry=RETRY)
 probe_speak = Pipeline(on=Speak, flow=[probe.speak, probe.answer, probe.spoken], retry=RETRY)
 probe_poison = Pipeline(on=Poison, flow=[probe.poison], retry=RETRY)
 probe_crash = Pipeline(on=Crash, flow=[probe.crash], retry=RETRY)

@@ -156,7 +156,8 @@ class Breaker:
             exclude=[lambda error: judge(error) not in ("failure", "fatal")],
             name=name,
         )
-        self._probing = False
+        self._probes = 0
+        self._prober: object = None
 
     @property
     def state(self) -> str:
@@ -168,27 +169,31 @@ class Breaker:
         """How long ago a call went well; infinite where none ever did."""
         return self._window.answered_s_ago
 
-    def check(self) -> None:
-        """Raises BreakerOpen where a call would not be made now."""
+    def check(self, asker: object = None) -> None:
+        """Raises BreakerOpen where a call would not be made now.
+
+        Half open, one call probes, and those of the same `asker` beside it: of the branches of a run, one that is sent
+        away ends the others, and the probe with them.
+        """
         state = self._window.state
         if state is CircuitBreakerState.OPEN:
             raise self._open(self._window.reopens_in_s)
-        if state is CircuitBreakerState.HALF_OPEN and self._probing:
+        if state is CircuitBreakerState.HALF_OPEN and self._probes and (asker is None or asker is not self._prober):
             raise self._open(1.0)
 
     def _open(self, after_s: float) -> BreakerOpen:
         return BreakerOpen(self._name, self._window.reason, after_s + jitter_s())
 
-    async def call(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def call(self, work: Callable[[], Awaitable[T]], asker: object = None) -> T:
         """Await `work()`, or raise BreakerOpen. A deadline belongs inside `work`: one outside would not count."""
-        self.check()
+        self.check(asker)
         if self._window.state is CircuitBreakerState.CLOSED:
             return await self._guarded(work)
-        self._probing = True
+        self._probes, self._prober = self._probes + 1, asker
         try:
             return await self._guarded(work)
         finally:
-            self._probing = False
+            self._probes -= 1
 
     async def _guarded(self, work: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -78,11 +78,11 @@ class Caller:
 
     async def make(self, begun: Try, send: Send) -> Answer:
         """Raises Outage where this one can't answer now, LlmRefused where it will not."""
-        breaker, waits_for = self._breakers[begun.target], [_name(begun.target)]
+        breaker, waits_for, asker = self._breakers[begun.target], [_name(begun.target)], begun.question.book.asker
         try:
-            breaker.check()  # of what it would not make, nothing is taken off the limits
+            breaker.check(asker)  # of what it would not make, nothing is taken off the limits
             async with self._gates[begun.target].permit(begun.tokens_max) as permit:
-                answer = await breaker.call(lambda: self._booked(begun, send, permit))
+                answer = await breaker.call(lambda: self._booked(begun, send, permit), asker)
                 permit.used = answer.tokens_in + answer.tokens_out
                 return answer
         except BreakerOpen as error:

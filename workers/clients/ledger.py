@@ -79,6 +79,10 @@ EMBEDDING: Final = Source("(embed)", 0, "")
 class Book(Protocol):
     """The ledger, as one question of one step sees it."""
 
+    @property
+    def asker(self) -> object:
+        """One run of an event: the same for all of its questions."""
+
     def recall(self, asked: str) -> tuple[int, str | None]:
         """The how-manieth time the step asks this, and the reply that an earlier try got to that."""
 

@@ -53,6 +53,10 @@ class StepBook:
         self._usd = 0.0
         self._tills: list[Till] = []
 
+    @property
+    def asker(self) -> object:
+        return self._account
+
     def recall(self, asked: str) -> tuple[int, str | None]:
         facts = self._account.facts
         ordinal = facts.asked[self._step, asked] = facts.asked.get((self._step, asked), 0) + 1

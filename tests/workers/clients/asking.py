@@ -64,6 +64,10 @@ class Ledger:
         self.calls: list[Call] = []
         self.pieces: dict[UUID, list[str]] = {}
 
+    @property
+    def asker(self) -> object:
+        return self
+
     def recall(self, asked: str) -> tuple[int, str | None]:
         return 1, None
 

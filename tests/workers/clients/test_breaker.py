@@ -122,6 +122,28 @@ async def test_half_open_lets_one_of_fifty_through(breaker: Breaker, clock: Cloc
     assert breaker.state == "closed"
 
 
+async def test_half_open_lets_calls_of_the_prober_through(breaker: Breaker, clock: Clock) -> None:
+    """Two branches of one run: were the second sent away, it would take the probe with it, again and again."""
+    await opened(breaker)
+    clock.now_s += 10
+    one, other, answer = object(), object(), asyncio.Event()
+    probe = asyncio.create_task(breaker.call(answer.wait, one))
+    await asyncio.wait([probe], timeout=0.01)
+    beside = asyncio.create_task(breaker.call(answer.wait, one))
+    await asyncio.wait([beside], timeout=0.01)
+    for asker in (other, None):
+        with pytest.raises(BreakerOpen):
+            await breaker.call(ok, asker)
+    probe.cancel()
+    await asyncio.wait([probe])
+    with pytest.raises(BreakerOpen):
+        await breaker.call(ok, other)
+    answer.set()
+    assert await beside
+    assert breaker.state == "closed"
+    assert await breaker.call(ok, other) == "ok"
+
+
 async def test_a_failed_probe_opens_it_again_and_tells_its_own_error(breaker: Breaker, clock: Clock) -> None:
     await opened(breaker)
     clock.now_s += 10
