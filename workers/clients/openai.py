@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from workers.clients.dialect import OPENAI, Dialect, body_of, stream_body
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request, Texts
-from workers.clients.sdk import LIMITS, Sdk
+from workers.clients.sdk import Sdk, transport
 from workers.clients.streaming import Patience, Told, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
@@ -156,7 +156,7 @@ async def connect(
     dialect: Dialect = OPENAI,
 ) -> AsyncIterator[Client]:
     """One client for the process, on aiohttp; `proxies` says whether the proxy variables of the environment count."""
-    http = openai.DefaultAioHttpClient(limits=LIMITS, trust_env=proxies)
+    http = openai.DefaultAioHttpClient(**transport(proxies=proxies))
     async with openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, http_client=http) as sdk:
         yield OpenAIClient(sdk, name, dialect)
 
@@ -164,7 +164,7 @@ async def connect(
 @asynccontextmanager
 async def connect_azure(key: str, endpoint: str, version: str, *, proxies: bool = True) -> AsyncIterator[Client]:
     """For the interface that has dated versions: a path for each deployment, which is what `model` names."""
-    http = openai.DefaultAioHttpClient(limits=LIMITS, trust_env=proxies)
+    http = openai.DefaultAioHttpClient(**transport(proxies=proxies))
     async with openai.AsyncAzureOpenAI(
         api_key=key, azure_endpoint=endpoint, api_version=version, max_retries=0, http_client=http
     ) as sdk:
