@@ -70,6 +70,7 @@ async def test_out_is_out(settings: Settings) -> None:
         assert (await http.get("/", headers=bearer(key))).status_code == 200
 
 
+@pytest.mark.usefixtures("briefly")
 async def test_a_session_ends_with_its_key(settings: Settings) -> None:
     key = await make_key(settings, "read")
     async with browser(settings) as http:

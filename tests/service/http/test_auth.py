@@ -158,6 +158,7 @@ async def test_whoever_is_refused_hears_it_with_a_large_body_still_coming(http: 
         assert (await http.post("/events", content=b" " * 8_000_000, headers=bearer(mint(KEY)))).status_code == 401
 
 
+@pytest.mark.usefixtures("briefly")
 async def test_an_ended_key_lets_nobody_in(settings: Settings, http: httpx.AsyncClient) -> None:
     late = await make_key(settings, "read", lasts=timedelta(seconds=-1))
     assert (await http.get("/events", headers=bearer(late))).status_code == 401
@@ -171,6 +172,7 @@ async def test_an_ended_key_lets_nobody_in(settings: Settings, http: httpx.Async
     assert await eventually(out, HELD_S + 1)
 
 
+@pytest.mark.usefixtures("briefly")
 async def test_the_first_key_closes_the_door_for_the_rest(api: httpx.AsyncClient, settings: Settings) -> None:
     assert (await api.get("/events")).status_code == 200
     key = await make_key(settings, "read")
@@ -182,6 +184,7 @@ async def test_the_first_key_closes_the_door_for_the_rest(api: httpx.AsyncClient
     assert (await api.get("/events", headers=bearer(key))).status_code == 200
 
 
+@pytest.mark.usefixtures("briefly")
 async def test_without_postgres_it_is_503_and_not_401(settings: Settings) -> None:
     away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
     async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
