@@ -11,14 +11,13 @@ from msgspec import Meta, Struct
 from redis.asyncio import Redis
 
 import sql
-from schemas.envelope import Moment
+from schemas.envelope import SOURCE, Moment
 from schemas.text import BadEvent
 from service import stream
 from service.intake import Conflict, Intake
 from service.resources import ACQUIRE_TIMEOUT_S, REDIS_ERRORS, Pool
 
 BATCH: Final = 200
-SOURCE: Final = "/http"
 SQL: Final = {**sql.queries("store"), **sql.queries("engine"), **sql.queries("operate")}
 
 
