@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from msgspec import Struct, json
@@ -28,8 +28,10 @@ class EventType(Struct, frozen=True):
         return self.decoder.decode(data)
 
     def encode(self, event: Event) -> bytes:
-        """The `data` member: the event's fields without the type."""
-        return encode(event)
+        """The `data` member: the event's fields as JSON, without the tag that says its type."""
+        encoded = json.encode(event)
+        rest = encoded[len(json.encode({TAG_FIELD: type_name(type(event))})) - 1 :]
+        return b"{" + rest.removeprefix(b",")
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of `data`, components inlined under `$defs`."""
@@ -45,13 +47,6 @@ class EventType(Struct, frozen=True):
 
 
 Catalog = Mapping[str, EventType]
-
-
-def encode(event: Event) -> bytes:
-    """The fields of an event as JSON, without the tag that says its type."""
-    encoded: Final = json.encode(event)
-    rest = encoded[len(json.encode({TAG_FIELD: type_name(type(event))})) - 1 :]
-    return b"{" + rest.removeprefix(b",")
 
 
 def type_name(struct: type[Event]) -> str:

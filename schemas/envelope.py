@@ -13,6 +13,7 @@ from schemas.identity import uuid7
 from schemas.text import BadEvent, check, malformed, misfit
 
 TENANT: Final = "default"
+SOURCE: Final = "/http"  # where the event names none
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Moment = Annotated[datetime, Meta(tz=True)]

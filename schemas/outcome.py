@@ -1,10 +1,13 @@
-"""How one claim ended: decided in one place, matched in one place (workers/engine/settle.py)."""
+"""How an event ends, and how one claim ended: decided in one place, matched in one place (workers/engine/settle.py)."""
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Final, Literal
 
 from msgspec import Struct
+
+ENDED: Final = ("succeeded", "dead", "cancelled")
+"""The statuses of an event that is over."""
 
 
 class Done(Struct, frozen=True):

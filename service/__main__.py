@@ -2,7 +2,7 @@
 
 import sys
 
-from service.signals import leave, on_end
+from service.program import leave, on_end
 
 
 def main() -> int:

@@ -1,13 +1,4 @@
-"""The errors of the ground floor.
-
-CallboardError
-├── SettingsError      a setting does not fit: the boot stops
-├── WiringError        user code does not fit together: the boot stops
-├── StartError         a part can't start (port, disk, binary): the boot stops
-├── Unavailable        the service can't take the event now: 503 + Retry-After
-├── Reject             the event can't succeed, ever: dead at once
-└── Outage             something outside is away: the event waits, uncharged
-"""
+"""The errors of the ground floor: three that stop the boot, one for who asks, two for events."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -18,19 +9,19 @@ class CallboardError(Exception):
 
 
 class SettingsError(CallboardError):
-    """A setting does not fit."""
+    """A setting does not fit: the boot stops."""
 
 
 class WiringError(CallboardError):
-    """User code does not fit together."""
+    """User code does not fit together: the boot stops."""
 
 
 class StartError(CallboardError):
-    """A part can't start."""
+    """A part can't start (port, disk, binary): the boot stops."""
 
 
 class Unavailable(CallboardError):
-    """The service can't do this now; ask again after `retry_after_s`."""
+    """The service can't do this now: 503, ask again after `retry_after_s`."""
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)

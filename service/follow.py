@@ -16,6 +16,7 @@ from msgspec import Raw, Struct, json
 from redis.asyncio import Redis
 
 import sql
+from schemas.outcome import ENDED
 from service import live
 from service.errors import Unavailable
 from service.live import Place, Said, Stepped
@@ -39,7 +40,7 @@ class Standing(Struct, frozen=True):
 
     @property
     def ended(self) -> bool:
-        return self.status in ("succeeded", "dead", "cancelled")
+        return self.status in ENDED
 
 
 class Topic(Struct, eq=False):

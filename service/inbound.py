@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 import sql
 from schemas.catalog import Catalog
-from schemas.envelope import TENANT
+from schemas.envelope import SOURCE, TENANT
 from schemas.identity import uuid7
 from schemas.text import BadEvent
 from service import stream
@@ -34,7 +34,6 @@ RENEW_S: Final = 5.0
 STAND_BY_S: Final = 2.0
 LEAVE_TIMEOUT_S: Final = 1.0
 CONSUMER: Final = "intake"
-SOURCE: Final = "/http"
 _SQL: Final = {**sql.queries("store"), **sql.queries("lease")}
 
 log = logging.getLogger("callboard.inbound")

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 import sql
 from service.commits import GroupCommit
-from service.resources import Connection, Pool, connect
+from service.resources import ACQUIRE_TIMEOUT_S, Connection, Pool, connect
 from service.settings import Settings
 from service.supervise import supervised
 
@@ -28,7 +28,6 @@ SECRET_CHARS: Final = 36  # of 62: 214 bits
 HELD_S: Final = 2.0
 HELD_MAX: Final = 10_000
 LOOK_UP_TIMEOUT_S: Final = 3.0
-ACQUIRE_TIMEOUT_S: Final = 5.0
 NOBODY: Final = bytes(32)
 SQL: Final = sql.queries("keys")
 

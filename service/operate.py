@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -12,17 +11,15 @@ from msgspec import Meta, Struct
 from redis.asyncio import Redis
 
 import sql
+from schemas.envelope import SOURCE, Moment
 from schemas.text import BadEvent
 from service import stream
 from service.intake import Conflict, Intake
-from service.resources import REDIS_ERRORS, Pool
+from service.resources import ACQUIRE_TIMEOUT_S, REDIS_ERRORS, Pool
 
-ACQUIRE_TIMEOUT_S: Final = 5.0
 BATCH: Final = 200
-SOURCE: Final = "/http"
 SQL: Final = {**sql.queries("store"), **sql.queries("engine"), **sql.queries("operate")}
 
-Moment = Annotated[datetime, Meta(tz=True)]
 
 log = logging.getLogger("callboard.operate")
 

@@ -16,6 +16,7 @@ from service.settings import Settings
 
 STATEMENT_TIMEOUT_S: Final = 10.0
 CONNECT_TIMEOUT_S: Final = 5.0
+ACQUIRE_TIMEOUT_S: Final = 5.0
 POOL_MAX: Final = 10
 REDIS_TIMEOUT_S: Final = 5.0
 REDIS_MAX: Final = 50

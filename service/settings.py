@@ -12,23 +12,6 @@ from msgspec.structs import fields
 from service.errors import SettingsError
 
 PREFIX = "CALLBOARD_"
-PLAIN = (
-    "database_url",
-    "redis_url",
-    "anthropic_api_key",
-    "anthropic_base_url",
-    "openai_api_key",
-    "openai_base_url",
-    "azure_openai_api_key",
-    "azure_openai_endpoint",
-    "openai_api_version",
-    "gemini_api_key",
-    "mistral_api_key",
-    "local_base_url",
-    "local_api_key",
-    "local_json",
-    "page_url",
-)
 # What each provider can't be asked without.
 PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "anthropic": ("anthropic_api_key",),
@@ -46,8 +29,28 @@ _PASSWORD = re.compile(r"://[^/?#@:]*:([^/?#]*)@|[?&]password=([^&]+)")
 Positive = Annotated[int, Meta(ge=1)]
 
 
-class Settings(Struct, frozen=True, kw_only=True):
-    """`CALLBOARD_<NAME>` each, those in PLAIN without the prefix; `<NAME>_FILE` names a file with the value."""
+class Outside(Struct, frozen=True, kw_only=True):
+    """What is not ours, under the names that everybody gives it: `<NAME>` each, without a prefix."""
+
+    database_url: str = ""
+    redis_url: str = ""
+    anthropic_api_key: str = ""
+    anthropic_base_url: str = ""
+    openai_api_key: str = ""
+    openai_base_url: str = ""
+    azure_openai_api_key: str = ""
+    azure_openai_endpoint: str = ""
+    openai_api_version: str = ""
+    gemini_api_key: str = ""
+    mistral_api_key: str = ""
+    local_base_url: str = ""
+    local_api_key: str = ""
+    local_json: Literal["json_schema", "json_object"] = "json_schema"
+    page_url: str = ""
+
+
+class Settings(Outside, frozen=True, kw_only=True):
+    """`CALLBOARD_<NAME>` each, and those of Outside; `<NAME>_FILE` names a file with the value."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
@@ -66,21 +69,6 @@ class Settings(Struct, frozen=True, kw_only=True):
     budget_day_usd: Annotated[float, Meta(ge=0)] = 5.0
     simulate: Literal["auto", "on", "off"] = "auto"
     failpoints: str = ""
-    database_url: str = ""
-    redis_url: str = ""
-    anthropic_api_key: str = ""
-    anthropic_base_url: str = ""
-    openai_api_key: str = ""
-    openai_base_url: str = ""
-    azure_openai_api_key: str = ""
-    azure_openai_endpoint: str = ""
-    openai_api_version: str = ""
-    gemini_api_key: str = ""
-    mistral_api_key: str = ""
-    local_base_url: str = ""
-    local_api_key: str = ""
-    local_json: Literal["json_schema", "json_object"] = "json_schema"
-    page_url: str = ""
 
     def __repr__(self) -> str:
         """Without secrets, so that a log line or a traceback can't carry one."""
@@ -121,7 +109,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 def variable(name: str) -> str:
     """The environment variable that sets the field `name`."""
-    return name.upper() if name in PLAIN else PREFIX + name.upper()
+    return name.upper() if name in Outside.__struct_fields__ else PREFIX + name.upper()
 
 
 def load(environ: Mapping[str, str]) -> Settings:

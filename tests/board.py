@@ -1,22 +1,18 @@
 """A running Callboard for a test: the real API over HTTP, real workers, real servers."""
 
-import asyncio
-import contextlib
-import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
 import httpx
-import uvicorn
 from msgspec.structs import replace
 from redis.asyncio import Redis
-from starlette.applications import Starlette
 
 from service.http.app import create_app
 from service.settings import Settings
 from tests.eventually import eventually
+from tests.listening import listening_on
 from workers.engine.supervisor import Parts, Program, open_worker
 from workers.hosted import program
 
@@ -74,7 +70,7 @@ async def board_on(settings: Settings, whole: Program | None = None, workers: in
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(Redis.from_url(settings.redis_url))
         base_url = await stack.enter_async_context(serving(settings, whole))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=base_url, timeout=30))
+        http = await stack.enter_async_context(httpx.AsyncClient(base_url=base_url, timeout=30, verify=False))
         hands = [await stack.enter_async_context(open_worker(whole)) for _ in range(workers)]
         board = Board(settings, http, redis, hands)
         await eventually(lambda: _ready(board, workers))
@@ -87,29 +83,8 @@ async def _ready(board: Board, workers: int) -> bool:
     return len(there) >= workers and (bool(drawn) or not workers)
 
 
-class _Inside(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 @asynccontextmanager
 async def serving(settings: Settings, whole: Program | None = None) -> AsyncIterator[str]:
     """The API on a free loopback port, in this loop."""
     async with listening_on(create_app(settings, whole.catalog if whole else None)) as url:
         yield url
-
-
-@asynccontextmanager
-async def listening_on(app: Starlette) -> AsyncIterator[str]:
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it, no TCP_NODELAY
-    listening.bind(("127.0.0.1", 0))
-    server = _Inside(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
-    task = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        await eventually(lambda: asyncio.sleep(0, server.started or task.done()))
-        assert server.started, "the API did not start"
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from prompts import PromptError
 from schemas.catalog import CatalogError
-from service import failpoints, garbage
+from service import failpoints
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
+from service.program import ignore, on_end, settle
 from service.settings import load
-from service.signals import ignore, on_end
 from service.supervise import end_in_time
 from workers.clients.chains import check_keys
 from workers.engine.supervisor import Program, open_worker
@@ -57,7 +57,7 @@ async def run(whole: Program) -> None:
     loop = asyncio.get_running_loop()
     on_end(lambda: loop.call_soon_threadsafe(stop.set))
     async with open_worker(whole) as parts:
-        garbage.settle()
+        settle()
         refused = parts.ledger.versions.changed if parts.ledger.versions else loop.create_future()
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, refused], return_when=asyncio.FIRST_COMPLETED)

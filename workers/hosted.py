@@ -12,10 +12,10 @@ import workers.pipelines
 import workers.providers
 from prompts import PromptError
 from schemas.catalog import CatalogError, discover
-from service import garbage
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
+from service.program import settle
 from service.settings import Settings, load
 from workers.engine.clock import jobs
 from workers.engine.supervisor import Parts, Program, open_worker
@@ -50,7 +50,7 @@ def worker_settings() -> type:
             started.append(await stack.enter_async_context(open_worker(whole, with_arq=False)))
         except (CallboardError, PromptError) as error:
             sys.exit(f"callboard worker: {error}")
-        garbage.settle()
+        settle()
         if started[0].ledger.versions is not None:
             started[0].ledger.versions.changed.add_done_callback(lambda why: _end(why.result()))
 

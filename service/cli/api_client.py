@@ -18,7 +18,6 @@ from service.settings import LOOPBACK, Settings, load
 REQUEST_TIMEOUT_S = 30.0
 PAUSE_S = 0.5
 PAUSE_MAX_S = 30.0
-ENDED = ("succeeded", "dead", "cancelled")
 KEY_HINTS = {
     401: "\nSet CALLBOARD_API_KEY to a key that is valid there.",
     403: "\nSet CALLBOARD_API_KEY to a key that may do this.",

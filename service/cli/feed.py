@@ -11,7 +11,8 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from service.cli.api_client import ENDED, EventView, Refused, event_of, get_event, patiently, request
+from schemas.outcome import ENDED
+from service.cli.api_client import EventView, Refused, event_of, get_event, patiently, request
 from service.cli.corpus import Message, Split, subject_of
 from service.cli.send import post_event
 

@@ -9,7 +9,8 @@ import click
 import httpx
 import msgspec
 
-from service.cli.api_client import ENDED, as_json, at_service, get_event, open_client, patiently, request
+from schemas.outcome import ENDED
+from service.cli.api_client import as_json, at_service, get_event, open_client, patiently, request
 from service.cli.show import present
 from service.settings import Settings
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schemas.outcome import ENDED
 from service.cli.api_client import (
-    ENDED,
     REQUEST_TIMEOUT_S,
     EventView,
     Moment,

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import sql
+from schemas.outcome import ENDED
 from service.dashboard.look import STATIC, Look, look
 from service.dashboard.sign_in import login_page, logout, to_login
 from service.dashboard.waterfall import calls, waterfall
@@ -25,7 +26,6 @@ from service.http.events import Filter, find, load
 from service.resources import POSTGRES_ERRORS, postgres_passes
 
 OPEN: Final = ("queued", "scheduled", "running", "waiting")
-ENDED: Final = ("succeeded", "dead", "cancelled")
 OPEN_MAX: Final = 100_000
 LATEST: Final = 1_000
 LIVE_MS: Final = 2_000

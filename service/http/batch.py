@@ -13,10 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from schemas.envelope import SOURCE
 from schemas.text import BadEvent, TooDeep
 from service.http.auth import caller
 from service.http.door import door, read_body, reply
-from service.http.events import SOURCE, media_type_of
+from service.http.events import media_type_of
 from service.http.problem import on_error
 from service.intake import Accepted, Conflict
 

@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 import sql
 from prompts import Prompt, PromptError, Prompts, Target, render
+from schemas.envelope import Moment
 from schemas.text import BadEvent
 from service.http.auth import caller
-from service.http.door import Moment, Text, asked_by_body, asked_by_query, door, fetch, raw, reply
+from service.http.door import Text, asked_by_body, asked_by_query, door, fetch, raw, reply
 
 PERIOD: Final = timedelta(days=1)
 PERIOD_MAX: Final = timedelta(days=31)

@@ -1,7 +1,6 @@
 """What every endpoint is handed, how it reads what is asked, and how it answers."""
 
 import asyncio
-from datetime import datetime
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
 
@@ -21,15 +20,13 @@ from service.http.metrics import Measured
 from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
-from service.resources import Pool
+from service.resources import ACQUIRE_TIMEOUT_S, Pool
 from service.settings import Settings
 
 JSON: Final = "application/json"
 BODY_TIMEOUT_S: Final = 30.0
 DISCARD_MAX: Final = 8 << 20
-ACQUIRE_TIMEOUT_S: Final = 5.0
 
-Moment = Annotated[datetime, Meta(tz=True)]
 Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 T = TypeVar("T")
 

@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
+from schemas.envelope import SOURCE, Moment
 from schemas.identity import first_id
 from service.http.auth import caller
 from service.http.door import (
-    ACQUIRE_TIMEOUT_S,
-    Moment,
     Text,
     asked_by_query,
     door,
@@ -24,8 +23,8 @@ from service.http.door import (
     reply,
 )
 from service.http.view import event_view, list_item
+from service.resources import ACQUIRE_TIMEOUT_S
 
-SOURCE: Final = "/http"
 MEDIA_TYPES: Final = ("application/json", "application/cloudevents+json")
 SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
 

@@ -12,8 +12,9 @@ from starlette.responses import Response
 import sql
 from schemas.text import BadEvent
 from service.http.auth import caller
-from service.http.door import ACQUIRE_TIMEOUT_S, asked_by_body, asked_by_query, door, event_id_of, fetch, raw, reply
+from service.http.door import asked_by_body, asked_by_query, door, event_id_of, fetch, raw, reply
 from service.operate import Letters, Operator, UnknownStep
+from service.resources import ACQUIRE_TIMEOUT_S
 
 SQL: Final = sql.queries("operate")
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompts import PromptError
 from schemas.catalog import CatalogError
-from service import failpoints, garbage
+from service import failpoints
 from service.cli.parts import check_port
 from service.embedded import running
 from service.errors import CallboardError, StartError
@@ -22,9 +22,9 @@ from service.http.app import create_app
 from service.http.problem import problem
 from service.keys import any_made
 from service.log import setup
+from service.program import leave, on_end, settle
 from service.resources import POSTGRES_ERRORS
 from service.settings import Settings, load
-from service.signals import leave, on_end
 from service.supervise import end_in_time
 
 BACKLOG = 2048
@@ -87,7 +87,7 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Until it is told to stop, and then some: a proxy needs time to see that it is not ready any more."""
-        garbage.settle()
+        settle()
         await super().main_loop()
         self._app.state.draining = True
         await asyncio.sleep(self._lame_duck_s)

@@ -15,8 +15,8 @@ from service import live
 from service.errors import Unavailable
 from service.follow import Standing, standing, told
 from service.http.auth import caller
-from service.http.door import ACQUIRE_TIMEOUT_S, door, event_id_of
-from service.resources import POSTGRES_ERRORS
+from service.http.door import door, event_id_of
+from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 
 SEND_TIMEOUT_S: Final = 30.0
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -3,17 +3,26 @@
 import asyncio
 import os
 import random
+import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import pytest
 
+from service.migrate import migrate
+from service.settings import Settings
+from tests.faults import audit
+from tests.faults.behind import DATABASE
+from tests.faults.child import Child
 from tests.faults.machines import Machines
 from tests.faults.matrix import MATRIX, row_of
-from tests.faults.rig import Rig, open_rig, percentile
+from tests.faults.rig import Rig, percentile
+from tests.faults.sink import open_sink
 from tests.servers import open_folder
 
 SEED: Final = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1_000_000))
@@ -45,6 +54,40 @@ def machines() -> Iterator[Machines]:
 async def rig(machines: Machines, tmp_path: Path) -> AsyncIterator[Rig]:
     async with open_rig(machines, tmp_path, SEED) as made:
         yield made
+
+
+@asynccontextmanager
+async def open_rig(machines: Machines, folder: Path, seed: int) -> AsyncIterator[Rig]:
+    """A rig with an empty, migrated database and an empty Redis; ends every program it started."""
+    await machines.start()
+    await _empty(machines)
+    async with AsyncExitStack() as stack:
+        sink = await stack.enter_async_context(open_sink())
+        rig = Rig(machines, sink, folder, seed, stack)
+        stack.push_async_callback(rig.close)
+        stack.push_async_callback(rig.load.http.aclose)
+        stack.push_async_callback(_end, rig.children)
+        await rig.client.flushall()
+        await migrate(Settings(database_url=rig.database_url))
+        await rig.script(audit.SCHEMA)
+        rig.background(rig.watch())
+        yield rig
+
+
+async def _empty(machines: Machines) -> None:
+    connection = await asyncpg.connect(machines.postgres.server.url, timeout=10)
+    try:
+        await connection.execute(f"drop database if exists {DATABASE} with (force)")
+        await connection.execute(f"create database {DATABASE}")
+    finally:
+        await connection.close()
+
+
+async def _end(children: list[Child]) -> None:
+    for each in children:
+        each.tell(signal.SIGKILL)
+    for each in children:
+        await each.ended()
 
 
 @pytest.hookimpl(wrapper=True)

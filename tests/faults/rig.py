@@ -21,88 +21,29 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
 
-import asyncpg
 import httpx
 from msgspec import Struct
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
-from service.migrate import migrate
-from service.settings import Settings
 from service.supervise import end
 from tests.eventually import eventually
-from tests.faults import audit
+from tests.faults.behind import DATABASE, Behind
+from tests.faults.child import PATIENCE_S, Child, killed
 from tests.faults.load import Load
 from tests.faults.machines import Machines, own_port
 from tests.faults.proxy import Proxy, Streams, proxy_to
-from tests.faults.sink import Sink, open_sink
+from tests.faults.sink import Sink
 from tests.faults.usercode import copy_product
-from tests.processes import alone
 
 START_S: Final = 120.0  # the imports of a program are three seconds of a processor that may have much else to do
 GRACE_S: Final = 5
 STOP_S: Final = 10.0  # behind the grace: a program ends itself after four, and may have to wait for a processor
-PATIENCE_S: Final = 120.0  # for steps of a test that nothing is promised about
-STREAMS: Final = ("callboard:work", "callboard:front")
-DATABASE: Final = "rig"
-
-
-class Child:
-    """A running program of ours. With doors, `postgres` and `redis` are the proxies it goes through."""
-
-    def __init__(self, name: str, command: tuple[str, ...], tree: Path, environ: dict[str, str], log: Path) -> None:
-        self.name: Final = name
-        self.log: Final = log
-        self.environ: Final = environ
-        self.url = ""
-        self.doors: dict[str, Proxy] = {}
-        with log.open("ab") as out:
-            self.process: Final = subprocess.Popen(
-                command, cwd=tree, env=alone(environ), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-            )
-
-    @property
-    def postgres(self) -> Proxy:
-        return self.doors["postgres"]
-
-    @property
-    def redis(self) -> Proxy:
-        return self.doors["redis"]
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def running(self) -> bool:
-        return self.process.poll() is None
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-    def tell(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            self.process.send_signal(number)
-
-    async def ended(self, timeout_s: float = PATIENCE_S) -> int:
-        """Its exit status; negative: the signal that ended it."""
-        try:
-            await eventually(lambda: _fact(not self.running), timeout_s)
-        except AssertionError:
-            self.tell(signal.SIGABRT)  # it says where it hangs
-            await asyncio.to_thread(self.process.wait, PATIENCE_S)
-            raise
-        return int(self.process.returncode)
 
 
 class Held(Struct, frozen=True):
@@ -113,11 +54,11 @@ class Held(Struct, frozen=True):
     struck_at: float
 
 
-class Rig:
+class Rig(Behind):
     """Everything one test of a fault needs; see the module's docstring."""
 
     def __init__(self, machines: Machines, sink: Sink, folder: Path, seed: int, stack: AsyncExitStack) -> None:
-        self.machines: Final = machines
+        super().__init__(machines)
         self.postgres: Final = machines.postgres
         self.redis: Final = machines.redis
         self.sink: Final = sink
@@ -127,7 +68,6 @@ class Rig:
         self.children: Final[list[Child]] = []
         self.held: Final[list[Held]] = []
         self.faults = 0
-        self.length_max = 0
         self.expects_s = 30.0
         self.nice = 0  # of the programs; below 0, where we may, for a row that measures them and not its neighbours
         self.rest_s = 0.0
@@ -137,9 +77,6 @@ class Rig:
         self.takeovers_s: list[float] = []
         self._folder: Final = folder
         self._stack: Final = stack
-        self._alone: Final = asyncio.Lock()
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
-        self.client: Final = Redis.from_url(f"redis://127.0.0.1:{machines.redis_port}/0", socket_timeout=2)
 
     # -- programs
 
@@ -244,14 +181,14 @@ class Rig:
             raise
 
     async def _answers(self, http: httpx.AsyncClient, child: Child) -> bool:
-        if _killed(child):
+        if killed(child):
             return True
         with suppress(httpx.TransportError):
             return (await http.get("/readyz")).status_code == 200
         return False
 
     async def _registered(self, child: Child) -> bool:
-        return _killed(child) or bool(
+        return killed(child) or bool(
             await self.sql("select 1 from workers where pid = $1 and state = 'ready'", child.pid)
         )
 
@@ -293,107 +230,10 @@ class Rig:
 
         await eventually(fact, timeout_s)
 
-    async def claims(self, child: Child) -> list[asyncpg.Record]:
-        return await self.sql(
-            "select event_id, claim from work join workers using (worker) where pid = $1 and status = 'running'",
-            child.pid,
-        )
-
-    # -- looking behind
-
-    @property
-    def database_url(self) -> str:
-        head, _, query = self.machines.postgres.server.url.partition("?")
-        return f"{head.rpartition('/')[0]}/{DATABASE}?{query}"
-
-    async def sql(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-        """On one connection of the test's own: a new one for each poll would take what the programs need."""
-        async with self._alone:
-            return list(await (await self._session()).fetch(statement, *arguments, timeout=30))
-
-    async def script(self, statements: str) -> None:
-        async with self._alone:
-            await (await self._session()).execute(statements)
-
-    async def _session(self) -> "asyncpg.Connection[asyncpg.Record]":
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(self.database_url, timeout=10)
-        return self._connection
-
-    async def close(self) -> None:
-        await self.load.http.aclose()
-        await self.client.aclose()
-        if self._connection is not None:
-            self._connection.terminate()
-
-    async def quiet(self, still_open: Iterable[UUID] = ()) -> bool:
-        """Whether nothing is on its way but `still_open`, and nothing pends in Redis."""
-        left = await self.sql("select 1 from work where event_id <> all ($1::uuid[]) limit 1", list(still_open))
-        unrelayed = await self.sql("select 1 from dead_letters where not relayed limit 1")
-        return not left and not unrelayed and await self.pending() == 0
-
-    async def pending(self) -> int:
-        """Entries read and not acknowledged, and entries not read, over both streams."""
-        found = 0
-        for name in STREAMS:
-            found += int(await self.client.xlen(name))
-        return found
-
-    async def _watch(self) -> None:
-        """The longest the streams have been (I5)."""
-        while True:
-            with suppress(RedisError, OSError, TimeoutError):
-                self.length_max = max(self.length_max, await self.pending())
-            await asyncio.sleep(0.1)
-
-
-def percentile(samples: Sequence[float], share: float) -> float:
-    return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]
-
-
-def _killed(child: Child) -> bool:
-    """A failpoint may end it before we see that it has started; by itself it must not end."""
-    if not child.running and child.process.returncode >= 0:
-        raise RuntimeError(f"{child.name} ended with status {child.process.returncode}: {child.said}")
-    return not child.running
-
-
-async def _fact(fact: bool) -> bool:
-    return fact
-
 
 def _through(door: Proxy | None) -> str:
     return f"postgresql://callboard@127.0.0.1:{door.port}/{DATABASE}?sslmode=disable" if door else ""
 
 
-@asynccontextmanager
-async def open_rig(machines: Machines, folder: Path, seed: int) -> AsyncIterator[Rig]:
-    """A rig with an empty, migrated database and an empty Redis; ends every program it started."""
-    await machines.start()
-    await _empty(machines)
-    async with AsyncExitStack() as stack:
-        sink = await stack.enter_async_context(open_sink())
-        rig = Rig(machines, sink, folder, seed, stack)
-        stack.push_async_callback(rig.close)
-        stack.push_async_callback(_end, rig.children)
-        await rig.client.flushall()
-        await migrate(Settings(database_url=rig.database_url))
-        await rig.script(audit.SCHEMA)
-        rig.background(rig._watch())
-        yield rig
-
-
-async def _empty(machines: Machines) -> None:
-    connection = await asyncpg.connect(machines.postgres.server.url, timeout=10)
-    try:
-        await connection.execute(f"drop database if exists {DATABASE} with (force)")
-        await connection.execute(f"create database {DATABASE}")
-    finally:
-        await connection.close()
-
-
-async def _end(children: list[Child]) -> None:
-    for each in children:
-        each.tell(signal.SIGKILL)
-    for each in children:
-        await each.ended()
+def percentile(samples: Sequence[float], share: float) -> float:
+    return sorted(samples)[min(len(samples) - 1, int(len(samples) * share))]

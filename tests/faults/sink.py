@@ -2,13 +2,11 @@
 
 import asyncio
 import re
-import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import uvicorn
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -16,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tests.listening import listening_on
 from workers.simulator.app import create_app
 from workers.simulator.behaviour import Behaviour
 
@@ -59,13 +58,6 @@ class Sink:
         self.url = ""
 
 
-class _Inside(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are the test's."""
-        yield
-
-
 @asynccontextmanager
 async def open_sink() -> AsyncIterator[Sink]:
     sink = Sink()
@@ -75,25 +67,9 @@ async def open_sink() -> AsyncIterator[Sink]:
             Mount("/", _noting(sink, create_app(Behaviour(latency_ms=0)))),
         ]
     )
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # without it, no TCP_NODELAY
-    listening.bind(("127.0.0.1", 0))
-    listening.listen(1024)
-    config = uvicorn.Config(
-        app,
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=300,  # what it hangs up on is an outage to the programs, and no fault of a row
-        timeout_graceful_shutdown=1,
-    )
-    server = _Inside(config)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    sink.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    try:
+    # What it hangs up on is an outage to the programs, and no fault of a row.
+    async with listening_on(app, force=True, lifespan="off", timeout_keep_alive=300) as sink.url:
         yield sink
-    finally:
-        server.should_exit = server.force_exit = True
-        await serving
 
 
 def _hook(sink: Sink) -> Callable[[Request], Any]:

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from tests.eventually import eventually
-from tests.faults.rig import PATIENCE_S, Child, Rig
+from tests.faults.child import PATIENCE_S, Child
+from tests.faults.rig import Rig
 
 KINDS: Final = ("probe.ask",) * 7 + ("probe.once",) * 4 + ("probe.poison",)
 BEFORE: Final = 40

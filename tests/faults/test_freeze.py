@@ -8,8 +8,9 @@ from typing import Final
 import pytest
 
 from tests.eventually import eventually
+from tests.faults.child import PATIENCE_S, Child
 from tests.faults.oracle import judge
-from tests.faults.rig import PATIENCE_S, Child, Held, Rig, percentile
+from tests.faults.rig import Held, Rig, percentile
 
 TAKEOVER_S: Final = 10.0
 LEASE_S: Final = 6.0

@@ -6,8 +6,9 @@ from uuid import UUID
 import pytest
 
 from tests.eventually import eventually
+from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge
-from tests.faults.rig import PATIENCE_S, Rig
+from tests.faults.rig import Rig
 from tests.faults.usercode import NEWER
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from tests.faults.behind import DATABASE
 from tests.faults.oracle import judge
-from tests.faults.rig import DATABASE, Rig
+from tests.faults.rig import Rig
 from tests.faults.stage import goes_on, refused, under_load
 
 REFUSED = (202, 503)

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from tests.eventually import eventually
+from tests.faults.child import PATIENCE_S, Child
 from tests.faults.oracle import judge
-from tests.faults.rig import PATIENCE_S, Child, Rig
+from tests.faults.rig import Rig
 from tests.faults.stage import goes_on, refused, under_load
 
 REFUSED = (202, 503)

@@ -7,8 +7,9 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from tests.faults.child import Child
 from tests.faults.oracle import judge
-from tests.faults.rig import Child, Rig
+from tests.faults.rig import Rig
 from tests.faults.stage import goes_on, refused, under_load
 
 REFUSED = (202, 503)

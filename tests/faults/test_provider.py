@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.eventually import eventually
+from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge
-from tests.faults.rig import PATIENCE_S, Rig
+from tests.faults.rig import Rig
 from tests.faults.sink import Called
 from tests.faults.stage import REST_S
 from tests.faults.usercode import FILES

@@ -6,8 +6,9 @@ import pytest
 
 from service.stream import FRONT, GROUP, WORK
 from tests.eventually import eventually
+from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge
-from tests.faults.rig import PATIENCE_S, Rig
+from tests.faults.rig import Rig
 from tests.faults.stage import goes_on, under_load
 
 

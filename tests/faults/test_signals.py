@@ -8,8 +8,9 @@ from typing import Final
 
 import pytest
 
+from tests.faults.child import Child
 from tests.faults.oracle import judge
-from tests.faults.rig import STOP_S, Child, Rig
+from tests.faults.rig import STOP_S, Rig
 
 GRACE_S: Final = 2
 AGAIN_S: Final = 2.0

@@ -14,7 +14,8 @@ from msgspec import Struct, json
 
 from tests.eventually import eventually
 from tests.faults import usercode
-from tests.faults.rig import Child, Rig
+from tests.faults.child import Child
+from tests.faults.rig import Rig
 from tests.faults.sink import Called
 from tests.faults.twenty import ASKS, CHEAP, FILES
 

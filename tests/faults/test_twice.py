@@ -9,8 +9,9 @@ from redis.exceptions import ResponseError
 from service.stream import FRONT, GROUP, WORK
 from service.supervise import end
 from tests.eventually import eventually
+from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge
-from tests.faults.rig import PATIENCE_S, Rig
+from tests.faults.rig import Rig
 
 
 @pytest.mark.slow_fault

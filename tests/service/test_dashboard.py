@@ -141,6 +141,7 @@ async def test_a_filter_that_does_not_fit_is_refused(board: Board) -> None:
         assert "can't be shown" in unescape(response.text)
 
 
+@pytest.mark.usefixtures("briefly")
 async def test_without_postgres_the_page_says_so(settings: Settings) -> None:
     away = replace(settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
     async with serving(away) as base_url, httpx.AsyncClient(base_url=base_url, timeout=30) as http:

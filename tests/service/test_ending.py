@@ -9,7 +9,7 @@ import pytest
 # Python says of an exception in a finalizer that it is ignored, and goes on.
 SCRIPT = """
 import os, signal, sys
-from service.signals import leave, on_end
+from service.program import leave, on_end
 
 class Gone:
     def __del__(self):

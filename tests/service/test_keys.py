@@ -45,6 +45,7 @@ def test_any_text_can_be_looked_up(text: str) -> None:
     assert len(asked.prefix) <= 11
 
 
+@pytest.mark.usefixtures("briefly")
 async def test_before_the_first_key_and_after(settings: Settings, keys: Keys) -> None:
     assert not (await keys.verdict("")).any_made
     key = await make_key(settings, "ingest", tenant="acme")
@@ -116,6 +117,7 @@ async def test_a_key_ends_when_it_expires(settings: Settings, keys: Keys) -> Non
     assert await eventually(ended, 1 + HELD_S + 1)
 
 
+@pytest.mark.usefixtures("briefly")
 async def test_a_session_is_its_keys_and_ends_with_it(settings: Settings, keys: Keys) -> None:
     key = await make_key(settings, "read", tenant="acme")
     found = (await keys.verdict(key)).key

@@ -20,8 +20,8 @@ from starlette.routing import Route
 from service.keys import PREFIX_CHARS, mint
 from service.log import Lines
 from service.settings import Settings
-from tests.board import listening_on
 from tests.eventually import eventually
+from tests.listening import listening_on
 from tests.processes import Program, free_port, product_in, started
 
 SAID: Final = "marker-in-payload-7c1f"

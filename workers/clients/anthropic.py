@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request
-from workers.clients.sdk import LIMITS, Sdk
+from workers.clients.sdk import Sdk, transport
 from workers.clients.streaming import Patience, Told, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
@@ -137,7 +137,7 @@ async def connect(
     key: str, base_url: str | None, *, name: str = "anthropic", proxies: bool = True
 ) -> AsyncIterator[Client]:
     """One client for the process, on aiohttp; `proxies` says whether the proxy variables of the environment count."""
-    http = anthropic.DefaultAioHttpClient(limits=LIMITS, trust_env=proxies)
+    http = anthropic.DefaultAioHttpClient(**transport(proxies=proxies))
     options: dict[str, Any] = {"max_retries": 0, "http_client": http, "open_telemetry": False}
     async with anthropic.AsyncAnthropic(api_key=key, base_url=base_url, **options) as sdk:
         yield AnthropicClient(sdk, name)

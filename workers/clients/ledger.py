@@ -53,15 +53,15 @@ class Call(Struct, frozen=True):
     ordinal: int
     provider: str
     model: str
-    tokens_in: int
-    tokens_out: int
-    cost_usd: float
-    priced: bool
-    ms: float
-    outcome: Booked
-    cause: str | None
-    reply: str | None
-    simulated: bool
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: float = 0.0
+    priced: bool = True
+    ms: float = 0.0
+    outcome: Booked = "open"
+    cause: str | None = None
+    reply: str | None = None
+    simulated: bool = False
     streamed: bool = False
 
 
@@ -147,14 +147,8 @@ def begin(question: Question, target: Target, prices: Prices, *, simulated: bool
         ordinal=question.ordinal,
         provider=target.provider,
         model=target.model,
-        tokens_in=0,
-        tokens_out=0,
         cost_usd=most_usd or 0.0,
         priced=most_usd is not None,
-        ms=0.0,
-        outcome="open",
-        cause=None,
-        reply=None,
         simulated=simulated,
         streamed=question.streams,
     )

@@ -9,10 +9,10 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 from uuid import uuid4
 
 from msgspec import Struct
@@ -22,7 +22,7 @@ from service.errors import Outage
 from service.resources import REDIS_ERRORS
 from service.supervise import end, supervised
 from workers.clients.faults import jitter_s
-from workers.clients.share import AWAY_S, Share
+from workers.clients.share import AWAY_S, Share, Shared
 
 SCRIPT: Final = Path(__file__).with_suffix(".lua")
 SCRIPT_TIMEOUT_S: Final = 1.0
@@ -41,19 +41,6 @@ log = logging.getLogger("callboard.limits")
 Clock = Callable[[], float]
 Asks = Sequence[tuple["Permit", asyncio.Future[tuple[float, int]]]]
 Returned = tuple[str, int, int, int, int]
-
-
-class Script(Protocol):
-    """The text of SCRIPT, as a Redis client runs it."""
-
-    def __call__(self, *, keys: Sequence[str], args: Sequence[str | int | float]) -> Awaitable[Sequence[int]]: ...
-
-
-class Shared(Struct, frozen=True):
-    """Where the limits are kept: the script, and among how many workers they are divided where that can't be asked."""
-
-    script: Script
-    workers: Callable[[], int]
 
 
 class Permit(Struct, eq=False):

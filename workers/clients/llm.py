@@ -16,8 +16,9 @@ from workers.clients.chains import check_chains, check_embeds, check_keys, no_ke
 from workers.clients.embeddings import embed
 from workers.clients.faults import Fault
 from workers.clients.ledger import Book, Call, Question, Try, encode, hashed
-from workers.clients.limits import Shared, open_gates
+from workers.clients.limits import open_gates
 from workers.clients.provider import Answer, Client, Connect, Message, Request, Texts
+from workers.clients.share import Shared
 from workers.clients.streaming import Patience
 from workers.clients.structured import InvalidReply, Shape
 

@@ -2,16 +2,15 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import openai
 from msgspec import Meta, Struct
 
-from workers.clients.dialect import OPENAI, Dialect, body_of, stream_body
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request, Texts
-from workers.clients.sdk import LIMITS, Sdk
+from workers.clients.sdk import Sdk, transport
 from workers.clients.streaming import Patience, Told, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
@@ -23,6 +22,22 @@ STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
 
 COMPLETIONS: Final = "/chat/completions"
 STATUSES: Final = {"insufficient_quota": 402, "rate_limit_exceeded": 429, "invalid_request_error": 400}
+
+
+class Dialect(Struct, frozen=True):
+    """In what servers that speak OpenAI's protocol differ.
+
+    `max_tokens` is what the bound of a reply is called; `json` how a schema is asked for: OpenAI's way, or as
+    `json_object` with a `schema`, which llama-cpp-python's server has. `usage_unasked`: a stream says its tokens by
+    itself, and to be asked for them with `stream_options` is an error (Mistral's 422).
+    """
+
+    max_tokens: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    json: Literal["json_schema", "json_object"] = "json_schema"
+    usage_unasked: bool = False
+
+
+OPENAI: Final = Dialect()
 
 
 class _Usage(Struct):
@@ -78,7 +93,7 @@ class OpenAIClient:
         self._dialect = dialect
 
     async def complete(self, request: Request, timeout_s: float) -> Answer:
-        body = body_of(request, self._dialect)
+        body = _body(request, self._dialect)
         reply, simulated = await self._sdk.ask(COMPLETIONS, body, request.headers, timeout_s, _Reply)
         choice = reply.choices[0]
         return _answer(self._sdk.name, choice.message, choice.finish_reason, reply.usage, simulated)
@@ -93,7 +108,7 @@ class OpenAIClient:
         return Answer(None, "end", tokens_in, 0, simulated, [each.embedding for each in rows])
 
     async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
-        listener, body = _Listener(self._sdk.name), stream_body(request, self._dialect)
+        listener, body = _Listener(self._sdk.name), _stream_body(request, self._dialect)
         simulated = await self._sdk.listen(COMPLETIONS, body, request.headers, listener, patience, told)
         return listener.answer(simulated)
 
@@ -156,7 +171,7 @@ async def connect(
     dialect: Dialect = OPENAI,
 ) -> AsyncIterator[Client]:
     """One client for the process, on aiohttp; `proxies` says whether the proxy variables of the environment count."""
-    http = openai.DefaultAioHttpClient(limits=LIMITS, trust_env=proxies)
+    http = openai.DefaultAioHttpClient(**transport(proxies=proxies))
     async with openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, http_client=http) as sdk:
         yield OpenAIClient(sdk, name, dialect)
 
@@ -164,8 +179,27 @@ async def connect(
 @asynccontextmanager
 async def connect_azure(key: str, endpoint: str, version: str, *, proxies: bool = True) -> AsyncIterator[Client]:
     """For the interface that has dated versions: a path for each deployment, which is what `model` names."""
-    http = openai.DefaultAioHttpClient(limits=LIMITS, trust_env=proxies)
+    http = openai.DefaultAioHttpClient(**transport(proxies=proxies))
     async with openai.AsyncAzureOpenAI(
         api_key=key, azure_endpoint=endpoint, api_version=version, max_retries=0, http_client=http
     ) as sdk:
         yield OpenAIClient(sdk, "azure", OPENAI)
+
+
+def _body(request: Request, dialect: Dialect) -> dict[str, Any]:
+    messages: list[dict[str, str]] = [{"role": "system", "content": request.system}] if request.system else []
+    messages += [{"role": each.role, "content": each.content} for each in request.messages]
+    body: dict[str, Any] = {"model": request.model, "messages": messages, dialect.max_tokens: request.max_tokens}
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.schema is not None and dialect.json == "json_object":
+        body["response_format"] = {"type": "json_object", "schema": request.schema.body}
+    elif request.schema is not None:
+        schema = {"name": request.schema.name, "strict": True, "schema": request.schema.body}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def _stream_body(request: Request, dialect: Dialect) -> dict[str, Any]:
+    asked = {} if dialect.usage_unasked else {"stream_options": {"include_usage": True}}
+    return {**_body(request, dialect), "stream": True, **asked}

@@ -4,10 +4,12 @@ By `post`, which both SDKs have for what their typed methods do not know: those 
 replies, which is a third of what a call costs, and take HTML for a str and {} for a message full of None.
 """
 
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import httpx2
@@ -22,6 +24,18 @@ T = TypeVar("T")
 LIMITS: Final = httpx2.Limits(max_connections=1000)
 SIMULATED_HEADER: Final = "x-callboard-simulated"
 NOT_SENT: Final = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
+
+
+def transport(*, proxies: bool) -> dict[str, Any]:
+    """What an SDK's HTTP client is made with; `proxies`: whether the environment's proxies and certificates count."""
+    named = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    return {"limits": LIMITS, "trust_env": proxies, "verify": _trusted(proxies, *named)}
+
+
+@lru_cache(maxsize=2)
+def _trusted(from_environment: bool, _file: str | None, _folder: str | None) -> ssl.SSLContext:
+    """One for all clients: reading the certificates takes 25 ms."""
+    return httpx2.create_ssl_context(trust_env=from_environment)
 
 
 class Sdk(Struct, frozen=True):

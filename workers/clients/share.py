@@ -1,12 +1,28 @@
-"""What one worker may do while Redis, where the limits are kept, is away."""
+"""Where the limits are kept for all workers, and what one of them may do while that is away."""
 
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from msgspec import Struct
 
 from prompts import Limits
 
 AWAY_S: Final = 1.0
 HELD_S: Final = 10.0
 CALLS: Final = 3
+
+
+class Script(Protocol):
+    """The text of limits.lua, as a Redis client runs it."""
+
+    def __call__(self, *, keys: Sequence[str], args: Sequence[str | int | float]) -> Awaitable[Sequence[int]]: ...
+
+
+class Shared(Struct, frozen=True):
+    """Where the limits are kept: the script, and among how many workers they are divided where that can't be asked."""
+
+    script: Script
+    workers: Callable[[], int]
 
 
 class Share:

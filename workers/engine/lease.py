@@ -19,13 +19,12 @@ from uuid import UUID, uuid4
 
 import sql
 from service.release import release
-from service.resources import POSTGRES_ERRORS, Connection, backoff_s, connect
+from service.resources import CONNECT_TIMEOUT_S, POSTGRES_ERRORS, Connection, backoff_s, connect
 from service.settings import Settings
 
 LEASE: Final = timedelta(seconds=6)
 BEAT_S: Final = 2.0
 BEAT_TIMEOUT_S: Final = 1.0
-CONNECT_TIMEOUT_S: Final = 5.0
 # Through an outage that leaves no longer gap than this, nobody's lease runs out.
 GAP_MAX_S: Final = LEASE.total_seconds() - BEAT_S
 JOIN_TIMEOUT_S: Final = 5.0

@@ -1,6 +1,5 @@
 """Whose failure it was, and when the event comes again: decided here and nowhere else."""
 
-import random
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
@@ -9,6 +8,7 @@ from msgspec import json
 
 from schemas.outcome import Dead, Later, Outcome
 from service.errors import Outage, Reject, Unavailable
+from service.resources import backoff_s
 from workers.clients.ledger import DaySpent
 from workers.clients.llm import LlmRefused
 from workers.engine.claimed import Claimed
@@ -47,7 +47,7 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
         case _ if attempt(claimed, facts) >= retry.attempts:
             return Dead("attempts_exhausted", told)
         case _:
-            wait_s = delay_s(attempt(claimed, facts) - 1, retry)
+            wait_s = backoff_s(attempt(claimed, facts) - 1, retry.base_s, retry.cap_s)
             return Later(_in(wait_s), str(error)[:200] or type(error).__name__, charged=True, error=told)
 
 
@@ -74,11 +74,6 @@ def unknown_type(claimed: Claimed) -> Later:
     """The sender is newer than this worker: the event waits for one that knows its type."""
     what = f'type "{claimed.type}"' if claimed.reaction is None else f'pipeline "{claimed.reaction}"'
     return Later(_in(UNKNOWN_TYPE_S), f"this worker does not know the {what}", charged=False)
-
-
-def delay_s(failed_before: int, retry: Retry) -> float:
-    """Exponential backoff with full jitter: uniform up to base · 2^n, at most the cap."""
-    return random.uniform(0, min(retry.cap_s, retry.base_s * 2.0 ** min(failed_before, 32)))
 
 
 def describe(error: Exception, step: str | None) -> bytes:

@@ -18,9 +18,10 @@ from service.outbox import Outbox
 from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
 from service.supervise import Part, supervised
-from workers.clients.limits import SCRIPT, Shared
+from workers.clients.limits import SCRIPT
 from workers.clients.llm import open_llm
 from workers.clients.provider import Connect
+from workers.clients.share import Shared
 from workers.clients.vectors import Vectors
 from workers.clients.web import open_web
 from workers.engine.cancel import listen

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Final, TypeVar, overload
+from typing import Annotated, Any, Final, TypedDict, TypeVar, Unpack, overload
 
 from msgspec import Meta, Struct
 
@@ -12,6 +12,7 @@ from workers.kit.resources import Open
 from workers.kit.run import Run
 
 E = TypeVar("E", bound=Event)
+Body = Callable[..., Awaitable[Any]]
 
 Seconds = Annotated[float, Meta(gt=0)]
 Dollars = Annotated[float, Meta(gt=0)]
@@ -48,31 +49,27 @@ class Pipeline(Struct, frozen=True):
     after: "Pipeline | None" = None
 
 
+class Options(TypedDict, total=False):
+    """What `@pipeline` takes besides, as Pipeline does."""
+
+    retry: Retry
+    timeout_s: float
+    budget_usd: float | None
+    limits_s: Mapping[Node, float]
+    resources: Sequence[Open]
+
+
 @overload
 def pipeline(
-    *,
-    on: type[E],
-    retry: Retry = RETRY,
-    timeout_s: float = 120.0,
-    budget_usd: float | None = None,
-    limits_s: Mapping[Node, float] = NO_LIMITS,
-    resources: Sequence[Open] = (),
+    *, on: type[E], **options: Unpack[Options]
 ) -> Callable[[Callable[[Run, E], Awaitable[Any]]], Pipeline]: ...
 
 
 @overload
-def pipeline(
-    *,
-    after: Pipeline,
-    retry: Retry = RETRY,
-    timeout_s: float = 120.0,
-    budget_usd: float | None = None,
-    limits_s: Mapping[Node, float] = NO_LIMITS,
-    resources: Sequence[Open] = (),
-) -> Callable[[Callable[..., Awaitable[Any]]], Pipeline]: ...
+def pipeline(*, after: Pipeline, **options: Unpack[Options]) -> Callable[[Body], Pipeline]: ...
 
 
-def pipeline(**options: Any) -> Callable[[Callable[..., Awaitable[Any]]], Pipeline]:
+def pipeline(**options: Any) -> Callable[[Body], Pipeline]:
     """The free form, for what a flow can't say (loops, critics that send back).
 
     `@pipeline(on=TicketOpened) async def support(run, ticket)` runs its nodes by `await run.step(node, …)`, and between
@@ -80,7 +77,7 @@ def pipeline(**options: Any) -> Callable[[Callable[..., Awaitable[Any]]], Pipeli
     parameters are bound by type, as a node's are: the run, the event, what the other pipeline gave.
     """
 
-    def wrap(body: Callable[..., Awaitable[Any]]) -> Pipeline:
+    def wrap(body: Body) -> Pipeline:
         return Pipeline(**options, body=body)
 
     return wrap

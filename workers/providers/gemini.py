@@ -4,11 +4,10 @@ from contextlib import AbstractAsyncContextManager
 
 from service.settings import Settings
 from workers.clients import openai
-from workers.clients.dialect import Dialect
 from workers.clients.provider import SIMULATED_KEY, Client
 
 URL = "https://generativelanguage.googleapis.com/v1beta/openai"
-DIALECT = Dialect(max_tokens="max_tokens")
+DIALECT = openai.Dialect(max_tokens="max_tokens")
 
 
 def connect(settings: Settings, simulator_url: str | None) -> AbstractAsyncContextManager[Client] | None:

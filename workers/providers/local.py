@@ -4,12 +4,11 @@ from contextlib import AbstractAsyncContextManager
 
 from service.settings import Settings
 from workers.clients import openai
-from workers.clients.dialect import Dialect
 from workers.clients.provider import SIMULATED_KEY, Client
 
 
 def connect(settings: Settings, simulator_url: str | None) -> AbstractAsyncContextManager[Client] | None:
-    dialect = Dialect(max_tokens="max_tokens", json=settings.local_json)
+    dialect = openai.Dialect(max_tokens="max_tokens", json=settings.local_json)
     if simulator_url:
         return openai.connect(SIMULATED_KEY, f"{simulator_url}/v1", name="local", proxies=False, dialect=dialect)
     if not settings.has("local"):

@@ -4,11 +4,10 @@ from contextlib import AbstractAsyncContextManager
 
 from service.settings import Settings
 from workers.clients import openai
-from workers.clients.dialect import Dialect
 from workers.clients.provider import SIMULATED_KEY, Client
 
 URL = "https://api.mistral.ai/v1"
-DIALECT = Dialect(max_tokens="max_tokens", usage_unasked=True)
+DIALECT = openai.Dialect(max_tokens="max_tokens", usage_unasked=True)
 
 
 def connect(settings: Settings, simulator_url: str | None) -> AbstractAsyncContextManager[Client] | None:

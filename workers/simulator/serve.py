@@ -19,11 +19,39 @@ STOP_S: Final = 5
 AT_ONCE: Final = struct.pack("ii", 1, 0)
 
 
-class _Inside(uvicorn.Server):
+class Inside(uvicorn.Server):
+    """In a loop that is somebody else's, as signals are. It ends at once: uvicorn looks every tenth of a second whether
+    it is to, and then waits for another."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._over: Final = asyncio.Event()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are the host's."""
         yield
+
+    def end(self, *, force: bool = False) -> None:
+        """Requests in hand are finished within the grace time, unless by force."""
+        self.should_exit, self.force_exit = True, force
+        self._over.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._over.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await asyncio.sleep(0)
+        if self.server_state.tasks and not self.force_exit:
+            timeout_s = self.config.timeout_graceful_shutdown
+            _, late = await asyncio.wait(self.server_state.tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+        await self.lifespan.shutdown()
 
 
 class _Wire:
@@ -32,7 +60,7 @@ class _Wire:
     def __init__(self, port: int) -> None:
         self.bound = _bound(port)
         self.port: Final[int] = self.bound.getsockname()[1]
-        self.server: _Inside | None = None
+        self.server: Inside | None = None
         self.down_s = 0.0
         self.over: Final = asyncio.Event()
 
@@ -50,14 +78,14 @@ class _Wire:
             transport.close() if told else _reset(transport)
         for each in self.server.servers:
             each.close()
-        self.server.should_exit = self.server.force_exit = True
+        self.server.end(force=True)
         # Taken again at once, without listening: nobody else is to answer in its place.
         self.bound = _bound(self.port)
 
     def stop(self) -> None:
         self.over.set()
         if self.server:
-            self.server.should_exit = True
+            self.server.end()
 
     def _transports(self) -> list[asyncio.Transport]:
         return [each.transport for each in self.server.server_state.connections] if self.server else []
@@ -72,6 +100,7 @@ async def running_simulator(port: int = 0, behaviour: Behaviour | None = None) -
         lifespan="off",
         log_config=None,
         access_log=False,
+        date_header=False,
         timeout_graceful_shutdown=STOP_S,
     )
     if not wire.down_s:
@@ -92,7 +121,7 @@ async def _serve(config: uvicorn.Config, wire: _Wire) -> None:
             await _until(wire.over, wire.down_s)
             wire.down_s = 0.0
         else:
-            wire.server = _Inside(config)
+            wire.server = Inside(config)
             await wire.server.serve(sockets=[wire.bound])
     wire.bound.close()
 

@@ -11,5 +11,5 @@ from tests.board import serving
 
 @pytest.fixture
 async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30, verify=False) as http:
         yield http

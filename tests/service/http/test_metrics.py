@@ -22,7 +22,7 @@ from tests.processes import ROOT, free_port
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Retry, Run
 
-REPORTED_S = 35.0  # a report every ten seconds, behind it a measurement every five
+REPORTED_S = 35.0
 UNITS = ("_seconds", "_bytes", "_usd", "_total", "_info")
 SHORT = re.compile(r"_(ms|millis|sec|secs|kb|mb|percent|count|bucket|sum)(_|$)|gauge|counter|histogram|[A-Z:]")
 
@@ -48,6 +48,13 @@ async def note(event: Noted) -> None:
     return None
 
 
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports and measurements without the seconds between them."""
+    monkeypatch.setattr("workers.engine.report.REPORT_S", 0.2)
+    monkeypatch.setattr("service.http.metrics.EVERY_S", 0.1)
+
+
 async def scraped(http: httpx.AsyncClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every sample by its name and labels, without the worker's."""
     answer = await http.get("/metrics")
@@ -64,6 +71,7 @@ def one(found: dict[Any, float], name: str, **labels: str) -> float:
     return found.get((f"callboard_{name}", frozenset(labels.items())), -1.0)
 
 
+@pytest.mark.usefixtures("often")
 async def test_it_counts_what_happened_to_events(settings: Settings) -> None:
     quick = Retry(attempts=3, base_s=0.01, cap_s=0.02)
     whole = program_of(
@@ -108,6 +116,7 @@ async def both_formats_are_whole_and_by_the_rules(http: httpx.AsyncClient) -> No
     assert {each.name for each in open_families(answer.text)} >= {"callboard_llm_calls", "callboard_worker"}  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.usefixtures("often")
 async def test_calls_of_models_are_counted_with_their_cost_in_both_formats(board: Board) -> None:
     event = await board.ended(await board.send("ticket.opened", TICKET))
     calls = [each["detail"] for each in event["timeline"] if each["what"] == "call"]
@@ -272,6 +281,7 @@ def test_of_another_releases_report_what_fits_is_taken() -> None:
     assert decode('{"another": "form"}') == {}
 
 
+@pytest.mark.usefixtures("often")
 async def test_a_worker_that_has_gone_is_not_shown(settings: Settings) -> None:
     async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=10) as http:
         async with board_on(settings) as board:

@@ -1,14 +1,11 @@
 """Questions put to one client over real HTTP: to the simulator and to servers that misbehave."""
 
-import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
-import uvicorn
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,6 +15,7 @@ from starlette.routing import Route
 import workers.providers
 from prompts import Prompt, Prompts
 from service.settings import Settings
+from tests.listening import listening_on
 from workers.clients.breaker import Policy
 from workers.clients.ledger import Source
 from workers.clients.llm import Call, Llm, open_llm
@@ -109,14 +107,8 @@ async def stream(llm: Llm, ledger: Ledger, **more: Any) -> Any:
 async def provider(handle: Handle) -> AsyncIterator[str]:
     """A server in a provider's place that answers as `handle` says."""
     routes = [Route(path, handle, methods=["POST"]) for path in PATHS]
-    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
-    server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.force_exit = server.should_exit = True
-        await serving
+    async with listening_on(Starlette(routes=routes), force=True, lifespan="off") as url:
+        yield url
 
 
 def always(body: str = "{}", status: int = 200, headers: Mapping[str, str] | None = None) -> Handle:

@@ -15,8 +15,8 @@ from service.errors import Outage
 from service.resources import open_redis
 from service.settings import Settings
 from tests.eventually import eventually
-from workers.clients.limits import PERMIT_MS, SCRIPT, Gate, Shared, open_gates
-from workers.clients.share import AWAY_S, Share
+from workers.clients.limits import PERMIT_MS, SCRIPT, Gate, open_gates
+from workers.clients.share import AWAY_S, Share, Shared
 
 LIMITED = Target("openai", "ours", limits=Limits(requests_per_min=600, tokens_per_min=60_000, concurrency=50))
 

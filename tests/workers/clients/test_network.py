@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-import uvicorn
 from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,6 +19,7 @@ import workers.providers
 from prompts import Prompts
 from service.errors import Outage
 from service.settings import Settings
+from tests.listening import listening_on
 from tests.workers.clients.asking import Ledger, ask, said
 from workers.clients.llm import open_llm
 from workers.providers import discover
@@ -80,17 +80,8 @@ async def secure(certificates: Path, seen: list[Request]) -> AsyncIterator[int]:
 
     app = Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])
     files = {"ssl_certfile": certificates / "server.pem", "ssl_keyfile": str(certificates / "server.key")}
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, lifespan="off", log_config=None, **files)  # type: ignore[arg-type]
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    try:
-        async with asyncio.timeout(10):
-            while not server.started:
-                await asyncio.sleep(0.01)
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        await serving
+    async with listening_on(app, force=True, lifespan="off", **files) as url:
+        yield int(url.rpartition(":")[2])
 
 
 @asynccontextmanager

@@ -1,13 +1,10 @@
 """A Callboard whose calls cost money: real SDKs with a key, to a server of the test's own in a provider's place."""
 
-import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import uvicorn
 from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,6 +14,7 @@ from starlette.routing import Route
 from prompts import Prompts, load
 from service.settings import Settings
 from tests.board import Board, board_on
+from tests.listening import listening_on
 from tests.programs import program_of
 from workers.engine.supervisor import Program
 from workers.kit import Pipeline
@@ -59,24 +57,13 @@ def said(text: str) -> Response:
     )
 
 
-class _Inside(uvicorn.Server):
-    async def serve_on(self, listening: socket.socket) -> None:
-        await self._serve([listening])
-
-
 @asynccontextmanager
 async def open_provider() -> AsyncIterator[tuple[Provider, str]]:
     provider = Provider()
     routes = {"/v1/chat/completions": provider.handle, "/v1/embeddings": provider.embed}
     app = Starlette(routes=[Route(path, handle, methods=["POST"]) for path, handle in routes.items()])
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    server = _Inside(uvicorn.Config(app, lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve_on(listening))
-    try:
-        yield provider, f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
-    finally:
-        server.force_exit = server.should_exit = True
-        await serving
+    async with listening_on(app, force=True, lifespan="off") as url:
+        yield provider, f"{url}/v1"
 
 
 def prompts_in(folder: Path, price: str = PRICE, max_tokens: int = MAX_TOKENS) -> Prompts:

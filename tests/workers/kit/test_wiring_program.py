@@ -1,16 +1,16 @@
-"""Every wiring error, through the real program: one sentence with its place and the nearest fix, and exit status 1."""
+"""Every wiring error, through the program's own check: one sentence with its place and the nearest fix, and status 1.
 
-import compileall
-import os
-import shutil
+All in one process: test_extension.py has a process for each of a few."""
+
+import json
 import subprocess
 import sys
-from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from tests.test_extension import NOWHERE, PRODUCT, ROOT
+from tests.processes import alone, product_in
+from tests.test_extension import NOWHERE
 
 EVENT = """
     from schemas import Event
@@ -109,28 +109,52 @@ FLOWS = {
 }
 
 
+CHECKS = """
+import importlib, io, json, sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from workers.boot import check
+
+told = {}
+for flow, text in json.load(sys.stdin).items():
+    Path("workers/pipelines/broken.py").write_text(text, encoding="utf-8")
+    sys.modules.pop("workers.pipelines.broken", None)
+    importlib.invalidate_caches()
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        status = check()
+    told[flow] = status, out.getvalue(), err.getvalue()
+json.dump(told, sys.stdout)
+"""
+
+
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's own folders, compiled once: the file that is rewritten must never be taken from a cache."""
-    folder = tmp_path_factory.mktemp("broken")
-    for place in PRODUCT:
-        shutil.copytree(ROOT / place, folder / place, ignore=shutil.ignore_patterns("__pycache__"))
-    compileall.compile_dir(folder, quiet=2)
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """Of each flow the exit status and both outputs."""
+    folder = product_in(tmp_path_factory.mktemp("broken"))
     (folder / "schemas/events/broken.py").write_text(dedent(EVENT), encoding="utf-8")
-    return folder
+    texts = {}
+    for flow in FLOWS:
+        on = "" if "on=" in flow or "after=" in flow else ", on=Asked"
+        texts[flow] = f"{dedent(NODES)}broken = Pipeline(flow={flow}{on})\n"
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", CHECKS],
+        cwd=folder,
+        env=alone(NOWHERE),
+        input=json.dumps(texts),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, tuple[int, str, str]] = json.loads(done.stdout)
+    return found
 
 
 @pytest.mark.parametrize("flow", FLOWS)
-def test_a_wiring_error_is_one_sentence(copy: Path, flow: str) -> None:
-    on = "" if "on=" in flow or "after=" in flow else ", on=Asked"
-    text = f"{dedent(NODES)}broken = Pipeline(flow={flow}{on})\n"
-    (copy / "workers/pipelines/broken.py").write_text(text, encoding="utf-8")
-    environment = {"PATH": os.environ["PATH"], "HOME": str(copy), "PYTHONDONTWRITEBYTECODE": "1", **NOWHERE}
-    ended = subprocess.run(
-        [sys.executable, "-m", "workers"], cwd=copy, env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
-    (sentence,) = ended.stderr.splitlines()
+def test_a_wiring_error_is_one_sentence(told: dict[str, tuple[int, str, str]], flow: str) -> None:
+    status, out, err = told[flow]
+    assert (status, out) == (1, ""), err
+    (sentence,) = err.splitlines()
     assert sentence.startswith("callboard worker: ")
     assert sentence.endswith(".")
     assert not [part for part in FLOWS[flow] if part not in sentence], sentence

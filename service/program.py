@@ -1,15 +1,21 @@
-"""SIGTERM and SIGINT: the first one ends a program in order, the next ones change nothing, to its very end."""
+"""What every program of ours is told: to end in order at SIGTERM and SIGINT, and that it is a server."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable
 from typing import Final
 
 ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+# Python's own is 700, or 2,000: with hundreds of calls under way, whose frames all live, that is a third of the time.
+NEW_MAX: Final = 20_000
 
 
 def on_end(do: Callable[[], object]) -> None:
-    """Not by `add_signal_handler`: a loop that closes would give the signals their deadly default back."""
+    """The first signal ends the program, the next ones change nothing, to its very end.
+
+    Not by `add_signal_handler`: a loop that closes would give the signals their deadly default back.
+    """
     for each in ENDING:
         signal.signal(each, lambda *_: do())
 
@@ -26,3 +32,9 @@ def leave() -> None:
 def ignore() -> None:
     for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
+
+
+def settle() -> None:
+    """Once it is up: the garbage collector does not look through what it is made of, and less often at what is new."""
+    gc.freeze()
+    gc.set_threshold(NEW_MAX)
