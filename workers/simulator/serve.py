@@ -51,6 +51,7 @@ class Inside(uvicorn.Server):
             _, late = await asyncio.wait(self.server_state.tasks, timeout=timeout_s)
             for task in late:
                 task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await self.lifespan.shutdown()
 
 
