@@ -93,9 +93,7 @@ class StepBook:
             held = True
         finally:
             if not held:
-                await self.close(
-                    replace(call, cost_usd=0.0, outcome="connection", cause="not sent: the claim was lost")
-                )
+                await self.close(replace(call, cost_usd=0.0, outcome="connection", cause="not sent: the run had ended"))
 
     def piece(self, call: Call, text: str) -> None:
         self._account.voice.piece(self._step, call, text)

@@ -78,7 +78,7 @@ async def test_half_open_probes_once_with_fifty_waiting(prompts: Prompts, ledger
             while llm.breakers()[breaker] == "open":
                 await asyncio.sleep(0.01)
         sick, calls = False, 0
-        asking = [asyncio.create_task(ask(llm, ledger, model="openai")) for _ in range(50)]
+        asking = [asyncio.create_task(ask(llm, Ledger(), model="openai")) for _ in range(50)]  # fifty runs
         async with asyncio.timeout(5):
             for first in islice(asyncio.as_completed(asking), 49):
                 with pytest.raises(Outage, match="circuit breaker"):
