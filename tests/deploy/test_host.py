@@ -1,11 +1,12 @@
 """The machine itself: what a container may do, where secrets are, new ones, a power cut, a backup."""
 
 import re
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.deploy.host import THERE, Host, until
+from tests.deploy.host import THERE, Host, run, until
 from tests.deploy.product import SECRET, Product, containers, curl, key, live, load, query, send_nap, served, succeeded
 
 pytestmark = pytest.mark.host
@@ -101,3 +102,12 @@ def test_a_backup_is_whole_and_comes_back_without_redis(host: Host, product: Pro
     assert query(host, "select count(*) from events") == kept
     assert query(host, f"select count(*) from events where event_id = '{late}'") == "0"
     succeeded(host, send_nap(host, 0.1))
+
+
+def test_the_nightly_backup_is_tried_and_copied_elsewhere(host: Host, product: Product, tmp_path: Path) -> None:
+    host.ssh("systemctl start callboard-backup")
+    assert "search: ok" in host.ssh("systemctl status callboard-backup || true")
+    run("rsync", "-a", "-e", host.ssh_command, f"box:{THERE}/backups/", f"{tmp_path}/")
+    dumps = host.ssh(f"cd {THERE}/backups && cksum *.dump").splitlines()
+    assert dumps
+    assert run("sh", "-c", "cksum *.dump", cwd=tmp_path).splitlines() == dumps
