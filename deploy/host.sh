@@ -305,7 +305,7 @@ upgrade_postgres() { # IMAGE
     say "$(query -d callboard -c 'select version()' | cut -d ' ' -f 1-2) serves. Its files before are the volume $old: docker volume rm $old, when you don't need them."
 }
 not_upgraded() {
-    say "It did not go well, see above: back to what was there." >&2
+    say "It did not go well, see above. Back to what was there." >&2
     compose rm -sf postgres >/dev/null
     if docker volume inspect callboard_postgres_before >/dev/null 2>&1; then
         sed -i '${/^POSTGRES_IMAGE=/d}' settings
@@ -314,12 +314,16 @@ not_upgraded() {
     fi
     compose up -d --no-deps --wait postgres
     go_on
+    say "What was there serves again." >&2
 }
 move_volume() { # FROM TO
-    local labels=(--label com.docker.compose.project=callboard --label "com.docker.compose.volume=${2#callboard_}")
+    local from to labels=(--label com.docker.compose.project=callboard --label "com.docker.compose.volume=${2#callboard_}")
     docker volume create "${labels[@]}" "$2" >/dev/null
-    find "$(docker volume inspect -f '{{.Mountpoint}}' "$1")" -mindepth 1 -maxdepth 1 \
-        -exec mv -t "$(docker volume inspect -f '{{.Mountpoint}}' "$2")" {} +
+    from=$(docker volume inspect -f '{{.Mountpoint}}' "$1")
+    to=$(docker volume inspect -f '{{.Mountpoint}}' "$2")
+    chown --reference="$from" "$to"
+    chmod --reference="$from" "$to"
+    find "$from" -mindepth 1 -maxdepth 1 -exec mv -t "$to" {} +
     docker volume rm "$1" >/dev/null
 }
 go_on() {

@@ -53,7 +53,7 @@ def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: 
 def test_another_major_version_of_postgres(host: Host, product: Product) -> None:
     """One that does not start is taken back; with the next the events are there, and the roles that rotation made."""
     product.make("rotate", "NAME=postgres")
-    assert "back to what was there" in upgrade(host, "localhost/redis:test", "|| true")
+    assert "What was there serves again" in upgrade(host, "localhost/redis:test", "|| true")
     assert query(host, "show server_version_num").startswith("17")
     succeeded(host, send_nap(host, 0.1))
     events = query(host, "select count(*), max(event_id::text) from events")
