@@ -1,5 +1,5 @@
 #!/bin/sh
-# make deploy-test: what it needs from Debian, then the checks of form, then the second machine. Eight minutes or so.
+# make deploy-test: what it needs from Debian, then the checks of form, then the second machine. A quarter of an hour or so.
 # make swarm-test (MARK=swarm): the same with two machines.
 set -eu
 cd "$(dirname "$0")/../.."

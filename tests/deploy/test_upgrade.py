@@ -52,6 +52,7 @@ def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: 
 
 def test_another_major_version_of_postgres(host: Host, product: Product) -> None:
     """One that does not start is taken back; with the next the events are there, and the roles that rotation made."""
+    host.ssh("docker load -q -i /images/postgres18.tar")  # which may have been thrown away as unused
     product.make("rotate", "NAME=postgres")
     assert "What was there serves again" in upgrade(host, "localhost/redis:test", "|| true")
     assert query(host, "show server_version_num").startswith("17")
