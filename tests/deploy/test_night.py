@@ -51,6 +51,8 @@ def test_a_bad_prompt_is_shipped(host: Host, product: Product) -> None:
 
 def test_images_fill_the_disk(host: Host, product: Product) -> None:
     """What serves is kept; the release before has to be shipped again."""
+    product.release({})
+    product.make("deploy")
     host.ssh("docker image prune -af")
     assert curl(host, "/types") == "200"
     host.ssh(f"docker restart {live(host)}")
