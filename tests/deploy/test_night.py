@@ -41,7 +41,7 @@ def test_a_bad_prompt_is_shipped(host: Host, product: Product) -> None:
         until(partial(reached, host, each, "dead"), 120)
     product.make("rollback")
     assert served(host) == before
-    assert "3" in callboard(host, "dead replay --reason rejected --dry-run")
+    assert "3 fit, " in callboard(host, "dead replay --reason rejected --dry-run")
     callboard(host, "dead replay --reason rejected")
     for each in events:
         until(partial(reached, host, each, "succeeded"), 120)
