@@ -288,7 +288,7 @@ upgrade_postgres() { # IMAGE
     local image=${1:-} old=callboard_postgres_before roles
     [ -n "$image" ] || stop "To which one? docker.io/pgvector/pgvector:pg18, say."
     docker image inspect "$image" >/dev/null 2>&1 || docker pull -q "$image" >/dev/null
-    ! docker volume inspect "$old" >/dev/null 2>&1 || stop "The volume $old is there from the last time: docker volume rm $old, if you don't need it."
+    ! docker volume inspect "$old" >/dev/null 2>&1 || stop "The volume $old is there. If the upgrade before went well, and you don't need it: docker volume rm $old. If it was cut off, that volume holds the data."
     say "All stop. From here to the end nothing is taken in."
     trap not_upgraded EXIT
     compose stop "web-$(serving colour)" worker
