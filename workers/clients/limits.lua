@@ -3,7 +3,8 @@
 -- ARGV: requests a minute, tokens a minute, calls at a time (0: no limit), milliseconds that a permit lasts, milliseconds of
 -- pause that the provider has asked for; then how many of each, and these: what comes back (permit, requests, tokens,
 -- milliseconds it took, tokens it used; -1: nobody knows), permits that are renewed, what is asked for (permit, tokens).
--- Gives two numbers for each that asks: milliseconds to wait (0: go), and why (1 requests, 2 tokens, 3 calls, 4 pause).
+-- Gives two numbers for each that asks: milliseconds to wait (0: go), and why (1 requests, 2 tokens, 3 calls, 4 pause); and
+-- a last one: 1 where so much is left over that those who were told a time can't be there any more.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local per_min, tokens_per_min, many = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -43,6 +44,13 @@ end
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 local running = redis.call('ZCARD', KEYS[2])
 
+local function free()
+    return paused <= now and (per_min == 0 or requests >= math.max(1, full / 5))
+           and (tokens_per_min == 0 or tokens >= math.min(full_tokens, math.max(used, full_tokens / 5)))
+           and (many == 0 or running <= many / 2)
+end
+if free() then turn = 0 end
+
 local told = {}
 for _ = 1, tonumber(nxt()) do
     local permit, wanted = nxt(), tonumber(nxt())
@@ -66,9 +74,6 @@ for _ = 1, tonumber(nxt()) do
     if why == 0 then
         requests, tokens, running = requests - 1, tokens - wanted, running + 1
         if many > 0 then redis.call('ZADD', KEYS[2], now + lasts, permit) end
-        local free = (per_min == 0 or requests >= full / 5) and (tokens_per_min == 0 or tokens >= full_tokens / 5)
-                     and (many == 0 or running <= many / 2)
-        if free then turn = 0 end  -- those who were told a time are not there any more
     else
         -- Those who wait are told different times, a little closer than what comes allows, so that none of it is lost.
         local apart = 0
@@ -83,4 +88,5 @@ for _ = 1, tonumber(nxt()) do
 end
 redis.call('HSET', KEYS[1], 'requests', tostring(requests), 'tokens', tostring(tokens), 'at', now,
            'paused', paused, 'turn', tostring(turn), 'took', tostring(took), 'used', tostring(used))
+told[#told + 1] = free() and 1 or 0
 return told

@@ -69,7 +69,8 @@ class Gate:
         self._asks: list[tuple[Permit, asyncio.Future[tuple[float, int]]]] = []
         self._back: list[Returned] = []
         self._held: Final[dict[str, Permit]] = {}
-        self._renew = False
+        self._renew = self._look = False
+        self._free = True
         self._paused_until = self._away_until = self._refused_at = -math.inf
         self._pause_s = 0.0
         self._in_place = 0
@@ -88,8 +89,17 @@ class Gate:
 
     @property
     def state(self) -> str:
-        """`open` while it sends calls away, else `closed`: then, as with a breaker, they may come sooner."""
-        return "open" if self._clock() - self._refused_at < IDLE_S else "closed"
+        """`open` while it sends calls away, else `closed`: then, as with a breaker, they may come sooner.
+
+        That nobody was sent away may also be because all wait for their time: then Redis is asked what is left over.
+        """
+        if self._clock() - self._refused_at < IDLE_S:
+            return "open"
+        if self._limits is None or self._shared is None or self._free:
+            return "closed"
+        self._look = True
+        self._decide()
+        return "open"
 
     def pause(self, for_s: float) -> None:
         """Nobody asks it for so long: its provider has said so."""
@@ -117,7 +127,7 @@ class Gate:
                 self._held[permit.id] = permit
                 return permit
             if self._clock() + wait_s > until or self._in_place >= IN_PLACE_MAX:
-                self._refused_at = self._clock()
+                self._refused_at, self._free = self._clock(), False
                 raise Outage(self._told(why), _spread(wait_s, why), exact=True, waits_for=[self.name])
             self._in_place += 1
             try:
@@ -159,21 +169,23 @@ class Gate:
 
     async def _decided(self) -> None:
         """Everything that has come up since the last time, in one round trip."""
-        while self._asks or self._back or self._renew or self._pause_s:
+        while self._asks or self._back or self._renew or self._look or self._pause_s:
             asks, self._asks = self._asks[:BATCH], self._asks[BATCH:]
             back, self._back = self._back[:BATCH], self._back[BATCH:]
             renewed, self._renew = list(self._held) if self._renew else [], False
             pause_s, self._pause_s = self._pause_s, 0.0
+            looks, self._look = self._look, False
             if self._share is not None:
                 back.append(("", -self._share.spent[0], -self._share.spent[1], -1, -1))
             try:
-                told = await self._run(asks, back, renewed, pause_s)
+                *told, free = await self._run(asks, back, renewed, pause_s)
             except REDIS_ERRORS as error:
                 self._lost(error)
                 answers = [self._by_share(permit) for permit, _ in asks]
             else:
                 if self._share is not None:
                     self._share, self._renew = None, bool(self._held)
+                self._free = self._free or (looks and bool(free))
                 answers = [(wait_ms / 1000, why) for wait_ms, why in zip(told[::2], told[1::2], strict=True)]
             for (permit, answer), (wait_s, why) in zip(asks, answers, strict=True):
                 if not answer.done():

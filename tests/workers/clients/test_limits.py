@@ -75,6 +75,28 @@ async def test_those_who_wait_are_told_different_times(redis: Redis) -> None:
     assert min(apart) > 0.5, "what comes in a second is for one of them"
 
 
+async def test_that_nobody_is_sent_away_is_not_yet_room(redis: Redis) -> None:
+    """All may be waiting for the time that they were told: only what is left over brings them forward."""
+    now = 0.0
+    gate = Gate(limited(requests_per_min=60), sharing(redis), lambda: now)
+
+    async def looked() -> str:
+        assert gate.state == "open"
+        assert gate._deciding is not None
+        await gate._deciding
+        return gate.state
+
+    assert await tried(gate)
+    assert gate.state == "closed"
+    assert not all(await asyncio.gather(*(tried(gate) for _ in range(6))))
+    assert gate.state == "open"
+    now = 1000.0
+    assert await looked() == "open", "what comes is still taken as it comes"
+    # Three seconds in which nobody came.
+    await redis.hincrby("callboard:limit:openai/ours", "at", -3000)  # type: ignore[misc]
+    assert await looked() == "closed"
+
+
 async def test_tokens_are_guessed_before_and_put_right_after(redis: Redis) -> None:
     gate = Gate(limited(tokens_per_min=6000), sharing(redis))  # a hundred to begin with, and a hundred a second
     assert await tried(gate, 100, used=10)
