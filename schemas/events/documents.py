@@ -12,7 +12,7 @@ DocumentId = Annotated[str, Meta(min_length=1, max_length=200)]
 class DocumentAdded(Event, tag="document.added", frozen=True):
     """A text to be found by what it says.
 
-    Under the same `document_id` of the same source, its passages take the place of those with their numbers.
+    Under the same `document_id` of the same source, it takes the place of the one before.
     """
 
     document_id: DocumentId

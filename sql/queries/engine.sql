@@ -69,13 +69,19 @@ with given as (
     from held h cross join lateral (select * from events where events.event_id = h.event_id) as e
     where h.outcome = 'dead'
     on conflict (origin) do nothing
-), written as (
-    insert into documents (tenant, collection, id, text, embedding, metadata)
+), last_said as (
     select distinct on (h.tenant, d.collection, d.id) h.tenant, d.collection, d.id, d.text, d.embedding, d.metadata
     from unnest($16::bigint[], $17::text[], $18::text[], $19::text[], $20::vector[], $21::jsonb[])
         with ordinality as d (n, collection, id, text, embedding, metadata, nth)
     join held h using (n)
-    order by h.tenant, d.collection, d.id, d.nth desc
+    order by h.tenant, d.collection, d.id, d.embedding is null, d.nth desc
+), unsaid as (
+    delete from documents d using last_said s
+    where d.tenant = s.tenant and d.collection = s.collection and d.id = s.id and s.embedding is null
+), written as (
+    insert into documents (tenant, collection, id, text, embedding, metadata)
+    select tenant, collection, id, text, embedding, metadata from last_said
+    where embedding is not null order by tenant, collection, id
     on conflict (tenant, collection, id) do update
         set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp()
 ), remembered as (

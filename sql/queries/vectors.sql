@@ -40,6 +40,12 @@ order by d.id
 on conflict (tenant, collection, id) do update
     set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp();
 
+-- name: ids
+select id from documents
+where tenant = $1 and collection = $2 and ($3::text[] is null or id = any ($3))
+  and ($4::jsonpath is null or jsonb_path_exists(metadata, $4, $5::jsonb))
+order by id limit $6;
+
 -- name: delete
 -- Up to $6 of those that fit; who did it goes on record in the same transaction.
 with chosen as (

@@ -27,13 +27,13 @@ Numbers = Annotated[list[float], Meta(min_length=1, max_length=16_000)]
 
 
 class Document(Struct, frozen=True):
-    """A text to keep in a collection, with its vector."""
+    """A text to keep in a collection, with its vector. Without one, nothing is kept under this id any more."""
 
     collection: str
     id: str
-    text: str
-    embedding: list[float]
-    metadata: dict[str, Any]
+    text: str = ""
+    embedding: list[float] | None = None
+    metadata: dict[str, Any] = {}
 
 
 class Search(Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +95,14 @@ class Vectors:
             for each in documents
         ]
         await _in_time(self._pool.execute(_SQL["upsert"], tenant, *zip(*rows, strict=True)))
+
+    async def ids(
+        self, tenant: str, collection: str, ids: Sequence[str] | None, which: Mapping[str, Any], most: int
+    ) -> list[str]:
+        """Those that `delete` would delete now, `most` at most. Raises BadEvent 422."""
+        where = compiled(which)
+        asked = (tenant, collection, ids and list(ids), where and where.path, where and where.values, most)
+        return [row["id"] for row in await _in_time(self._pool.fetch(_SQL["ids"], *asked))]
 
     async def delete(
         self, tenant: str, collection: str, ids: Sequence[str] | None, which: Mapping[str, Any], actor: str

@@ -186,6 +186,6 @@ def _document(n: int, document: Document) -> Row:
         document.collection,
         document.id,
         document.text,
-        Vector(document.embedding),
+        None if document.embedding is None else Vector(document.embedding),
         json.encode(document.metadata).decode(),
     )

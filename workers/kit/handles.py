@@ -1,7 +1,7 @@
 """What a run reaches the outside by: `run.vectors` and `run.web`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct, field
@@ -12,6 +12,8 @@ from workers.clients.vectors import Document, Found, Mode, Search, Vectors, chec
 from workers.clients.web import Reply, Web
 from workers.kit.memory import Effects
 from workers.kit.resources import Resources
+
+DELETE_MAX: Final = 10_000
 
 
 class Clients(Struct, frozen=True):
@@ -56,7 +58,7 @@ class RunVectors(Struct, frozen=True):
         collection: str,
         doc_id: str,
         text: str,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
         """Keep `text` under `doc_id`, by its own `vector` or embedded; its metadata also says the event's `source`."""
@@ -64,6 +66,22 @@ class RunVectors(Struct, frozen=True):
             check_vector(vector, "$.vector")
         whole = {"source": self.source, **(metadata or {})}
         self.effects.documents.append(Document(collection, doc_id, text, list(vector or embed(text)), whole))
+
+    async def delete(
+        self, collection: str, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
+    ) -> int:
+        """Delete those that are there now with one of `ids`, and fit `where`, each where given; gives their number.
+
+        What the same event upserts, before or after, is kept. Raises ValueError for more than DELETE_MAX of them, and
+        where neither is given.
+        """
+        if ids is None and not where:
+            raise ValueError(f"run.vectors.delete of {collection} says of no document which: give `ids` or `where`")
+        found = await self.client.ids(self.tenant, collection, ids, where or {}, DELETE_MAX + 1)
+        if len(found) > DELETE_MAX:
+            raise ValueError(f"more than {DELETE_MAX:,} documents of {collection} would be deleted by one call")
+        self.effects.documents.extend(Document(collection, each) for each in found)
+        return len(found)
 
 
 class RunWeb(Struct, frozen=True):

@@ -9,6 +9,7 @@ from workers.kit import Run
 
 DOCUMENTS = "documents"
 PASSAGE_MAX = 1_200  # letters: a thought or two, so that a hit says where
+PASSAGES_MAX = 1_000  # more than the longest document has
 
 
 class Passage(Struct, frozen=True):
@@ -31,14 +32,17 @@ class Notice(Struct, frozen=True):
     note: str
 
 
-async def split(document: DocumentAdded) -> list[Passage]:
+async def split(run: Run, document: DocumentAdded) -> list[Passage]:
+    """What an earlier text had more of is deleted with the end of the event, in which the new one can be found."""
     texts = passages(document.text)
+    beyond = range(len(texts) + 1, PASSAGES_MAX + 1)
+    await run.vectors.delete(DOCUMENTS, [_id(run, document.document_id, number) for number in beyond])
     return [Passage(document.document_id, number, text) for number, text in enumerate(texts, 1)]
 
 
 async def store(run: Run, passage: Passage) -> Stored:
     """Embedded here, and visible with all the others when the event ends."""
-    stored = Stored(f"{run.source} {passage.document_id} {passage.number}")
+    stored = Stored(_id(run, passage.document_id, passage.number))
     run.vectors.upsert(DOCUMENTS, stored.id, passage.text, {"document_id": passage.document_id})
     return stored
 
@@ -55,6 +59,10 @@ async def notify(run: Run, document: DocumentIngested) -> Notice:
     told = {"document_id": document.document_id, "passages": document.passages}
     reply = await run.web.post(run.settings.page_url, json=told)
     return Notice(document.document_id, f"told, answer {reply.status}")
+
+
+def _id(run: Run, document_id: str, number: int) -> str:
+    return f"{run.source} {document_id} {number}"
 
 
 def passages(text: str) -> list[str]:

@@ -118,3 +118,9 @@ async def test_a_pipeline_searches_as_http_does(vectors: Vectors) -> None:
     assert [each.id for each in await run.search("notes", vector=[1.0, 1.0], where={"lang": {"eq": "en"}})] == ["own"]
     assert [each.id for each in await run.search("notes", "model", mode="keyword", min_score=0.01)] == ["own"]
     assert await run.search("notes", "words", sources=["/chat"]) == []
+    assert await run.delete("notes", where={"lang": {"eq": "en"}}) == 1
+    assert await run.delete("notes", ["hashed", "unknown"]) == 1
+    assert await run.delete("notes", ["hashed"], {"lang": {"eq": "en"}}) == 0
+    assert [(each.id, each.embedding) for each in effects.documents[2:]] == [("own", None), ("hashed", None)]
+    with pytest.raises(ValueError, match="give `ids` or `where`"):
+        await run.delete("notes")

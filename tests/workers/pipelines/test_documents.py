@@ -38,3 +38,5 @@ async def test_a_document_can_be_found_and_somebody_is_told(board: Board) -> Non
 
     again = await board.ended(await board.send("document.added", data | {"text": LIFT}, source="/house"))
     assert again["result"]["passages"] == 2
+    rows = await board.sql("select id from documents where collection = $1 order by id", DOCUMENTS)
+    assert [row["id"] for row in rows] == ["/house house 1", "/house house 2"], "nothing is left of the longer one"
