@@ -57,7 +57,7 @@ class GroupCommit(Generic[T, R]):
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
-        self._busy = 0
+        self._busy = self._given_up = 0
         self._idle.set()
 
     async def put(self, item: T, timeout_s: float) -> R:
@@ -68,6 +68,8 @@ class GroupCommit(Generic[T, R]):
                 return await future
         except TimeoutError as error:
             raise _late(timeout_s) from error
+        finally:
+            self._let_go([future])
 
     async def put_all(self, items: Sequence[T], timeout_s: float) -> list[R | Exception]:
         """What each came to, its result or what `put` would raise for it.
@@ -76,9 +78,13 @@ class GroupCommit(Generic[T, R]):
         Raises Unavailable when WAITING_MAX items wait before them.
         """
         futures = self._queue(items)
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.gather(*futures, return_exceptions=True)
+        except TimeoutError:
+            pass  # each says so below
+        finally:
+            self._let_go(futures)
         outcomes: list[R | Exception] = []
         for each in futures:
             error = _late(timeout_s) if each.cancelled() else each.exception()
@@ -96,6 +102,15 @@ class GroupCommit(Generic[T, R]):
             self._idle.clear()
             self._more.set()
         return futures
+
+    def _let_go(self, futures: Sequence[asyncio.Future[R]]) -> None:
+        """What was given up does not wait for a Postgres that is away for hours: others need its room and memory."""
+        self._given_up += sum(each.cancelled() for each in futures)
+        if self._given_up and self._given_up * 2 >= len(self._waiting):
+            kept = [each for each in self._waiting if not each[1].done()]
+            self._waiting.clear()
+            self._waiting.extend(kept)
+            self._given_up = 0
 
     async def drained(self) -> None:
         await self._idle.wait()

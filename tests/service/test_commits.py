@@ -170,6 +170,18 @@ async def test_a_postgres_that_is_not_there(settings: Settings, sql: asyncpg.Con
     assert await stored(sql) == []
 
 
+async def test_what_was_given_up_waits_no_longer(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through an outage of hours, in which everybody comes again and again: it fills no queue, nor the memory."""
+    monkeypatch.setattr(commits, "WAITING_MAX", 50)
+    async with _silent() as url, open_desk(replace(settings, database_url=url)) as desk:
+        for _ in range(4):
+            puts = [desk.commits.put((n, "good"), 0.1) for n in range(20)]
+            told = await asyncio.gather(*puts, desk.commits.put_all([(1, "good")] * 20, 0.1), return_exceptions=True)
+            late = {str(each) for each in [*told[:-1], *told[-1]]}  # type: ignore[misc]
+            assert late == {"Postgres did not answer within 0.1 s"}
+        assert len(desk.commits._waiting) <= 1
+
+
 async def test_a_row_that_is_locked_by_another(desk: Desk, sql: asyncpg.Connection) -> None:
     """A put that has given up is not written later behind its caller's back, once the lock is gone."""
     async with sql.transaction():

@@ -32,6 +32,7 @@ from workers.kit.state import NO_KEY
 from workers.kit.wiring import Wired, Wiring, chosen
 
 SETTLE_TIMEOUT_S: Final = 60.0
+SETTLE_AGAIN_S: Final = 1.0
 HAND_BACK_TIMEOUT_S: Final = 5.0
 
 log = logging.getLogger("callboard.executor")
@@ -227,7 +228,7 @@ class Executor:
                 self._stage.wire.moved(claimed.event_id)
                 return
             except Unavailable:
-                continue
+                await asyncio.sleep(SETTLE_AGAIN_S)
             except BadRow as error:
                 if wired is None or not isinstance(outcome, Done):
                     raise
@@ -238,8 +239,7 @@ def _timed_out(error: Exception, wired: Wired) -> Exception | None:
     """A TimeoutError has no text of its own; whose it was, the node's or the attempt's, its step says."""
     if not isinstance(error, TimeoutError) or str(error):
         return None
-    limit_s = wired.pipeline.timeout_s
-    told = TimeoutError(f"not finished in time (an attempt of {wired.name} may take {limit_s:g} s)")
+    told = TimeoutError(f"not finished in time (an attempt of {wired.name} may take {wired.pipeline.timeout_s:g} s)")
     told.__cause__ = error
     return told
 
