@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -11,16 +11,20 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Send
 
-from service import live
+from service import keys, live
 from service.errors import Unavailable
 from service.follow import Standing, standing, told
-from service.http.auth import caller
+from service.http.auth import admit, caller
 from service.http.door import door, event_id_of
 from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 
 SEND_TIMEOUT_S: Final = 30.0
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+CHECK_S: Final = 0.2
 SEQ_MAX: Final = 1 << 63
+
+Admitted = Callable[[], Awaitable[None]]
+"""Raises HTTPException where who asked would not be let in any more, Unavailable where nobody can say."""
 
 log = logging.getLogger("callboard.stream")
 
@@ -35,15 +39,15 @@ async def follow_event(request: Request) -> Response:
     if last is not None and _is_read(found[0], last):
         return Response(status_code=204)
     here.followers.admit()
-    return EventStream(told(here.followers, event_id, found, last))
+    return EventStream(told(here.followers, event_id, found, last), lambda: admit(request, "read"))
 
 
 class EventStream(StreamingResponse):
     """A client that does not read is not waited for; whatever ends it, nobody follows any more."""
 
-    def __init__(self, stream: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, stream: AsyncGenerator[bytes, None], admitted: Admitted) -> None:
         self.stream: Final = stream
-        super().__init__(_until_trouble(stream), headers=HEADERS, media_type="text/event-stream")
+        super().__init__(_until_trouble(stream, admitted), headers=HEADERS, media_type="text/event-stream")
 
     async def stream_response(self, send: Send) -> None:
         async def in_time(message: Message) -> None:
@@ -55,13 +59,27 @@ class EventStream(StreamingResponse):
                 await super().stream_response(in_time)
 
 
-async def _until_trouble(stream: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    """What goes wrong ends the stream, early and in order: its client comes again with what it has read."""
+async def _until_trouble(stream: AsyncGenerator[bytes, None], admitted: Admitted) -> AsyncIterator[bytes]:
+    """What goes wrong ends the stream, early and in order: its client comes again with what it has read.
+
+    So does a key that does not hold any more. While nobody can say whether it does, who was let in stays.
+    """
+    now, check = asyncio.get_running_loop().time, None
+    checked_at = now()
     try:
         async for message in stream:
+            if check is None and now() - checked_at >= keys.HELD_S:
+                check = asyncio.ensure_future(admitted())
+            if check is not None and (await asyncio.wait([check], timeout=CHECK_S))[0]:
+                done, check, checked_at = check, None, now()
+                with suppress(Unavailable):
+                    done.result()
             yield message
-    except (Unavailable, *POSTGRES_ERRORS) as error:
+    except (Unavailable, HTTPException, *POSTGRES_ERRORS) as error:
         log.warning("a stream ends early: %s", str(error) or type(error).__name__)
+    finally:
+        if check is not None:
+            check.cancel()
 
 
 def _is_read(stands: Standing, last: int) -> bool:
