@@ -94,13 +94,19 @@ class Operator:
         return await self._each(which, dry_run, self._discard_batch)
 
     async def _each(self, which: Letters, dry_run: bool, act: Any) -> Operated:
+        """In the order in which they died; what dies again meanwhile is not among them."""
+        asked = self._asked(which)
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            matched: int = await connection.fetchval(SQL["count_dead_letters"], *self._asked(which))
-        done, before = 0, None
-        while not dry_run and (rows := await self.letters(which, BATCH, before)):
-            before = rows[-1]["dead_no"]
+            found: Any = await connection.fetchrow(SQL["count_dead_letters"], *asked)
+        done = after = 0
+        while not dry_run:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+                rows = await connection.fetch(SQL["dead_letters_behind"], *asked, after, found["last"], BATCH)
+            if not rows:
+                break
+            after = rows[-1]["dead_no"]
             done += await act(rows)
-        return Operated(matched, done)
+        return Operated(found["matched"], done)
 
     def _asked(self, which: Letters) -> tuple[Any, ...]:
         return (self._tenant, which.type, which.reason, which.since, which.until, which.ids)

@@ -3,9 +3,11 @@
 import asyncio
 
 import httpx
+import pytest
 from msgspec import Struct
 
 from schemas import Event
+from service import operate
 from service.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
@@ -28,6 +30,7 @@ class Stage:
         self.entered = asyncio.Event()
         self.ended = asyncio.Event()
         self.mended = False
+        self.ran: list[str] = []
 
     async def node(self, run: Run, event: Told) -> Answer:
         if event.what == "wait":
@@ -38,6 +41,7 @@ class Stage:
                 self.ended.set()
         if event.what == "dead" and not self.mended:
             raise Reject("not yet mended")
+        self.ran.append(str(run.event_id))
         return Answer(run.number)
 
 
@@ -143,6 +147,24 @@ async def test_dead_letters_are_replayed_and_discarded_by_filter(settings: Setti
         gone = await board.http.request("DELETE", "/dead-letters", json={"ids": [left["dead_id"]]})
         assert gone.json() == {"matched": 1, "done": 1}
         assert (await board.http.get("/dead-letters")).json()["items"] == []
+
+
+async def test_dead_letters_of_a_key_are_replayed_in_their_order(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every batch and from one to the next. What dies again meanwhile is not replayed for ever."""
+    monkeypatch.setattr(operate, "BATCH", 2)
+    stage, program = await on_stage(settings)
+    async with board_on(settings, program) as board:  # type: ignore[arg-type]
+        sent = [await board.send("told", {"what": "dead"}, partitionkey="k") for _ in range(7)]
+        await eventually(lambda: _letters(board, 7))
+        again = (await _bulk(board, "POST", {"type": "told"})).json()
+        assert again == {"matched": 7, "done": 7}
+        await eventually(lambda: _letters(board, 7))
+        stage.mended = True
+        assert (await _bulk(board, "POST", {"type": "told"})).json()["done"] == 7
+        assert [(await board.ended(each))["run"] for each in sent] == [3] * 7
+        assert stage.ran == sent
 
 
 async def _bulk(board: Board, method: str, body: dict[str, object]) -> httpx.Response:
