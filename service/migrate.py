@@ -8,6 +8,7 @@ from service.errors import StartError
 from service.resources import Connection, Pool, connect
 from service.settings import Settings
 
+LASTS_MAX_S: Final = 4 * 3600.0  # one migration, or the wait for another process that runs them
 _SQL: Final = sql.queries("migrate")
 
 
@@ -42,7 +43,7 @@ async def pending(connection: Connection | Pool) -> list[str]:
 async def _run_once(connection: Connection, name: str, text: str) -> bool:
     digest = sha256(text.encode()).hexdigest()
     async with connection.transaction():
-        await connection.execute(_SQL["begin_alone"])
+        await connection.execute(_SQL["begin_alone"], timeout=LASTS_MAX_S)
         await connection.execute(_SQL["table"])
         done = {row["name"]: row["hash"] for row in await connection.fetch(_SQL["done"])}
         if name in done:
@@ -51,6 +52,6 @@ async def _run_once(connection: Connection, name: str, text: str) -> bool:
                     f"sql/migrations/{name} was changed after it had run here. Put it back; write a new one."
                 )
             return False
-        await connection.execute(text)
+        await connection.execute(text, timeout=LASTS_MAX_S)
         await connection.execute(_SQL["record"], name, digest)
         return True

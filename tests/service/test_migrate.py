@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import sql
+from service import resources
 from service.embedded import Server
 from service.errors import StartError
 from service.migrate import migrate, outstanding, pending
@@ -45,6 +46,14 @@ async def test_each_runs_once(fresh: Settings) -> None:
 async def test_processes_that_start_together_do_it_once(fresh: Settings) -> None:
     done = await asyncio.gather(*(migrate(fresh) for _ in range(4)))
     assert sorted(name for names in done for name in names) == NAMES
+
+
+async def test_a_long_one_and_who_waits_for_it(fresh: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may last on another connection is no bound for either: the index of a large table takes minutes."""
+    monkeypatch.setattr(resources, "STATEMENT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(sql, "migrations", lambda: [("0001_long.sql", "select pg_sleep(1)")])
+    done = await asyncio.gather(*(migrate(fresh) for _ in range(2)))
+    assert sorted(done) == [[], ["0001_long.sql"]]
 
 
 async def test_one_that_was_changed_stops_the_boot(settings: Settings) -> None:
