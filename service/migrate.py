@@ -1,5 +1,9 @@
-"""Migrations: each file of sql/migrations once, in number order, one transaction each, one process at a time."""
+"""Migrations: each file of sql/migrations once, in number order, one transaction each, one process at a time.
 
+One that begins with OUTSIDE is run statement by statement, in no transaction: it must be safe to repeat.
+"""
+
+import asyncio
 from hashlib import sha256
 from typing import Final
 
@@ -8,6 +12,8 @@ from service.errors import StartError
 from service.resources import Connection, Pool, connect
 from service.settings import Settings
 
+OUTSIDE: Final = "-- outside a transaction\n"
+AGAIN_S: Final = 0.5
 LASTS_MAX_S: Final = 4 * 3600.0  # one migration, or the wait for another process that runs them
 _SQL: Final = sql.queries("migrate")
 
@@ -15,14 +21,25 @@ _SQL: Final = sql.queries("migrate")
 async def migrate(settings: Settings) -> list[str]:
     """Bring the schema up to date; returns the names of the migrations run now.
 
-    Raises StartError where a migration that has run was changed since.
+    Raises StartError where a migration that has run was changed since, or another process is at it for too long.
     """
     connection = await connect(settings, "migrate")
     try:
         await connection.execute("set statement_timeout = 0")
+        await _wait_for_turn(connection)
+        await connection.execute(_SQL["table"])
         return [name for name, text in sql.migrations() if await _run_once(connection, name, text)]
     finally:
         await connection.close()
+
+
+async def _wait_for_turn(connection: Connection) -> None:
+    try:
+        async with asyncio.timeout(LASTS_MAX_S):
+            while not await connection.fetchval(_SQL["alone"]):
+                await asyncio.sleep(AGAIN_S)
+    except TimeoutError as error:
+        raise StartError(f"another process has been running migrations for {LASTS_MAX_S / 3600:g} hours") from error
 
 
 async def outstanding(settings: Settings) -> list[str]:
@@ -42,16 +59,19 @@ async def pending(connection: Connection | Pool) -> list[str]:
 
 async def _run_once(connection: Connection, name: str, text: str) -> bool:
     digest = sha256(text.encode()).hexdigest()
-    async with connection.transaction():
-        await connection.execute(_SQL["begin_alone"], timeout=LASTS_MAX_S)
-        await connection.execute(_SQL["table"])
-        done = {row["name"]: row["hash"] for row in await connection.fetch(_SQL["done"])}
-        if name in done:
-            if done[name] != digest:
-                raise StartError(
-                    f"sql/migrations/{name} was changed after it had run here. Put it back; write a new one."
-                )
-            return False
-        await connection.execute(text, timeout=LASTS_MAX_S)
+    done = {row["name"]: row["hash"] for row in await connection.fetch(_SQL["done"])}
+    if name in done:
+        if done[name] != digest:
+            raise StartError(f"sql/migrations/{name} was changed after it had run here. Put it back; write a new one.")
+        return False
+    if text.startswith(OUTSIDE):
+        await connection.execute("set lock_timeout = 0")  # it waits for who is at the table, and holds up nobody
+        for statement in filter(str.strip, text.split(";\n")):
+            await connection.execute(statement, timeout=LASTS_MAX_S)
+        await connection.execute("reset lock_timeout")
         await connection.execute(_SQL["record"], name, digest)
         return True
+    async with connection.transaction():
+        await connection.execute(text, timeout=LASTS_MAX_S)
+        await connection.execute(_SQL["record"], name, digest)
+    return True

@@ -4,4 +4,3 @@ create function document_words(text text) returns tsvector language sql immutabl
 -- Any of the words, where plainto_tsquery wants all of them.
 create function any_word(query text) returns tsquery language sql immutable parallel safe
     return replace(plainto_tsquery('english', query)::text, ' & ', ' | ')::tsquery;
-create index documents_words on documents using gin (document_words(text));

@@ -1,8 +1,7 @@
--- name: begin_alone
--- Whoever migrates is waited for. A table that others hold is not: all who come after a migration would wait behind it.
-set local lock_timeout = 0;
-select pg_advisory_xact_lock(727001);
-set local lock_timeout = '5s';
+-- name: alone
+-- Until its connection ends. It is asked for again and again: an index that is built concurrently waits for all statements
+-- that are under way, so also for one in which another process would wait for this.
+select pg_try_advisory_lock(727001);
 
 -- name: table
 create table if not exists migrations (name text primary key, hash text not null, done_at timestamptz not null default now());

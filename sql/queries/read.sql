@@ -19,7 +19,7 @@ select run, claim, step, at, prompt, version, provider, model, tokens_in, tokens
 from calls where event_id = $1 order by at;
 
 -- name: events
--- Newest first: event ids are UUIDv7. Each filter counts where it is not null.
+-- Newest first: event ids are UUIDv7. Each filter counts where it is not null; what is open is looked for in `work` alone.
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at, e.error,
        e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now, w.due_at,
@@ -33,6 +33,7 @@ cross join lateral (select count(*) as calls, coalesce(sum(c.cost_usd), 0) as co
 where e.tenant = $1
   and ($2::text is null or e.type = $2)
   and ($3::text is null or coalesce(w.status, e.status) = $3)
+  and ($3::text is null or $3 in ('succeeded', 'dead', 'cancelled') or w.event_id is not null)
   and ($4::text is null or e.partitionkey = $4)
   and ($5::text is null or e.source = $5)
   and ($6::text is null or e.id = $6)

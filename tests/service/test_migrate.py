@@ -56,6 +56,16 @@ async def test_a_long_one_and_who_waits_for_it(fresh: Settings, monkeypatch: pyt
     assert sorted(done) == [[], ["0001_long.sql"]]
 
 
+async def test_an_index_whose_making_was_cut_off_is_made_anew(settings: Settings) -> None:
+    connection = await connect(settings, "test")
+    (name,) = (name for name, text in sql.migrations() if "events_of_key" in text)
+    await connection.execute("update pg_index set indisvalid = false where indexrelid = 'events_of_key'::regclass")
+    await connection.execute("delete from migrations where name = $1", name)
+    assert await migrate(settings) == [name]
+    assert not await connection.fetch("select from pg_index where not indisvalid")
+    await connection.close()
+
+
 async def test_one_that_was_changed_stops_the_boot(settings: Settings) -> None:
     connection = await connect(settings, "test")
     await connection.execute("update migrations set hash = 'another' where name = $1", NAMES[0])
