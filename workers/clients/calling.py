@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from prompts import Target
 from service.errors import CallboardError, Outage
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
-from workers.clients.faults import SICK, WAIT_CAP_S, Fault
+from workers.clients.faults import ALONE_MAX, SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
 from workers.clients.limits import Gate, Permit
 from workers.clients.prices import Prices
@@ -18,11 +18,9 @@ from workers.clients.provider import Answer, Client, Embedder
 
 T = TypeVar("T")
 
-# A failure may be the event's own where the model answers others, in less than five doubled waits take (31 s); where
-# nobody else asks, nobody can say so, and it is given a day of waits of ten minutes.
+# A failure may be the event's own where the model answers others, in less than five doubled waits take (31 s).
 FREE_MAX: Final = 5
 ANSWERED_S: Final = 30.0
-ALONE_MAX: Final = 150
 
 Send = Callable[[Any, Any], Awaitable[Answer]]
 """Asks a client once, for the request of the question at the model of the target. Raises Fault."""

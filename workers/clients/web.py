@@ -9,8 +9,8 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from service.errors import Reject
-from workers.clients.faults import Fault, asked_wait_s, outcome_of
+from service.errors import Outage, Reject
+from workers.clients.faults import ALONE_MAX, Fault, asked_wait_s, outcome_of
 
 CONNECTIONS_MAX: Final = 200
 REPLY_MAX: Final = 1_048_576
@@ -31,7 +31,8 @@ class Web:
         """The 2xx answer.
 
         Raises Outage for what passes (no connection, 5xx, 408, 429, too slow), Reject for a refusal (other 3xx, 4xx)
-        and for an address that is none.
+        and for an address that is none. What has not passed in a day of waits is one of the event's attempts from then
+        on, but for a 429.
         """
         headers = {"idempotency-key": idempotency_key, "content-type": "application/json"}
         try:
@@ -40,10 +41,10 @@ class Web:
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Reject(f"The address to post to is none ({error}): begin it with http:// or https://.") from error
         except TimeoutError as error:
-            raise Fault("timeout", f"{_host(url)} gave no whole answer in {timeout_s:g} s.").outage() from error
+            raise _outage(Fault("timeout", f"{_host(url)} gave no whole answer in {timeout_s:g} s.")) from error
         except httpx.RequestError as error:
             what = str(error) or type(error).__name__
-            raise Fault("connection", f"{_host(url)} can't be reached ({what}).").outage() from error
+            raise _outage(Fault("connection", f"{_host(url)} can't be reached ({what}).")) from error
 
     async def _send(self, request: httpx.Request) -> Reply:
         response = await self._http.send(request, stream=True)
@@ -75,8 +76,12 @@ def _refusal(response: httpx.Response) -> Exception:
     answered = f"{response.url.host} answered HTTP {response.status_code}"
     fault = Fault(outcome_of(response.status_code), f"{answered}.", asked_wait_s(response.headers))
     if fault.outcome in ("server", "rate_limited"):
-        return fault.outage()
+        return _outage(fault)
     return Reject(f"{answered} to our POST: look at the address and at what is posted.")
+
+
+def _outage(fault: Fault) -> Outage:
+    return fault.outage(None if fault.outcome == "rate_limited" else ALONE_MAX)
 
 
 async def _body(response: httpx.Response) -> bytes:
