@@ -19,7 +19,7 @@ from service.follow import Followers
 from service.http import batch, documents, events, health, metrics, openapi, operations, stream
 from service.http import catalog as catalogue
 from service.http.auth import Endpoint, Need, guarded
-from service.http.door import Door
+from service.http.door import Door, Room
 from service.http.metrics import Measured
 from service.http.problem import HANDLERS
 from service.intake import open_intake
@@ -105,6 +105,7 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             followers = Followers(redis, pool, settings.streams_max)
             await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
             app.state.leave = followers.leave
-            yield State(door=Door(settings, catalog, told, intake, keys, pool, redis, meters, measured, followers))
+            made = (intake, keys, pool, redis, meters, measured, followers, Room())
+            yield State(door=Door(settings, catalog, told, *made))
 
     return lifespan

@@ -53,7 +53,10 @@ def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
     async def checked(request: Request) -> Response:
         if need != "open":
             await admit(request, need)
-        return await endpoint(request)
+        try:
+            return await endpoint(request)
+        finally:
+            door(request).room.leave(request)
 
     vars(checked)["need"] = need
     return checked

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from prompts import Prompts
 from schemas.catalog import Catalog
 from schemas.text import BadEvent, check, malformed, misfit
+from service.errors import Unavailable
 from service.follow import Followers
 from service.http.metrics import Measured
 from service.intake import Intake
@@ -26,9 +27,30 @@ from service.settings import Settings
 JSON: Final = "application/json"
 BODY_TIMEOUT_S: Final = 30.0
 DISCARD_MAX: Final = 8 << 20
+HELD_MAX: Final = 64 << 20
 
 Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 T = TypeVar("T")
+
+
+class Room:
+    """For the bodies in hand, of all requests together: while Postgres is away they wait, and would fill memory."""
+
+    def __init__(self, most: int = HELD_MAX) -> None:
+        self._most: Final = most
+        self._held = 0
+
+    def take(self, request: Request, size: int) -> bool:
+        """Whether there was room for so much more. One body that is alone always has it."""
+        if self._held and self._held + size > self._most:
+            return False
+        self._held += size
+        request.state.held = getattr(request.state, "held", 0) + size
+        return True
+
+    def leave(self, request: Request) -> None:
+        """The request is over."""
+        self._held -= getattr(request.state, "held", 0)
 
 
 class Door(Struct, frozen=True):
@@ -44,6 +66,7 @@ class Door(Struct, frozen=True):
     meters: Meters
     measured: Measured
     followers: Followers
+    room: Room
 
 
 def door(request: Request) -> Door:
@@ -76,20 +99,23 @@ async def asked_by_body(request: Request, shape: type[T]) -> T:
 
 
 async def read_body(request: Request, size_max: int) -> bytes:
-    """Raises BadEvent 413 over `size_max` bytes and HTTPException 408 where they do not come in time.
+    """Raises BadEvent 413 over `size_max` bytes, HTTPException 408 where they do not come in time, and Unavailable
+    where there is no room for them.
 
-    What is too large by less than DISCARD_MAX is read to its end and dropped: an answer on a connection that closes
-    with bytes still coming would be lost on the way.
+    What is too large by less than DISCARD_MAX is read to its end and dropped, as is what there is no room for: an
+    answer on a connection that closes with bytes still coming would be lost on the way.
     """
-    told = request.headers.get("content-length", "")
-    if told.isdecimal() and int(told) > size_max + DISCARD_MAX:
+    told, room = request.headers.get("content-length", ""), door(request).room
+    sized = told.isdecimal()
+    if sized and int(told) > size_max + DISCARD_MAX:
         raise _too_large(size_max)
-    body, size = bytearray(), 0
+    body, size, roomy = bytearray(), 0, not sized or room.take(request, min(int(told), size_max))
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size <= size_max:
+                if roomy and size <= size_max:
+                    roomy = sized or room.take(request, len(chunk))
                     body += chunk
                 elif size > size_max + DISCARD_MAX:
                     break
@@ -99,6 +125,8 @@ async def read_body(request: Request, size_max: int) -> bytes:
         ) from error
     if size > size_max:
         raise _too_large(size_max)
+    if not roomy:
+        raise Unavailable("it has more bodies in hand than it keeps")
     return bytes(body)
 
 
