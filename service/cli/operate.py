@@ -1,24 +1,16 @@
 """`callboard dead | replay | cancel`: what operators do, over HTTP."""
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 import msgspec
 
+from schemas.outcome import Reason
 from service.cli.api_client import as_json, ask, at_service, printable
 from service.cli.show import pretty, print_json, print_rows
 from service.settings import Settings
 
 COLUMNS: Final = ("dead_id", "at", "type", "reason", "attempts", "error")
-REASONS: Final = (
-    "attempts_exhausted",
-    "rejected",
-    "crash_loop",
-    "invalid",
-    "too_large",
-    "journal_mismatch",
-    "deadline",
-)
 
 
 @click.command(epilog="Example: callboard replay 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44")
@@ -48,7 +40,7 @@ def filtered(command: Any) -> Any:
     """The options that say which letters."""
     options = (
         click.option("--type", help="Only events of this type."),
-        click.option("--reason", type=click.Choice(REASONS), help="Only letters with this reason."),
+        click.option("--reason", type=click.Choice(get_args(Reason)), help="Only letters with this reason."),
         click.option("--since", help="Only letters from this time on, such as 2026-11-22T10:00:00Z."),
         click.option("--until", help="Only letters before this time."),
         at_service,

@@ -12,6 +12,7 @@ from starlette.responses import Response
 import sql
 from schemas.envelope import SOURCE, Moment
 from schemas.identity import first_id
+from schemas.outcome import Status
 from service.http.auth import caller
 from service.http.door import (
     Text,
@@ -33,7 +34,7 @@ class Filter(Struct, frozen=True, forbid_unknown_fields=True):
     """The query of `GET /events`."""
 
     type: Text | None = None
-    status: Text | None = None
+    status: Status | None = None
     key: Text | None = None
     source: Text | None = None
     id: Text | None = None

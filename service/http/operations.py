@@ -17,11 +17,12 @@ from service.operate import Letters, Operator, UnknownStep
 from service.resources import ACQUIRE_TIMEOUT_S
 
 SQL: Final = sql.queries("operate")
+CURSOR_MAX: Final = (1 << 63) - 1
 
 
 class Page(Letters, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
-    cursor: Annotated[int, Meta(ge=1)] | None = None
+    cursor: Annotated[int, Meta(ge=1, le=CURSOR_MAX)] | None = None
 
 
 class Which(Letters, frozen=True, forbid_unknown_fields=True):

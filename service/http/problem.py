@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
+import asyncpg
 from msgspec import Struct, json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -52,6 +53,8 @@ async def on_error(request: Request, error: Exception) -> Response:
             return problem(request, 503, f"not now: {error}", headers={"Retry-After": "1"})
         case HTTPException():
             return problem(request, error.status_code, error.detail, headers=error.headers)
+        case asyncpg.CharacterNotInRepertoireError():
+            return problem(request, 400, "what was asked for holds a NUL character, which nothing here has")
         case ClientDisconnect():  # before its request was whole: nobody reads this
             return Response(status_code=400)
     if postgres_passes(error):  # what Postgres says is for the log

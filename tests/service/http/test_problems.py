@@ -178,6 +178,15 @@ async def test_elsewhere(api: httpx.AsyncClient) -> None:
 
 
 async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
+    for path, name in (
+        ("/events?status=done", "status"),
+        ("/dead-letters?reason=old", "reason"),
+        ("/dead-letters?cursor=9223372036854775808", "cursor"),
+        ("/prompt-stats?since=x", "since"),
+    ):
+        assert_problem(await api.get(path), 400, f"$.{name}")
+    for path in ("/dead-letters?type=%00", "/pipelines/%00", "/actors/%00"):
+        assert_problem(await api.get(path), 400)
     for query in (
         *("limit=0", "limit=501", "limit=-1", "limit=many", "limit=", "cursor=x", "cursor=", "colour=red"),
         *(
@@ -190,7 +199,8 @@ async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
             "type=%00",
         ),
     ):
-        assert_problem(await api.get(f"/events?{query}"), 400)
+        name = query.partition("=")[0]
+        assert_problem(await api.get(f"/events?{query}"), 400, f"$.{name}" if name != "colour" else "$")
     for query in (
         *("since=0001-01-01T00:00:00Z", "until=0001-01-01T00:00:00%2B14:00", "until=1969-12-31T23:59:59Z"),
         *("since=9999-12-31T23:59:59Z", "id=%ff", "key=%ed%a0%80", "cursor=00000000-0000-0000-0000-000000000000"),
