@@ -102,7 +102,12 @@ async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPExcepti
 
 
 async def _which(request: Request) -> Which:
+    """By the query or by the body: of two that are merged one could be overlooked."""
     which = await asked_by_body(request, Which)
+    if request.query_params:
+        if which != Which():
+            raise BadEvent(400, "the filter is in the query and in the body: send one of them")
+        which = asked_by_query(request, Which)
     if which.everything:
         raise BadEvent(
             400, "name at least one of type, reason, since, until, ids: everything at once is asked for by none"

@@ -10,6 +10,7 @@ from msgspec import Struct, json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from schemas.text import BadEvent, Trouble
 from service.errors import Outage, Unavailable
@@ -51,6 +52,8 @@ async def on_error(request: Request, error: Exception) -> Response:
             return problem(request, 503, f"not now: {error}", headers={"Retry-After": str(error.retry_after_s)})
         case Outage():
             return problem(request, 503, f"not now: {error}", headers={"Retry-After": "1"})
+        case HTTPException(status_code=405):
+            return _no_such_method(request)
         case HTTPException():
             return problem(request, error.status_code, error.detail, headers=error.headers)
         case asyncpg.CharacterNotInRepertoireError():
@@ -62,6 +65,13 @@ async def on_error(request: Request, error: Exception) -> Response:
         return problem(request, 503, "not now: Postgres does not answer", headers={"Retry-After": "1"})
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return problem(request, 500, "a bug in Callboard; the log has it")
+
+
+def _no_such_method(request: Request) -> Response:
+    """Starlette names only the methods of the first route that has the path."""
+    routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
+    allowed = ", ".join(sorted({method for each in routes for method in each.methods}))
+    return problem(request, 405, f"this takes {allowed}, not {request.method}", headers={"Allow": allowed})
 
 
 HANDLERS: Final = dict.fromkeys(
