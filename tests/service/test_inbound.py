@@ -108,7 +108,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"type":"message.labelled","data":{"text":"a","label":7}}', "invalid", "$.data.label: "),
     (b'{"type":"message.labelled","data":{"text":"\\u0000","label":"b"}}', "invalid", "$.data.text: "),
     (b'{"type":"message.labelled","data":{"text":NaN,"label":"b"}}', "invalid", "$.data.text: "),
-    (b'{"dueat":"0001-01-01T00:00:00+14:00","type":"message.labelled"}', "invalid", "$.data: "),
+    (b'{"dueat":"0001-01-01T00:00:00+14:00","type":"message.labelled"}', "invalid", "$.data.text: "),
     (b"[" * 1000, "invalid", "$: nested deeper than 64"),
     (b"\xff\xfe", "invalid", "$: not UTF-8"),
     (event(subject="x" * 100, id="i" * 201), "invalid", "$.id: "),

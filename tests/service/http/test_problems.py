@@ -36,14 +36,14 @@ WRONG: list[tuple[str, bytes, int, str]] = [
     ("a list", b"[]", 422, "$"),
     ("a text", b'"x"', 422, "$"),
     ("null", b"null", 422, "$"),
-    ("no type", b'{"data":{}}', 422, "$"),
+    ("no type", b'{"data":{}}', 422, "$.type"),
     ("a type that is none", b'{"type":7}', 422, "$.type"),
     ("unknown type", b'{"type":"ticket.closed","data":{}}', 422, "$.type"),
-    ("no data", b'{"type":"ticket.opened"}', 422, "$.data"),
+    ("no data", b'{"type":"ticket.opened"}', 422, "$.data.ticket_id"),
     ("data that is no object", with_data(b"[]"), 422, "$.data"),
     ("data null", with_data(b"null"), 422, "$.data"),
-    ("a field that is missing", with_data(b'{"text":"a"}'), 422, "$.data"),
-    ("an unknown field", with_data(b'{"text":"a","label":"b","more":1}'), 422, "$.data"),
+    ("a field that is missing", with_data(b'{"text":"a"}'), 422, "$.data.label"),
+    ("an unknown field", with_data(b'{"text":"a","label":"b","more":1}'), 422, "$.data.more"),
     ("a wrong field", with_data(b'{"text":"a","label":7}'), 422, "$.data.label"),
     ("a field too short", with_data(b'{"text":"","label":"b"}'), 422, "$.data.text"),
     ("a field too long", with_data(b'{"text":"' + b"a" * 50_001 + b'","label":"b"}'), 422, "$.data.text"),
@@ -203,8 +203,7 @@ async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
             "type=%00",
         ),
     ):
-        name = query.partition("=")[0]
-        assert_problem(await api.get(f"/events?{query}"), 400, f"$.{name}" if name != "colour" else "$")
+        assert_problem(await api.get(f"/events?{query}"), 400, f"$.{query.partition('=')[0]}")
     for query in (
         *("since=0001-01-01T00:00:00Z", "until=0001-01-01T00:00:00%2B14:00", "until=1969-12-31T23:59:59Z"),
         *("since=9999-12-31T23:59:59Z", "id=%ff", "key=%ed%a0%80", "cursor=00000000-0000-0000-0000-000000000000"),
