@@ -102,6 +102,6 @@ def media_type_of(request: Request, taken: Sequence[str]) -> str:
 
 def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= 200:
-        raise HTTPException(400, "the header Idempotency-Key has 1 to 200 characters")
+    if key is not None and not (0 < len(key) <= 200 and key.isascii()):  # else encoded who knows how
+        raise HTTPException(400, "the header Idempotency-Key has 1 to 200 characters of ASCII")
     return key
