@@ -56,8 +56,10 @@ async def on_error(request: Request, error: Exception) -> Response:
             return _no_such_method(request)
         case HTTPException():
             return problem(request, error.status_code, error.detail, headers=error.headers)
-        case asyncpg.CharacterNotInRepertoireError():
-            return problem(request, 400, "what was asked for holds a NUL character, which nothing here has")
+        case asyncpg.DataError():
+            log.warning("what was asked for can't be looked up: %s", error)
+            detail = "what was asked for holds a NUL character, or a time before the year 1 or behind 9999 (UTC)"
+            return problem(request, 400, detail)
         case ClientDisconnect():  # before its request was whole: nobody reads this
             return Response(status_code=400)
     if postgres_passes(error):  # what Postgres says is for the log
