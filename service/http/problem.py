@@ -66,7 +66,8 @@ async def on_error(request: Request, error: Exception) -> Response:
         log.warning("Postgres is away: %s", str(error) or type(error).__name__)
         return problem(request, 503, "not now: Postgres does not answer", headers={"Retry-After": "1"})
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem(request, 500, "a bug in Callboard; the log has it")
+    # The server hangs up behind it: without a word of that, the client's next request would be lost.
+    return problem(request, 500, "a bug in Callboard; the log has it", headers={"Connection": "close"})
 
 
 def _no_such_method(request: Request) -> Response:

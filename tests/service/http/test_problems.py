@@ -192,6 +192,7 @@ async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
     for path in (
         *("/dead-letters?type=%00", "/pipelines/%00", "/actors/%00"),
         *("/dead-letters?since=0001-01-01T00:00:00%2B14:00", "/prompt-stats?until=9999-12-31T23:59:59-01:00"),
+        "/prompt-stats?until=0001-01-01T00:00:00Z",
     ):
         assert_problem(await api.get(path), 400)
     for query in (
