@@ -15,6 +15,7 @@ from schemas.identity import first_id
 from schemas.outcome import Status
 from service.http.auth import caller
 from service.http.door import (
+    JSON,
     Text,
     asked_by_query,
     door,
@@ -26,7 +27,7 @@ from service.http.door import (
 from service.http.view import event_view, list_item
 from service.resources import ACQUIRE_TIMEOUT_S
 
-MEDIA_TYPES: Final = ("application/json", "application/cloudevents+json")
+MEDIA_TYPES: Final = (JSON, "application/cloudevents+json")
 SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
 
 
@@ -94,6 +95,8 @@ def media_type_of(request: Request, taken: Sequence[str]) -> str:
     given = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if given not in taken:
         raise HTTPException(415, f'send one of {", ".join(taken)}, not "{given}"')
+    if given == JSON and "ce-specversion" in request.headers:
+        raise HTTPException(415, "CloudEvents' binary mode is not taken here: send application/cloudevents+json")
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
         raise HTTPException(415, f'send the body as it is, without Content-Encoding, not "{coding}"')

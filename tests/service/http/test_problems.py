@@ -156,6 +156,8 @@ async def test_other_media(api: httpx.AsyncClient) -> None:
     for media in ("", "text/plain", "application/x-www-form-urlencoded", "application/xml", "json"):
         assert_problem(await api.post("/events", content=b"{}", headers={"Content-Type": media}), 415)
     assert_problem(await api.post("/events", content=b"{}"), 415)
+    binary = await api.post("/events", json=LABELLED["data"], headers={"ce-specversion": "1.0", "ce-id": "1"})
+    assert_problem(binary, 415)
     packed = await api.post("/events", content=b"\x1f\x8b", headers={**MEDIA, "Content-Encoding": "gzip"})
     assert_problem(packed, 415)
 
