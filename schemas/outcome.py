@@ -6,6 +6,10 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+Status = Literal["queued", "scheduled", "running", "waiting", "succeeded", "dead", "cancelled"]
+Reason = Literal["attempts_exhausted", "rejected", "crash_loop", "invalid", "too_large", "journal_mismatch", "deadline"]
+"""Why an event is a dead letter."""
+
 ENDED: Final = ("succeeded", "dead", "cancelled")
 """The statuses of an event that is over."""
 
@@ -32,9 +36,9 @@ class Later(Struct, frozen=True):
 
 
 class Dead(Struct, frozen=True):
-    """Never: the reason is one of the contract's, the error is `{kind, message, step, at}`."""
+    """Never: the error is `{kind, message, step, at}`."""
 
-    reason: str
+    reason: Reason
     error: bytes
 
 

@@ -12,6 +12,7 @@ _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # ne
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
 _AT: Final = re.compile(r" - at `(\$[^`]*)`$")
+_FIELD: Final = re.compile(r"(?:missing required|contains unknown) field `([^`]+)`")
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -48,6 +49,8 @@ def check(body: bytes) -> None:
 
 def malformed(body: bytes, message: str) -> BadEvent:
     """The error for a body that does not decode, with the path where a second, slower look finds it."""
+    if not body.strip():
+        return BadEvent(400, "there is no body: send JSON")
     trouble = find_trouble(body)
     return BadEvent(400, trouble.message, trouble.path) if trouble else BadEvent(400, message)
 
@@ -55,8 +58,9 @@ def malformed(body: bytes, message: str) -> BadEvent:
 def misfit(error: Exception, below: str = "$") -> BadEvent:
     """The error for what msgspec decoded and found not to fit, at the path it names, `below` another one."""
     message = str(error)
-    at = _AT.search(message)
-    return BadEvent(422, _AT.sub("", message), f"{below}{at[1][1:] if at else ''}")
+    at, field = _AT.search(message), _FIELD.search(message)
+    path = f"{below}{at[1][1:] if at else ''}"
+    return BadEvent(422, _AT.sub("", message), f"{path}.{field[1]}" if field else path)
 
 
 def find_trouble(body: bytes) -> Trouble | None:

@@ -131,11 +131,16 @@ class Inbound:
         path = error.path if isinstance(error, BadEvent) else "$.id"
         reason = error.reason if isinstance(error, BadEvent) else "invalid"
         told = {"kind": type(error).__name__, "message": f"{path}: {error}", "step": None, "at": datetime.now(UTC)}
-        raw = fields.get(b"event") or repr(fields).encode()
-        text = raw[: self._settings.body_max].decode("utf-8", "replace").replace("\0", "�")
+        raw = fields.get(b"event") or json.encode({_text(name): _text(value) for name, value in fields.items()})
+        text = _text(raw[: self._settings.body_max])
         log.warning("a stream entry is no event: %s (%s)", path, origin)
         said = json.encode(told).decode()
         await connection.execute(_SQL["dead_entry"], uuid7(), origin, _type_of(raw), reason, said, text)
+
+
+def _text(raw: bytes) -> str:
+    """As Postgres can keep it."""
+    return raw.decode("utf-8", "replace").replace("\0", "�")
 
 
 def _type_of(raw: bytes) -> str | None:

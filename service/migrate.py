@@ -4,12 +4,14 @@ One that begins with OUTSIDE is run statement by statement, in no transaction: i
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Final
 
 import sql
 from service.errors import StartError
-from service.resources import Connection, Pool, connect
+from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
 
 OUTSIDE: Final = "-- outside a transaction\n"
@@ -21,16 +23,14 @@ _SQL: Final = sql.queries("migrate")
 async def migrate(settings: Settings) -> list[str]:
     """Bring the schema up to date; returns the names of the migrations run now.
 
-    Raises StartError where a migration that has run was changed since, or another process is at it for too long.
+    Raises StartError where a migration that has run was changed since, another process is at it for too long, or
+    Postgres is away or refuses one.
     """
-    connection = await connect(settings, "migrate")
-    try:
+    async with _connected(settings) as connection:
         await connection.execute("set statement_timeout = 0")
         await _wait_for_turn(connection)
         await connection.execute(_SQL["table"])
         return [name for name, text in sql.migrations() if await _run_once(connection, name, text)]
-    finally:
-        await connection.close()
 
 
 async def _wait_for_turn(connection: Connection) -> None:
@@ -43,11 +43,22 @@ async def _wait_for_turn(connection: Connection) -> None:
 
 
 async def outstanding(settings: Settings) -> list[str]:
-    connection = await connect(settings, "migrate")
-    try:
+    """Raises StartError where Postgres is away."""
+    async with _connected(settings) as connection:
         return await pending(connection)
-    finally:
-        await connection.close()
+
+
+@asynccontextmanager
+async def _connected(settings: Settings) -> AsyncIterator[Connection]:
+    try:
+        connection = await connect(settings, "migrate")
+        try:
+            yield connection
+        finally:
+            await connection.close()
+    except POSTGRES_ERRORS as error:
+        told = str(error) or type(error).__name__
+        raise StartError(f"Postgres can't be brought up to date: {told}. Look at it, and at DATABASE_URL.") from error
 
 
 async def pending(connection: Connection | Pool) -> list[str]:

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 import sql
 from schemas.envelope import SOURCE, Moment
+from schemas.outcome import Reason
 from schemas.text import BadEvent
 from service import stream
 from service.intake import Conflict, Intake
@@ -28,7 +29,7 @@ class Letters(Struct, frozen=True, forbid_unknown_fields=True):
     """Which dead letters: every condition given must hold."""
 
     type: str | None = None
-    reason: str | None = None
+    reason: Reason | None = None
     since: Moment | None = None
     until: Moment | None = None
     ids: Annotated[list[UUID], Meta(max_length=10_000)] | None = None

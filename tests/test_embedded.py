@@ -39,6 +39,16 @@ def settings(folder: Path) -> Settings:
     return Settings(data_dir=str(folder / "data"))
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [({"database_url": "mysql://u:p-w@h/x"}, "DATABASE_URL"), ({"redis_url": "p-w@h:6379"}, "REDIS_URL")],
+)
+def test_what_is_no_address_stops_the_boot_and_is_not_shown(given: dict[str, str], name: str) -> None:
+    with pytest.raises(StartError, match=f"^{name} is no address that can be used") as caught:
+        running(Settings(**given))  # type: ignore[arg-type]
+    assert "p-w" not in str(caught.value)
+
+
 async def test_what_was_written_is_there_after_a_stop_and_a_start(settings: Settings) -> None:
     async with embedded(settings) as first:
         assert running(settings) == first, "other programs find them"

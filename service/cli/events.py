@@ -1,20 +1,20 @@
 """`callboard events`: the events that are there, newest first."""
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 
+from schemas.outcome import Status
 from service.cli.api_client import as_json, ask, at_service, event_of, printable
 from service.cli.show import print_json, print_rows
 from service.settings import Settings
 
 COLUMNS: Final = ("event_id", "accepted", "type", "status", "key", "attempts", "took ms")
-STATUSES: Final = ("queued", "scheduled", "running", "waiting", "succeeded", "dead", "cancelled")
 
 
 @click.command(epilog="Example: callboard events --status dead --since 2026-11-22T10:00:00Z")
 @click.option("--type", help="Only events of this type.")
-@click.option("--status", type=click.Choice(STATUSES), help="Only events that stand so.")
+@click.option("--status", type=click.Choice(get_args(Status)), help="Only events that stand so.")
 @click.option("--key", help="Only events of this actor (partitionkey).")
 @click.option("--source", help="Only events from there.")
 @click.option("--id", help="Only events to which their source gave this id.")

@@ -1,32 +1,25 @@
 """`callboard dead | replay | cancel`: what operators do, over HTTP."""
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 import msgspec
 
+from schemas.outcome import Reason
 from service.cli.api_client import as_json, ask, at_service, printable
 from service.cli.show import pretty, print_json, print_rows
 from service.settings import Settings
 
 COLUMNS: Final = ("dead_id", "at", "type", "reason", "attempts", "error")
-REASONS: Final = (
-    "attempts_exhausted",
-    "rejected",
-    "crash_loop",
-    "invalid",
-    "too_large",
-    "journal_mismatch",
-    "deadline",
-)
 
 
 @click.command(epilog="Example: callboard replay 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44")
 @click.argument("event_id", type=click.UUID)
+@click.option("--from", "step", help="Do this step and what follows anew; what is stored of those before it counts.")
 @at_service
-def replay(event_id: object, settings: Settings) -> None:
-    """Run an ended event again, from the start. Its old run is kept."""
-    told = ask(settings, "POST", f"/events/{event_id}/replay", content=b"{}")
+def replay(event_id: object, step: str | None, settings: Settings) -> None:
+    """Run an ended event again, with what is stored of its steps. Its old run is kept."""
+    told = ask(settings, "POST", f"/events/{event_id}/replay", content=msgspec.json.encode({"from": step}))
     click.echo(f"{told['event_id']} {told['status']}, run {told['run']}")
 
 
@@ -48,7 +41,7 @@ def filtered(command: Any) -> Any:
     """The options that say which letters."""
     options = (
         click.option("--type", help="Only events of this type."),
-        click.option("--reason", type=click.Choice(REASONS), help="Only letters with this reason."),
+        click.option("--reason", type=click.Choice(get_args(Reason)), help="Only letters with this reason."),
         click.option("--since", help="Only letters from this time on, such as 2026-11-22T10:00:00Z."),
         click.option("--until", help="Only letters before this time."),
         at_service,
@@ -67,22 +60,30 @@ def chosen(command: Any) -> Any:
 @dead.command("list")
 @filtered
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500))
+@click.option("--cursor", help="Go on behind a page: what it said at its end.")
 @as_json
 def list_(limit: int, as_json: bool, settings: Settings, **which: str | None) -> None:
     """The newest dead letters that fit."""
     page = ask(settings, "GET", "/dead-letters", params={**_given(which), "limit": str(limit)})
     if as_json:
         print_json(page)
-    else:
-        print_rows(COLUMNS, [_row(each) for each in page["items"]])
+        return
+    print_rows(COLUMNS, [_row(each) for each in page["items"]])
+    if page["next"]:
+        click.echo(f"There may be more: --cursor {page['next']}", err=True)
 
 
 @dead.command("show")
 @click.argument("dead_id", type=click.UUID)
+@as_json
 @at_service
-def show_(dead_id: object, settings: Settings) -> None:
+def show_(dead_id: object, as_json: bool, settings: Settings) -> None:
     """One dead letter with its error and the event, as it was said."""
-    click.echo(pretty(ask(settings, "GET", f"/dead-letters/{dead_id}")))
+    told = ask(settings, "GET", f"/dead-letters/{dead_id}")
+    if as_json:
+        print_json(told)
+    else:
+        click.echo(pretty(told))
 
 
 @dead.command("replay")

@@ -20,11 +20,16 @@ __all__ = ["Server", "embedded", "running", "start_postgres", "start_redis", "st
 
 REDIS_PORT: Final = 6379
 MISSING: Final = {"database_url": ("Postgres", "DATABASE_URL"), "redis_url": ("Redis", "REDIS_URL")}
+SCHEMES: Final = {"database_url": ("postgresql", "postgres"), "redis_url": ("redis", "rediss", "unix")}
 
 
 @asynccontextmanager
 async def embedded(settings: Settings) -> AsyncIterator[Settings]:
-    """The settings with both addresses; what they lack is started, and ended when the block ends."""
+    """The settings with both addresses; what they lack is started, and ended when the block ends.
+
+    Raises StartError where one that is given is none.
+    """
+    _check(settings)
     if settings.database_url and settings.redis_url:
         yield settings
         return
@@ -56,8 +61,9 @@ async def _start_redis(folder: Path) -> Server:
 def running(settings: Settings) -> Settings:
     """The settings with both addresses, as the running `make up` of the same data folder has told them.
 
-    Raises StartError with one sentence where one is missing and none runs.
+    Raises StartError with one sentence where one is missing and none runs, or is none.
     """
+    _check(settings)
     told_addresses = _read(settings)
     found = {name: getattr(settings, name) or told_addresses.get(name, "") for name in MISSING}
     for name, value in found.items():
@@ -65,6 +71,14 @@ def running(settings: Settings) -> Settings:
             what, variable = MISSING[name]
             raise StartError(f"No {what}: set {variable}, or start `make up` (its data folder: {settings.data_path}).")
     return replace(settings, **found)
+
+
+def _check(settings: Settings) -> None:
+    """What is no address would be taken for a server that is away; it may hold a password, so it is not shown."""
+    for name, schemes in SCHEMES.items():
+        given = getattr(settings, name)
+        if given and given.partition("://")[0] not in schemes:
+            raise StartError(f"{MISSING[name][1]} is no address that can be used: one begins with {schemes[0]}://.")
 
 
 def _addresses(settings: Settings) -> Path:

@@ -95,7 +95,7 @@ async def get_stats(request: Request) -> Response:
     """Of each version the calls, their outcomes, tokens, cost and times; `(embed)` are embeddings."""
     asked = asked_by_query(request, Period)
     until = asked.until or datetime.now(UTC)
-    since = asked.since or until - PERIOD
+    since = asked.since or (until - PERIOD if until.year > 1 else until)
     if not timedelta(0) < until - since <= PERIOD_MAX:
         raise HTTPException(400, f"since is before until, by {PERIOD_MAX.days} days at most")
     rows = await fetch(request, SQL["stats"], caller(request).tenant, since, until, asked.name)

@@ -83,7 +83,8 @@ def asked_by_query(request: Request, shape: type[T]) -> T:
     try:
         return msgspec.convert(dict(request.query_params), shape, strict=False)
     except msgspec.ValidationError as error:
-        raise HTTPException(400, f"the query does not fit: {error}") from error
+        found = misfit(error)
+        raise BadEvent(400, f"the query does not fit: {found.message}", found.path) from error
 
 
 async def asked_by_body(request: Request, shape: type[T]) -> T:

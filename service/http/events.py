@@ -12,8 +12,10 @@ from starlette.responses import Response
 import sql
 from schemas.envelope import SOURCE, Moment
 from schemas.identity import first_id
+from schemas.outcome import Status
 from service.http.auth import caller
 from service.http.door import (
+    JSON,
     Text,
     asked_by_query,
     door,
@@ -25,7 +27,7 @@ from service.http.door import (
 from service.http.view import event_view, list_item
 from service.resources import ACQUIRE_TIMEOUT_S
 
-MEDIA_TYPES: Final = ("application/json", "application/cloudevents+json")
+MEDIA_TYPES: Final = (JSON, "application/cloudevents+json")
 SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
 
 
@@ -33,7 +35,7 @@ class Filter(Struct, frozen=True, forbid_unknown_fields=True):
     """The query of `GET /events`."""
 
     type: Text | None = None
-    status: Text | None = None
+    status: Status | None = None
     key: Text | None = None
     source: Text | None = None
     id: Text | None = None
@@ -93,6 +95,8 @@ def media_type_of(request: Request, taken: Sequence[str]) -> str:
     given = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if given not in taken:
         raise HTTPException(415, f'send one of {", ".join(taken)}, not "{given}"')
+    if given == JSON and "ce-specversion" in request.headers:
+        raise HTTPException(415, "CloudEvents' binary mode is not taken here: send application/cloudevents+json")
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
         raise HTTPException(415, f'send the body as it is, without Content-Encoding, not "{coding}"')
@@ -101,6 +105,6 @@ def media_type_of(request: Request, taken: Sequence[str]) -> str:
 
 def _idempotency_key(request: Request) -> str | None:
     key = request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= 200:
-        raise HTTPException(400, "the header Idempotency-Key has 1 to 200 characters")
+    if key is not None and not (0 < len(key) <= 200 and key.isascii()):  # else encoded who knows how
+        raise HTTPException(400, "the header Idempotency-Key has 1 to 200 characters of ASCII")
     return key

@@ -17,11 +17,12 @@ from service.operate import Letters, Operator, UnknownStep
 from service.resources import ACQUIRE_TIMEOUT_S
 
 SQL: Final = sql.queries("operate")
+CURSOR_MAX: Final = (1 << 63) - 1
 
 
 class Page(Letters, frozen=True, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
-    cursor: Annotated[int, Meta(ge=1)] | None = None
+    cursor: Annotated[int, Meta(ge=1, le=CURSOR_MAX)] | None = None
 
 
 class Which(Letters, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +102,12 @@ async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPExcepti
 
 
 async def _which(request: Request) -> Which:
+    """By the query or by the body: of two that are merged one could be overlooked."""
     which = await asked_by_body(request, Which)
+    if request.query_params:
+        if which != Which():
+            raise BadEvent(400, "the filter is in the query and in the body: send one of them")
+        which = asked_by_query(request, Which)
     if which.everything:
         raise BadEvent(
             400, "name at least one of type, reason, since, until, ids: everything at once is asked for by none"

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
+import asyncpg
 from msgspec import Struct, json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from schemas.text import BadEvent, Trouble
 from service.errors import Outage, Unavailable
@@ -50,15 +52,29 @@ async def on_error(request: Request, error: Exception) -> Response:
             return problem(request, 503, f"not now: {error}", headers={"Retry-After": str(error.retry_after_s)})
         case Outage():
             return problem(request, 503, f"not now: {error}", headers={"Retry-After": "1"})
+        case HTTPException(status_code=405):
+            return _no_such_method(request)
         case HTTPException():
             return problem(request, error.status_code, error.detail, headers=error.headers)
+        case asyncpg.DataError():
+            log.warning("what was asked for can't be looked up: %s", error)
+            detail = "what was asked for holds a NUL character, or a time before the year 1 or behind 9999 (UTC)"
+            return problem(request, 400, detail)
         case ClientDisconnect():  # before its request was whole: nobody reads this
             return Response(status_code=400)
     if postgres_passes(error):  # what Postgres says is for the log
         log.warning("Postgres is away: %s", str(error) or type(error).__name__)
         return problem(request, 503, "not now: Postgres does not answer", headers={"Retry-After": "1"})
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem(request, 500, "a bug in Callboard; the log has it")
+    # The server hangs up behind it: without a word of that, the client's next request would be lost.
+    return problem(request, 500, "a bug in Callboard; the log has it", headers={"Connection": "close"})
+
+
+def _no_such_method(request: Request) -> Response:
+    """Starlette names only the methods of the first route that has the path."""
+    routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
+    allowed = ", ".join(sorted({method for each in routes for method in each.methods}))
+    return problem(request, 405, f"this takes {allowed}, not {request.method}", headers={"Allow": allowed})
 
 
 HANDLERS: Final = dict.fromkeys(

@@ -64,8 +64,10 @@ with given as (
 ), letters as (
     insert into dead_letters (dead_id, origin, tenant, event_id, type, reason, error, attempts, event)
     select h.dead_id, h.event_id || '/' || h.run, e.tenant, e.event_id, e.type, h.reason, h.error, h.attempt,
-           json_strip_nulls(json_build_object('specversion', '1.0', 'id', e.id, 'source', e.source, 'type', e.type,
-                                              'partitionkey', e.partitionkey, 'data', e.data))::text
+           left((jsonb_strip_nulls(jsonb_build_object('specversion', '1.0', 'id', e.id, 'source', e.source, 'type', e.type,
+                                                      'partitionkey', e.partitionkey))
+                 || e.attributes::jsonb - 'extensions' || coalesce(e.attributes::jsonb -> 'extensions', '{}'))::text, -1)
+               || ', "data": ' || e.data || '}'
     from held h cross join lateral (select * from events where events.event_id = h.event_id) as e
     where h.outcome = 'dead'
     on conflict (origin) do nothing

@@ -89,8 +89,10 @@ with lost as (
 ), letters as (
     insert into dead_letters (dead_id, origin, tenant, event_id, type, reason, error, attempts, event)
     select t.dead_id, t.event_id || '/' || t.run, e.tenant, e.event_id, e.type, t.reason, t.error, t.attempts,
-           json_strip_nulls(json_build_object('specversion', '1.0', 'id', e.id, 'source', e.source, 'type', e.type,
-                                              'partitionkey', e.partitionkey, 'data', e.data))::text
+           left((jsonb_strip_nulls(jsonb_build_object('specversion', '1.0', 'id', e.id, 'source', e.source, 'type', e.type,
+                                                      'partitionkey', e.partitionkey))
+                 || e.attributes::jsonb - 'extensions' || coalesce(e.attributes::jsonb -> 'extensions', '{}'))::text, -1)
+               || ', "data": ' || e.data || '}'
     from told t join events e using (event_id)
     on conflict (origin) do nothing
 )

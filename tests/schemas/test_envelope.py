@@ -127,11 +127,11 @@ def test_null_is_as_good_as_not_there() -> None:
         ({"colour": "x" * 2001}, 422, "$.colour"),
         ({"data": None}, 422, "$.data"),
         ({"data": []}, 422, "$.data"),
-        ({"data": {}}, 422, "$.data"),
+        ({"data": {}}, 422, "$.data.items"),
         ({"data": {"items": [{"name": "nail"}, {"name": 1}]}}, 422, "$.data.items[1].name"),
         ({"data": {"items": [{"name": "x" * 11}]}}, 422, "$.data.items[0].name"),
-        ({"data": {"items": [{"name": "nail", "size": 3}]}}, 422, "$.data.items[0]"),
-        ({"data": {"items": [], "more": 1}}, 422, "$.data"),
+        ({"data": {"items": [{"name": "nail", "size": 3}]}}, 422, "$.data.items[0].size"),
+        ({"data": {"items": [], "more": 1}}, 422, "$.data.more"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_path(change: dict[str, Any], status: int, path: str) -> None:
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused_with_its_path(change: dict[str, Any], stat
 
 
 def test_an_event_without_a_type_is_refused() -> None:
-    assert (refused(b"{}").status, refused(b"{}").path) == (422, "$")
+    assert (refused(b"{}").status, refused(b"{}").path) == (422, "$.type")
     assert "type" in refused(b"{}").message
 
 

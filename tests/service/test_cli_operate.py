@@ -45,6 +45,10 @@ async def test_dead_letters_from_the_command_line(refusing: Board) -> None:
     assert listed.exit_code == 0
     assert '"items":[]' in (await call(refusing, dead, "list", "--reason", "invalid", "--json")).output.replace(" ", "")
     assert "never" in (await call(refusing, dead, "show", letter["dead_id"])).output
+    assert json.decode((await call(refusing, dead, "show", letter["dead_id"], "--json")).output) == letter
+    page = await call(refusing, dead, "list", "--limit", "1")
+    cursor = page.stderr.split()[-1]
+    assert (await call(refusing, dead, "list", "--cursor", cursor)).output.count("\n") == 1  # the head alone
 
     dry = await call(refusing, dead, "replay", "--type", "refused", "--dry-run")
     assert dry.output == "1 fit, 0 replayed (dry run)\n"
@@ -58,6 +62,8 @@ async def test_replay_and_cancel_from_the_command_line(refusing: Board) -> None:
     event_id = await refusing.send("refused", {})
     await refusing.ended(event_id)
     assert (await call(refusing, replay, event_id)).output == f"{event_id} queued, run 2\n"
+    await refusing.ended(event_id)
+    assert (await call(refusing, replay, event_id, "--from", "refuse")).output == f"{event_id} queued, run 3\n"
     waiting = await refusing.send("refused", {}, dueat="2099-01-01T00:00:00Z")
     assert (await call(refusing, cancel, waiting)).output == f"{waiting} cancelled\n"
     assert (await call(refusing, cancel, waiting)).exit_code == 1

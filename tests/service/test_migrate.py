@@ -66,6 +66,13 @@ async def test_an_index_whose_making_was_cut_off_is_made_anew(settings: Settings
     await connection.close()
 
 
+async def test_without_postgres_there_is_a_sentence(settings: Settings) -> None:
+    away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
+    for act in (migrate, outstanding):
+        with pytest.raises(StartError, match="Postgres can't be brought up to date: "):
+            await act(away)
+
+
 async def test_one_that_was_changed_stops_the_boot(settings: Settings) -> None:
     connection = await connect(settings, "test")
     await connection.execute("update migrations set hash = 'another' where name = $1", NAMES[0])

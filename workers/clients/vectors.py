@@ -156,4 +156,5 @@ async def _in_time(asked: Awaitable[T]) -> T:
     except POSTGRES_ERRORS as error:
         if not postgres_passes(error):
             raise
-        raise Outage(f"Postgres did not answer what is asked of a collection: {error}") from error
+        why = str(error) or type(error).__name__
+        raise Outage(f"Postgres did not answer what is asked of a collection: {why}") from error

@@ -122,4 +122,4 @@ class Purse:
             async with asyncio.timeout(DRAW_TIMEOUT_S):
                 return await self._pool.fetchval(statement, *asked) or 0.0
         except POSTGRES_ERRORS as error:
-            raise Outage(f"Postgres did not answer what the budget is: {error}") from error
+            raise Outage(f"Postgres did not answer what the budget is: {str(error) or type(error).__name__}") from error

@@ -75,7 +75,7 @@ async def _fetch(pool: Pool, statement: str, *arguments: Any) -> list[asyncpg.Re
         async with asyncio.timeout(RECALL_TIMEOUT_S):
             return list(await pool.fetch(statement, *arguments))
     except POSTGRES_ERRORS as error:
-        raise Outage(f"Postgres did not answer what was remembered: {error}") from error
+        raise Outage(f"Postgres did not answer what was remembered: {str(error) or type(error).__name__}") from error
 
 
 async def _keep(connection: Connection, batch: Sequence[tuple[Any, ...]]) -> list[bool]:

@@ -36,14 +36,14 @@ WRONG: list[tuple[str, bytes, int, str]] = [
     ("a list", b"[]", 422, "$"),
     ("a text", b'"x"', 422, "$"),
     ("null", b"null", 422, "$"),
-    ("no type", b'{"data":{}}', 422, "$"),
+    ("no type", b'{"data":{}}', 422, "$.type"),
     ("a type that is none", b'{"type":7}', 422, "$.type"),
     ("unknown type", b'{"type":"ticket.closed","data":{}}', 422, "$.type"),
-    ("no data", b'{"type":"ticket.opened"}', 422, "$.data"),
+    ("no data", b'{"type":"ticket.opened"}', 422, "$.data.ticket_id"),
     ("data that is no object", with_data(b"[]"), 422, "$.data"),
     ("data null", with_data(b"null"), 422, "$.data"),
-    ("a field that is missing", with_data(b'{"text":"a"}'), 422, "$.data"),
-    ("an unknown field", with_data(b'{"text":"a","label":"b","more":1}'), 422, "$.data"),
+    ("a field that is missing", with_data(b'{"text":"a"}'), 422, "$.data.label"),
+    ("an unknown field", with_data(b'{"text":"a","label":"b","more":1}'), 422, "$.data.more"),
     ("a wrong field", with_data(b'{"text":"a","label":7}'), 422, "$.data.label"),
     ("a field too short", with_data(b'{"text":"","label":"b"}'), 422, "$.data.text"),
     ("a field too long", with_data(b'{"text":"' + b"a" * 50_001 + b'","label":"b"}'), 422, "$.data.text"),
@@ -156,6 +156,8 @@ async def test_other_media(api: httpx.AsyncClient) -> None:
     for media in ("", "text/plain", "application/x-www-form-urlencoded", "application/xml", "json"):
         assert_problem(await api.post("/events", content=b"{}", headers={"Content-Type": media}), 415)
     assert_problem(await api.post("/events", content=b"{}"), 415)
+    binary = await api.post("/events", json=LABELLED["data"], headers={"ce-specversion": "1.0", "ce-id": "1"})
+    assert_problem(binary, 415)
     packed = await api.post("/events", content=b"\x1f\x8b", headers={**MEDIA, "Content-Encoding": "gzip"})
     assert_problem(packed, 415)
 
@@ -171,13 +173,30 @@ async def test_elsewhere(api: httpx.AsyncClient) -> None:
         response = await api.get(path)
         assert response.status_code == 404
         assert response.headers["content-type"] == "application/problem+json"
-    for method, path in (("PUT", "/events"), ("DELETE", "/healthz"), ("PATCH", "/events/x")):
+    for method, path, allowed in (
+        ("PUT", "/events", "GET, HEAD, POST"),
+        ("OPTIONS", "/dead-letters", "DELETE, GET, HEAD"),
+        ("DELETE", "/healthz", "GET, HEAD"),
+    ):
         response = await api.request(method, path)
         assert_problem(response, 405)
-        assert response.headers["allow"]
+        assert response.headers["allow"] == allowed
 
 
 async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
+    for path, name in (
+        ("/events?status=done", "status"),
+        ("/dead-letters?reason=old", "reason"),
+        ("/dead-letters?cursor=9223372036854775808", "cursor"),
+        ("/prompt-stats?since=x", "since"),
+    ):
+        assert_problem(await api.get(path), 400, f"$.{name}")
+    for path in (
+        *("/dead-letters?type=%00", "/pipelines/%00", "/actors/%00"),
+        *("/dead-letters?since=0001-01-01T00:00:00%2B14:00", "/prompt-stats?until=9999-12-31T23:59:59-01:00"),
+        "/prompt-stats?until=0001-01-01T00:00:00Z",
+    ):
+        assert_problem(await api.get(path), 400)
     for query in (
         *("limit=0", "limit=501", "limit=-1", "limit=many", "limit=", "cursor=x", "cursor=", "colour=red"),
         *(
@@ -190,7 +209,7 @@ async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
             "type=%00",
         ),
     ):
-        assert_problem(await api.get(f"/events?{query}"), 400)
+        assert_problem(await api.get(f"/events?{query}"), 400, f"$.{query.partition('=')[0]}")
     for query in (
         *("since=0001-01-01T00:00:00Z", "until=0001-01-01T00:00:00%2B14:00", "until=1969-12-31T23:59:59Z"),
         *("since=9999-12-31T23:59:59Z", "id=%ff", "key=%ed%a0%80", "cursor=00000000-0000-0000-0000-000000000000"),

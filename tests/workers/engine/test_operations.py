@@ -137,6 +137,10 @@ async def test_dead_letters_are_replayed_and_discarded_by_filter(settings: Setti
         await eventually(lambda: _letters(board, 6))
 
         assert (await _bulk(board, "POST", {})).status_code == 400
+        by_query = await board.http.delete("/dead-letters?reason=rejected&dry_run=true")
+        assert by_query.json() == {"matched": 5, "done": 0}
+        body = {"reason": "rejected"}  # and in the query what would be overlooked
+        assert (await board.http.request("DELETE", "/dead-letters?dry_run=true", json=body)).status_code == 400
         dry = (await _bulk(board, "POST", {"reason": "rejected", "dry_run": True})).json()
         assert dry == {"matched": 5, "done": 0}
         stage.mended = True

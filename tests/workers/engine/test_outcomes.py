@@ -22,6 +22,7 @@ class Poked(Event, tag="poked", frozen=True):
 
     how: str = "boom"
     fails: int = 0
+    note: str | None = None
 
 
 class Seen(Struct, frozen=True):
@@ -77,18 +78,20 @@ async def test_its_own_failures_are_attempts_with_backoff(settings: Settings) ->
 
 async def test_spent_attempts_are_a_dead_letter_once(settings: Settings) -> None:
     async with poking(settings) as board:
-        event = await board.ended(await board.send("poked", {"fails": 99}, id="p-1", source="/mine"))
+        said = {"id": "p-1", "source": "/mine", "subject": "s", "time": "2026-01-01T00:00:00+02:00", "ours": 7}
+        event = await board.ended(await board.send("poked", {"fails": 99}, **said))
         assert (event["status"], event["attempts"], event["result"]) == ("dead", 3, None)
         assert (event["error"]["kind"], event["error"]["message"], event["error"]["step"]) == ("Away", "boom", "poke")
         (letter,) = (await board.http.get("/dead-letters")).json()["items"]
         assert (letter["reason"], letter["attempts"], letter["type"]) == ("attempts_exhausted", 3, "poked")
-        assert letter["event"]["data"] == {"how": "boom", "fails": 99}
+        data = {"how": "boom", "fails": 99, "note": None}
+        assert letter["event"] == {"specversion": "1.0", "type": "poked", **said, "data": data}
         (entry_id, fields) = await eventually(lambda: _relayed(board))
         assert fields[b"dead_id"].decode() == letter["dead_id"]
         # The entry can be put on the ingest stream as it is: it is the same event, found by source and id.
         await board.redis.xadd("callboard:ingest", {"event": fields[b"event"]})
         await eventually(lambda: _drained(board))
-        assert len(await board.sql("select 1 from events")) == 1
+        assert len(await board.sql("select 1 from events union all select 1 from dead_letters")) == 2
         assert entry_id
 
 
