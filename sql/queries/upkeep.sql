@@ -13,9 +13,11 @@ where not relayed and relay_no is not null order by relay_no limit $1;
 update dead_letters set relayed = true where dead_id = any ($1::uuid[]);
 
 -- name: old_events
--- Ids grow with time, so that only the oldest rows are looked at.
+-- Ids grow with time, so that only the oldest rows are looked at. Behind $4, and without those whose letters are kept longer:
+-- a batch of these would be found again and again, and nothing behind it ever forgotten.
 select event_id from events
-where event_id < $1 and status <> 'open' and finished_at < clock_timestamp() - make_interval(days => $2)
+where event_id > $4 and event_id < $1 and status <> 'open' and finished_at < clock_timestamp() - make_interval(days => $2)
+  and not exists (select 1 from dead_letters d where d.event_id = events.event_id)
 order by event_id limit $3;
 
 -- name: forget

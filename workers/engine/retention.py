@@ -53,11 +53,12 @@ async def retain(settings: Settings, redis: Redis, lease: Lease) -> int:
 
 async def _events(settings: Settings, connection: Connection) -> int:
     before = first_id(datetime.now(UTC) - timedelta(days=settings.retention_days))
-    forgotten = 0
+    forgotten, last = 0, UUID(int=0)
     for _ in range(BATCHES):
-        rows = await connection.fetch(SQL["old_events"], before, settings.retention_days, BATCH)
+        rows = await connection.fetch(SQL["old_events"], before, settings.retention_days, BATCH, last)
         if not rows:
             break
+        last = rows[-1]["event_id"]
         forgotten += int((await connection.execute(SQL["forget"], [row["event_id"] for row in rows])).split()[-1])
         await asyncio.sleep(PAUSE_S)
     if forgotten:

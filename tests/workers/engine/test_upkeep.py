@@ -1,4 +1,4 @@
-"""Upkeep, turn by turn: what is rung again, what is freed, what is buried, what is forgotten."""
+"""Upkeep, turn by turn: what is rung again, what is freed, what is buried."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,14 +19,12 @@ from service.resources import connect
 from service.settings import Settings
 from service.store import Store
 from service.supervise import end
-from tests.board import board_on
 from tests.programs import event_type, program_of
 from workers.engine.executor import Executor, Stage
 from workers.engine.journal import Journal
 from workers.engine.lease import Lease
 from workers.engine.ledger import Ledger
 from workers.engine.recovery import Recovery
-from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import EPOCH_TURNS, Sweeper
 from workers.kit import Pipeline
@@ -198,29 +196,6 @@ async def test_enough_strikes_end_as_a_crash_loop_and_the_neighbours_stay(desk: 
     assert tuple(letter) == ("crash_loop", 0)
     (ended,) = await desk.do("select status from events where event_id = $1", poison)
     assert ended["status"] == "dead"
-
-
-async def test_retention_forgets_what_ended_long_ago_and_nothing_else(settings: Settings) -> None:
-    program = program_of(settings, plain=Pipeline(on=Plain, flow=[nothing]))
-    async with board_on(settings, program) as board:
-        old, young = [await board.ended(await board.send("plain", {})) for _ in range(2)]
-        waiting = await board.send("plain", {}, dueat="2099-01-01T00:00:00Z")
-        age = "interval '40 days'"
-        aged = uuid_days_ago(40)
-        for table in ("attempts", "events"):
-            await board.sql(f"update {table} set event_id = $2 where event_id = $1", UUID(old["event_id"]), aged)
-        await board.sql(f"update events set finished_at = finished_at - {age} where event_id = $1", aged)
-        assert await retain(settings, board.redis, board.workers[0].lease) in (
-            0,
-            1,
-        )  # or the worker's own cron was first
-        left = {str(row["event_id"]) for row in await board.sql("select event_id from events")}
-        assert left == {young["event_id"], waiting}
-        assert {str(row["event_id"]) for row in await board.sql("select event_id from attempts")} == {young["event_id"]}
-
-
-def uuid_days_ago(days: int) -> UUID:
-    return UUID(int=uuid7().int - (days * 86_400_000 << 80))
 
 
 async def test_what_waits_for_a_model_comes_when_that_is_back(desk: Desk) -> None:
