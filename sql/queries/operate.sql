@@ -14,7 +14,7 @@ insert into operations (op_id, tenant, actor, action, detail)
 select gen_random_uuid(), tenant, $3, 'replay', json_build_object('dead_id', dead_id, 'reason', reason) from gone;
 
 -- name: replay
--- A new run of the same event, behind everything in its mailbox; the old run is kept, and what it remembers is carried
+-- A new run of the same event, behind everything in its mailbox (of several, in the order of $1); the old run is kept, and what it remembers is carried
 -- over; where $4 is given, only from before that moment and not of the step $5; and only up to the first step that took an
 -- actor's state: other events may have changed that in between, so what was made of it is no result any more. $3 is who
 -- asked.
@@ -32,7 +32,7 @@ with old as (
 ), queued as (
     insert into work (event_id, tenant, key, ord, status, run, claim, due_at, rung_at, rung_to)
     select event_id, tenant, partitionkey, nextval('place'), 'queued', run, claim, clock_timestamp(), clock_timestamp(), 'work'
-    from again order by event_id
+    from again order by array_position($1::uuid[], event_id)
 ), remembered as (
     insert into journal (event_id, run, step, at, entry)
     select j.event_id, a.run, j.step, j.at, j.entry
@@ -91,13 +91,26 @@ order by dead_no desc
 limit $8;
 
 -- name: count_dead_letters
-select count(*) from dead_letters
+select count(*) as matched, coalesce(max(dead_no), 0) as last from dead_letters
 where tenant = $1
   and ($2::text is null or type = $2)
   and ($3::text is null or reason = $3)
   and ($4::timestamptz is null or at >= $4)
   and ($5::timestamptz is null or at < $5)
   and ($6::uuid[] is null or dead_id = any ($6));
+
+-- name: oldest_letters
+-- Of those that fit, the first behind the number $7, up to the number $8.
+select dead_id, dead_no, event_id, event from dead_letters
+where tenant = $1
+  and ($2::text is null or type = $2)
+  and ($3::text is null or reason = $3)
+  and ($4::timestamptz is null or at >= $4)
+  and ($5::timestamptz is null or at < $5)
+  and ($6::uuid[] is null or dead_id = any ($6))
+  and dead_no > $7 and dead_no <= $8
+order by dead_no
+limit $9;
 
 -- name: discard
 with gone as (

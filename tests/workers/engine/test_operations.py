@@ -3,9 +3,11 @@
 import asyncio
 
 import httpx
+import pytest
 from msgspec import Struct
 
 from schemas import Event
+from service import operate
 from service.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
@@ -143,6 +145,26 @@ async def test_dead_letters_are_replayed_and_discarded_by_filter(settings: Setti
         gone = await board.http.request("DELETE", "/dead-letters", json={"ids": [left["dead_id"]]})
         assert gone.json() == {"matched": 1, "done": 1}
         assert (await board.http.get("/dead-letters")).json()["items"] == []
+
+
+async def test_dead_letters_of_a_key_are_replayed_in_its_order(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many batches that takes, and although each of them dies once more."""
+    monkeypatch.setattr(operate, "BATCH", 2)
+    order: list[str] = []
+
+    async def act(event: Told) -> None:
+        order.append(event.what)
+        raise Reject("not yet mended")
+
+    async with board_on(settings, program_of(settings, told=Pipeline(on=Told, flow=[act]))) as board:
+        for n in range(5):
+            await board.send("told", {"what": str(n)}, partitionkey="k")
+        await eventually(lambda: _letters(board, 5))
+        assert (await _bulk(board, "POST", {"reason": "rejected"})).json() == {"matched": 5, "done": 5}
+        await eventually(lambda: _letters(board, 5))
+        assert order == list("01234") * 2
 
 
 async def _bulk(board: Board, method: str, body: dict[str, object]) -> httpx.Response:
