@@ -83,7 +83,7 @@ class Caller:
             breaker.check(asker)  # of what it would not make, nothing is taken off the limits
             async with self._gates[begun.target].permit(begun.tokens_max) as permit:
                 answer = await breaker.call(lambda: self._booked(begun, send, permit), asker)
-                permit.used = answer.tokens_in + answer.tokens_out
+                permit.used = answer.tokens_in + answer.tokens_out or None  # what is not said is not nothing
                 return answer
         except BreakerOpen as error:
             raise Outage(str(error), min(error.after_s, WAIT_CAP_S), waits_for=waits_for) from error

@@ -1,6 +1,8 @@
 """What is kept of a call, and what it costs."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import httpx
@@ -11,6 +13,7 @@ from starlette.responses import Response
 from prompts import Price, Prompts, Target
 from service.errors import Outage
 from tests.workers.clients.asking import MODELS, PROVIDERS, Ledger, Sorted, ask, opened, provider
+from workers.clients.limits import Gate, Permit
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -73,6 +76,26 @@ async def test_a_connection_that_is_lost_may_be_billed(prompts: Prompts, ledger:
             await ask(llm, ledger, model="openai")
     assert [(call.outcome, call.cause) for call in ledger.calls] == [("unknown", "connection")]
     assert ledger.calls[0].cost_usd == ledger.opened[0].cost_usd > 0
+
+
+async def test_a_limit_of_tokens_holds_a_server_that_does_not_say_them(
+    prompts: Prompts, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    permits, permitted = list[Permit](), Gate.permit
+
+    @asynccontextmanager
+    async def permit(gate: Gate, most_tokens: int) -> AsyncIterator[Permit]:
+        async with permitted(gate, most_tokens) as made:
+            yield made
+        permits.append(made)
+
+    async def silent(_: Request) -> Response:
+        return Response('{"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}')
+
+    monkeypatch.setattr(Gate, "permit", permit)
+    async with provider(silent) as url, opened(prompts, url) as llm:
+        await ask(llm, ledger, model="local")
+    assert [(each.made, each.used) for each in permits] == [(True, None)], "0 would give back all that was guessed"
 
 
 async def test_a_call_that_is_cut_off_is_booked(prompts: Prompts, ledger: Ledger) -> None:
