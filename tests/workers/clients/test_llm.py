@@ -64,6 +64,7 @@ async def test_system_and_bounds_reach_the_provider(prompts: Prompts, ledger: Le
         ("{}", 200, {}, "malformed"),
         (said("half")[:40], 200, {}, "malformed"),
         ("null", 200, {}, "malformed"),
+        ('{"more": ' + "[" * 9000, 200, {}, "malformed"),
         (said("x", None, None), 200, {}, "malformed"),
         (said(None), 200, {}, "malformed"),
         ("{}", 500, {}, "server"),
@@ -75,6 +76,7 @@ async def test_system_and_bounds_reach_the_provider(prompts: Prompts, ledger: Le
         ("{}", 404, {}, "setup"),
         ('{"error": {"code": "insufficient_quota", "type": "billing_error", "message": "x"}}', 429, {}, "setup"),
     ],
+    ids=lambda value: str(value)[:20],
 )
 async def test_a_provider_that_can_not_answer_is_an_outage(
     prompts: Prompts, ledger: Ledger, name: str, body: str, status: int, headers: dict[str, str], outcome: str
