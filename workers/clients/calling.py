@@ -1,6 +1,7 @@
 """One call of one model: behind its breaker, in the ledger before it is made and after it has ended, in time."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -23,6 +24,9 @@ T = TypeVar("T")
 FREE_MAX: Final = 5
 ANSWERED_S: Final = 30.0
 ALONE_MAX: Final = 150
+PRICELESS: Final = "%s %s has no price, so that no budget holds it: give it usd_per_million in prompts/models.toml"
+
+log = logging.getLogger("callboard.llm")
 
 Send = Callable[[Any, Any], Awaitable[Answer]]
 """Asks a client once, for the request of the question at the model of the target. Raises Fault."""
@@ -44,7 +48,8 @@ class Caller:
         self._prices: Final = Prices(gates)
         for target in gates:
             # Now, since the first look into the price list takes half a second.
-            self._prices.cost_usd(target.provider, target.model, 0, 0)
+            if self._prices.cost_usd(target.provider, target.model, 0, 0) is None:
+                log.warning(PRICELESS, target.provider, target.model)
         self._breakers: Final = {
             target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in gates
         }

@@ -50,11 +50,14 @@ async def test_the_same_question_has_one_hash_whoever_is_asked(
     assert len(set(hashes)) == 3
 
 
-async def test_an_unknown_price_is_said_to_be_unknown(prompts: Prompts, simulator: str, ledger: Ledger) -> None:
+async def test_an_unknown_price_is_said_to_be_unknown(
+    prompts: Prompts, simulator: str, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
     private = Prompts(prompts.versions, {**prompts.models, "both": (Target("openai", "our-own-model"),)})
     async with opened(private, simulator) as llm:
         await ask(llm, ledger)
     assert (ledger.calls[0].cost_usd, ledger.calls[0].priced) == (0.0, False)
+    assert "openai our-own-model has no price, so that no budget holds it" in caplog.text
 
 
 async def test_a_price_of_ones_own_goes_first(prompts: Prompts, simulator: str, ledger: Ledger) -> None:
