@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import httpx
 import pytest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from prompts import Price, Prompts, Target
 from service.errors import Outage
@@ -66,6 +66,18 @@ async def test_a_price_of_ones_own_goes_first(prompts: Prompts, simulator: str, 
         await ask(llm, ledger)
     assert (ledger.calls[0].cost_usd, ledger.calls[0].priced) == (ledger.calls[0].tokens_in, True)
     assert ledger.opened[0].cost_usd > ledger.calls[0].cost_usd, "reserved is the most it may cost"
+
+
+async def test_what_a_model_thought_is_paid_for(prompts: Prompts, ledger: Ledger) -> None:
+    async def thoughtful(_: Request) -> Response:
+        choice = {"message": {"content": "1, 2"}, "finish_reason": "stop"}
+        return JSONResponse(
+            {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 105}}
+        )
+
+    async with provider(thoughtful) as url, opened(prompts, url) as llm:
+        await ask(llm, ledger, model="gemini")
+    assert (ledger.calls[0].tokens_in, ledger.calls[0].tokens_out) == (9, 96)
 
 
 async def test_a_connection_that_is_lost_may_be_billed(prompts: Prompts, ledger: Ledger) -> None:
