@@ -138,6 +138,18 @@ async def test_an_invalid_reply_is_asked_again_once_with_the_error(prompts: Prom
     assert all(call.tokens_out for call in ledger.calls), "an invalid reply is paid for all the same"
 
 
+async def test_an_empty_reply_is_not_shown_to_the_model_again(prompts: Prompts, ledger: Ledger) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def handle(request: Request) -> Response:
+        asked.append(await request.json())
+        return Response(said('{"intent": "x", "urgency": "high"}' if len(asked) == 2 else ""))
+
+    async with provider(handle) as url, opened(prompts, url) as llm:
+        assert await ask(llm, ledger, returns=Sorted, model="anthropic") == Sorted("x", "high")
+    assert [each["role"] for each in asked[1]["messages"]] == ["user", "user"]
+
+
 async def test_the_next_in_the_chain_answers(prompts: Prompts, ledger: Ledger) -> None:
     async def handle(request: Request) -> Response:
         if (await request.json())["model"] == MODELS["openai"]:
