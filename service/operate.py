@@ -87,7 +87,10 @@ class Operator:
             return list(await connection.fetch(SQL["dead_letters"], *self._asked(which), before, limit))
 
     async def replay_letters(self, which: Letters, *, dry_run: bool) -> Operated:
-        """Replay the events of the letters that fit; entries that never were events go through the door again."""
+        """Replay the events of the letters that fit, in the order in which they died (that of each mailbox).
+
+        Entries that never were events go through the door again.
+        """
         return await self._each(which, dry_run, self._replay_batch)
 
     async def discard_letters(self, which: Letters, *, dry_run: bool) -> Operated:
@@ -96,18 +99,17 @@ class Operator:
 
     async def _each(self, which: Letters, dry_run: bool, act: Any) -> Operated:
         """In the order in which they died; what dies again meanwhile is not among them."""
-        asked = self._asked(which)
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            found: Any = await connection.fetchrow(SQL["count_dead_letters"], *asked)
-        done = after = 0
-        while not dry_run:
-            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-                rows = await connection.fetch(SQL["dead_letters_behind"], *asked, after, found["last"], BATCH)
-            if not rows:
-                break
-            after = rows[-1]["dead_no"]
+            there: Any = await connection.fetchrow(SQL["count_dead_letters"], *self._asked(which))
+        done, behind = 0, 0
+        while not dry_run and (rows := await self._oldest(which, behind, there["last"])):
+            behind = rows[-1]["dead_no"]
             done += await act(rows)
-        return Operated(found["matched"], done)
+        return Operated(there["matched"], done)
+
+    async def _oldest(self, which: Letters, behind: int, last: int) -> list[asyncpg.Record]:
+        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            return list(await connection.fetch(SQL["oldest_letters"], *self._asked(which), behind, last, BATCH))
 
     def _asked(self, which: Letters) -> tuple[Any, ...]:
         return (self._tenant, which.type, which.reason, which.since, which.until, which.ids)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from service.settings import LOOPBACK, Settings, load
 
 REQUEST_TIMEOUT_S = 30.0
+BULK_TIMEOUT_S = 3600.0  # what is done to many at once takes a millisecond or two for each
 PAUSE_S = 0.5
 PAUSE_MAX_S = 30.0
 KEY_HINTS = {
@@ -119,7 +120,8 @@ async def request(client: httpx.AsyncClient, method: str, path: str, **sent: Any
     try:
         response = await client.request(method, path, **sent)
     except httpx.TimeoutException as error:
-        raise NoService(f"Callboard at {client.base_url} has not answered within {REQUEST_TIMEOUT_S:g} s.") from error
+        waited_s = sent.get("timeout", REQUEST_TIMEOUT_S)
+        raise NoService(f"Callboard at {client.base_url} has not answered within {waited_s:g} s.") from error
     except httpx.TransportError as error:
         raise NoService(
             f"No Callboard answers at {client.base_url} ({error or type(error).__name__}). "

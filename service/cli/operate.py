@@ -6,7 +6,7 @@ import click
 import msgspec
 
 from schemas.outcome import Reason
-from service.cli.api_client import as_json, ask, at_service, printable
+from service.cli.api_client import BULK_TIMEOUT_S, as_json, ask, at_service, printable
 from service.cli.show import pretty, print_json, print_rows
 from service.settings import Settings
 
@@ -104,7 +104,7 @@ def discard(**which: Any) -> None:
 
 def _bulk(method: str, path: str, done: str, settings: Settings, dry_run: bool, **which: Any) -> None:
     body = msgspec.json.encode({**_given(which), "dry_run": dry_run})
-    told = ask(settings, method, path, content=body)
+    told = ask(settings, method, path, content=body, timeout=BULK_TIMEOUT_S)
     click.echo(f"{told['matched']} fit, {told['done']} {done}{' (dry run)' if dry_run else ''}")
 
 

@@ -14,8 +14,8 @@ insert into operations (op_id, tenant, actor, action, detail)
 select gen_random_uuid(), tenant, $3, 'replay', json_build_object('dead_id', dead_id, 'reason', reason) from gone;
 
 -- name: replay
--- A new run of each of $1, behind everything in its mailbox, in that order; the old run is kept, and what it remembers is carried
--- over; where $4 is given, only from before that moment and not of the step $5; and only up to the first step that took an
+-- A new run of each of $1, behind everything in its mailbox, in that order; the old run is kept, and what it remembers is
+-- carried over; where $4 is given, only from before that moment and not of the step $5; and only up to the first step that took an
 -- actor's state: other events may have changed that in between, so what was made of it is no result any more. $3 is who
 -- asked.
 with old as (
@@ -91,7 +91,7 @@ order by dead_no desc
 limit $8;
 
 -- name: count_dead_letters
-select count(*) as matched, max(dead_no) as last from dead_letters
+select count(*) as matched, coalesce(max(dead_no), 0) as last from dead_letters
 where tenant = $1
   and ($2::text is null or type = $2)
   and ($3::text is null or reason = $3)
@@ -99,8 +99,8 @@ where tenant = $1
   and ($5::timestamptz is null or at < $5)
   and ($6::uuid[] is null or dead_id = any ($6));
 
--- name: dead_letters_behind
--- Oldest first: events of one key died in the order in which they were accepted, and are replayed in it.
+-- name: oldest_letters
+-- Of those that fit, the first behind the number $7, up to the number $8.
 select dead_id, dead_no, event_id, event from dead_letters
 where tenant = $1
   and ($2::text is null or type = $2)

@@ -6,12 +6,18 @@ from collections.abc import AsyncIterator
 import pytest
 from click.testing import CliRunner, Result
 from msgspec import json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from schemas import Event
+from service.cli import api_client
 from service.cli.events import events
 from service.cli.operate import cancel, dead, replay
 from service.settings import Settings
 from tests.board import Board, board_on
+from tests.listening import listening_on
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject
 
@@ -56,6 +62,19 @@ async def test_dead_letters_from_the_command_line(refusing: Board) -> None:
     assert (await refusing.ended(event_id))["run"] == 2
     assert (await call(refusing, dead, "discard", "--reason", "rejected")).output == "1 fit, 1 discarded\n"
     assert (await refusing.show(event_id))["status"] == "dead"
+
+
+async def test_what_is_done_to_many_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(_: Request) -> JSONResponse:
+        await asyncio.sleep(0.3)
+        return JSONResponse({"matched": 20_000, "done": 20_000})
+
+    monkeypatch.setattr(api_client, "REQUEST_TIMEOUT_S", 0.05)
+    routes = [Route("/dead-letters/replay", slow, methods=["POST"])]
+    async with listening_on(Starlette(routes=routes), lifespan="off") as url:
+        line = ["replay", "--type", "refused", "--url", url]
+        told = await asyncio.to_thread(CliRunner().invoke, dead, line)
+    assert told.output == "20000 fit, 20000 replayed\n"
 
 
 async def test_replay_and_cancel_from_the_command_line(refusing: Board) -> None:

@@ -1,6 +1,7 @@
 """One call of one model: behind its breaker, in the ledger before it is made and after it has ended, in time."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -21,6 +22,9 @@ T = TypeVar("T")
 # A failure may be the event's own where the model answers others, in less than five doubled waits take (31 s).
 FREE_MAX: Final = 5
 ANSWERED_S: Final = 30.0
+PRICELESS: Final = "%s %s has no price, so that no budget holds it: give it usd_per_million in prompts/models.toml"
+
+log = logging.getLogger("callboard.llm")
 
 Send = Callable[[Any, Any], Awaitable[Answer]]
 """Asks a client once, for the request of the question at the model of the target. Raises Fault."""
@@ -42,7 +46,8 @@ class Caller:
         self._prices: Final = Prices(gates)
         for target in gates:
             # Now, since the first look into the price list takes half a second.
-            self._prices.cost_usd(target.provider, target.model, 0, 0)
+            if self._prices.cost_usd(target.provider, target.model, 0, 0) is None:
+                log.warning(PRICELESS, target.provider, target.model)
         self._breakers: Final = {
             target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in gates
         }
@@ -81,7 +86,7 @@ class Caller:
             breaker.check(asker)  # of what it would not make, nothing is taken off the limits
             async with self._gates[begun.target].permit(begun.tokens_max) as permit:
                 answer = await breaker.call(lambda: self._booked(begun, send, permit), asker)
-                permit.used = answer.tokens_in + answer.tokens_out
+                permit.used = answer.tokens_in + answer.tokens_out or None  # what is not said is not nothing
                 return answer
         except BreakerOpen as error:
             raise Outage(str(error), min(error.after_s, WAIT_CAP_S), waits_for=waits_for) from error

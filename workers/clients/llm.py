@@ -242,6 +242,6 @@ def _whole(answer: Answer) -> str:
 
 def _again(question: Question, misfit: InvalidReply) -> Question:
     demand = f"This does not fit what was asked for: {misfit}. Reply again, with nothing but JSON that fits the schema."
-    more = (Message("assistant", misfit.reply), Message("user", demand))
+    said = [Message("assistant", misfit.reply)] if misfit.reply.strip() else []  # Anthropic refuses an empty one
     request = cast(Request, question.request)
-    return replace(question, request=replace(request, messages=request.messages + more))
+    return replace(question, request=replace(request, messages=(*request.messages, *said, Message("user", demand))))

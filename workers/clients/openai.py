@@ -43,6 +43,12 @@ OPENAI: Final = Dialect()
 class _Usage(Struct):
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    total_tokens: int = 0
+
+    @property
+    def tokens_out(self) -> int:
+        """With what the model thought, which is billed: Gemini counts it in the total alone."""
+        return max(self.completion_tokens, self.total_tokens - self.prompt_tokens)
 
 
 class _Message(Struct):
@@ -158,7 +164,7 @@ def _answer(name: str, message: _Message, finish: str, usage: _Usage | None, sim
         raise Fault("malformed", f"{name} ended a reply with {finish!r} and no text.")
     usage = usage or _Usage()
     text = message.content or message.refusal or ""
-    return Answer(text, stop, usage.prompt_tokens, usage.completion_tokens, simulated)
+    return Answer(text, stop, usage.prompt_tokens, usage.tokens_out, simulated)
 
 
 @asynccontextmanager

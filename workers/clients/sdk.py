@@ -86,7 +86,7 @@ class Sdk(Struct, frozen=True):
             raise _refusal(self.name, error) from error
         except (self.failed, httpx2.RequestError) as error:
             raise _unreachable(self.name, error) from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Fault("malformed", f"{self.name} answered 200 with what is no reply: {error}.") from error
 
 

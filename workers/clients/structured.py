@@ -40,7 +40,7 @@ class Shape(Generic[T]):
             return cast(T, text)
         try:
             return self._decoder.decode(text)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise InvalidReply(str(error), text) from error
 
 

@@ -77,7 +77,7 @@ class StepBook:
             held = account.ledger.purse is not None and call.cost_usd > 0
             self._row = opening(account.claimed, self._step, call, held=held)
             back_usd = 0.0  # from here on only Postgres knows whether it counts
-            opened = await account.ledger.open(self._row)
+            opened = await account.ledger.open(self._row, _unsent(call, "Postgres did not note it in time"))
         finally:
             if not opened:
                 self._settle(back_usd)
@@ -93,7 +93,7 @@ class StepBook:
             held = True
         finally:
             if not held:
-                await self.close(replace(call, cost_usd=0.0, outcome="connection", cause="not sent: the run had ended"))
+                await self.close(_unsent(call, "the run had ended"))
 
     def piece(self, call: Call, text: str) -> None:
         self._account.voice.piece(self._step, call, text)
@@ -129,3 +129,7 @@ class StepBook:
         for till in self._tills:
             till.settle(back_usd)
         self._tills = []
+
+
+def _unsent(call: Call, why: str) -> Call:
+    return replace(call, cost_usd=0.0, outcome="connection", cause=f"not sent: {why}")

@@ -57,12 +57,16 @@ class Ledger:
         async with supervised(parts):
             await asyncio.Event().wait()
 
-    async def open(self, row: Row) -> bool:
+    async def open(self, row: Row, unsent: Call) -> bool:
         """Whether the call may be made: not where its allowance has been taken back.
 
-        Raises Unavailable where Postgres does not take it in time.
+        Raises Unavailable where Postgres does not take it in time; as it may have, it is closed as `unsent` later.
         """
-        return await self._opens.put(row, RECORD_TIMEOUT_S)
+        try:
+            return await self._opens.put(row, RECORD_TIMEOUT_S)
+        except Unavailable:
+            _kept(self._closing, self._closes.put(_ended(row, unsent), CLOSE_TIMEOUT_S))
+            raise
 
     async def close(self, row: Row, call: Call, told_no: int | None = None) -> bool:
         """Whether a retry will find the reply; `told_no` is its number among what is told live.
@@ -70,8 +74,7 @@ class Ledger:
         Raises Unavailable where Postgres does not take it in time; the fact is then stored later.
         """
         called(self._meters, call)
-        paid = (call.call_id, call.tokens_in, call.tokens_out, call.cost_usd, call.ms)
-        ended = Opened(row, (*paid, call.outcome, call.cause, call.reply, call.simulated, told_no))
+        ended = _ended(row, call, told_no)
         try:
             return await asyncio.shield(_kept(self._closing, self._closes.put(ended, RECORD_TIMEOUT_S)))
         except Unavailable:
@@ -111,6 +114,11 @@ def _kept(tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]) -> asynci
 
     task.add_done_callback(done)
     return task
+
+
+def _ended(row: Row, call: Call, told_no: int | None = None) -> Opened:
+    paid = (call.call_id, call.tokens_in, call.tokens_out, call.cost_usd, call.ms)
+    return Opened(row, (*paid, call.outcome, call.cause, call.reply, call.simulated, told_no))
 
 
 def opening(claimed: Claimed, step: str, call: Call, *, held: bool) -> Row:

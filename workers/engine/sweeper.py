@@ -16,7 +16,7 @@ import sql
 from schemas.identity import uuid7
 from service import stream
 from service.meters import Meters
-from service.resources import POSTGRES_ERRORS, Connection, connect
+from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.settings import Settings
 from workers.engine import claimed
 from workers.engine.budget import SQL as LEDGER_SQL
@@ -32,6 +32,7 @@ DUTY: Final = timedelta(seconds=5)
 STRIKES_MAX: Final = 5
 LETTERS: Final = 100
 EPOCH_TURNS: Final = 2
+ANSWER_S: Final = 1.0  # of a Redis that is slower nothing is asked in this turn
 UNKNOWN_EVERY_S: Final = 10.0
 LOCK: Final = sql.queries("store")["lock_mailboxes"]
 
@@ -60,6 +61,7 @@ class Sweeper:
         self._connection: Connection | None = None
         self._unknown_at = 0.0
         self._turns = 0
+        self._away = False
 
     async def run(self) -> None:
         """Turn until cancelled; an error ends it, and the supervisor starts it again."""
@@ -81,7 +83,7 @@ class Sweeper:
             return await self._turn(self._connection)
 
     async def _turn(self, connection: Connection) -> int:
-        """First what needs only Postgres: with Redis away, claims that are not ours end all the same."""
+        """First what needs only Postgres: with Redis away, claims that are not ours end all the same, and in time."""
         row: Any = await connection.fetchrow(SQL["due"])
         await self._end_what_is_not_ours(connection)
         rescued = await self._rescue(connection) if row["expired"] else []
@@ -98,20 +100,31 @@ class Sweeper:
         await self._recovery.turn(connection)
         unknown = await self._unknown(connection)
         heads = await self._bury(connection) if row["expired"] or row["overdue"] else []
-        await stream.ring(self._redis, [*rescued, *unknown, *heads], stream.FRONT)
+        try:
+            return await self._tell(connection, [*rescued, *unknown, *heads], row)
+        except REDIS_ERRORS as error:
+            if not self._away:
+                log.warning("Redis is away, nothing is rung: %s", str(error) or type(error).__name__)
+            self._away = True
+            return 0
+
+    async def _tell(self, connection: Connection, front: Sequence[UUID], row: Any) -> int:
+        """What needs Redis too, if there is any of it or it is time to look for its mark."""
+        self._turns += 1
+        due = row["unrung"] or row["stale"] or row["unplaced"]
+        if self._turns % EPOCH_TURNS and not (front or due or row["unrelayed"]):
+            return 0
         forgot = await self._forgot(connection, row["epoch"])
+        self._away = False
+        await stream.ring(self._redis, front, stream.FRONT)
         if row["unrelayed"] and await self._on_duty(connection, "dead_stream"):
             await relay(self._settings, connection, self._redis)
-        if row["unrung"] or row["stale"] or row["unplaced"] or forgot:
-            return await self._sweep(connection)
-        return 0
+        return await self._sweep(connection) if due or forgot else 0
 
     async def _forgot(self, connection: Connection, seen: str) -> bool:
         """Whether Redis has lost its memory since somebody last looked; then it is noted when."""
-        self._turns += 1
-        if self._turns % EPOCH_TURNS:
-            return False
-        mark = await stream.epoch(self._redis)
+        async with asyncio.timeout(ANSWER_S):
+            mark = await stream.epoch(self._redis)
         if mark != seen:
             await connection.execute(SQL["new_epoch"], seen, mark)
         return mark != seen

@@ -10,7 +10,7 @@ from workers.clients.embed import embed
 from workers.clients.llm import Llm
 from workers.clients.vectors import Document, Found, Mode, Search, Vectors, check_vector
 from workers.clients.web import Reply, Web
-from workers.kit.memory import Effects
+from workers.kit.memory import Effects, Guard
 from workers.kit.resources import Resources
 
 DELETE_MAX: Final = 10_000
@@ -91,9 +91,11 @@ class RunWeb(Struct, frozen=True):
     step_key: str
     client: Web
     effects: Effects
+    guard: Guard
 
     async def post(self, url: str, json: object, timeout_s: float = 10.0) -> Reply:
         """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx)."""
         key = f"{self.event_id}/{self.step_key}"
         self.effects.outside = True
+        await self.guard()
         return await self.client.post(url, json=json, idempotency_key=key, timeout_s=timeout_s)

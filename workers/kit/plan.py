@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from schemas import Event
 from service.errors import Outage, Reject, Unavailable
+from workers.clients.ledger import DaySpent
 from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, TooLarge
 from workers.kit.resources import Uses
@@ -79,7 +80,7 @@ class _Stopped(Exception):
         self.result = result
 
 
-ENDING: Final = (Outage, Unavailable, Reject, JournalMismatch, TooLarge, _Stopped)
+ENDING: Final = (Outage, Unavailable, DaySpent, Reject, JournalMismatch, TooLarge, _Stopped)
 """What ends an attempt, or its flow, in a `parallel` that collects too."""
 
 

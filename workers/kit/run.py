@@ -74,7 +74,7 @@ class Run(Struct, frozen=True):
 
     @property
     def web(self) -> RunWeb:
-        return RunWeb(self.event_id, self.step_key, self.clients.web, self.effects)
+        return RunWeb(self.event_id, self.step_key, self.clients.web, self.effects, self.guard)
 
     def emit(self, event: Event, *, key: str | None = None, due_at: datetime | None = None) -> None:
         """Say another event: stored with this one's end, in the same transaction, once however often the step is tried.

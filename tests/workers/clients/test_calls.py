@@ -1,16 +1,19 @@
 """What is kept of a call, and what it costs."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import httpx
 import pytest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from prompts import Price, Prompts, Target
 from service.errors import Outage
 from tests.workers.clients.asking import MODELS, PROVIDERS, Ledger, Sorted, ask, opened, provider
+from workers.clients.limits import Gate, Permit
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -47,11 +50,14 @@ async def test_the_same_question_has_one_hash_whoever_is_asked(
     assert len(set(hashes)) == 3
 
 
-async def test_an_unknown_price_is_said_to_be_unknown(prompts: Prompts, simulator: str, ledger: Ledger) -> None:
+async def test_an_unknown_price_is_said_to_be_unknown(
+    prompts: Prompts, simulator: str, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
     private = Prompts(prompts.versions, {**prompts.models, "both": (Target("openai", "our-own-model"),)})
     async with opened(private, simulator) as llm:
         await ask(llm, ledger)
     assert (ledger.calls[0].cost_usd, ledger.calls[0].priced) == (0.0, False)
+    assert "openai our-own-model has no price, so that no budget holds it" in caplog.text
 
 
 async def test_a_price_of_ones_own_goes_first(prompts: Prompts, simulator: str, ledger: Ledger) -> None:
@@ -60,6 +66,18 @@ async def test_a_price_of_ones_own_goes_first(prompts: Prompts, simulator: str, 
         await ask(llm, ledger)
     assert (ledger.calls[0].cost_usd, ledger.calls[0].priced) == (ledger.calls[0].tokens_in, True)
     assert ledger.opened[0].cost_usd > ledger.calls[0].cost_usd, "reserved is the most it may cost"
+
+
+async def test_what_a_model_thought_is_paid_for(prompts: Prompts, ledger: Ledger) -> None:
+    async def thoughtful(_: Request) -> Response:
+        choice = {"message": {"content": "1, 2"}, "finish_reason": "stop"}
+        return JSONResponse(
+            {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 105}}
+        )
+
+    async with provider(thoughtful) as url, opened(prompts, url) as llm:
+        await ask(llm, ledger, model="gemini")
+    assert (ledger.calls[0].tokens_in, ledger.calls[0].tokens_out) == (9, 96)
 
 
 async def test_a_connection_that_is_lost_may_be_billed(prompts: Prompts, ledger: Ledger) -> None:
@@ -73,6 +91,26 @@ async def test_a_connection_that_is_lost_may_be_billed(prompts: Prompts, ledger:
             await ask(llm, ledger, model="openai")
     assert [(call.outcome, call.cause) for call in ledger.calls] == [("unknown", "connection")]
     assert ledger.calls[0].cost_usd == ledger.opened[0].cost_usd > 0
+
+
+async def test_a_limit_of_tokens_holds_a_server_that_does_not_say_them(
+    prompts: Prompts, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    permits, permitted = list[Permit](), Gate.permit
+
+    @asynccontextmanager
+    async def permit(gate: Gate, most_tokens: int) -> AsyncIterator[Permit]:
+        async with permitted(gate, most_tokens) as made:
+            yield made
+        permits.append(made)
+
+    async def silent(_: Request) -> Response:
+        return Response('{"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}')
+
+    monkeypatch.setattr(Gate, "permit", permit)
+    async with provider(silent) as url, opened(prompts, url) as llm:
+        await ask(llm, ledger, model="local")
+    assert [(each.made, each.used) for each in permits] == [(True, None)], "0 would give back all that was guessed"
 
 
 async def test_a_call_that_is_cut_off_is_booked(prompts: Prompts, ledger: Ledger) -> None:

@@ -64,6 +64,7 @@ async def test_system_and_bounds_reach_the_provider(prompts: Prompts, ledger: Le
         ("{}", 200, {}, "malformed"),
         (said("half")[:40], 200, {}, "malformed"),
         ("null", 200, {}, "malformed"),
+        ('{"more": ' + "[" * 9000, 200, {}, "malformed"),
         (said("x", None, None), 200, {}, "malformed"),
         (said(None), 200, {}, "malformed"),
         ("{}", 500, {}, "server"),
@@ -75,6 +76,7 @@ async def test_system_and_bounds_reach_the_provider(prompts: Prompts, ledger: Le
         ("{}", 404, {}, "setup"),
         ('{"error": {"code": "insufficient_quota", "type": "billing_error", "message": "x"}}', 429, {}, "setup"),
     ],
+    ids=lambda value: str(value)[:20],
 )
 async def test_a_provider_that_can_not_answer_is_an_outage(
     prompts: Prompts, ledger: Ledger, name: str, body: str, status: int, headers: dict[str, str], outcome: str
@@ -134,6 +136,18 @@ async def test_an_invalid_reply_is_asked_again_once_with_the_error(prompts: Prom
     assert "Invalid enum value 'extreme'" in asked[1]["messages"][-1]["content"]
     assert ledger.calls[0].request_hash == ledger.calls[2].request_hash != ledger.calls[1].request_hash
     assert all(call.tokens_out for call in ledger.calls), "an invalid reply is paid for all the same"
+
+
+async def test_an_empty_reply_is_not_shown_to_the_model_again(prompts: Prompts, ledger: Ledger) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def handle(request: Request) -> Response:
+        asked.append(await request.json())
+        return Response(said('{"intent": "x", "urgency": "high"}' if len(asked) == 2 else ""))
+
+    async with provider(handle) as url, opened(prompts, url) as llm:
+        assert await ask(llm, ledger, returns=Sorted, model="anthropic") == Sorted("x", "high")
+    assert [each["role"] for each in asked[1]["messages"]] == ["user", "user"]
 
 
 async def test_the_next_in_the_chain_answers(prompts: Prompts, ledger: Ledger) -> None:

@@ -80,7 +80,9 @@ def test_what_no_strict_schema_can_say_is_named(returns: type[object], says: str
         ('{"mood": "good", "parts": [{"share": "1"}]}', "Expected `float`, got `str`"),
         ('{"mood": "good", "parts": [], "note": "\\u0000"}', "NUL"),
         ("Here you are: {}", "malformed"),
+        ('{"more": ' + "[" * 9000, "recursion"),
     ],
+    ids=lambda value: value[:20],
 )
 def test_an_invalid_reply_says_what_is_wrong(text: str, says: str) -> None:
     with pytest.raises(InvalidReply, match=says) as caught:

@@ -86,7 +86,18 @@ async def test_a_refusal_is_the_events_own(status: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("value", "least", "most"), [("99999", 60, 60), ("-5", 0, 1), ("nan", 1, 2), ("soon", 1, 2)])
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        ("99999", 60, 60),
+        ("-5", 0, 1),
+        ("nan", 1, 2),
+        ("soon", 1, 2),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 60, 60),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 1),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", 1, 2),
+    ],
+)
 async def test_retry_after_has_a_cap_and_may_be_garbage(value: str, least: float, most: float) -> None:
     async with server(always("503 Busy", headers=f"retry-after: {value}\r\n")) as url, open_web() as web:
         with pytest.raises(Outage) as caught:

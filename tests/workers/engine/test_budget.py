@@ -29,7 +29,7 @@ from workers.clients.ledger import Call, DaySpent
 from workers.engine.book import account
 from workers.engine.claimed import Claimed
 from workers.engine.ledger import Ledger
-from workers.kit import Pipeline, Retry, Run
+from workers.kit import Pipeline, Retry, Run, parallel
 from workers.kit.memory import Facts, Stale
 
 QUICK = Retry(attempts=2, base_s=0.02, cap_s=0.05)
@@ -51,6 +51,10 @@ class Said(Struct, frozen=True):
 async def sample(run: Run, event: Job) -> Said:
     asked = [run.llm.ask("say", returns=str, text=f"{n}") for n in range(event.samples)]
     return Said(len(await asyncio.gather(*asked)))
+
+
+async def nothing(event: Job) -> None:
+    return None
 
 
 async def test_an_events_own_budget(settings: Settings, tmp_path: Path) -> None:
@@ -89,7 +93,8 @@ async def test_the_days_budget_puts_off_to_the_next_day(settings: Settings, tmp_
 
 
 async def test_no_budget_is_no_call(settings: Settings, tmp_path: Path) -> None:
-    job = Pipeline(on=Job, flow=[sample], retry=QUICK)
+    """Nor a failure that a `parallel` collects."""
+    job = Pipeline(on=Job, flow=[parallel(sample, nothing, collect=True)], retry=QUICK)
     async with open_shop(settings, tmp_path, job, budget_day_usd=0) as (board, provider):
         waits = await board.send("job", {})
         await eventually(lambda: _status(board, waits, "scheduled"))

@@ -10,10 +10,13 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from schemas import Event
+from service.commits import GroupCommit
+from service.errors import Unavailable
 from service.settings import Settings
 from tests.board import Board
 from tests.eventually import eventually
 from tests.workers.engine.paying import COST_USD, MOST_USD, Provider, open_shop, said, timeline_calls
+from workers.clients.ledger import Call
 from workers.kit import Pipeline, Retry, Run, parallel
 
 QUICK = Retry(attempts=2, base_s=0.02, cap_s=0.05)
@@ -228,8 +231,8 @@ async def test_a_call_noted_while_the_worker_stood_still_is_not_made(settings: S
         lease, ledger = board.workers[0].lease, board.workers[0].ledger
         opened, noted = ledger.open, list[object]()
 
-        async def slowly(row: tuple[Any, ...]) -> bool:
-            held = await opened(row)
+        async def slowly(row: tuple[Any, ...], unsent: Call) -> bool:
+            held = await opened(row, unsent)
             if not noted:
                 lease.worker = uuid4()  # what the heart does that finds its lease lost
             noted.append(row)
@@ -241,3 +244,23 @@ async def test_a_call_noted_while_the_worker_stood_still_is_not_made(settings: S
         first, second = timeline_calls(event)
         assert (first["outcome"], first["cost_usd"]) == ("connection", 0.0)
         assert (second["outcome"], second["cost_usd"]) == ("ok", COST_USD)
+
+
+async def test_a_call_of_which_nobody_heard_that_it_was_noted_is_not_charged(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, lost = GroupCommit.put, list[object]()
+
+    async def unheard(commits: GroupCommit[Any, Any], item: Any, timeout_s: float) -> Any:
+        answer = await put(commits, item, timeout_s)
+        if commits._name == "calls" and not lost:
+            lost.append(item)
+            raise Unavailable("Postgres did not answer in time")
+        return answer
+
+    monkeypatch.setattr(GroupCommit, "put", unheard)
+    async with open_shop(settings, tmp_path, sampling()) as (board, provider):
+        event_id = await board.send("job", {})
+        assert (await board.ended(event_id))["status"] == "succeeded"
+        await eventually(lambda: _outcome(board, "connection"))
+        assert (provider.asked, (await board.show(event_id))["cost_usd"]) == (1, pytest.approx(COST_USD))

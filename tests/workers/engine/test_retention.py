@@ -1,18 +1,22 @@
-"""What ended long ago is forgotten, and nothing else."""
+"""What is forgotten, and what is not."""
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
+from redis.asyncio import Redis
 
 from schemas import Event
 from schemas.identity import uuid7
+from service import stream
+from service.resources import Connection, connect
 from service.settings import Settings
 from tests.board import board_on
-from tests.eventually import eventually
 from tests.programs import program_of
-from workers.engine import retention
-from workers.engine.retention import retain
+from workers.engine import relay, retention
+from workers.engine.lease import Lease
+from workers.engine.retention import BATCH, retain
 from workers.kit import Pipeline
 
 
@@ -43,34 +47,91 @@ async def test_retention_forgets_what_ended_long_ago_and_nothing_else(settings: 
         assert {str(row["event_id"]) for row in await board.sql("select event_id from attempts")} == {young["event_id"]}
 
 
+async def test_what_letters_keep_for_longer_does_not_keep_others_from_being_forgotten(
+    settings: Settings, connection: Connection, redis: Redis
+) -> None:
+    dead = [uuid_days_ago(50) for _ in range(BATCH)]
+    ended, waits = uuid_days_ago(45), uuid_days_ago(44)
+    for ids, status in ((dead, "dead"), ([ended], "succeeded"), ([waits], "open")):
+        await connection.execute(
+            "insert into events (event_id, source, id, type, data, status, finished_at)"
+            " select id, '/t', id::text, 'plain', '{}', $2, clock_timestamp() - interval '40 days'"
+            " from unnest($1::uuid[]) as id",
+            ids,
+            status,
+        )
+    await _write_letters(connection, dead, days_ago=40)
+    assert await retain(settings, redis, _lease(settings)) == 1
+    left = {row["event_id"] for row in await connection.fetch("select event_id from events")}
+    assert left == {*dead, waits}
+
+
+async def test_letters_workers_and_readers_go_when_their_time_has_come(
+    settings: Settings, connection: Connection, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    young, old, unread = uuid7(), uuid7(), uuid7()
+    await _write_letters(connection, [young], days_ago=89)
+    await _write_letters(connection, [old, unread], days_ago=91)
+    await connection.execute("update dead_letters set relayed = dead_id <> $1", unread)
+    for hours, state in ((25, "dead"), (25, "ready"), (23, "stopped")):
+        await connection.execute(
+            "insert into workers (worker, host, pid, version, lease_until, state, slots, in_flight, pipelines)"
+            " values (gen_random_uuid(), 'h', 1, 'test', now() - make_interval(hours => $1), $2, 1, 0, '{}')",
+            hours,
+            state,
+        )
+    monkeypatch.setattr(retention, "GONE_MS", 0)
+    await stream.ensure_group(redis, stream.WORK, stream.GROUP)
+    await stream.ring(redis, [young])
+    for reader in ("has one pending", "has none"):
+        await stream.read(redis, [stream.WORK], stream.GROUP, reader, 1)
+    await asyncio.sleep(0.01)  # so that they have been idle
+
+    await retain(settings, redis, _lease(settings))
+    assert {row["dead_id"] for row in await connection.fetch("select dead_id from dead_letters")} == {young, unread}
+    assert {row["state"] for row in await connection.fetch("select state from workers")} == {"ready", "stopped"}
+    readers = await redis.xinfo_consumers(stream.WORK, stream.GROUP)
+    assert [each["name"] for each in readers] == [b"has one pending"]
+
+
+async def test_the_dead_stream_is_bounded(
+    settings: Settings, connection: Connection, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "DEAD_MAX", 100)
+    letters = [uuid7() for _ in range(450)]
+    await _write_letters(connection, letters, days_ago=0)
+    await relay.relay(settings, connection, redis)
+    kept = [fields[b"dead_id"].decode() for _, fields in await redis.xrange(stream.DEAD)]
+    assert 100 <= len(kept) < 300, "Redis trims by nodes of its own"
+    assert kept == [str(each) for each in letters[-len(kept) :]]
+
+
+@pytest.fixture
+async def connection(settings: Settings) -> AsyncIterator[Connection]:
+    held = await connect(settings, "test")
+    yield held
+    await held.close()
+
+
+@pytest.fixture
+async def redis(settings: Settings) -> AsyncIterator[Redis]:
+    async with Redis.from_url(settings.redis_url) as client:
+        yield client
+
+
+async def _write_letters(connection: Connection, ids: list[UUID], days_ago: int) -> None:
+    await connection.execute(
+        "insert into dead_letters (dead_id, origin, event_id, type, reason, error, attempts, event, at)"
+        """ select id, id::text, id, 'plain', 'rejected', '{"message": "no"}', 1, '{}',"""
+        " clock_timestamp() - $2 * interval '1 day' from unnest($1::uuid[]) with ordinality as t (id, n) order by n",
+        ids,
+        days_ago,
+    )
+
+
+def _lease(settings: Settings) -> Lease:
+    return Lease(settings, [], lambda: 0, lambda: "ready")
+
+
 def uuid_days_ago(days: int) -> UUID:
     return UUID(int=uuid7().int - (days * 86_400_000 << 80))
-
-
-async def test_what_is_dead_does_not_keep_the_rest(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dead letters are kept for longer: more of them than a turn has batches, older than all that may go."""
-    monkeypatch.setattr(retention, "BATCH", 2)
-    monkeypatch.setattr(retention, "BATCHES", 3)
-    async with board_on(settings, program_of(settings, plain=Pipeline(on=Plain, flow=[nothing]))) as board:
-        for days, status in [*((60, "dead") for _ in range(9)), *((40, "succeeded") for _ in range(5))]:
-            at = f"clock_timestamp() - interval '{days} days'"
-            event_id = uuid_days_ago(days)
-            await board.sql(
-                "insert into events (event_id, tenant, source, id, type, attributes, data, status, finished_at) "
-                f"values ($1, 'default', '/', $2, 'plain', '{{}}', '{{}}', $3, {at})",
-                *(event_id, str(event_id), status),
-            )
-            if status == "dead":
-                await board.sql(
-                    "insert into dead_letters (dead_id, origin, type, reason, error, attempts, event, event_id, at) "
-                    f"values ($1, $2, 'plain', 'rejected', '{{\"message\":\"\"}}', 1, '{{}}', $1, {at})",
-                    *(event_id, str(event_id)),
-                )
-
-        async def left() -> Any:
-            await board.sql("update duties set held_until = '-infinity' where duty = 'retention'")
-            await retain(settings, board.redis, board.workers[0].lease)
-            rows = await board.sql("select status, count(*) as many from events group by 1")
-            return {row["status"]: row["many"] for row in rows} == {"dead": 9}
-
-        assert await eventually(left)

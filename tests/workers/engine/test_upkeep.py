@@ -1,4 +1,4 @@
-"""Upkeep, turn by turn: what is rung again, what is freed, what is buried, what is forgotten."""
+"""Upkeep, turn by turn: what is rung again, what is freed, what is buried."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.store import Store
 from service.supervise import end
 from tests.programs import event_type, program_of
+from workers.engine import sweeper
 from workers.engine.executor import Executor, Stage
 from workers.engine.journal import Journal
 from workers.engine.lease import Lease
@@ -138,6 +139,26 @@ async def test_a_redis_that_forgot_everything_is_rung_at_once(desk: Desk) -> Non
     await desk.redis.flushdb()
     assert sum([await desk.sweeper.turn() for _ in range(EPOCH_TURNS)]) == 20
     assert set(await desk.rung()) == set(ids)
+
+
+async def test_a_redis_that_does_not_answer_holds_up_nothing_else(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a cancelled run would go on, and a lost one wait, for as long as that takes."""
+    monkeypatch.setattr(sweeper, "ANSWER_S", 0.05)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1000):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server, Redis.from_url(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}") as redis:
+        desk = Desk(settings, redis)
+        await desk.accept(1)
+        await desk.long_ago()
+        async with asyncio.timeout(5):
+            assert [await desk.sweeper.turn() for _ in range(3)] == [0, 0, 0]
 
 
 async def test_only_the_head_of_a_mailbox_is_rung(desk: Desk) -> None:

@@ -1,0 +1,50 @@
+"""How long an event waits behind its own failure."""
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from schemas.identity import uuid7
+from schemas.outcome import Later
+from workers.engine.claimed import Claimed
+from workers.engine.retry import after
+from workers.kit import Retry
+from workers.kit.memory import Facts
+
+POLICY = Retry(attempts=9, base_s=2.0, cap_s=10.0)
+
+
+def _waits_s(failures: int) -> list[float]:
+    claimed = Claimed(
+        event_id=uuid7(),
+        tenant="default",
+        key=None,
+        source="/test",
+        id="1",
+        type="job",
+        data=b"{}",
+        attributes="{}",
+        parent=None,
+        reaction=None,
+        run=1,
+        attempts=failures,
+        lost=0,
+        put_offs=0,
+        misses=0,
+        claim=1,
+        claimed_at=datetime.now(UTC),
+        worker=uuid4(),
+    )
+    waits = []
+    for _ in range(300):
+        outcome, now = after(ValueError("boom"), claimed, POLICY, Facts()), datetime.now(UTC)
+        assert isinstance(outcome, Later)
+        assert outcome.charged
+        waits.append((outcome.due_at - now).total_seconds())
+    return waits
+
+
+def test_waits_double_up_to_the_cap_of_the_pipeline_and_lie_anywhere_below() -> None:
+    for failures, most_s in enumerate([2.0, 4.0, 8.0, 10.0, 10.0]):
+        waits = _waits_s(failures)
+        assert 0.9 * most_s < max(waits) <= most_s
+        assert -0.01 < min(waits) < 0.1 * most_s, "full jitter: those that failed together don't come together"
