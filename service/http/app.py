@@ -19,7 +19,7 @@ from service.follow import Followers
 from service.http import batch, documents, events, health, metrics, openapi, operations, stream
 from service.http import catalog as catalogue
 from service.http.auth import Endpoint, Need, guarded
-from service.http.door import Door, Room
+from service.http.door import Door, Room, leaving
 from service.http.metrics import Measured
 from service.http.problem import HANDLERS
 from service.intake import open_intake
@@ -43,7 +43,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         routes=_routes(),
         lifespan=_lifespan(chosen, types, told),
         exception_handlers=HANDLERS,
-        middleware=[Middleware(metrics.counted)],
+        middleware=[Middleware(metrics.counted), Middleware(leaving)],
     )
 
 

@@ -53,10 +53,7 @@ def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
     async def checked(request: Request) -> Response:
         if need != "open":
             await admit(request, need)
-        try:
-            return await endpoint(request)
-        finally:
-            door(request).room.leave(request)
+        return await endpoint(request)
 
     vars(checked)["need"] = need
     return checked

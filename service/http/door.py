@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompts import Prompts
 from schemas.catalog import Catalog
@@ -48,9 +49,22 @@ class Room:
         request.state.held = getattr(request.state, "held", 0) + size
         return True
 
-    def leave(self, request: Request) -> None:
+    def leave(self, scope: Scope) -> None:
         """The request is over."""
-        self._held -= getattr(request.state, "held", 0)
+        self._held -= scope["state"].pop("held", 0)
+
+
+def leaving(app: ASGIApp) -> ASGIApp:
+    """Behind every request, whoever read its body, there is room again."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        finally:
+            if scope["type"] == "http":
+                scope["state"]["door"].room.leave(scope)
+
+    return answered
 
 
 class Door(Struct, frozen=True):

@@ -47,6 +47,20 @@ async def test_what_there_is_no_room_for_comes_again(
         assert room._held == 0
 
 
+async def test_whoever_reads_a_body_lets_it_go(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form of the page too, and requests that fail."""
+    room = Room()
+    monkeypatch.setattr(app, "Room", lambda: room)
+    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+        for path, body in (
+            ("/login", {"data": {"key": "none"}}),
+            ("/events", {"json": {}}),
+            ("/nowhere", {"json": {}}),
+        ):
+            await http.post(path, **body)
+    assert room._held == 0
+
+
 async def test_a_body_that_is_alone_has_room(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "Room", lambda: Room(10))
     async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
