@@ -103,6 +103,8 @@ def discard(**which: Any) -> None:
 
 
 def _bulk(method: str, path: str, done: str, settings: Settings, dry_run: bool, **which: Any) -> None:
+    if not _given(which):
+        raise click.UsageError("Name DEAD_IDS or an option: everything at once is asked for by none.")
     body = msgspec.json.encode({**_given(which), "dry_run": dry_run})
     told = ask(settings, method, path, content=body, timeout=BULK_TIMEOUT_S)
     click.echo(f"{told['matched']} fit, {told['done']} {done}{' (dry run)' if dry_run else ''}")

@@ -39,12 +39,14 @@ CALL: Final = (
 
 def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> dict[str, Any]:
     """`GET /events/{event_id}`, word for word as the contract has it."""
-    failed = next((each["detail"] for each in reversed(attempts) if each["detail"] is not None), None)
+    standing = _standing(row)
+    details = (each["detail"] for each in reversed(attempts) if each["run"] == standing["run"])
+    failed = next((each for each in details if each is not None), None)
     started = [each["started_at"] for each in attempts] or [row["claimed_at"]]
     return {
         **attributes_of(dict(row)),
         "data": raw(row["data"]),
-        **_standing(row),
+        **standing,
         "started_at": started[0],
         "result": raw(row["result"]),
         "error": raw(row["error"] or (failed if row["status"] != "succeeded" else None)),

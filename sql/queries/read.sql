@@ -20,10 +20,13 @@ from calls where event_id = $1 order by at;
 
 -- name: events
 -- Newest first: event ids are UUIDv7. Each filter counts where it is not null; what is open is looked for in `work` alone.
-select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at, e.error,
+select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at,
        e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now, w.due_at,
        e.parent, coalesce(e.reaction, p.name) as pipeline, p.attempts_max,
+       coalesce(e.error, case when coalesce(w.status, e.status) not in ('succeeded', 'dead') then
+           (select a.detail from attempts a where a.event_id = e.event_id and a.run = coalesce(w.run, e.run) and a.detail is not null
+            order by a.claim desc limit 1) end) as error,
        least(w.first_at, (select min(a.started_at) from attempts a where a.event_id = e.event_id)) as started_at,
        spent.calls, spent.cost_usd
 from events e

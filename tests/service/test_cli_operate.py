@@ -56,6 +56,7 @@ async def test_dead_letters_from_the_command_line(refusing: Board) -> None:
     cursor = page.stderr.split()[-1]
     assert (await call(refusing, dead, "list", "--cursor", cursor)).output.count("\n") == 1  # the head alone
 
+    assert (await call(refusing, dead, "discard", "--dry-run")).exit_code == 2
     dry = await call(refusing, dead, "replay", "--type", "refused", "--dry-run")
     assert dry.output == "1 fit, 0 replayed (dry run)\n"
     assert (await call(refusing, dead, "replay", letter["dead_id"])).output == "1 fit, 1 replayed\n"

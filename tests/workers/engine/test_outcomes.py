@@ -121,6 +121,30 @@ async def test_an_attempt_that_hangs_is_ended_and_charged(settings: Settings) ->
         assert "0.3 s" in retry["detail"]["error"]["message"]
 
 
+async def test_an_error_is_of_the_present_run_and_the_list_tells_it_too(settings: Settings) -> None:
+    async def away(event: Poked) -> Seen:
+        if event.how == "hang":
+            await asyncio.Event().wait()
+        raise Outage("it is away", 600, exact=True)
+
+    async def errors(event_id: str) -> set[str | None]:
+        items = (await board.http.get("/events", params={"id": event_id})).json()["items"]
+        return {(each["error"] or {}).get("message") for each in (*items, await board.show(event_id))}
+
+    async def is_put_off(event_id: str) -> bool:
+        return bool((await board.show(event_id))["status"] == "scheduled")
+
+    async with poking(settings, flow=[away], timeout_s=60) as board:
+        event_id = await board.send("poked", {}, partitionkey="k")
+        await eventually(lambda: is_put_off(event_id))
+        assert await errors(event_id) == {"it is away"}
+        assert (await board.http.post(f"/events/{event_id}/cancel")).status_code == 202
+        assert await errors(event_id) == {"it is away"}
+        await board.send("poked", {"how": "hang"}, partitionkey="k")
+        assert (await board.http.post(f"/events/{event_id}/replay")).status_code == 202
+        assert await errors(event_id) == {None}
+
+
 async def test_a_result_over_the_limit_is_refused_with_its_size(settings: Settings) -> None:
     async with poking(settings, flow=[big]) as board:
         event = await board.ended(await board.send("poked", {"how": "big"}))
