@@ -49,6 +49,7 @@ USER_PLACES: Final = {
 # Where each outside library is at home; msgspec is at home everywhere.
 HOMES: Final = {
     "aiobreaker": ("workers.clients.breaker",),
+    "aiohttp": ("workers.clients.sdk",),
     "anthropic": ("workers.clients.anthropic",),
     "arq": ("workers.engine", "workers.hosted"),
     "asyncpg": ("service", "workers.engine"),
@@ -336,4 +337,4 @@ def test_every_library_used_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["embedded"]]
     declared = {re.split(r"[^A-Za-z0-9_-]", line)[0].replace("-", "_") for line in wanted}
-    assert HOMES.keys() - declared == {"httpx2"}  # it comes with the SDKs, whose clients it is
+    assert HOMES.keys() - declared == {"aiohttp", "httpx2"}  # they come with the SDKs, whose clients they are

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
+import aiohttp
 import httpx2
 import msgspec
 from msgspec import Struct
@@ -84,9 +85,9 @@ class Sdk(Struct, frozen=True):
             yield
         except self.refused as error:
             raise _refusal(self.name, error) from error
-        except (self.failed, httpx2.RequestError) as error:
+        except (self.failed, httpx2.RequestError, aiohttp.ClientError) as error:  # the last from OpenAI's transport
             raise _unreachable(self.name, error) from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             raise Fault("malformed", f"{self.name} answered 200 with what is no reply: {error}.") from error
 
 
@@ -96,7 +97,7 @@ def _refusal(provider: str, error: Any) -> Fault:
     code = getattr(error, "code", None) or error.type
     if code in ("insufficient_quota", "billing_error") or "credit balance" in message:
         return Fault("setup", f"{provider} says the account has no credit left.", free=True)
-    outcome = outcome_of(status)
+    outcome = outcome_of(status) if status >= 400 else "server"  # a redirect to nowhere is not for the event to mend
     if status in (401, 402, 403):
         # The provider's own words may hold a part of the key.
         return Fault(outcome, f"{provider} refuses our key (HTTP {status}): check it and its permissions.", free=True)

@@ -93,6 +93,32 @@ async def test_a_connection_that_is_lost_may_be_billed(prompts: Prompts, ledger:
     assert ledger.calls[0].cost_usd == ledger.opened[0].cost_usd > 0
 
 
+@pytest.mark.parametrize("name", PROVIDERS)
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "connection"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\n", "connection"),
+        (b"HTTP/1.1 307 Away\r\ncontent-length: 0\r\n\r\n", "server"),
+    ],
+    ids=["ssh", "chunks", "redirect"],
+)
+async def test_what_is_no_http_is_an_outage(
+    prompts: Prompts, ledger: Ledger, name: str, answer: bytes, cause: str
+) -> None:
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(say, "127.0.0.1", 0)
+    async with server, opened(prompts, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as llm:
+        with pytest.raises(Outage):
+            await ask(llm, ledger, model=name)
+    assert [(call.outcome, call.cause) for call in ledger.calls] == [("unknown", cause)]
+
+
 async def test_a_limit_of_tokens_holds_a_server_that_does_not_say_them(
     prompts: Prompts, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
