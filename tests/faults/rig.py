@@ -142,6 +142,8 @@ class Rig(Behind):
             "DATABASE_URL": _through(gates.get("postgres")) or self.database_url,
             "REDIS_URL": f"redis://127.0.0.1:{gates['redis'].port if gates else self.machines.redis_port}/0",
             "OPENAI_API_KEY": "dummy",
+            "ANTHROPIC_API_KEY": "dummy",
+            "ANTHROPIC_BASE_URL": self.sink.url,
             "OPENAI_BASE_URL": f"{f'http://127.0.0.1:{model.port}' if model else self.sink.url}/v1",
             "PAGE_URL": f"{self.sink.url}/effects",
             "CALLBOARD_SIMULATE": "off",

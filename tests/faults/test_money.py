@@ -9,13 +9,18 @@ import pytest
 from tests.eventually import eventually
 from tests.faults.oracle import judge
 from tests.faults.rig import Rig
+from tests.faults.usercode import CLAUDE, FILES
 
 EVENTS = 12
 
 
-async def test_row_01_what_a_kill_mid_call_costs(rig: Rig) -> None:
+@pytest.mark.parametrize(
+    "files", [FILES, pytest.param(CLAUDE, marks=pytest.mark.slow_fault)], ids=["openai", "anthropic"]
+)
+async def test_row_01_what_a_kill_mid_call_costs(rig: Rig, files: dict[str, str]) -> None:
+    tree = rig.newer(files)
     await rig.api()
-    victim = await rig.worker(concurrency=EVENTS)
+    victim = await rig.worker(concurrency=EVENTS, tree=tree)
     rig.sink.latency_s = lambda: 3600.0
     await asyncio.gather(*(rig.load.send("probe.ask") for _ in range(EVENTS)))
     await eventually(lambda: _called(rig, EVENTS))
@@ -25,7 +30,7 @@ async def test_row_01_what_a_kill_mid_call_costs(rig: Rig) -> None:
     await victim.ended()
     rig.injected()
     rig.sink.latency_s = lambda: 0.02
-    await rig.worker()
+    await rig.worker(tree=tree)
     await judge(rig)
 
     rows = await rig.sql("select call_id, event_id, step, outcome, cause, cost_usd from calls")

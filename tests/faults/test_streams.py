@@ -9,6 +9,7 @@ import pytest
 from tests.eventually import eventually
 from tests.faults.oracle import judge
 from tests.faults.rig import Rig
+from tests.faults.usercode import CLAUDE, FILES
 from tests.sse import Client
 
 EVENTS: Final = 5
@@ -17,17 +18,19 @@ QUICK_S: Final = 0.02
 
 
 @pytest.mark.slow_fault
-async def test_row_52_kill_worker_mid_stream(rig: Rig) -> None:
+@pytest.mark.parametrize("files", [FILES, CLAUDE], ids=["openai", "anthropic"])
+async def test_row_52_kill_worker_mid_stream(rig: Rig, files: dict[str, str]) -> None:
     """Half of the clients come again all the time, to one API or the other."""
+    tree = rig.newer(files)
     apis = [await rig.api(), await rig.api()]
-    victim = await rig.worker(concurrency=20)
+    victim = await rig.worker(concurrency=20, tree=tree)
     rig.sink.token_s = SLOW_S
     clients = [Client((await rig.load.send("probe.speak")).event_id) for _ in range(EVENTS)]
     following = [asyncio.create_task(_follow(rig, each, n)) for n, each in enumerate(clients)]
     await eventually(lambda: asyncio.sleep(0, all(_hears(each, "answer") for each in clients)), 60)
     await rig.kill(victim)
     rig.sink.token_s = QUICK_S
-    await rig.worker(concurrency=20)
+    await rig.worker(concurrency=20, tree=tree)
     async with asyncio.timeout(60):
         await asyncio.gather(*following)
     await judge(rig)

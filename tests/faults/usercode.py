@@ -199,6 +199,15 @@ FILES: Final = {
     "prompts/models.toml": MODELS,
 }
 
+# The same code at the other SDK.
+CLAUDE: Final = {
+    **FILES,
+    "prompts/models.toml": """
+fast = [{ provider = "anthropic", model = "claude-haiku-5-5" }]
+smart = [{ provider = "anthropic", model = "claude-sonnet-5-5" }]
+""",
+}
+
 # A newer release of the same code: one type more, and one more field, with a default, in a type that there was.
 NEWER: Final = {
     **FILES,
@@ -219,5 +228,6 @@ def copy_product(folder: Path, files: dict[str, str]) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.lstrip(), encoding="utf-8")
-    (folder / "workers" / "providers" / "anthropic.py").unlink()
+    if "anthropic" not in files["prompts/models.toml"]:
+        (folder / "workers" / "providers" / "anthropic.py").unlink()
     return folder
