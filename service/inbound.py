@@ -133,7 +133,7 @@ class Inbound:
         told = {"kind": type(error).__name__, "message": f"{path}: {error}", "step": None, "at": datetime.now(UTC)}
         raw = fields.get(b"event") or json.encode({_text(name): _text(value) for name, value in fields.items()})
         text = _text(raw[: self._settings.body_max])
-        log.warning("a stream entry is no event: %s (%s)", path, origin)
+        log.warning("a stream entry is no event: %s, see the dead letters (%s)", reason, origin)  # a path tells of it
         said = json.encode(told).decode()
         await connection.execute(_SQL["dead_entry"], uuid7(), origin, _type_of(raw), reason, said, text)
 

@@ -128,8 +128,8 @@ class Operator:
         try:
             said, own_id = row["event"].encode(), str(row["dead_id"])
             await self._intake.take(said, tenant=self._tenant, source=SOURCE, default_id=own_id)
-        except (BadEvent, Conflict) as error:
-            log.info("dead letter %s is no event still: %s", row["dead_id"], error)
+        except (BadEvent, Conflict):
+            log.info("dead letter %s is no event still", row["dead_id"])
             return False
         return True
 

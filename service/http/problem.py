@@ -57,7 +57,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         case HTTPException():
             return problem(request, error.status_code, error.detail, headers=error.headers)
         case asyncpg.DataError():
-            log.warning("what was asked for can't be looked up: %s", error)
+            log.warning("what %s asked for can't be looked up: %s", request.url.path, type(error).__name__)
             detail = "what was asked for holds a NUL character, or a time before the year 1 or behind 9999 (UTC)"
             return problem(request, 400, detail)
         case ClientDisconnect():  # before its request was whole: nobody reads this
