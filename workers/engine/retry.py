@@ -16,6 +16,7 @@ from workers.kit import Retry
 from workers.kit.memory import Facts, JournalMismatch, TooLarge
 
 PUT_OFF_CAP_S: Final = 600.0
+BUDGET: Final = "budget"
 UNKNOWN_TYPE_S: Final = 10.0
 # What passed another release's door may fit again when this one has been replaced: ten minutes are enough for that.
 MISFITS_MAX: Final = 60
@@ -32,7 +33,7 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
         case Outage() if error.free_max is None or claimed.misses < error.free_max:
             return _put_off(error, claimed, told)
         case DaySpent():
-            return Later(error.until, str(error), charged=False, error=told)
+            return Later(error.until, str(error), charged=False, error=told, waits_for=[BUDGET])
         case Reject() | LlmRefused():
             return Dead("rejected", told)
         case TooLarge():

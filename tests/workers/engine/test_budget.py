@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -57,6 +58,10 @@ async def nothing(event: Job) -> None:
     return None
 
 
+async def _tried(board: Board, times: int) -> bool:
+    return len(await board.sql("select 1 from attempts")) == times
+
+
 async def test_an_events_own_budget(settings: Settings, tmp_path: Path) -> None:
     """Calls that may cost too much side by side come one after the other; the one that can't be paid ends the event."""
     job = Pipeline(on=Job, flow=[sample], retry=QUICK, budget_usd=MOST_USD + 2.5 * COST_USD)
@@ -90,6 +95,18 @@ async def test_the_days_budget_puts_off_to_the_next_day(settings: Settings, tmp_
         midnight = before.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
         assert midnight <= row["due_at"] <= midnight + timedelta(minutes=1)
         assert provider.asked == 1
+
+
+async def test_a_larger_budget_is_used_today(settings: Settings, tmp_path: Path) -> None:
+    """By a worker that starts with it. One that starts with the same leaves to the next day what it has tried once."""
+    job, event_id = Pipeline(on=Job, flow=[sample], retry=QUICK), ""
+    for n, budget_usd in enumerate((COST_USD / 2, COST_USD / 2, MOST_USD * 2)):
+        (tmp_path / str(n)).mkdir()
+        async with open_shop(settings, tmp_path / str(n), job, budget_day_usd=budget_usd) as (board, _):
+            event_id = event_id or await board.send("job", {})
+            status = "succeeded" if budget_usd > MOST_USD else "scheduled"
+            await eventually(partial(_tried, board, n + 1))
+            await eventually(partial(_status, board, event_id, status))
 
 
 async def test_no_budget_is_no_call(settings: Settings, tmp_path: Path) -> None:
