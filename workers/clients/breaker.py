@@ -26,6 +26,10 @@ Verdict = Literal["failure", "fatal", "success", "neutral"]
 Clock = Callable[[], float]
 
 
+# What a bug in a provider's file raises says nothing about the provider; the library would take it for an answer.
+_BUGS: Final = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
 class Policy(Struct, frozen=True):
     """Opens for `open_s` when `ratio` of the calls in the last `window_s` failed, `calls_min` of them at least; at once
     after a failure that is fatal: every other call would fail the same way."""
@@ -209,7 +213,7 @@ class Breaker:
     async def _judged(self, work: Callable[[], Awaitable[T]], generation: int) -> T:
         try:
             result = await work()
-        except CallboardError as error:
+        except (CallboardError, *_BUGS) as error:
             verdict = self._judge(error)
             if self._stale(generation) or verdict == "neutral":
                 raise _Unjudged(None, error) from error

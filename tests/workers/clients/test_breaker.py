@@ -255,3 +255,18 @@ async def test_what_fails_for_all_opens_it_at_once_and_is_the_reason(clock: Cloc
     assert await breaker.call(ok) == "ok"
     assert breaker.state == "closed"
     assert breaker.answered_s_ago == 0
+
+
+async def test_a_bug_is_no_answer(breaker: Breaker, clock: Clock) -> None:
+    """Of a provider's own file, say: half open it closes nothing."""
+
+    async def work() -> str:
+        raise KeyError("choices")
+
+    await opened(breaker)
+    clock.now_s += POLICY.open_s
+    with pytest.raises(KeyError):
+        await breaker.call(work)
+    assert breaker.state == "half_open"
+    assert await breaker.call(ok) == "ok"
+    assert breaker.state == "closed"
