@@ -8,13 +8,13 @@ from typing import Final
 
 import pytest
 
+from tests.deploy.authority import Authority, authority
 from tests.deploy.host import SITE, STANDINS, THERE, Host, machine, run
 from tests.deploy.product import NAPS, SECRET, Product, settle
 from tests.processes import ROOT
 
 SETTINGS: Final = {
     "SITE": SITE,
-    "TLS": "internal",
     "CALLBOARD_SIMULATE": "on",
     "CALLBOARD_GRACE_S": "8",
     "READY_S": "40",
@@ -29,8 +29,14 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         yield made
 
 
+@pytest.fixture(scope="session", name="authority")
+def who_gives_certificates(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Authority]:
+    with authority(host, tmp_path_factory.mktemp("authority")) as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
-def product(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+def product(host: Host, authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """A first release serves, deployed as deploy/README.md says; nothing but `make` and ssh touches the machine."""
     folder = tmp_path_factory.mktemp("clone")
     names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")

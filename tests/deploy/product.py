@@ -127,7 +127,7 @@ def curl(host: Host, path: str, *words: str, code: bool = True, known: str | Non
 
 def outside(host: Host, *words: str) -> str:
     """curl on the client, which finds the machine under its name."""
-    resolved = (each for port in (443, 8443) for each in ("--resolve", f"{SITE}:{port}:{ADDRESS}"))
+    resolved = (each for port in (80, 443, 8443) for each in ("--resolve", f"{SITE}:{port}:{ADDRESS}"))
     return run(*host.in_client, "curl", "-s", "-m", "60", *resolved, *words)
 
 

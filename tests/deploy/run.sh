@@ -33,8 +33,8 @@ done
 shellcheck -x deploy/*.sh tests/deploy/*.sh
 yamllint -d '{extends: relaxed, rules: {line-length: {max: 140}}}' deploy/compose.yaml deploy/*/*.yaml
 # With `files` it needs files: a test has some.
-for tls in auto internal; do
-    SITE=callboard.test TLS=$tls XDG_DATA_HOME=$tools XDG_CONFIG_HOME=$tools caddy validate --adapter caddyfile --config Caddyfile 2>"$tools/said" ||
+for tls in auto acme internal; do
+    SITE=callboard.test TLS=$tls ACME_CA=https://ca.test/directory XDG_DATA_HOME=$tools XDG_CONFIG_HOME=$tools caddy validate --adapter caddyfile --config Caddyfile 2>"$tools/said" ||
         { cat "$tools/said" >&2; exit 1; }
 done
 caddy fmt Caddyfile | cmp - Caddyfile
