@@ -15,6 +15,8 @@ SETTLE_S=5 # the proxy looks every second; a look that began before what changed
 KEEP_IMAGES=3
 KEEP_BACKUPS=14
 REPOSITORY=localhost/callboard
+SERVER=callboard-postgres-1
+NEXT=callboard-postgres-next # while Postgres is upgraded
 DUMP=''
 # Empty ones count as not set.
 OF_OTHERS="anthropic_api_key openai_api_key azure_openai_api_key azure_openai_endpoint gemini_api_key mistral_api_key
@@ -38,7 +40,7 @@ compose() {
         docker compose --progress quiet --env-file settings --project-directory . -f "$from/compose.yaml" "$@"
 }
 tool() { compose run --rm -T --no-deps tool "$@"; }
-in_postgres() { compose exec -T postgres "$@"; }
+in_postgres() { docker exec -i "$SERVER" "$@"; }
 query() { in_postgres psql -qXAt -v ON_ERROR_STOP=1 -U callboard "$@"; }
 managed() { [ "$(setting SERVERS here)" = elsewhere ]; }
 give() { install -m 0444 /dev/stdin "secrets/$1.new" && mv "secrets/$1.new" "secrets/$1"; } # NAME <value
@@ -123,7 +125,7 @@ healthy() { timeout 15 docker exec "$1" python3 -m workers health; }
 wait_for() { # TEST CONTAINER
     local end=$((SECONDS + $(setting READY_S 90)))
     until "$1" "$2" >/dev/null 2>&1; do
-        if [ "$SECONDS" -ge "$end" ] || [ "$(docker inspect -f '{{.RestartCount}}' "$2")" -ge 3 ]; then
+        if [ "$SECONDS" -ge "$end" ] || docker inspect -f '{{.RestartCount}} {{.State.Status}}' "$2" | grep -Eq '^([3-9]|0 exited)'; then
             docker logs --tail 20 "$2" >&2
             "$1" "$2" >&2 || true
             stop "$(docker inspect -f '{{.Name}}' "$2") of this release is not $1: see its last lines above."
@@ -173,7 +175,7 @@ roll_out() { # VERSION
     trap abort EXIT
 
     say "Servers."
-    managed || compose up -d --no-deps --wait postgres redis
+    managed || { compose up -d --no-deps --wait postgres redis; forget_next; }
     pending=$(tool callboard migrate --dry-run)
     if [ -n "$pending" ]; then
         [ -z "$live" ] || backup "before-$1"
@@ -282,49 +284,56 @@ restore() { # FILE: the database as it was then, an empty Redis; what is there n
     say "$1 is what there is now; the database before it is callboard_before, drop it when you don't need it."
 }
 
-# The files of one major version can't be read by another: all goes over by a dump, roles too. The old files are kept.
+# The files of one major version can't be read by another: all goes over by a dump, roles too, into a server beside the old one,
+# on a volume of its own. Two lines in `settings`, written at once, make it the one that counts. Cut off before them, the old one
+# still does; behind them, the new one. The container $NEXT is there from the beginning to the end, for the next command to see.
 upgrade_postgres() { # IMAGE
     ! managed || stop "Postgres is elsewhere: it is upgraded there."
-    local image=${1:-} old=callboard_postgres_before roles
+    local image=${1:-} before volume roles
     [ -n "$image" ] || stop "To which one? docker.io/pgvector/pgvector:pg18, say."
+    grep -q POSTGRES_VOLUME compose.yaml || stop "The compose.yaml here is older than this command: \`make deploy\` first."
     docker image inspect "$image" >/dev/null 2>&1 || docker pull -q "$image" >/dev/null
-    ! docker volume inspect "$old" >/dev/null 2>&1 || stop "The volume $old is there. If the upgrade before went well, and you don't need it: docker volume rm $old. If it was cut off, that volume holds the data."
-    say "All stop. From here to the end nothing is taken in."
-    trap not_upgraded EXIT
-    compose stop "web-$(serving colour)" worker
-    backup before-upgrade
-    roles=$(in_postgres pg_dumpall -U callboard --roles-only)
-    compose rm -sf postgres >/dev/null
-    move_volume callboard_postgres "$old"
-    echo "POSTGRES_IMAGE=$image" >> settings
     compose up -d --no-deps --wait postgres
-    in_postgres psql -qX -U callboard -d postgres <<<"$roles" >/dev/null 2>&1 # callboard is there already
-    fill callboard "$DUMP"
-    trap - EXIT
-    go_on
-    say "$(query -d callboard -c 'select version()' | cut -d ' ' -f 1-2) serves. Its files before are the volume $old: docker volume rm $old, when you don't need them."
-}
-not_upgraded() {
-    say "It did not go well, see above. Back to what was there." >&2
-    compose rm -sf postgres >/dev/null
-    if docker volume inspect callboard_postgres_before >/dev/null 2>&1; then
-        sed -i '${/^POSTGRES_IMAGE=/d}' settings
-        docker volume rm -f callboard_postgres >/dev/null
-        move_volume callboard_postgres_before callboard_postgres
+    if [ "$image" != "$(setting POSTGRES_IMAGE '')" ]; then
+        forget_next
+        trap not_upgraded EXIT
+        before=$(setting POSTGRES_VOLUME callboard_postgres) volume=callboard_postgres_$(date -u +%Y%m%dT%H%M%SZ)
+        POSTGRES_IMAGE=$image POSTGRES_VOLUME=$volume compose run -d --no-deps --name "$NEXT" postgres >/dev/null
+        wait_for accepting "$NEXT"
+        say "All stop. From here to the end nothing is taken in."
+        compose stop "web-$(serving colour)" worker
+        backup before-upgrade
+        roles=$(in_postgres pg_dumpall -U callboard --roles-only)
+        SERVER=$NEXT in_postgres psql -qX -U callboard -d postgres <<<"$roles" >/dev/null 2>&1 # callboard is there already
+        SERVER=$NEXT fill callboard "$DUMP"
+        docker stop "$NEXT" >/dev/null
+        compose rm -sf postgres >/dev/null
+        { cat settings; printf '\nPOSTGRES_IMAGE=%s\nPOSTGRES_VOLUME=%s\n' "$image" "$volume"; } > settings.new
+        sync
+        mv settings.new settings
+        trap - EXIT
+        sync
+        say "Its files before are the volume $before: docker volume rm $before, when you don't need them."
     fi
     compose up -d --no-deps --wait postgres
     go_on
-    say "What was there serves again." >&2
+    forget_next
+    say "$(query -d callboard -c 'select version()' | cut -d ' ' -f 1-2) serves."
 }
-move_volume() { # FROM TO
-    local from to labels=(--label com.docker.compose.project=callboard --label "com.docker.compose.volume=${2#callboard_}")
-    docker volume create "${labels[@]}" "$2" >/dev/null
-    from=$(docker volume inspect -f '{{.Mountpoint}}' "$1")
-    to=$(docker volume inspect -f '{{.Mountpoint}}' "$2")
-    chown --reference="$from" "$to"
-    chmod --reference="$from" "$to"
-    find "$from" -mindepth 1 -maxdepth 1 -exec mv -t "$to" {} +
-    docker volume rm "$1" >/dev/null
+not_upgraded() {
+    say "It did not go well, see above. Back to what was there." >&2
+    compose up -d --no-deps --wait postgres
+    go_on
+    forget_next
+    say "What was there serves." >&2
+}
+accepting() { docker exec "$1" pg_isready -q -h 127.0.0.1 -U callboard; }
+forget_next() { # and what is in it, unless it counts
+    local volume
+    docker inspect "$NEXT" >/dev/null 2>&1 || return 0
+    volume=$(docker inspect -f '{{range .Mounts}}{{println .Name}}{{end}}' "$NEXT" | grep ^callboard_postgres)
+    docker rm -fv "$NEXT" >/dev/null
+    [ "$volume" = "$(setting POSTGRES_VOLUME callboard_postgres)" ] || docker volume rm "$volume" >/dev/null
 }
 go_on() {
     compose start "web-$(serving colour)" worker
@@ -334,6 +343,7 @@ go_on() {
 
 status() {
     say "Serving $(serving version) on web-$(serving colour), since $(tail -n 1 releases | cut -d ' ' -f 1)."
+    ! docker inspect "$NEXT" >/dev/null 2>&1 || say "An upgrade of Postgres is at work or was cut off: then, the same again, or \`make deploy\`."
     compose ps --format 'table {{.Name}}\t{{.Image}}\t{{.Status}}'
     managed || query -d callboard -c "select format('%s events %s', count(*), status) from events group by status order by status"
     df -h . | tail -n 1 | awk '{ print "disk: " $4 " free, " $5 " used" }'

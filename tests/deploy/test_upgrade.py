@@ -1,17 +1,22 @@
 """The release before this one, on the schema of this one: what a rollback needs, with what really changed."""
 
+import shlex
 import shutil
 import subprocess
 from typing import Final
 
 import pytest
 
-from tests.deploy.host import THERE, Host, run
-from tests.deploy.product import NAPS, Product, load, query, send_nap, served, succeeded
+from tests.deploy.host import THERE, Host, run, until
+from tests.deploy.product import NAPS, Product, curl, load, query, send_nap, served, succeeded
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.host
 
+NEXT: Final = "localhost/postgres18:test"
+# The restore can't begin.
+HELD: Final = "begin; lock table pg_database in share mode; select pg_sleep(600)"
+WAITING: Final = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query ilike 'drop database%'"
 CODE: Final = ("schemas", "prompts", "sql", "service", "workers", "pyproject.toml", "requirements.lock")
 
 
@@ -51,21 +56,45 @@ def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: 
 
 
 def test_another_major_version_of_postgres(host: Host, product: Product) -> None:
-    """One that does not start is taken back; with the next the events are there, and the roles that rotation made."""
+    """One that does not start stops nothing. Cut off before the switch, what was there serves by itself; behind it, the
+    same again goes on. Then the events are there, and the roles that rotation made."""
     host.ssh("docker load -q -i /images/postgres18.tar")  # which may have been thrown away as unused
     product.make("rotate", "NAME=postgres")
-    assert "What was there serves again" in upgrade(host, "localhost/redis:test", "|| true")
+    with load(host):
+        assert "What was there serves" in upgrade(host, "localhost/redis:test", "|| true")
+    begin_upgrade(host)
+    until(lambda: "accepting" in next_one(host, "pg_isready"), 60)
+    next_one(host, f"psql -U callboard postgres -c {shlex.quote(HELD)}", "-d")
+    until(lambda: next_one(host, f"psql -XAtU callboard postgres -c {shlex.quote(WAITING)}").strip() == "1", 90)
+    host.cut_power()
+    host.boot()
+    until(lambda: curl(host, "/types") == "200", 60)
     assert query(host, "show server_version_num").startswith("17")
+    assert "was cut off" in product.make("status")
     succeeded(host, send_nap(host, 0.1))
     events = query(host, "select count(*), max(event_id::text) from events")
-    assert "PostgreSQL 18" in upgrade(host, "localhost/postgres18:test")
+    begin_upgrade(host)
+    until(lambda: "yes" in host.ssh(f"! grep -q POSTGRES_VOLUME=. {THERE}/settings || echo yes"), 120)
+    host.ssh("systemctl kill -s KILL upgrade")
+    assert "PostgreSQL 18" in upgrade(host, NEXT)
     assert query(host, "select count(*), max(event_id::text) from events") == events
     assert query(host, "show server_version_num").startswith("18")
+    assert not host.ssh("docker ps -aqf name=postgres-next")
+    assert len(host.ssh("docker volume ls -q | grep postgres").split()) == 2
     succeeded(host, send_nap(host, 0.1))
     with load(host):
         product.make("deploy")
     product.make("rotate", "NAME=postgres")
     assert "search: " in product.make("restore-check")
+
+
+def begin_upgrade(host: Host) -> None:
+    host.ssh(f"systemd-run -q --collect --unit upgrade {THERE}/host.sh upgrade-postgres {NEXT}")
+
+
+def next_one(host: Host, command: str, options: str = "") -> str:
+    """What the server beside the old one answers."""
+    return host.ssh(f"docker exec {options} callboard-postgres-next {command}")
 
 
 def upgrade(host: Host, image: str, otherwise: str = "") -> str:
