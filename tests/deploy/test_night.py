@@ -1,19 +1,22 @@
-"""What deploy/README.md says to do at night, done: a provider down, a bad prompt, images that fill the disk."""
+"""What deploy/README.md says to do at night, done: a provider, a model or a prompt that fails, a disk that is full."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from tests.deploy.host import THERE, Host, until
 from tests.deploy.product import Product, containers, curl, live, query, served, settle
+from tests.processes import ROOT
 
 pytestmark = pytest.mark.host
 
-SIMULATOR = "callboard simulator --port 8099"
+SIMULATOR: Final = "callboard simulator --port 8099"
+DOWN: Final = "--fault 529,model=claude-haiku-5-5"
 
 
 def test_a_provider_is_down(host: Host, product: Product) -> None:
@@ -29,10 +32,22 @@ def test_a_provider_is_down(host: Host, product: Product) -> None:
     assert "the breaker of anthropic claude-haiku-5-5 closes" in product.make("logs", "ARGS=worker")
 
 
+def test_a_model_is_down_for_long(host: Host, product: Product) -> None:
+    """Another one in its place takes over what waits, uncharged."""
+    with provider(host, DOWN):
+        event = open_ticket(host, "long")
+        until(lambda: query(host, f"select put_offs > 0 from work where event_id = '{event}'") == "t", 60)
+    models = (product.folder / "prompts/models.toml").read_text()
+    product.release({"prompts/models.toml": models.replace("claude-haiku-5-5", "claude-sonnet-5-5")})
+    product.make("deploy")
+    with provider(host, DOWN):
+        until(partial(reached, host, event, "succeeded"), 120)
+    product.withdraw()
+
+
 def test_a_bad_prompt_is_shipped(host: Host, product: Product) -> None:
     before = served(host)
     settle(host, CALLBOARD_SIMULATE="on", ANTHROPIC_BASE_URL="")
-    product.make("deploy")
     good = (product.folder / "prompts/tickets/classify/v1.md").read_text()
     product.release({"prompts/tickets/classify/v2.md": good.replace("max_tokens = 2000", "max_tokens = 1")})
     product.make("deploy")
@@ -61,6 +76,18 @@ def test_images_fill_the_disk(host: Host, product: Product) -> None:
     product.make("deploy")
 
 
+def test_backups_fill_the_disk(host: Host, product: Product) -> None:
+    """And a half of one, which is what such a disk leaves."""
+    (leave_three,) = re.findall(
+        r"`ssh root@box '([^']+)'` leaves three", (ROOT / "deploy/README.md").read_text("utf-8")
+    )
+    host.ssh(f"cd {THERE} && for each in 1 2 3 4; do ./host.sh backup $each; done && touch backups/half.dump.part")
+    before = host.ssh(f"ls {THERE}/backups/*.dump").split()
+    host.ssh(leave_three)
+    assert host.ssh(f"ls -d {THERE}/backups/*").split() == before[-3:]
+    assert before[-1].removeprefix(f"{THERE}/") in product.make("restore-check")
+
+
 def open_ticket(host: Host, name: str) -> str:
     data = {"ticket_id": name, "subject": "Charged twice", "body": "You charged my card twice this month."}
     told: dict[str, Any] = json.loads(
@@ -79,11 +106,11 @@ def callboard(host: Host, words: str) -> str:
 
 
 @contextmanager
-def provider(host: Host) -> Iterator[None]:
+def provider(host: Host, options: str = "") -> Iterator[None]:
     """A provider where the worker looks for it."""
     (worker,) = containers(host, "worker")
     image = f"localhost/callboard:{served(host)}"
-    host.ssh(f"docker run -d --rm --name provider --network container:{worker} {image} {SIMULATOR}")
+    host.ssh(f"docker run -d --rm --name provider --network container:{worker} {image} {SIMULATOR} {options}")
     try:
         yield
     finally:
