@@ -353,7 +353,7 @@ status() {
 
 alone() { # COMMAND…: one at a time, written to `log`, to its end even if the caller goes away
     trap '' HUP PIPE
-    exec > >(exec tee -pa log) 2>&1
+    exec > >(exec tee -pai log) 2>&1
     exec 9<>lock
     flock -n 9 || { say "Another one is at work: $(cat lock). Nothing was changed."; exit 75; }
     printf '%s since %s' "$*" "$(date -u +%FT%TZ)" > lock
