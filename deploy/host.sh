@@ -296,11 +296,13 @@ upgrade_postgres() { # IMAGE
     compose up -d --no-deps --wait postgres
     if [ "$image" != "$(setting POSTGRES_IMAGE '')" ]; then
         forget_next
+        stopped=''
         trap not_upgraded EXIT
         before=$(setting POSTGRES_VOLUME callboard_postgres) volume=callboard_postgres_$(date -u +%Y%m%dT%H%M%SZ)
         POSTGRES_IMAGE=$image POSTGRES_VOLUME=$volume compose run -d --no-deps --name "$NEXT" postgres >/dev/null
         wait_for accepting "$NEXT"
         say "All stop. From here to the end nothing is taken in."
+        stopped=true
         compose stop "web-$(serving colour)" worker
         backup before-upgrade
         roles=$(in_postgres pg_dumpall -U callboard --roles-only)
@@ -322,8 +324,11 @@ upgrade_postgres() { # IMAGE
 }
 not_upgraded() {
     say "It did not go well, see above. Back to what was there." >&2
-    compose up -d --no-deps --wait postgres
-    go_on
+    if [ -n "$stopped" ]; then
+        compose up -d --no-deps --wait postgres
+        compose stop "web-$(serving colour)" worker # Ctrl-C may have left them half-way
+        go_on
+    fi
     forget_next
     say "What was there serves." >&2
 }

@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from tests.deploy.host import THERE, Host, run, until
-from tests.deploy.product import NAPS, Product, curl, load, query, send_nap, served, succeeded
+from tests.deploy.product import NAPS, Product, curl, live, load, query, send_nap, served, succeeded
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.host
@@ -56,12 +56,18 @@ def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: 
 
 
 def test_another_major_version_of_postgres(host: Host, product: Product) -> None:
-    """One that does not start stops nothing. Cut off before the switch, what was there serves by itself; behind it, the
-    same again goes on. Then the events are there, and the roles that rotation made."""
+    """One that does not start stops nothing, and Ctrl-C is undone. Cut off before the switch, what was there serves by
+    itself; behind it, the same again goes on. Then the events are there, and the roles that rotation made."""
     host.ssh("docker load -q -i /images/postgres18.tar")  # which may have been thrown away as unused
     product.make("rotate", "NAME=postgres")
-    with load(host):
-        assert "What was there serves" in upgrade(host, "localhost/redis:test", "|| true")
+    running = since(host)
+    assert "What was there serves" in upgrade(host, "localhost/redis:test", "|| true")
+    assert since(host) == running
+    begin_upgrade(host)
+    until(lambda: "All stop" in host.ssh(f"tail -n 1 {THERE}/log"), 60)
+    host.ssh("systemctl kill -s INT upgrade")
+    until(lambda: "What was there serves" in host.ssh(f"tail -n 1 {THERE}/log"), 60)
+    assert curl(host, "/types") == "200"
     begin_upgrade(host)
     until(lambda: "accepting" in next_one(host, "pg_isready"), 60)
     next_one(host, f"psql -U callboard postgres -c {shlex.quote(HELD)}", "-d")
@@ -88,8 +94,16 @@ def test_another_major_version_of_postgres(host: Host, product: Product) -> None
     assert "search: " in product.make("restore-check")
 
 
+def since(host: Host) -> str:
+    return host.ssh(f"docker inspect -f '{{{{.State.StartedAt}}}}' callboard-postgres-1 {live(host)}")
+
+
 def begin_upgrade(host: Host) -> None:
-    host.ssh(f"systemd-run -q --collect --unit upgrade {THERE}/host.sh upgrade-postgres {NEXT}")
+    """Where one that was interrupted has gone."""
+    host.ssh(
+        "while systemctl -q is-active upgrade; do sleep 0.2; done; "
+        f"systemd-run -q --collect --unit upgrade {THERE}/host.sh upgrade-postgres {NEXT}"
+    )
 
 
 def next_one(host: Host, command: str, options: str = "") -> str:
