@@ -65,7 +65,7 @@ def test_another_major_version_of_postgres(host: Host, product: Product) -> None
     assert since(host) == running
     begin_upgrade(host)
     until(lambda: "All stop" in host.ssh(f"tail -n 1 {THERE}/log"), 60)
-    host.ssh("systemctl kill -s INT upgrade")
+    host.ssh("kill -INT -- -$(systemctl show -P MainPID upgrade)")  # the group, as a terminal does
     until(lambda: "What was there serves" in host.ssh(f"tail -n 1 {THERE}/log"), 60)
     assert curl(host, "/types") == "200"
     begin_upgrade(host)
