@@ -276,7 +276,7 @@ restore() { # FILE: the database as it was then, an empty Redis; what is there n
     say "All stop. From here to the end nothing is taken in."
     compose stop "web-$(serving colour)" worker
     in_postgres dropdb -U callboard --if-exists --force callboard_before
-    query -d postgres -c 'alter database callboard rename to callboard_before' -c 'alter database restored rename to callboard'
+    query -1 -d postgres -c 'alter database callboard rename to callboard_before' -c 'alter database restored rename to callboard'
     compose rm -sf redis >/dev/null
     docker volume rm callboard_redis >/dev/null
     compose up -d --no-deps --wait redis
