@@ -64,7 +64,7 @@ async def test_system_and_bounds_reach_the_provider(prompts: Prompts, ledger: Le
         ("{}", 200, {}, "malformed"),
         (said("half")[:40], 200, {}, "malformed"),
         ("null", 200, {}, "malformed"),
-        ('{"more": ' + "[" * 9000, 200, {}, "malformed"),
+        ('{"more": ' + "[" * 20_000, 200, {}, "malformed"),
         (said("x", None, None), 200, {}, "malformed"),
         (said(None), 200, {}, "malformed"),
         ("{}", 500, {}, "server"),
