@@ -99,17 +99,19 @@ class Operator:
 
     async def _each(self, which: Letters, dry_run: bool, act: Any) -> Operated:
         """In the order in which they died; what dies again meanwhile is not among them."""
-        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            there: Any = await connection.fetchrow(SQL["count_dead_letters"], *self._asked(which))
-        done, behind = 0, 0
-        while not dry_run and (rows := await self._oldest(which, behind, there["last"])):
-            behind = rows[-1]["dead_no"]
+        done = matched = behind = 0
+        last: int | None = None
+        while rows := await self._oldest(which, behind, last, 1 if dry_run else BATCH):
+            matched = rows[0]["matched"] if last is None else matched
+            if dry_run:
+                break
+            behind, last = rows[-1]["dead_no"], rows[0]["last"]
             done += await act(rows)
-        return Operated(there["matched"], done)
+        return Operated(matched, done)
 
-    async def _oldest(self, which: Letters, behind: int, last: int) -> list[asyncpg.Record]:
+    async def _oldest(self, which: Letters, behind: int, last: int | None, limit: int) -> list[asyncpg.Record]:
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            return list(await connection.fetch(SQL["oldest_letters"], *self._asked(which), behind, last, BATCH))
+            return list(await connection.fetch(SQL["oldest_letters"], *self._asked(which), behind, last, limit))
 
     def _asked(self, which: Letters) -> tuple[Any, ...]:
         return (self._tenant, which.type, which.reason, which.since, which.until, which.ids)

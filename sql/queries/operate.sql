@@ -90,27 +90,22 @@ where tenant = $1
 order by dead_no desc
 limit $8;
 
--- name: count_dead_letters
-select count(*) as matched, coalesce(max(dead_no), 0) as last from dead_letters
-where tenant = $1
-  and ($2::text is null or type = $2)
-  and ($3::text is null or reason = $3)
-  and ($4::timestamptz is null or at >= $4)
-  and ($5::timestamptz is null or at < $5)
-  and ($6::uuid[] is null or dead_id = any ($6));
-
 -- name: oldest_letters
--- Of those that fit, the first behind the number $7, up to the number $8.
-select dead_id, dead_no, event_id, event from dead_letters
-where tenant = $1
-  and ($2::text is null or type = $2)
-  and ($3::text is null or reason = $3)
-  and ($4::timestamptz is null or at >= $4)
-  and ($5::timestamptz is null or at < $5)
-  and ($6::uuid[] is null or dead_id = any ($6))
-  and dead_no > $7 and dead_no <= $8
-order by dead_no
-limit $9;
+-- Of those that fit the first behind the number $7, up to the number $8. Where $8 is null, up to the last one that is there
+-- now: with how many that is, and its number.
+with fit as not materialized (
+    select dead_id, dead_no, event_id, event from dead_letters
+    where tenant = $1
+      and ($2::text is null or type = $2)
+      and ($3::text is null or reason = $3)
+      and ($4::timestamptz is null or at >= $4)
+      and ($5::timestamptz is null or at < $5)
+      and ($6::uuid[] is null or dead_id = any ($6))
+      and dead_no > $7 and ($8::bigint is null or dead_no <= $8)
+)
+select *, case when $8 is null then (select count(*) from fit) end as matched,
+       coalesce($8, (select max(dead_no) from fit)) as last
+from fit order by dead_no limit $9;
 
 -- name: discard
 with gone as (
