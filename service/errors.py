@@ -20,6 +20,11 @@ class StartError(CallboardError):
     """A part can't start (port, disk, binary): the boot stops."""
 
 
+def text_of(error: BaseException) -> str:
+    """What it says; time-outs, and some errors of drivers, say nothing: then its kind."""
+    return str(error) or type(error).__name__
+
+
 class Unavailable(CallboardError):
     """The service can't do this now: 503, ask again after `retry_after_s`."""
 

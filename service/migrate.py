@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Final
 
 import sql
-from service.errors import StartError
+from service.errors import StartError, text_of
 from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
 
@@ -57,7 +57,7 @@ async def _connected(settings: Settings) -> AsyncIterator[Connection]:
         finally:
             await connection.close()
     except POSTGRES_ERRORS as error:
-        told = str(error) or type(error).__name__
+        told = text_of(error)
         raise StartError(f"Postgres can't be brought up to date: {told}. Look at it, and at DATABASE_URL.") from error
 
 

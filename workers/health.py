@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import sql
 from service.embedded import running
-from service.errors import CallboardError
+from service.errors import CallboardError, text_of
 from service.resources import POSTGRES_ERRORS, connect
 from service.settings import Settings, load
 
@@ -44,7 +44,7 @@ async def ailing(settings: Settings, host: str, pid: int | None) -> str | None:
         async with asyncio.timeout(DEADLINE_S):
             rows = await _rows(settings, host, pid)
     except POSTGRES_ERRORS as error:
-        return f"its lease could not be read: {str(error) or type(error).__name__}"
+        return f"its lease could not be read: {text_of(error)}"
     held = [row for row in rows if row["held"]]
     whose = f"worker {pid} of {host}" if pid else f"worker of {host}"
     if not held:

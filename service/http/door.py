@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 class Room:
-    """For the bodies in hand, of all requests together: while Postgres is away they wait, and would fill memory."""
+    """For the bodies in hand, of all requests together: while Postgres is slow they wait, and would fill memory."""
 
     def __init__(self, most: int = HELD_MAX) -> None:
         self._most: Final = most

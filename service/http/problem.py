@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from schemas.text import BadEvent, Trouble
-from service.errors import Outage, Unavailable
+from service.errors import Outage, Unavailable, text_of
 from service.intake import Conflict
 from service.resources import POSTGRES_ERRORS, postgres_passes
 
@@ -63,7 +63,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         case ClientDisconnect():  # before its request was whole: nobody reads this
             return Response(status_code=400)
     if postgres_passes(error):  # what Postgres says is for the log
-        log.warning("Postgres is away: %s", str(error) or type(error).__name__)
+        log.warning("Postgres is away: %s", text_of(error))
         return problem(request, 503, "not now: Postgres does not answer", headers={"Retry-After": "1"})
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     # The server hangs up behind it: without a word of that, the client's next request would be lost.

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Send
 
 from service import keys, live
-from service.errors import Unavailable
+from service.errors import Unavailable, text_of
 from service.follow import Standing, standing, told
 from service.http.auth import admit, caller
 from service.http.door import door, event_id_of
@@ -76,7 +76,7 @@ async def _until_trouble(stream: AsyncGenerator[bytes, None], admitted: Admitted
                     done.result()
             yield message
     except (Unavailable, HTTPException, *POSTGRES_ERRORS) as error:
-        log.warning("a stream ends early: %s", str(error) or type(error).__name__)
+        log.warning("a stream ends early: %s", text_of(error))
     finally:
         if check is not None:
             check.cancel()

@@ -10,7 +10,7 @@ from pgvector import Vector
 
 import sql
 from schemas.text import BadEvent
-from service.errors import Outage
+from service.errors import Outage, text_of
 from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
 from workers.clients.embed import embed
 from workers.clients.filters import compiled
@@ -156,5 +156,5 @@ async def _in_time(asked: Awaitable[T]) -> T:
     except POSTGRES_ERRORS as error:
         if not postgres_passes(error):
             raise
-        why = str(error) or type(error).__name__
+        why = text_of(error)
         raise Outage(f"Postgres did not answer what is asked of a collection: {why}") from error

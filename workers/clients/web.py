@@ -9,7 +9,7 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from service.errors import Outage, Reject
+from service.errors import Outage, Reject, text_of
 from workers.clients.faults import ALONE_MAX, Fault, asked_wait_s, outcome_of
 
 CONNECTIONS_MAX: Final = 200
@@ -43,7 +43,7 @@ class Web:
         except TimeoutError as error:
             raise _outage(Fault("timeout", f"{_host(url)} gave no whole answer in {timeout_s:g} s.")) from error
         except httpx.RequestError as error:
-            what = str(error) or type(error).__name__
+            what = text_of(error)
             raise _outage(Fault("connection", f"{_host(url)} can't be reached ({what}).")) from error
 
     async def _send(self, request: httpx.Request) -> Reply:

@@ -9,7 +9,7 @@ from typing import Final
 from uuid import UUID
 
 import sql
-from service.errors import Outage
+from service.errors import Outage, text_of
 from service.resources import POSTGRES_ERRORS, Pool
 from workers.clients.ledger import BudgetSpent, DaySpent
 from workers.engine.claimed import Claimed
@@ -122,4 +122,4 @@ class Purse:
             async with asyncio.timeout(DRAW_TIMEOUT_S):
                 return await self._pool.fetchval(statement, *asked) or 0.0
         except POSTGRES_ERRORS as error:
-            raise Outage(f"Postgres did not answer what the budget is: {str(error) or type(error).__name__}") from error
+            raise Outage(f"Postgres did not answer what the budget is: {text_of(error)}") from error

@@ -10,7 +10,7 @@ from msgspec import Raw
 
 import sql
 from service.commits import GroupCommit
-from service.errors import Outage, Reject
+from service.errors import Outage, Reject, text_of
 from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
@@ -75,7 +75,7 @@ async def _fetch(pool: Pool, statement: str, *arguments: Any) -> list[asyncpg.Re
         async with asyncio.timeout(RECALL_TIMEOUT_S):
             return list(await pool.fetch(statement, *arguments))
     except POSTGRES_ERRORS as error:
-        raise Outage(f"Postgres did not answer what was remembered: {str(error) or type(error).__name__}") from error
+        raise Outage(f"Postgres did not answer what was remembered: {text_of(error)}") from error
 
 
 async def _keep(connection: Connection, batch: Sequence[tuple[Any, ...]]) -> list[bool]:

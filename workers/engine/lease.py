@@ -18,6 +18,7 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import sql
+from service.errors import text_of
 from service.release import release
 from service.resources import CONNECT_TIMEOUT_S, POSTGRES_ERRORS, Connection, backoff_s, connect
 from service.settings import Settings
@@ -109,7 +110,7 @@ class Lease:
                     tries = 0
                 except POSTGRES_ERRORS as error:
                     tries += 1
-                    log.warning("the lease could not be renewed: %s", str(error) or type(error).__name__)
+                    log.warning("the lease could not be renewed: %s", text_of(error))
                     if connection is not None:
                         connection.terminate()  # not a cancel: that would wait for the server once more
                         connection = None

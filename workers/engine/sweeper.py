@@ -15,6 +15,7 @@ from redis.exceptions import ResponseError
 import sql
 from schemas.identity import uuid7
 from service import stream
+from service.errors import text_of
 from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.settings import Settings
@@ -104,7 +105,7 @@ class Sweeper:
             return await self._tell(connection, [*rescued, *unknown, *heads], row)
         except REDIS_ERRORS as error:
             if not self._away:
-                log.warning("Redis is away, nothing is rung: %s", str(error) or type(error).__name__)
+                log.warning("Redis is away, nothing is rung: %s", text_of(error))
             self._away = True
             return 0
 
