@@ -69,7 +69,7 @@ class TimeLimit:
                 self._look()
 
     def _look(self) -> None:
-        """Ends the block where its time is up, else looks again when it may be. While the clock stands, `go_on` looks."""
+        """Ends the block where its time is up, else looks again when it may be; while the clock stands `go_on` does."""
         self._handle = None
         if self._limit_s is None or self._over or self._waits or self._timeout.expired():
             return

@@ -17,6 +17,8 @@ LIBRARIES: Final = ("site-packages", "dist-packages")
 PLACE_MAX: Final = 300
 _CAUSES_MAX: Final = 10
 _FRAMES_MAX: Final = 2000
+_MEMBERS_MAX: Final = 5
+_DEPTH_MAX: Final = 3
 _STANDARD: Final = tuple(
     str(Path(path).resolve()) + "/" for name in ("stdlib", "platstdlib") if (path := sysconfig.get_path(name))
 )
@@ -89,7 +91,7 @@ def _place(found: tuple[FrameType, int]) -> str:
 def whole(error: BaseException) -> str:
     """Its traceback without a word of its text, which may quote what an event said: the user's frames first."""
     lines: list[str] = []
-    if own := users_frames(error):
+    if own := next((frames for each in causes(error) if (frames := users_frames(each))), None):
         lines += ["In your own code, the deepest first:\n", *(f"  {each}\n" for each in own)]
     return "".join([*lines, *_raised(error)])
 
@@ -100,6 +102,7 @@ def _raised(error: BaseException | None, depth: int = 0) -> Iterator[str]:
             return
         yield from traceback.format_tb(error.__traceback__, _FRAMES_MAX)
         yield f"{type(error).__module__}.{type(error).__qualname__}\n"
-        if isinstance(error, BaseExceptionGroup) and depth < _CAUSES_MAX:
-            yield from _raised(error.exceptions[0], depth + 1)
+        if isinstance(error, BaseExceptionGroup) and depth < _DEPTH_MAX:
+            for member in error.exceptions[:_MEMBERS_MAX]:
+                yield from _raised(member, depth + 1)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

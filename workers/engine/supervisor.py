@@ -139,7 +139,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in everyone(program.wiring)]
     lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
-    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire)
+    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
     keyed = _keyed(program.wiring)

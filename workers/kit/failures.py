@@ -8,7 +8,7 @@ from service.errors import Outage, Reject, Unavailable, kind_of, text_of
 from service.log import RUN
 from workers.clients.calling import LlmRefused
 from workers.clients.ledger import DaySpent
-from workers.kit.memory import JournalMismatch, Stale, TooLarge
+from workers.kit.memory import JournalMismatch, Stale, StepOver, TooLarge
 
 FINAL: Final = (Reject, LlmRefused, JournalMismatch, TooLarge)
 """What makes the event dead, whatever failed beside it."""
@@ -42,11 +42,13 @@ class Contained:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         match error:
-            case None | Exception() | Stale():
+            case None | Exception():
+                return
+            case Stale() if not isinstance(error, StepOver):
                 return
             case asyncio.CancelledError() if _is_being_cancelled():
                 return
-            case GeneratorExit() if _is_being_closed():
+            case GeneratorExit() if is_being_closed():
                 return
             case BaseExceptionGroup() if stale := stale_in(error):
                 raise stale from error
@@ -58,7 +60,8 @@ CONTAINED: Final = Contained()
 
 def stale_in(error: BaseException) -> Stale | None:
     """The member of a group that says that the claim is somebody else's."""
-    return next((each for each in leaves(error) if isinstance(each, Stale)), None)
+    members = leaves(error)
+    return next((each for each in members if isinstance(each, Stale) and not isinstance(each, StepOver)), None)
 
 
 def _is_being_cancelled() -> bool:
@@ -66,7 +69,7 @@ def _is_being_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _is_being_closed() -> bool:
+def is_being_closed() -> bool:
     """Whether a coroutine is thrown away: that happens outside of every task."""
     try:
         return asyncio.current_task() is None

@@ -54,10 +54,6 @@ def failed(facts: Facts, step: str, at: datetime, ms: float, error: BaseExceptio
     note(facts, step, at, ms, "failed", kind_and_text(original(error), ERROR_MAX))
 
 
-class StepTimeout(TimeoutError):
-    """A step took longer than `limits_s` gives it."""
-
-
 async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) -> Any:
     """Await user code, for `limit_s` of its own time at most. What it raises is an Exception: see CONTAINED."""
     if limit_s is None:
@@ -70,7 +66,7 @@ async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) ->
     except TimeoutError as error:
         if not limit.expired:
             raise
-        raise StepTimeout(f"{place} took longer than the {limit_s:g} s that `limits_s` gives it.") from error
+        raise TimeoutError(f"{place} took longer than the {limit_s:g} s that `limits_s` gives it.") from error
 
 
 def check_size(what: str, size: int, size_max: int) -> None:
