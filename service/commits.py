@@ -156,7 +156,7 @@ class GroupCommit(Generic[T, R]):
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     connection = await held.connection()
                     results = await self._write(connection, [item for item, _ in batch])
-            except Exception as error:  # a bug that one row brings to light must not harm its neighbours
+            except Exception as error:  # noqa: BLE001 - a bug that one row brings to light harms no neighbour
                 tries += 1
                 if await self._to_be_repeated(held, batch, error, connection is not None, tries):
                     continue

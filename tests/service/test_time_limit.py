@@ -7,24 +7,27 @@ import pytest
 from service.time_limit import TimeLimit, our_wait
 
 
+async def _waits_then_hangs(limit: TimeLimit, wait_s: float) -> None:
+    async with limit:
+        with our_wait():
+            await asyncio.sleep(wait_s)
+        assert not limit.expired
+        await asyncio.Event().wait()
+
+
 async def test_time_outside_of_our_waits_counts() -> None:
+    limit = TimeLimit(0.05)
     with pytest.raises(TimeoutError):
-        async with TimeLimit(0.05) as limit:
-            with our_wait():
-                await asyncio.sleep(0)
-            await asyncio.Event().wait()
+        await _waits_then_hangs(limit, 0)
     assert limit.expired
 
 
 async def test_the_clock_stands_while_we_wait_and_goes_on_afterwards() -> None:
     loop = asyncio.get_running_loop()
     begun = loop.time()
+    limit = TimeLimit(0.1)
     with pytest.raises(TimeoutError):
-        async with TimeLimit(0.1) as limit:
-            with our_wait():
-                await asyncio.sleep(0.3)
-            assert not limit.expired
-            await asyncio.Event().wait()
+        await _waits_then_hangs(limit, 0.3)
     assert 0.39 < loop.time() - begun < 2
     assert 0.29 < limit.waited_s < 1
 
@@ -60,10 +63,14 @@ async def test_each_limit_around_a_wait_stands_and_no_other() -> None:
 
 
 async def test_a_users_own_timeout_is_not_taken_for_ours() -> None:
+    limit = TimeLimit(5)
+
+    async def times_out() -> None:
+        async with limit, asyncio.timeout(0.01):
+            await asyncio.Event().wait()
+
     with pytest.raises(TimeoutError):
-        async with TimeLimit(5) as limit:
-            async with asyncio.timeout(0.01):
-                await asyncio.Event().wait()
+        await times_out()
     assert not limit.expired
 
 

@@ -16,7 +16,6 @@ from service.log import RUN
 from service.meters import Meters
 from service.resources import Pool
 from service.settings import Settings
-from service.time_limit import our_wait
 from workers.engine.book import account
 from workers.engine.claimed import Claimed
 from workers.engine.ending import store_ending
@@ -189,8 +188,7 @@ class Executor:
         """The event, and what it follows. Raises Unreadable: nothing else means that this release can't read them."""
         try:
             event = self._stage.catalog[claimed.type].decode(claimed.data)
-            with our_wait():
-                await recall(self._stage.pool, claimed, facts)
+            await recall(self._stage.pool, claimed, facts)
             return event, await self._gave(wired, claimed)
         except MsgspecError as error:
             raise Unreadable from error
