@@ -36,7 +36,7 @@ class Later(Struct, frozen=True):
 
 
 class Dead(Struct, frozen=True):
-    """Never: the error is `{kind, message, step, at}`."""
+    """Never: the error is `{kind, message, step, at, where}`."""
 
     reason: Reason
     error: bytes

@@ -1,4 +1,4 @@
-"""What JSON text is refused before it is decoded, and where exactly the trouble sits."""
+"""What JSON text is refused before it is decoded and where the trouble sits; and how any text becomes storable."""
 
 import json
 import re
@@ -14,6 +14,7 @@ _ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
 _AT: Final = re.compile(r" - at `(\$[^`]*)`$")
 _FIELD: Final = re.compile(r"(?:missing required|contains unknown) field `([^`]+)`")
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class BadEvent(Exception):
@@ -34,6 +35,17 @@ class TooDeep(BadEvent):
 class Trouble(Struct, frozen=True):
     path: str
     message: str
+
+
+def storable(text: str, length_max: int | None = None) -> str:
+    """The text with U+FFFD for each NUL, which Postgres can't keep, and each lone surrogate, which UTF-8 can't say; at
+    most `length_max` characters of it.
+
+    For text of strangers on its way into JSON, Postgres, a log line or a header: what a provider answers, what an error
+    of user code says, a file's name as `os.fsdecode` gives it.
+    """
+    cut = str.__getitem__(text, slice(length_max))  # a plain str, also of a subclass with slices of its own
+    return _UNSTORABLE.sub("\ufffd", cut)
 
 
 def check(body: bytes) -> None:

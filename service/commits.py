@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 
 import asyncpg
 
-from service.errors import CallboardError, Unavailable
+from service.errors import CallboardError, Unavailable, text_of
 from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, backoff_s, postgres_passes
 from service.supervise import supervised
@@ -21,9 +21,8 @@ R = TypeVar("R")
 SIZE: Final = 500
 WAITING_MAX: Final = 10_000
 WRITE_TIMEOUT_S: Final = 10.0
+QUIET_S: Final = 1.0
 # 22 data, 23 constraint, 54 too complex: one row's fault, found by halving
-# what encoding a row can raise: a bug that one row brought to light must not harm its neighbours
-_BUGS: Final = (ValueError, TypeError, LookupError, ArithmeticError)
 _ROW_FAULTS: Final = ("22", "23", "54")
 
 log = logging.getLogger("callboard.commits")
@@ -58,6 +57,7 @@ class GroupCommit(Generic[T, R]):
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
         self._busy = self._given_up = 0
+        self._quiet_until = 0.0
         self._idle.set()
 
     async def put(self, item: T, timeout_s: float) -> R:
@@ -151,34 +151,53 @@ class GroupCommit(Generic[T, R]):
         """Until written: again after what passes, in halves after a row's fault."""
         tries = 0
         while batch := [each for each in batch if not each[1].done()]:
-            begun = time.perf_counter()
+            begun, connection = time.perf_counter(), None
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
-                    results = await self._write(await held.connection(), [item for item, _ in batch])
-            except (*POSTGRES_ERRORS, *_BUGS) as error:
-                self._meters.add("callboard_commit_failures_total", (self._name,))
-                if isinstance(error, _BUGS):
-                    log.error("%s: a bug in writing %d items", self._name, len(batch), exc_info=error)
-                    held.drop()
-                if _row_fault(error):
-                    await self._halve(held, batch, error)
-                    return
-                held.drop()
-                if not postgres_passes(error):
-                    log.error("%s: %d writes refused: %s", self._name, len(batch), _short(error))
-                    _fail(batch, error)
-                    return
+                    connection = await held.connection()
+                    results = await self._write(connection, [item for item, _ in batch])
+            except Exception as error:  # noqa: BLE001 - a bug that one row brings to light harms no neighbour
                 tries += 1
-                if tries == 1 or tries % 20 == 0:
-                    log.warning("%s: Postgres is away, %d writes wait: %s", self._name, len(batch), _short(error))
-                await asyncio.sleep(backoff_s(tries, cap_s=1.0))
-                continue
+                if await self._to_be_repeated(held, batch, error, connection is not None, tries):
+                    continue
+                return
             self._meters.observe("callboard_commit_duration_seconds", time.perf_counter() - begun, (self._name,))
             self._meters.observe("callboard_commit_rows", len(batch), (self._name,))
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
                     future.set_result(result)
             return
+
+    async def _to_be_repeated(
+        self, held: "Held", batch: list[tuple[T, asyncio.Future[R]]], error: Exception, connected: bool, tries: int
+    ) -> bool:
+        """After a pause, where Postgres is away; else each item of the batch has its result or its error."""
+        self._meters.add("callboard_commit_failures_total", (self._name,))
+        is_bug = not isinstance(error, POSTGRES_ERRORS)
+        if is_bug or not _row_fault(error):
+            held.drop()
+        if is_bug and self._seldom():
+            log.error("%s: a bug in writing %d items", self._name, len(batch), exc_info=error)
+        if connected and (is_bug or _row_fault(error)):
+            await self._halve(held, batch, error)
+            return False
+        if not is_bug and not postgres_passes(error):
+            if self._seldom():
+                log.error("%s: %d writes refused: %s", self._name, len(batch), _short(error))
+            _fail(batch, error)
+            return False
+        if tries == 1 or tries % 20 == 0:
+            log.warning("%s: Postgres is away, %d writes wait: %s", self._name, len(batch), _short(error))
+        await asyncio.sleep(backoff_s(tries, cap_s=1.0))
+        return True
+
+    def _seldom(self) -> bool:
+        """Whether it is time to say once more what may come again with each write."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + QUIET_S
+        return True
 
     async def _halve(self, held: "Held", batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
         if len(batch) == 1:
@@ -211,7 +230,7 @@ class Held:
 
 def _row_fault(error: Exception) -> bool:
     refused = isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_ROW_FAULTS)
-    return refused or isinstance(error, (asyncpg.DataError, *_BUGS))
+    return refused or isinstance(error, asyncpg.DataError)
 
 
 def _fail(batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
@@ -225,4 +244,4 @@ def _late(timeout_s: float) -> Unavailable:
 
 
 def _short(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+    return text_of(error).splitlines()[0][:200]

@@ -3,9 +3,19 @@
 from collections.abc import Sequence
 from typing import Final
 
+from schemas.text import storable
+
+TEXT_MAX: Final = 2000
+
 
 class CallboardError(Exception):
-    """An error meant for people: what happened, where, what to do."""
+    """An error meant for people: what happened, where, what to do.
+
+    It often quotes what a stranger said, a provider or user code, so its text is storable from the start.
+    """
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(storable(each) if isinstance(each, str) else each for each in said))
 
 
 class SettingsError(CallboardError):
@@ -20,9 +30,25 @@ class StartError(CallboardError):
     """A part can't start (port, disk, binary): the boot stops."""
 
 
-def text_of(error: BaseException) -> str:
-    """What it says; time-outs, and some errors of drivers, say nothing: then its kind."""
-    return str(error) or type(error).__name__
+def text_of(error: BaseException, length_max: int = TEXT_MAX) -> str:
+    """What the error says, storable; time-outs, and some errors of drivers, say nothing: then its kind.
+
+    Raises nothing: the error may be a stranger's, whose `__str__` raises.
+    """
+    try:
+        return storable(str(error), length_max) or kind_of(error)
+    except BaseException as worse:  # noqa: BLE001 - `__str__` of a stranger may raise whatever there is
+        return f"{kind_of(error)}, whose text can't be read: its __str__ raised {kind_of(worse)}"
+
+
+def kind_of(error: BaseException) -> str:
+    return storable(type(error).__name__, 200)
+
+
+def kind_and_text(error: BaseException, length_max: int = TEXT_MAX) -> str:
+    """`ValueError: no such page`."""
+    kind, text = kind_of(error), text_of(error, length_max)
+    return kind if text == kind else f"{kind}: {text}"[:length_max]
 
 
 class Unavailable(CallboardError):
@@ -54,7 +80,7 @@ class Outage(CallboardError):
         waits_for: Sequence[str] = (),
     ) -> None:
         super().__init__(cause)
-        self.cause: Final = cause
+        self.cause: Final = storable(cause)
         self.after_s: Final = after_s
         self.exact: Final = exact
         self.free_max: Final = free_max

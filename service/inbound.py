@@ -16,8 +16,9 @@ import sql
 from schemas.catalog import Catalog
 from schemas.envelope import SOURCE, TENANT
 from schemas.identity import uuid7
-from schemas.text import BadEvent
+from schemas.text import BadEvent, storable
 from service import stream
+from service.errors import kind_of
 from service.intake import Conflict, Intake
 from service.meters import Meters
 from service.outbox import Outbox
@@ -130,7 +131,8 @@ class Inbound:
     ) -> None:
         path = error.path if isinstance(error, BadEvent) else "$.id"
         reason = error.reason if isinstance(error, BadEvent) else "invalid"
-        told = {"kind": type(error).__name__, "message": f"{path}: {error}", "step": None, "at": datetime.now(UTC)}
+        message = storable(f"{path}: {error}")
+        told = {"kind": kind_of(error), "message": message, "step": None, "at": datetime.now(UTC), "where": None}
         raw = fields.get(b"event") or json.encode({_text(name): _text(value) for name, value in fields.items()})
         text = _text(raw[: self._settings.body_max])
         log.warning("a stream entry is no event: %s, see the dead letters (%s)", reason, origin)  # a path tells of it
@@ -140,7 +142,7 @@ class Inbound:
 
 def _text(raw: bytes) -> str:
     """As Postgres can keep it."""
-    return raw.decode("utf-8", "replace").replace("\0", "�")
+    return storable(raw.decode("utf-8", "replace"))
 
 
 def _type_of(raw: bytes) -> str | None:

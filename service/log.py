@@ -3,20 +3,21 @@
 import logging
 import re
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from msgspec import json
 
+from schemas.text import storable
+from service.traces import whole
+
 RUN: Final[ContextVar[Callable[[], Mapping[str, Any]]]] = ContextVar("run", default=dict)
 """Of whatever is logged while an event is run, by the user's code too: `event`, `run`, `attempt`, `trace`."""
 STEP: Final = ContextVar("step", default="")
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_CAUSES_MAX: Final = 10
 # A caller's key or session, as service/keys.py makes them: its beginning names it, the rest is the secret.
 _CALLERS: Final = re.compile(r"\b(c[bs]_[A-Za-z0-9]{8})[A-Za-z0-9]{36}\b")
 
@@ -31,10 +32,18 @@ class Lines(logging.Formatter):
         self._told: Final = told
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record) if self._plain else json.encode(self._fields(record), enc_hook=str).decode()
+        line = storable(super().format(record)) if self._plain else self._json(record)
         for secret in self._secrets:
             line = line.replace(secret, "***")
         return _CALLERS.sub(r"\1***", line)
+
+    def _json(self, record: logging.LogRecord) -> str:
+        fields = self._fields(record)
+        try:
+            return json.encode(fields, enc_hook=str).decode()
+        except (TypeError, ValueError, RecursionError):  # a stranger's text, in a value that somebody logged
+            plain = {storable(name): storable(str(value)) for name, value in fields.items()}
+            return json.encode(plain).decode()
 
     def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -53,18 +62,7 @@ class Lines(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """Where it was raised and as what. An error's text may quote what an event said: it is for debug only."""
-        return super().formatException(ei) if self._told else "".join(_raised(ei[1]))
-
-
-def _raised(error: BaseException | None) -> Iterator[str]:
-    for _ in range(_CAUSES_MAX):
-        if error is None:
-            return
-        yield from traceback.format_tb(error.__traceback__)
-        yield f"{type(error).__module__}.{type(error).__qualname__}\n"
-        if isinstance(error, BaseExceptionGroup):
-            yield from _raised(error.exceptions[0])
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return super().formatException(ei) if self._told else whole(ei[1]) if ei[1] else ""
 
 
 def _first_line(record: logging.LogRecord) -> bool:

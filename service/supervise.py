@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from typing import Final
 
+from service.errors import kind_and_text
 from service.resources import backoff_s
 
 LONG_ENOUGH_S: Final = 60.0
@@ -51,7 +52,7 @@ async def keep(name: str, part: Part) -> None:
             if asyncio.get_running_loop().time() - begun > LONG_ENOUGH_S:
                 tries = 0
             tries += 1
-            log.warning("%s ended and starts again: %s: %s", name, type(error).__name__, error)
+            log.warning("%s ended and starts again: %s", name, kind_and_text(error))
             log.debug("%s ended", name, exc_info=error)
         await asyncio.sleep(backoff_s(tries, 0.2, PAUSE_MAX_S))
 

@@ -172,12 +172,12 @@ def _others(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _failure(error: Any) -> dict[str, Any] | None:
-    """`{kind, message, step, at}`, all of them there."""
+    """`{kind, message, step, at, where}`, all of them there."""
     if error is None:
         return None
     told = json.decode(error)
     known = told if isinstance(told, dict) else {"message": str(told)}
-    return {"kind": "error", "message": "", "step": None, **known}
+    return {"kind": "error", "message": "", "step": None, "where": None, **known}
 
 
 def _example(here: Door) -> str | None:

@@ -58,15 +58,18 @@ with late as (
     from late l where w.event_id = l.event_id
     returning w.event_id
 )
-insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome)
-select event_id, claim, run, attempts + 1, worker, claimed_at, clock_timestamp(), 'failed' from late
+insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail)
+select event_id, claim, run, attempts + 1, worker, claimed_at, clock_timestamp(), 'failed',
+       json_build_object('kind', 'deadline', 'message', 'the run went past its deadline, and its worker could not end it',
+                         'step', null, 'at', clock_timestamp(), 'where', null)
+from late
 on conflict (event_id, claim) do nothing;
 
 -- name: bury
 -- What can't be tried again: N strikes ($1) end as a crash loop, and attempts spent on runs that nobody could end, as a
 -- deadline. $2 draws the ids of the letters.
 with lost as (
-    select w.event_id, e.type, w.tenant, w.key, w.claim, w.run, w.attempts,
+    select w.event_id, e.type, w.tenant, w.key, w.claim, w.run, w.attempts, w.cause,
            case when w.strikes >= $1::integer then 'crash_loop' else 'deadline' end as reason
     from work w
     join events e using (event_id)
@@ -76,10 +79,14 @@ with lost as (
     order by w.event_id limit cardinality($2::uuid[]) for update of w skip locked
 ), told as (
     select l.*, ($2::uuid[])[row_number() over ()] as dead_id,
-           json_build_object('kind', l.reason, 'step', null, 'at', clock_timestamp(), 'message',
-                             case l.reason when 'crash_loop' then 'its worker was lost each time it ran this event alone'
-                                           else 'its runs went past their deadline and could not be ended' end) as error
+           json_build_object('kind', l.reason, 'step', null, 'at', clock_timestamp(), 'where', null, 'message',
+                             case when l.reason = 'deadline' then 'its runs went past their deadline and could not be ended'
+                                  when l.cause like 'its run came back%' then 'its runs came back without an outcome; the last: '
+                                       || coalesce(last.message, 'nobody knows why')
+                                  else 'its worker was lost each time it ran this event alone' end) as error
     from lost l
+    cross join lateral (
+        select max(detail ->> 'message') as message from attempts a where a.event_id = l.event_id and a.claim = l.claim) as last
 ), closed as (
     delete from work w using told t where w.event_id = t.event_id
 ), ended as (
@@ -96,23 +103,41 @@ with lost as (
     from told t join events e using (event_id)
     on conflict (origin) do nothing
 )
-select event_id, type, tenant, key from told;
+select event_id, type, tenant, key, reason from told;
 
 -- name: unknown_claims
--- What Postgres says this worker runs, and it does not hold: a claim whose answer got lost. Handed back, uncharged.
+-- What Postgres says this worker runs, and it does not hold, handed back, uncharged. Each is a strike, since nobody knows
+-- what became of it, but for those of $3: their claims' replies got lost, so that they were never run. $4, $5 and $6 say of
+-- some events and claims why. An event whose worker lives is no suspect of having ended it.
 with unknown as (
-    select event_id, claim, run, attempts, claimed_at from work
-    where worker = $1 and status = 'running' and claimed_at < clock_timestamp() - interval '5 s' and event_id <> all ($2::uuid[])
-    order by event_id for update skip locked
+    select w.event_id, w.claim, w.run, w.attempts, w.claimed_at, w.event_id <> all ($3::uuid[]) as strike, why.error
+    from work w
+    left join unnest($4::uuid[], $5::bigint[], $6::json[]) as why (event_id, claim, error)
+        on why.event_id = w.event_id and why.claim = w.claim
+    where w.worker = $1 and w.status = 'running' and w.claimed_at < clock_timestamp() - interval '5 s'
+      and w.event_id <> all ($2::uuid[])
+    order by w.event_id for update of w skip locked
 ), freed as (
-    update work w set status = 'queued', worker = null, due_at = clock_timestamp(), rung_at = clock_timestamp(), rung_to = 'front'
+    update work w
+    set status = 'queued', worker = null, due_at = clock_timestamp(), rung_at = clock_timestamp(), rung_to = 'front', lost = 0,
+        strikes = w.strikes + u.strike::integer, cause = case when u.strike then 'its run came back without an outcome' end
     from unknown u where w.event_id = u.event_id
 ), facts as (
-    insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome)
-    select event_id, claim, run, attempts + 1, $1, claimed_at, clock_timestamp(), 'handed_back' from unknown
+    insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail)
+    select event_id, claim, run, attempts + 1, $1, claimed_at, clock_timestamp(), 'handed_back',
+           case when strike then coalesce(error, json_build_object(
+               'kind', 'Unsettled', 'message', 'the run came back without an outcome', 'step', null, 'at', clock_timestamp(),
+               'where', null)) end
+    from unknown
     on conflict (event_id, claim) do nothing
 )
-select event_id from unknown;
+select event_id, claim, strike from unknown;
+
+-- name: move_deadlines
+-- For as long as its own worker kept a run waiting ($3, by event and claim), its deadline stood still.
+update work w set deadline_at = w.deadline_at + given.wait
+from unnest($1::uuid[], $2::bigint[], $3::interval[]) as given (event_id, claim, wait)
+where w.event_id = given.event_id and w.claim = given.claim and w.status = 'running';
 
 -- name: not_ours
 -- Of the claims in hand, those that Postgres has given to somebody else, or to nobody.

@@ -15,7 +15,7 @@ from aiobreaker import CircuitBreaker, CircuitBreakerError, CircuitBreakerState
 from aiobreaker.storage.base import CircuitBreakerStorage
 from msgspec import Struct
 
-from service.errors import CallboardError
+from service.errors import CallboardError, text_of
 from workers.clients.faults import jitter_s
 
 T = TypeVar("T")
@@ -97,7 +97,8 @@ class Window(CircuitBreakerStorage):  # type: ignore[misc]
     def fail(self, error: Exception, *, fatal: bool) -> None:
         """Called with what the library will count in a moment."""
         self._fatal = self._fatal or fatal
-        self.reason = str(error) if fatal else f"too many of its last calls failed, the last one so: {error}"
+        said = text_of(error)  # each event that meets the breaker is told the same
+        self.reason = said if fatal else f"too many of its last calls failed, the last one so: {said}"
 
     def increment_counter(self) -> None:
         self._count(failed=True)

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from prompts import Prompt, Target
+from schemas.text import storable
 from service.errors import CallboardError, Reject
 from workers.clients.faults import Booked, Fault
 from workers.clients.prices import Prices
@@ -167,7 +168,7 @@ def answered(begun: Try, outcome: Booked, answer: Answer, prices: Prices) -> Cal
         cost_usd=cost_usd if said else begun.call.cost_usd,
         ms=_ms(begun),
         outcome=outcome,
-        reply=None if answer.text is None else answer.text.replace("\x00", "\ufffd"),
+        reply=None if answer.text is None else storable(answer.text),
         simulated=answer.simulated,
     )
 

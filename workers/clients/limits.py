@@ -21,6 +21,7 @@ from prompts import Target
 from service.errors import Outage
 from service.resources import REDIS_ERRORS
 from service.supervise import end, supervised
+from service.time_limit import our_wait
 from workers.clients.faults import jitter_s
 from workers.clients.share import AWAY_S, Share, Shared
 
@@ -122,7 +123,8 @@ class Gate:
         until = self._clock() + IN_PLACE_S
         while True:
             permit = Permit(next(self._ids), math.ceil(most_tokens * self._part), most_tokens, self._clock())
-            wait_s, why = await self._ask(permit)
+            with our_wait():
+                wait_s, why = await self._ask(permit)
             if not why:
                 self._held[permit.id] = permit
                 return permit
@@ -131,7 +133,8 @@ class Gate:
                 raise Outage(self._told(why), _spread(wait_s, why), exact=True, waits_for=[self.name])
             self._in_place += 1
             try:
-                await asyncio.sleep(wait_s)
+                with our_wait():
+                    await asyncio.sleep(wait_s)
             finally:
                 self._in_place -= 1
 

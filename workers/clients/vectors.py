@@ -12,6 +12,7 @@ import sql
 from schemas.text import BadEvent
 from service.errors import Outage, text_of
 from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
+from service.time_limit import our_wait
 from workers.clients.embed import embed
 from workers.clients.filters import compiled
 
@@ -151,8 +152,9 @@ def _found(row: Any) -> Found:
 
 async def _in_time(asked: Awaitable[T]) -> T:
     try:
-        async with asyncio.timeout(SEARCH_TIMEOUT_S):
-            return await asked
+        with our_wait():
+            async with asyncio.timeout(SEARCH_TIMEOUT_S):
+                return await asked
     except POSTGRES_ERRORS as error:
         if not postgres_passes(error):
             raise

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from prompts import Prompt
 from service.errors import Unavailable
+from service.time_limit import our_wait
 from workers.clients.ledger import Source
 from workers.clients.llm import Book, Call
 from workers.engine.budget import Till, reserve_own
@@ -72,7 +73,8 @@ class StepBook:
     async def open(self, call: Call) -> None:
         account, self._usd, back_usd, opened = self._account, call.cost_usd, call.cost_usd, False
         try:
-            await self._reserve(call)
+            with our_wait():
+                await self._reserve(call)
             await self._guard()
             held = account.ledger.purse is not None and call.cost_usd > 0
             self._row = opening(account.claimed, self._step, call, held=held)

@@ -2,38 +2,43 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from uuid import UUID
 
-from msgspec import Struct, json
+from msgspec import MsgspecError, Struct, field, json
 
 from schemas.catalog import Catalog
 from schemas.outcome import Done, HandedBack, Outcome
-from service.commits import BadRow
-from service.errors import Reject, Unavailable
+from service.errors import Reject
 from service.log import RUN
+from service.meters import Meters
 from service.resources import Pool
 from service.settings import Settings
 from workers.engine.book import account
 from workers.engine.claimed import Claimed
+from workers.engine.ending import store_ending
+from workers.engine.hand import Hand
 from workers.engine.journal import Journal, followed, recall, states
 from workers.engine.ledger import Ledger
-from workers.engine.live import Voice, Wire
-from workers.engine.retry import after, unknown_type
+from workers.engine.live import Wire
+from workers.engine.retry import Unreadable, judged, unknown_type
 from workers.engine.settle import Ending, Settler
+from workers.engine.unsettled import Unsettled
 from workers.kit import Pipeline
+from workers.kit.failures import is_being_closed, stale_in
 from workers.kit.handles import Clients
 from workers.kit.memory import Facts, Stale
+from workers.kit.pipeline import RETRY
 from workers.kit.plan import execute
 from workers.kit.record import check_size
 from workers.kit.run import Run
 from workers.kit.state import NO_KEY
 from workers.kit.wiring import Wired, Wiring, chosen
 
-SETTLE_TIMEOUT_S: Final = 60.0
-SETTLE_AGAIN_S: Final = 1.0
 HAND_BACK_TIMEOUT_S: Final = 5.0
+CANCELS_MAX: Final = 5  # one a second: a run that goes on after so many is waited for no longer
 
 log = logging.getLogger("callboard.executor")
 
@@ -50,20 +55,7 @@ class Stage(Struct, frozen=True):
     journal: Journal
     settler: Settler
     wire: Wire
-
-
-class Hand(Struct, eq=False):
-    """An event in hand. `ours`: until we hear that the claim is somebody else's; `attempting`: until it is settled."""
-
-    claimed: Claimed
-    voice: Voice
-    task: "asyncio.Task[None] | None" = None
-    attempting: bool = True
-    ours: bool = True
-
-    def cancel(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
+    meters: Meters = field(default_factory=Meters)
 
 
 class Executor:
@@ -75,6 +67,7 @@ class Executor:
         self._held: Final[set[Hand]] = set()  # an event may be in it twice, under a claim that is lost and a new one
         self._freed: Final = asyncio.Event()
         self._draining = False
+        self.unsettled: Final = Unsettled()
 
     @property
     def in_flight(self) -> int:
@@ -125,10 +118,19 @@ class Executor:
 
     def drop(self, event_id: UUID, claim: int | None = None) -> None:
         """The event is not ours any more (cancelled, taken over): its run is ended, and nothing of it is settled."""
-        for hand in self._held:
+        for hand in list(self._held):
             if hand.attempting and hand.claimed.event_id == event_id and claim in (None, hand.claimed.claim):
                 hand.ours = False
                 hand.cancel()
+                if hand.cancels > CANCELS_MAX:
+                    self._abandon(hand)
+
+    def _abandon(self, hand: Hand) -> None:
+        """Its slot is free; what it still does is refused, as that of any stale claim."""
+        self._held.discard(hand)
+        self._freed.set()
+        self._stage.meters.add("callboard_runs_abandoned_total")
+        log.error("event %s: its run swallows its cancellation, in %s", hand.claimed.event_id, hand.place)
 
     def drop_all(self) -> None:
         """The lease is lost: what runs is somebody else's now, and nothing of it is settled."""
@@ -136,43 +138,60 @@ class Executor:
             hand.ours = False
             hand.cancel()
 
+    def late(self) -> list[tuple[Hand, float]]:
+        """The runs that we have kept waiting, and by how many seconds more their deadlines are to be moved for it."""
+        return [(hand, late_s) for hand in self._held if hand.ours and (late_s := hand.late_s)]
+
     def _let_go(self, hand: Hand, done: "asyncio.Task[None]") -> None:
         self._held.discard(hand)
         self._freed.set()
         if not done.cancelled() and (error := done.exception()) is not None:
-            log.error("event %s was not settled; the lease will free it", hand.claimed.event_id, exc_info=error)
+            self.unsettled.note(hand.claimed, error)
+            log.error("event %s was not settled: it is handed back", hand.claimed.event_id, exc_info=error)
 
     async def _live(self, hand: Hand) -> None:
+        """Whatever happens in it becomes an outcome that is stored, or is noted and counted."""
         claimed, facts = hand.claimed, Facts(tell=hand.voice.step)
         RUN.set(claimed.about)
         wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
         facts.failed.clear()  # a traceback holds its frames, and those hold the facts
-        hand.attempting = False
+        hand.attempting, hand.ended_at = False, time.monotonic()
         await self._settle(claimed, wired, outcome, facts)
 
     async def _attempt(self, wired: Wired, hand: Hand, facts: Facts) -> Outcome:
         """Run the pipeline once; whatever it raises becomes an outcome here."""
-        claimed = hand.claimed
+        try:
+            async with hand.limit(wired.pipeline.timeout_s):
+                event, gave = await self._read(wired, hand.claimed, facts)
+                result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event, gave)
+            return Done(self._encoded(result, wired))
+        except BaseException as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
+            return self._outcome(error, wired, hand, facts)
+
+    def _outcome(self, error: BaseException, wired: Wired, hand: Hand, facts: Facts) -> Outcome:
+        """Raises CancelledError where the run is not ours to end any more."""
+        if isinstance(error, GeneratorExit) and is_being_closed():
+            raise error
+        stale = stale_in(error)
+        if stale is not None and not hand.cancelled:
+            self.unsettled.note(hand.claimed, stale)  # in vain, where the claim is somebody else's indeed
+        if stale is not None or (hand.cancelled and not (self._draining and hand.ours)):
+            hand.ours = False
+            raise asyncio.CancelledError from error
+        hand.uncancel()  # the ending still has to be stored in this task
+        if hand.cancelled:  # whatever user code makes of our cancellation
+            return HandedBack()
+        return judged(hand.timed_out(error, wired) or error, hand.claimed, wired.pipeline.retry, facts)
+
+    async def _read(self, wired: Wired, claimed: Claimed, facts: Facts) -> tuple[Any, Any]:
+        """The event, and what it follows. Raises Unreadable: nothing else means that this release can't read them."""
         try:
             event = self._stage.catalog[claimed.type].decode(claimed.data)
             await recall(self._stage.pool, claimed, facts)
-            gave = await self._gave(wired, claimed)
-            async with asyncio.timeout(wired.pipeline.timeout_s):
-                result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event, gave)
-            return Done(self._encoded(result, wired))
-        except asyncio.CancelledError:
-            if not self._draining or not hand.ours:
-                raise
-            _uncancel()
-            return HandedBack()
-        except Stale as error:
-            hand.ours = False
-            raise asyncio.CancelledError from error
-        except Exception as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
-            told = _timed_out(error, wired) or error
-            log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(told).__name__)
-            return after(told, claimed, wired.pipeline.retry, facts)
+            return event, await self._gave(wired, claimed)
+        except MsgspecError as error:
+            raise Unreadable from error
 
     async def _still_ours(self, hand: Hand) -> None:
         """Nothing is started while the lease may be lost, nor under a claim that is.
@@ -221,30 +240,7 @@ class Executor:
         name = wired.name if wired else claimed.reaction
         followers = [each.name for each in wired.followers] if wired else ()
         ending = Ending(claimed, outcome, name, facts, followers)
-        while True:
-            try:
-                if not await self._stage.settler.settle(ending, SETTLE_TIMEOUT_S):
-                    log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)
-                self._stage.wire.moved(claimed.event_id)
-                return
-            except Unavailable:
-                await asyncio.sleep(SETTLE_AGAIN_S)
-            except BadRow as error:
-                if wired is None or not isinstance(outcome, Done):
-                    raise
-                ending = Ending(claimed, after(error, claimed, wired.pipeline.retry, facts), name, facts)
-
-
-def _timed_out(error: Exception, wired: Wired) -> Exception | None:
-    """A TimeoutError has no text of its own; whose it was, the node's or the attempt's, its step says."""
-    if not isinstance(error, TimeoutError) or str(error):
-        return None
-    told = TimeoutError(f"not finished in time (an attempt of {wired.name} may take {wired.pipeline.timeout_s:g} s)")
-    told.__cause__ = error
-    return told
-
-
-def _uncancel() -> None:
-    """The hand-back still has to be settled in this task."""
-    if (task := asyncio.current_task()) is not None:
-        task.uncancel()
+        retry = wired.pipeline.retry if wired else RETRY
+        if not await store_ending(self._stage.settler, ending, retry, self._stage.meters):
+            log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)
+        self._stage.wire.moved(claimed.event_id)

@@ -14,6 +14,7 @@ from service.errors import Outage, Reject, text_of
 from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
+from service.time_limit import our_wait
 from workers.engine.claimed import Claimed
 from workers.kit.memory import Facts, Kept, Stale
 from workers.kit.state import NO_KEY
@@ -35,7 +36,9 @@ class Journal:
     async def keep(self, event_id: UUID, run: int, claim: int, kept: Kept) -> None:
         """Raises Stale where the claim is not ours any more, Unavailable where Postgres does not take it in time."""
         row = (event_id, run, claim, kept.step, kept.at, kept.entry.decode(), kept.took_state)
-        if not await self._commits.put(row, RECORD_TIMEOUT_S):
+        with our_wait():
+            held = await self._commits.put(row, RECORD_TIMEOUT_S)
+        if not held:
             raise Stale(str(event_id))
 
 
@@ -72,8 +75,9 @@ async def followed(pool: Pool, claimed: Claimed) -> bytes:
 
 async def _fetch(pool: Pool, statement: str, *arguments: Any) -> list[asyncpg.Record]:
     try:
-        async with asyncio.timeout(RECALL_TIMEOUT_S):
-            return list(await pool.fetch(statement, *arguments))
+        with our_wait():
+            async with asyncio.timeout(RECALL_TIMEOUT_S):
+                return list(await pool.fetch(statement, *arguments))
     except POSTGRES_ERRORS as error:
         raise Outage(f"Postgres did not answer what was remembered: {text_of(error)}") from error
 

@@ -22,6 +22,7 @@ from service.errors import text_of
 from service.release import release
 from service.resources import CONNECT_TIMEOUT_S, POSTGRES_ERRORS, Connection, backoff_s, connect
 from service.settings import Settings
+from service.time_limit import our_wait
 
 LEASE: Final = timedelta(seconds=6)
 BEAT_S: Final = 2.0
@@ -69,8 +70,10 @@ class Lease:
 
     async def guard(self) -> UUID:
         """Wait until the lease is held: nothing is started under one that may have been lost. Whose it is then."""
-        while not self.held:
-            await asyncio.sleep(STALE_POLL_S)
+        if not self.held:
+            with our_wait():
+                while not self.held:
+                    await asyncio.sleep(STALE_POLL_S)
         return self.worker
 
     async def run(self, on_lost: Callable[[], None]) -> None:

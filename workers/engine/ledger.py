@@ -6,13 +6,15 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from service.commits import GroupCommit
+from service.commits import BadRow, GroupCommit
 from service.errors import Outage, Unavailable
 from service.meters import Meters
 from service.resources import Connection, Pool, connect
 from service.settings import Settings
 from service.supervise import Part, supervised
+from service.time_limit import our_wait
 from workers.clients.llm import Call
 from workers.engine.budget import SQL, Purse
 from workers.engine.claimed import Claimed
@@ -63,7 +65,8 @@ class Ledger:
         Raises Unavailable where Postgres does not take it in time; as it may have, it is closed as `unsent` later.
         """
         try:
-            return await self._opens.put(row, RECORD_TIMEOUT_S)
+            with our_wait():
+                return await self._opens.put(row, RECORD_TIMEOUT_S)
         except Unavailable:
             _kept(self._closing, self._closes.put(_ended(row, unsent), CLOSE_TIMEOUT_S))
             raise
@@ -76,7 +79,12 @@ class Ledger:
         called(self._meters, call)
         ended = _ended(row, call, told_no)
         try:
-            return await asyncio.shield(_kept(self._closing, self._closes.put(ended, RECORD_TIMEOUT_S)))
+            with our_wait():
+                return await asyncio.shield(_kept(self._closing, self._closes.put(ended, RECORD_TIMEOUT_S)))
+        except BadRow:
+            bare = replace(call, reply=None, cause="its reply could not be stored", streamed=False)
+            _kept(self._closing, self._closes.put(_ended(row, bare), CLOSE_TIMEOUT_S))
+            raise
         except Unavailable:
             _kept(self._closing, self._closes.put(ended, CLOSE_TIMEOUT_S))
             raise

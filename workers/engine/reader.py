@@ -126,14 +126,21 @@ class Reader:
     async def _claim(self, connection: Connection, ids: Sequence[UUID]) -> list[Claimed]:
         worker = self._lease.worker
         asked = (list(ids), worker, self._executor.suspects, self._settings.concurrency)
+        try:
+            rows = await self._claimed(connection, asked)
+        except POSTGRES_ERRORS:
+            self._executor.unsettled.reply_lost(ids)
+            raise
+        for row in rows:
+            delay_s = (row["claimed_at"] - row["due_at"]).total_seconds()
+            self._meters.observe("callboard_event_start_delay_seconds", delay_s, (row["type"],))
+        return [claimed(row, worker) for row in rows]
+
+    async def _claimed(self, connection: Connection, asked: tuple[Any, ...]) -> list[asyncpg.Record]:
         for left in reversed(range(CLAIM_TRIES)):
             try:
                 async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                    rows = await connection.fetch(SQL["claim"], *asked)
-                for row in rows:
-                    delay_s = (row["claimed_at"] - row["due_at"]).total_seconds()
-                    self._meters.observe("callboard_event_start_delay_seconds", delay_s, (row["type"],))
-                return [claimed(row, worker) for row in rows]
+                    return list(await connection.fetch(SQL["claim"], *asked))
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
                 if not left:
                     raise

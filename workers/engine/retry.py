@@ -1,18 +1,23 @@
 """Whose failure it was, and when the event comes again: decided here and nowhere else."""
 
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
-import msgspec
 from msgspec import json
 
 from schemas.outcome import Dead, Later, Outcome
-from service.errors import Outage, Reject, Unavailable
+from schemas.text import storable
+from service.errors import Outage, Reject, Unavailable, kind_and_text, kind_of, text_of
 from service.resources import backoff_s
+from service.traces import causes, place_of
 from workers.clients.ledger import DaySpent
 from workers.clients.llm import LlmRefused
 from workers.engine.claimed import Claimed
 from workers.kit import Retry
+from workers.kit.failures import OUTAGES, as_outage, deciding, leaves, original
 from workers.kit.memory import Facts, JournalMismatch, TooLarge
 
 PUT_OFF_CAP_S: Final = 600.0
@@ -21,43 +26,85 @@ UNKNOWN_TYPE_S: Final = 10.0
 # What passed another release's door may fit again when this one has been replaced: ten minutes are enough for that.
 MISFITS_MAX: Final = 60
 MESSAGE_MAX: Final = 2000
+CAUSE_MAX: Final = 200
+MEMBERS_MAX: Final = 5
+# What says nothing, or nothing that helps, of itself.
+EXPLAINED: Final[dict[type[BaseException], str]] = {
+    asyncio.CancelledError: "it awaited what had been cancelled, or cancelled itself; nobody has cancelled the event",
+    SystemExit: "user code ended the process (sys.exit); only this attempt has ended",
+    KeyboardInterrupt: "user code raised KeyboardInterrupt; only this attempt has ended",
+    TimeoutError: "a time limit in the user's code, or in a library that it calls, ran out",
+}
 
 
-def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Outcome:
-    """An outage puts the event off, uncharged; a refusal is final; anything else is one of its attempts."""
-    step = failed_step(facts, error)
-    if isinstance(error, Unavailable):
-        error = Outage(str(error), error.retry_after_s)
-    told = describe(error, step)
-    match error:
-        case Outage() if error.free_max is None or claimed.misses < error.free_max:
-            return _put_off(error, claimed, told)
+log = logging.getLogger("callboard.executor")
+
+
+class Unreadable(Exception):
+    """The event, or what it follows, can't be decoded by this worker's release. Its cause says why."""
+
+
+def judged(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) -> Outcome:
+    """What becomes of an event whose run raised this: decided, and said in the log. Raises nothing."""
+    try:
+        outcome = after(error, claimed, retry, facts)
+    except Exception as bug:
+        log.error("event %s: a bug in judging an error", claimed.event_id, exc_info=bug)
+        described = encoded(kind_of(error), "what it says can't be read, see the log of the worker")
+        outcome = charged(claimed, retry, Facts(), described, kind_of(error))
+    what, where = kind_of(original(error)), place_of(error) or "no code of yours"
+    if isinstance(outcome, Dead):
+        # Never the error's text, which may quote the event; where attempts are spent, its traceback.
+        trace = error if outcome.reason == "attempts_exhausted" else None
+        said = "event %s is dead after attempt %d (%s): %s in %s"
+        log.warning(said, claimed.event_id, claimed.attempt, outcome.reason, what, where, exc_info=trace)
+    else:
+        log.info("event %s, attempt %d: %s in %s", claimed.event_id, claimed.attempt, what, where)
+    return outcome
+
+
+def after(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) -> Outcome:
+    """An outage puts the event off, uncharged; a refusal is final; anything else is one of its attempts.
+
+    Of a group one member decides, see `deciding`.
+    """
+    decides = deciding(error)
+    if isinstance(decides, Unavailable):
+        decides = as_outage(decides)
+    described = describe(error, decides, failed_step(facts, error))
+    match decides:
+        case Outage() if decides.free_max is None or claimed.misses < decides.free_max:
+            return _put_off(decides, claimed, described)
         case DaySpent():
-            return Later(error.until, str(error), charged=False, error=told, waits_for=[BUDGET])
+            return Later(decides.until, text_of(decides), charged=False, error=described, waits_for=[BUDGET])
         case Reject() | LlmRefused():
-            return Dead("rejected", told)
+            return Dead("rejected", described)
         case TooLarge():
-            return Dead("too_large", told)
+            return Dead("too_large", described)
         case JournalMismatch():
-            return Dead("journal_mismatch", told)
-        case msgspec.ValidationError() if step is None and claimed.put_offs < MISFITS_MAX:
-            cause = f"this worker's release can't read it: {error}"
-            return Later(_in(UNKNOWN_TYPE_S), cause, charged=False, error=told)
-        case msgspec.ValidationError() if step is None:
-            return Dead("invalid", told)
-        case _ if attempt(claimed, facts) >= retry.attempts:
-            return Dead("attempts_exhausted", told)
-        case _:
-            wait_s = backoff_s(attempt(claimed, facts) - 1, retry.base_s, retry.cap_s)
-            return Later(_in(wait_s), str(error)[:200] or type(error).__name__, charged=True, error=told)
+            return Dead("journal_mismatch", described)
+        case Unreadable() if claimed.put_offs < MISFITS_MAX:
+            cause = f"this worker's release can't read it: {text_of(decides.__cause__ or decides)}"
+            return Later(_in(UNKNOWN_TYPE_S), cause, charged=False, error=described)
+        case Unreadable():
+            return Dead("invalid", described)
+    return charged(claimed, retry, facts, described, text_of(decides, CAUSE_MAX))
 
 
-def _put_off(outage: Outage, claimed: Claimed, told: bytes) -> Later:
+def charged(claimed: Claimed, retry: Retry, facts: Facts, described: bytes, cause: str) -> Outcome:
+    """One of the event's attempts: it comes again after a while, or is dead where this was the last."""
+    number = attempt(claimed, facts)
+    if number >= retry.attempts:
+        return Dead("attempts_exhausted", described)
+    return Later(_in(backoff_s(number - 1, retry.base_s, retry.cap_s)), cause, charged=True, error=described)
+
+
+def _put_off(outage: Outage, claimed: Claimed, described: bytes) -> Later:
     """Waits double, but for one whose end is known."""
     how: Literal["away", "missed", "turn"] = "turn" if outage.exact else "away" if outage.free_max is None else "missed"
     wait_s = outage.after_s * (1.0 if outage.exact else 2.0 ** min(claimed.put_offs, 16))
     due_at = _in(min(wait_s, PUT_OFF_CAP_S))
-    return Later(due_at, outage.cause, charged=False, error=told, put_off=how, waits_for=outage.waits_for)
+    return Later(due_at, outage.cause, charged=False, error=described, put_off=how, waits_for=outage.waits_for)
 
 
 def attempt(claimed: Claimed, facts: Facts) -> int:
@@ -65,10 +112,18 @@ def attempt(claimed: Claimed, facts: Facts) -> int:
     return 1 if facts.progress else claimed.attempt
 
 
-def failed_step(facts: Facts, error: Exception) -> str | None:
+def failed_step(facts: Facts, error: BaseException) -> str | None:
     """The step that raised it (another may have failed, and been collected); where none did, what was cut off last."""
-    failed = next((step for step, raised in facts.failed.items() if raised in (error, error.__cause__)), None)
+    related = {id(each) for each in _related(error)}
+    failed = next((step for step, raised in facts.failed.items() if id(original(raised)) in related), None)
     return failed or next((each.step for each in reversed(facts.steps) if each.state == "cancelled"), None)
+
+
+def _related(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and the members of each: by identity, since `__eq__` is the user's."""
+    for each in causes(error):
+        yield original(each)
+        yield from leaves(each)
 
 
 def unknown_type(claimed: Claimed) -> Later:
@@ -77,11 +132,34 @@ def unknown_type(claimed: Claimed) -> Later:
     return Later(_in(UNKNOWN_TYPE_S), f"this worker does not know the {what}", charged=False)
 
 
-def describe(error: Exception, step: str | None) -> bytes:
-    """The contract's error: `{kind, message, step, at}`."""
-    message = str(error)[:MESSAGE_MAX].replace("\0", "�") or type(error).__name__
-    told = {"kind": type(error).__name__, "message": message, "step": step, "at": datetime.now(UTC)}
-    return json.encode(told)
+def describe(error: BaseException, decides: BaseException, step: str | None) -> bytes:
+    """The contract's error: `{kind, message, step, at, where}`. A group is described by the member that decides, and
+    names the others."""
+    shown = original(decides.__cause__ or decides if isinstance(decides, Unreadable) else decides)
+    several = isinstance(original(error), BaseExceptionGroup) and not isinstance(decides, OUTAGES)
+    others = [each for each in leaves(error) if each is not shown] if several else []
+    message = _message(shown) + _named(others)
+    return encoded(kind_of(shown), storable(message, MESSAGE_MAX), step, place_of(shown) or place_of(error))
+
+
+def encoded(kind: str, message: str, step: str | None = None, where: str | None = None) -> bytes:
+    return json.encode({"kind": kind, "message": message, "step": step, "at": datetime.now(UTC), "where": where})
+
+
+def _message(error: BaseException) -> str:
+    text, kind = text_of(error, MESSAGE_MAX), kind_of(error)
+    explained = next((said for known, said in EXPLAINED.items() if type(error) is known), None)
+    if explained is None:
+        return text
+    return explained if text == kind else f"{text}: {explained}" if isinstance(error, SystemExit) else text
+
+
+def _named(others: Sequence[BaseException]) -> str:
+    if not others:
+        return ""
+    named = [kind_and_text(each, CAUSE_MAX) + (f" ({place})" if (place := place_of(each)) else "") for each in others]
+    more = f"; and {len(named) - MEMBERS_MAX} more" if len(named) > MEMBERS_MAX else ""
+    return f" (in a group with {'; '.join(named[:MEMBERS_MAX])}{more})"
 
 
 def _in(seconds: float) -> datetime:

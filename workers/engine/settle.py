@@ -14,6 +14,7 @@ from pgvector.asyncpg import register_vector
 from schemas.envelope import Incoming
 from schemas.identity import uuid7
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
+from schemas.text import storable
 from service.commits import GroupCommit
 from service.failpoints import hit
 from service.meters import Meters
@@ -66,6 +67,7 @@ class Settler:
         self._ring: Final = ring
         self._wake_at: Final = wake_at
         self._settings: Final = settings
+        self.written = 0  # endings, whatever became of them
         self._commits: Final = GroupCommit[Ending, bool](
             "settle", self._connect, self._write, lambda ending: ending.weight, self._meters
         )
@@ -90,6 +92,7 @@ class Settler:
         children = {n: said for n, ending in enumerate(batch, 1) if (said := ending.children())}
         held, said = await _settled(connection, batch, children)
         hit(self._settings, "settle_committed")
+        self.written += len(batch)
         still = {row["n"] for row in held}
         self._count([ending for n, ending in enumerate(batch, 1) if n in still], said)
         now = datetime.now(UTC)
@@ -158,7 +161,7 @@ def _row(ending: Ending) -> Row:
             outcome, result = "succeeded", ending.outcome.result.decode()
         case Later():
             outcome = "failed" if ending.outcome.charged else "put_off"
-            due_at, cause = ending.outcome.due_at, ending.outcome.cause.replace("\0", "�")
+            due_at, cause = ending.outcome.due_at, storable(ending.outcome.cause)
             error = ending.outcome.error.decode() if ending.outcome.error else None
         case Dead():
             outcome, reason, dead_id = "dead", ending.outcome.reason, uuid7()

@@ -37,6 +37,7 @@ from workers.engine.report import report
 from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
+from workers.kit.failures import start_task
 from workers.kit.handles import Clients
 from workers.kit.resources import open_resources
 from workers.kit.wiring import Wired, Wiring, everyone, graph
@@ -85,6 +86,7 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
     Raises PromptError where a prompt was changed under the number of a version that has been used.
     """
     async with AsyncExitStack() as stack:
+        _contain_tasks(stack)
         parts = await _parts(program, stack)
         if parts.ledger.versions is not None:
             await parts.ledger.versions.check(program.prompts)
@@ -114,6 +116,13 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
             parts.stopping.set()
 
 
+def _contain_tasks(stack: AsyncExitStack) -> None:
+    """No task that user code starts ends this worker."""
+    loop = asyncio.get_running_loop()
+    stack.callback(loop.set_task_factory, loop.get_task_factory())
+    loop.set_task_factory(start_task)
+
+
 async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     settings = program.settings
     simulator = await stack.enter_async_context(running_simulator()) if settings.simulated else None
@@ -139,7 +148,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in everyone(program.wiring)]
     lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
-    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire)
+    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
     keyed = _keyed(program.wiring)

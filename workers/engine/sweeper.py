@@ -85,6 +85,7 @@ class Sweeper:
 
     async def _turn(self, connection: Connection) -> int:
         """First what needs only Postgres: with Redis away, claims that are not ours end all the same, and in time."""
+        await self._move_deadlines(connection)
         row: Any = await connection.fetchrow(SQL["due"])
         await self._end_what_is_not_ours(connection)
         rescued = await self._rescue(connection) if row["expired"] else []
@@ -92,15 +93,16 @@ class Sweeper:
             lost = await connection.fetchval(LEDGER_SQL["close_lost"])
             if lost:
                 log.warning("%d calls of dead workers are booked as unknown", lost)
-        if row["overdue"]:
+        overdue = row["overdue"] and self._lease.steady  # after an outage, each worker first says whom it kept waiting
+        if overdue:
             log.warning(
                 "runs went past their deadline and are taken away: %s", await connection.execute(SQL["overdue"])
             )
         if row["unplaced"]:
             await self._draw_places(connection)
         await self._recovery.turn(connection)
-        unknown = await self._unknown(connection)
-        heads = await self._bury(connection) if row["expired"] or row["overdue"] else []
+        unknown, struck = await self._unknown(connection)
+        heads = await self._bury(connection) if row["expired"] or overdue or struck else []
         try:
             return await self._tell(connection, [*rescued, *unknown, *heads], row)
         except REDIS_ERRORS as error:
@@ -151,16 +153,33 @@ class Sweeper:
         letters = [uuid7() for _ in range(LETTERS)]
         rows = await connection.fetch(SQL["bury"], STRIKES_MAX, letters)
         for row in rows:
+            log.error("event %s is dead: %s", row["event_id"], row["reason"])
             self._meters.add("callboard_events_ended_total", (row["type"], "dead"))
         keyed = {(row["tenant"], row["key"]) for row in rows if row["key"] is not None}
         return await heads(connection, keyed)
 
-    async def _unknown(self, connection: Connection) -> list[UUID]:
+    async def _unknown(self, connection: Connection) -> tuple[list[UUID], bool]:
+        """The events that are handed back, and whether one of them came back unsettled."""
         if not self._lease.held or time.monotonic() - self._unknown_at < UNKNOWN_EVERY_S:
-            return []
+            return [], False
         self._unknown_at = time.monotonic()
-        rows = await connection.fetch(SQL["unknown_claims"], self._lease.worker, self._executor.holds())
-        return [row["event_id"] for row in rows]
+        unsettled = self._executor.unsettled
+        held = (self._lease.worker, self._executor.holds(), unsettled.excused)
+        rows = await connection.fetch(SQL["unknown_claims"], *held, *unsettled.reasons())
+        for row in rows:
+            unsettled.forget(row["event_id"], row["claim"])
+            self._meters.add("callboard_claims_unsettled_total", ("unsettled" if row["strike"] else "reply_lost",))
+        if struck := [str(row["event_id"]) for row in rows if row["strike"]]:
+            log.error("%d runs came back without an outcome, the first of event %s", len(struck), struck[0])
+        return [row["event_id"] for row in rows], bool(struck)
+
+    async def _move_deadlines(self, connection: Connection) -> None:
+        """What we let wait is not late by that."""
+        if late := self._executor.late():
+            ids, claims = [hand.claimed.event_id for hand, _ in late], [hand.claimed.claim for hand, _ in late]
+            await connection.execute(SQL["move_deadlines"], ids, claims, [timedelta(seconds=each) for _, each in late])
+            for hand, late_s in late:
+                hand.moved_s += late_s
 
     async def _draw_places(self, connection: Connection) -> None:
         keys = await connection.fetch(SQL["unplaced"])

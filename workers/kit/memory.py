@@ -78,6 +78,10 @@ class Stale(BaseException):
     """The claim is somebody else's by now: this run ends, whatever user code catches."""
 
 
+class StepOver(Stale):
+    """Something was asked of the Run of a step that has ended, under whatever claim: a mistake in user code."""
+
+
 def _untold(step: Step) -> Step:
     return step
 

@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from schemas import Event
 from service.errors import Outage, Reject, Unavailable
 from workers.clients.ledger import DaySpent
+from workers.kit.failures import CONTAINED, deciding, leaves, stale_in
 from workers.kit.flow import OTHERWISE, Node, Stop
-from workers.kit.memory import JournalMismatch, TooLarge
+from workers.kit.memory import JournalMismatch, Stale, TooLarge
 from workers.kit.resources import Uses
 from workers.kit.run import Run, step
 from workers.kit.state import Taken
@@ -108,7 +109,8 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
             case Choice():
                 last = await _choice(part, run, results)
             case Free():
-                last = await part.body(*_arguments(part.takes, run.at(""), results))
+                with CONTAINED:
+                    last = await part.body(*_arguments(part.takes, run.at(""), results))
     return last
 
 
@@ -157,18 +159,17 @@ async def _side_by_side(works: Sequence[Work], at_once: int, collect: bool) -> l
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(start()) for start in starts]
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
-    return [task.result() for task in tasks]
+        raise stale_in(errors) or _first(errors) from None
+    with CONTAINED:  # a member that cancelled itself is no failure to its TaskGroup
+        return [task.result() for task in tasks]
 
 
 async def _or_none(work: Work) -> Any:
     """None where it failed by itself; what ends the attempt for all of the event, or the flow, goes on."""
     (gave,) = await asyncio.gather(work(), return_exceptions=True)
-    if isinstance(gave, BaseException):
-        if not isinstance(gave, Exception) or isinstance(gave, ENDING):
-            raise gave
-        return None
-    return gave
+    if isinstance(gave, Stale) or (isinstance(gave, Exception) and isinstance(deciding(gave), ENDING)):
+        raise gave
+    return None if isinstance(gave, BaseException) else gave  # CancelledError too: it cancelled itself
 
 
 async def _choice(part: Choice, run: Run, results: Results) -> Any:
@@ -184,6 +185,9 @@ async def _choice(part: Choice, run: Run, results: Results) -> Any:
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """A node fails as itself, not as a group: the first failure is the one that cancelled the others."""
-    inner = errors.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+    """A node fails as itself, not as a group: the first failure is the one that cancelled the others. Where several
+    came at once, one that is final decides, and an outage only where all are outages."""
+    first, decides = errors.exceptions[0], deciding(errors)
+    if isinstance(first, _Stopped):
+        return first
+    return next((each for each in errors.exceptions if any(leaf is decides for leaf in leaves(each))), decides)

@@ -6,7 +6,10 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from service.errors import kind_and_text
 from service.log import STEP
+from service.time_limit import TimeLimit
+from workers.kit.failures import CONTAINED, original
 from workers.kit.memory import Effects, Facts, Step, TooLarge
 
 ERROR_MAX: Final = 200
@@ -48,19 +51,22 @@ def note(facts: Facts, step: str, at: datetime, ms: float, state: str, error: st
 
 def failed(facts: Facts, step: str, at: datetime, ms: float, error: BaseException) -> None:
     facts.failed[step] = error
-    note(facts, step, at, ms, "failed", f"{type(error).__name__}: {error}"[:ERROR_MAX].replace("\0", "�"))
+    note(facts, step, at, ms, "failed", kind_and_text(original(error), ERROR_MAX))
 
 
 async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) -> Any:
+    """Await user code, for `limit_s` of its own time at most. What it raises is an Exception: see CONTAINED."""
     if limit_s is None:
-        return await running
-    try:
-        async with asyncio.timeout(limit_s) as limit:
+        with CONTAINED:
             return await running
-    except TimeoutError:
-        if not limit.expired():
+    try:
+        async with TimeLimit(limit_s) as limit:
+            with CONTAINED:
+                return await running
+    except TimeoutError as error:
+        if not limit.expired:
             raise
-        raise TimeoutError(f"{place} took longer than the {limit_s:g} s that `limits_s` gives it.") from None
+        raise TimeoutError(f"{place} took longer than the {limit_s:g} s that `limits_s` gives it.") from error
 
 
 def check_size(what: str, size: int, size_max: int) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 
-from service.errors import Outage, WiringError
+from service.errors import Outage, WiringError, kind_and_text, kind_of, text_of
+from service.time_limit import our_wait
+from workers.kit.failures import CONTAINED, original
 from workers.kit.flow import where
 
 OPEN_S: Final = 30.0
@@ -58,7 +60,8 @@ class Resources:
         held = self._held.get(opening)
         if held is None or held.task.done():
             held = self._held[opening] = _hold(opening)
-        await asyncio.wait((held.opened, held.task), return_when=asyncio.FIRST_COMPLETED)
+        with our_wait():  # others may have to wait for it as well, and it has a limit of its own
+            await asyncio.wait((held.opened, held.task), return_when=asyncio.FIRST_COMPLETED)
         if held.opened.done():
             return held.opened.result()
         raise Outage(f"the resource {where(opening)} can't be opened: {_said(held.task)}")
@@ -88,11 +91,12 @@ def _hold(opening: Open) -> _Held:
 
 async def _live(opening: Open, opened: "asyncio.Future[Any]", close: asyncio.Event) -> None:
     clock = asyncio.get_running_loop().time
-    async with asyncio.timeout(OPEN_S) as deadline, opening() as value:
-        deadline.reschedule(None)
-        opened.set_result(value)
-        await close.wait()
-        deadline.reschedule(clock() + CLOSE_S)
+    with CONTAINED:
+        async with asyncio.timeout(OPEN_S) as deadline, opening() as value:
+            deadline.reschedule(None)
+            opened.set_result(value)
+            await close.wait()
+            deadline.reschedule(clock() + CLOSE_S)
 
 
 def _said(task: "asyncio.Task[None]") -> str:
@@ -101,8 +105,10 @@ def _said(task: "asyncio.Task[None]") -> str:
     if task.cancelled():
         return "it was cancelled"
     error = task.exception()
-    late = isinstance(error, TimeoutError) and not str(error)
-    return "it took too long" if late else f"{type(error).__name__}: {error}"
+    if error is None:
+        return "it ended"
+    late = isinstance(error, TimeoutError) and text_of(error) == kind_of(error)
+    return "it took too long" if late else kind_and_text(original(error))
 
 
 @asynccontextmanager

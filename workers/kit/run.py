@@ -23,7 +23,7 @@ from workers.clients.llm import Book
 from workers.kit.emit import child, count
 from workers.kit.flow import Node, Stop, where
 from workers.kit.handles import Clients, RunVectors, RunWeb
-from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, Stale
+from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, StepOver
 from workers.kit.record import OnRecord, check_size, failed, in_time, note
 from workers.kit.resources import Open, Uses, given_by
 from workers.kit.run_llm import RunLlm
@@ -165,7 +165,7 @@ class Run(Struct, frozen=True):
 async def _guard(run: Run, effects: Effects) -> None:
     await run.guard()
     if effects.over:
-        raise Stale("the step is over")
+        raise StepOver("this Run belongs to a step that is over: use the one that the node is given")
     if drawn := list(run.facts.drawn):
         await asyncio.gather(*(run.keep(run.event_id, run.number, run.claim, each) for each in drawn))
         run.facts.drawn = [each for each in run.facts.drawn if each not in drawn]

@@ -1,0 +1,86 @@
+"""A claim's ending is stored, or something simpler is: what can't be stored must not leave the event without an end."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from msgspec.structs import replace
+
+from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
+from service.errors import Unavailable, kind_of
+from service.meters import Meters
+from service.resources import POSTGRES_ERRORS, backoff_s
+from workers.engine.retry import after, charged, encoded
+from workers.engine.settle import Ending, Settler
+from workers.kit import Retry
+from workers.kit.memory import Facts
+
+SETTLE_TIMEOUT_S: Final = 60.0
+PAUSE_MAX_S: Final = 5.0
+# While others are settled, an outage is not what keeps this one from it.
+ALONE_MAX: Final = 3
+UNSTORABLE: Final = "what this attempt came to could not be stored"
+
+log = logging.getLogger("callboard.executor")
+
+
+async def store_ending(settler: Settler, ending: Ending, retry: Retry, meters: Meters) -> bool:
+    """Whether the claim still held. Waits for a Postgres that is away as long as it takes.
+
+    Where this ending alone can't be stored, one without its effects is, and then one without any word of it. Raises
+    what was wrong with that one, too.
+    """
+    simpler: tuple[Callable[[Ending, Exception, Retry], Ending] | None, ...] = (None, _without_effects, _bare)
+    error: Exception = RuntimeError("nothing was tried")
+    for simplify in simpler:
+        try:
+            ending = ending if simplify is None else simplify(ending, error, retry)
+            return await _stored(settler, ending)
+        except Exception as refused:  # our own bugs, too: there is a simpler ending
+            error = refused
+            meters.add("callboard_endings_refused_total", (kind_of(error),))
+            log.error("event %s: its ending can't be stored: %s", ending.claimed.event_id, kind_of(error))
+            log.debug("event %s: its ending can't be stored", ending.claimed.event_id, exc_info=error)
+    raise error
+
+
+async def _stored(settler: Settler, ending: Ending) -> bool:
+    """Tried again with pauses while Postgres is away; raises what is this ending's own."""
+    tries = alone = 0
+    while True:
+        before = settler.written
+        try:
+            return await settler.settle(ending, SETTLE_TIMEOUT_S)
+        except (Unavailable, *POSTGRES_ERRORS):
+            tries += 1
+            alone += settler.written > before
+            if alone >= ALONE_MAX:
+                raise
+            await asyncio.sleep(1.0 + backoff_s(tries, 0.5, PAUSE_MAX_S))
+
+
+def _without_effects(ending: Ending, error: Exception, retry: Retry) -> Ending:
+    """Its steps and its outcome; where that was a success, a failure. No progress: the next try has to do it again."""
+    facts = Facts(steps=ending.facts.steps, begun=ending.facts.begun)
+    outcome = ending.outcome
+    if isinstance(outcome, Done):
+        outcome = after(error, ending.claimed, retry, facts)
+    return replace(ending, outcome=outcome, facts=facts, followers=())
+
+
+def _bare(ending: Ending, error: Exception, retry: Retry) -> Ending:
+    """Nothing that anybody else has said."""
+    described = encoded(kind_of(error), f"{UNSTORABLE}: {kind_of(error)}")
+    facts = Facts(begun=ending.facts.begun)
+    outcome: Outcome = ending.outcome
+    match outcome:
+        case HandedBack():
+            pass
+        case Dead(reason=reason):
+            outcome = Dead(reason, described)
+        case Later(charged=False, due_at=due_at, put_off=how):
+            outcome = Later(due_at, UNSTORABLE, charged=False, error=described, put_off=how)
+        case _:
+            outcome = charged(ending.claimed, retry, facts, described, UNSTORABLE)
+    return replace(ending, outcome=outcome, facts=facts, followers=())

@@ -1,0 +1,76 @@
+"""An event in hand: its claim, the task that runs it, and the clock of its time limit."""
+
+import asyncio
+import time
+from typing import Final
+
+from msgspec import Struct
+
+from service.time_limit import TimeLimit
+from service.traces import place_of_stack
+from workers.engine.claimed import Claimed
+from workers.engine.live import Voice
+from workers.kit.wiring import Wired
+
+MOVED_MIN_S: Final = 1.0
+
+
+class Hand(Struct, eq=False):
+    """`ours`: until we hear that the claim is somebody else's; `attempting`: until it is settled.
+
+    `cancels`: how often we have ended the run, which user code may swallow. `moved_s`: by how much its deadline in
+    Postgres has been moved, since the time for which we let it wait is none of the user's.
+    """
+
+    claimed: Claimed
+    voice: Voice
+    task: "asyncio.Task[None] | None" = None
+    attempting: bool = True
+    ours: bool = True
+    cancels: int = 0
+    clock: TimeLimit | None = None
+    ended_at: float = 0.0
+    moved_s: float = 0.0
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether we have ended the run: any other cancellation is one of its own."""
+        return self.cancels > 0
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.cancels += 1
+            self.task.cancel()
+
+    def uncancel(self) -> None:
+        """User code may have cancelled its own task, as we have where the worker stops."""
+        while self.task is not None and self.task.cancelling():
+            self.task.uncancel()
+
+    def limit(self, limit_s: float) -> TimeLimit:
+        self.clock = TimeLimit(limit_s)
+        return self.clock
+
+    def timed_out(self, error: BaseException, wired: Wired) -> TimeoutError | None:
+        """What an error says where our limit ran out; a TimeoutError of the user's own looks the same."""
+        ran_out = self.clock is not None and self.clock.expired
+        if not ran_out or not isinstance(error, TimeoutError | asyncio.CancelledError):
+            return None
+        limit = f"{wired.pipeline.timeout_s:g} s (timeout_s)"
+        told = TimeoutError(f"not finished in time: an attempt of {wired.name} may take {limit}")
+        told.__cause__ = error
+        return told
+
+    @property
+    def late_s(self) -> float:
+        """By how much more its deadline is to be moved: so long it waited for us, and for its ending to be stored."""
+        waited_s = self.clock.waited_s if self.clock else 0.0
+        ending_s = 0.0 if self.attempting else time.monotonic() - self.ended_at
+        late_s = waited_s + ending_s - self.moved_s
+        return late_s if late_s > MOVED_MIN_S else 0.0
+
+    @property
+    def place(self) -> str:
+        """Where in the user's code it stands, as far as its own task shows."""
+        frames = [] if self.task is None else self.task.get_stack()
+        return place_of_stack(frames) or "no code of yours"

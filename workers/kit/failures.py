@@ -1,0 +1,169 @@
+"""How user code can fail besides by an Exception, and which of several errors decides."""
+
+import asyncio
+from collections.abc import Coroutine, Generator
+from typing import Any, Final
+
+from service.errors import Outage, Reject, Unavailable, kind_of, text_of
+from service.log import RUN
+from workers.clients.calling import LlmRefused
+from workers.clients.ledger import DaySpent
+from workers.kit.memory import JournalMismatch, Stale, StepOver, TooLarge
+
+FINAL: Final = (Reject, LlmRefused, JournalMismatch, TooLarge)
+"""What makes the event dead, whatever failed beside it."""
+OUTAGES: Final = (Outage, Unavailable, DaySpent)
+"""What is somebody else's failure."""
+ENDS_THE_LOOP: Final = (SystemExit, KeyboardInterrupt)
+LEAVES_MAX: Final = 1000
+
+
+class Escaped(Exception):
+    """User code raised what is no Exception (SystemExit, a PanicException of PyO3, …), or was cancelled by itself: an
+    error like any other. `original` is what it raised.
+
+    As an Exception it can't end the worker: a task of asyncio passes SystemExit and KeyboardInterrupt on to its loop.
+    """
+
+    def __init__(self, original: BaseException) -> None:
+        super().__init__(f"{kind_of(original)}: {text_of(original)}")
+        self.original: Final = original
+        self.__cause__ = original
+
+
+class Contained:
+    """`with CONTAINED:` around user code: what it raises is an Exception, unless somebody else ends this run.
+
+    Nobody does where it is cancelled and nobody asked the task to: then it awaited what another one had cancelled.
+    """
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        match error:
+            case None | Exception():
+                return
+            case Stale() if not isinstance(error, StepOver):
+                return
+            case asyncio.CancelledError() if _is_being_cancelled():
+                return
+            case GeneratorExit() if is_being_closed():
+                return
+            case BaseExceptionGroup() if stale := stale_in(error):
+                raise stale from error
+        raise Escaped(error) from error
+
+
+CONTAINED: Final = Contained()
+
+
+def stale_in(error: BaseException) -> Stale | None:
+    """The member of a group that says that the claim is somebody else's."""
+    members = leaves(error)
+    return next((each for each in members if isinstance(each, Stale) and not isinstance(each, StepOver)), None)
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def is_being_closed() -> bool:
+    """Whether a coroutine is thrown away: that happens outside of every task."""
+    try:
+        return asyncio.current_task() is None
+    except RuntimeError:  # no loop runs
+        return True
+
+
+def original(error: BaseException) -> BaseException:
+    """What user code raised."""
+    return error.original if isinstance(error, Escaped) else error
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The members of a group, those of groups in it too, in their order; of any other error itself."""
+    found: list[BaseException] = []
+    left = [error]
+    while left and len(found) < LEAVES_MAX:
+        each = original(left.pop())
+        if isinstance(each, BaseExceptionGroup):
+            left.extend(reversed(each.exceptions))
+        else:
+            found.append(each)
+    return found
+
+
+def deciding(error: BaseException) -> BaseException:
+    """Of a group the member that decides what becomes of the event: the first that is final; where all are outages, all
+    of them; else the first that is none. Any other error decides itself.
+    """
+    members = leaves(error)
+    if final := next((each for each in members if isinstance(each, FINAL)), None):
+        return final
+    if len(members) > 1 and all(isinstance(each, OUTAGES) for each in members):
+        return _all_of(members)
+    return next((each for each in members if not isinstance(each, OUTAGES)), members[0])
+
+
+def _all_of(members: list[BaseException]) -> BaseException:
+    """Several outages at once, as one: all have to be over."""
+    spent = [each for each in members if isinstance(each, DaySpent)]
+    if spent:
+        return max(spent, key=lambda each: each.until)
+    outages = [each if isinstance(each, Outage) else as_outage(each) for each in members]
+    free = [each.free_max for each in outages]
+    whole = Outage(
+        " ".join(dict.fromkeys(each.cause for each in outages)),
+        max(each.after_s for each in outages),
+        exact=all(each.exact for each in outages),
+        free_max=None if None in free else max(each for each in free if each is not None),
+        waits_for=list(dict.fromkeys(name for each in outages for name in each.waits_for)),
+    )
+    whole.__cause__ = members[0]
+    return whole
+
+
+def as_outage(error: BaseException) -> Outage:
+    """What can't be done now, by one who would say so to a caller: to an event it is an outage."""
+    outage = Outage(text_of(error), float(getattr(error, "retry_after_s", 1)))
+    outage.__cause__ = error
+    return outage
+
+
+class _Contained(Coroutine[Any, Any, Any]):
+    """A coroutine of a task that user code starts. Not one of ours around it: a task that is cancelled before it begins
+    would leave its own unawaited."""
+
+    def __init__(self, inner: Coroutine[Any, Any, Any]) -> None:
+        self._inner: Final = inner
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._inner.send(value)
+        except ENDS_THE_LOOP as error:
+            raise Escaped(error) from error
+
+    def throw(self, *error: Any) -> Any:
+        try:
+            return self._inner.throw(*error)
+        except ENDS_THE_LOOP as raised:
+            raise Escaped(raised) from raised
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._inner.__await__()
+
+    def __getattr__(self, name: str) -> Any:
+        """`cr_frame` and the like, which say where a task stands."""
+        return getattr(self._inner, name)
+
+
+def start_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> "asyncio.Task[Any]":
+    """A loop's task factory: no task that a run has started ends the worker by SystemExit or KeyboardInterrupt."""
+    if isinstance(coro, Coroutine) and RUN.get() is not dict:
+        coro = _Contained(coro)
+    return asyncio.Task(coro, loop=loop, **options)
