@@ -11,6 +11,7 @@ from workers.clients.llm import Llm
 from workers.clients.vectors import Document, Found, Mode, Search, Vectors, check_vector
 from workers.clients.web import Reply, Web
 from workers.kit.memory import Effects, Guard, check_in_step
+from workers.kit.ordered import ordered
 from workers.kit.resources import Resources
 
 DELETE_MAX: Final = 10_000
@@ -98,8 +99,11 @@ class RunWeb(Struct, frozen=True):
     outside: Guard
 
     async def post(self, url: str, json: object, timeout_s: float = 10.0) -> Reply:
-        """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx)."""
+        """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx).
+
+        A repeat has the same body: sets in `json` go out as lists in the order of their elements' JSON.
+        """
         check_in_step("run.web.post", self.step_key, self.effects)
         key = f"{self.event_id}/{self.step_key}"
         await self.outside()
-        return await self.client.post(url, json=json, idempotency_key=key, timeout_s=timeout_s)
+        return await self.client.post(url, json=ordered(json), idempotency_key=key, timeout_s=timeout_s)

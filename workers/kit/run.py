@@ -34,8 +34,7 @@ T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
 
 CHEAP_MS: Final = 5.0
-WITHIN: Final = ">"
-"""Stands in the key of a step behind that of the step that ran it; `operate.sql` knows it too."""
+WITHIN: Final = ">"  # in a key, behind that of the step around it; operate.sql knows it too
 DRAWN_MAX: Final = 1000
 
 

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from workers.clients.llm import Book, Llm
 from workers.kit.memory import Effects, check_in_step
+from workers.kit.ordered import in_order
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class RunLlm(Struct, frozen=True):
         """
         self._begin("ask")
         return await self.llm.ask(
-            prompt, variables, returns=returns, model=model, book=self.book(), labels=self._labels()
+            prompt, in_order(variables), returns=returns, model=model, book=self.book(), labels=self._labels()
         )
 
     async def stream(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
@@ -40,7 +41,7 @@ class RunLlm(Struct, frozen=True):
         """
         self._begin("stream")
         return await self.llm.stream(
-            prompt, variables, returns=returns, model=model, book=self.book(), labels=self._labels()
+            prompt, in_order(variables), returns=returns, model=model, book=self.book(), labels=self._labels()
         )
 
     async def embed(self, texts: Sequence[str], *, model: str = "embed") -> list[list[float]]:

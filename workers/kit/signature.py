@@ -61,7 +61,7 @@ def decoder_of(node: Node) -> json.Decoder[Any]:
 
 @lru_cache(NODES_MAX)
 def put_in(node: Node, run: type) -> list[Any]:
-    """What a node takes before the arguments that a free-form pipeline gives: the Run, whose type is `run`, then States."""
+    """What a node takes before the arguments that a free form passes: the Run, whose type is `run`, then States."""
     hints = [hint for name, hint in get_type_hints(node).items() if name != "return"]
     before: list[Any] = [run] if hints[:1] == [run] else []
     states = (taken(hint, where(node)) for hint in hints[len(before) :])
