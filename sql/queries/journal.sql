@@ -1,18 +1,21 @@
 -- name: keep
--- Memory is refused to a stale claim: whoever gets no row back does not hold the event any more.
+-- Memory is refused to a stale claim: who gets its n back held the event when its entries were committed. The lock sees to
+-- that: a claim can't be raised between the look at it and the commit, or what another worker has read of the journal
+-- would change behind it. All entries of one n belong to one claim.
 with given as (
-    select * from unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[], $5::timestamptz[], $6::json[],
-                         $7::boolean[])
-        with ordinality as g (event_id, run, claim, step, at, entry, took_state, n)
+    select * from unnest($1::bigint[], $2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::timestamptz[], $7::json[],
+                         $8::boolean[])
+        as g (n, event_id, run, claim, step, at, entry, took_state)
 ), held as (
     select g.* from given g cross join lateral (
-        select 1 from work where work.event_id = g.event_id and work.claim = g.claim and work.status = 'running') as w
+        select 1 from work where work.event_id = g.event_id and work.claim = g.claim and work.status = 'running'
+        for share) as w
 ), stored as (
     insert into journal (event_id, run, step, at, entry, took_state)
     select event_id, run, step, at, entry, took_state from held
     on conflict (event_id, run, step) do nothing
 )
-select n from held;
+select distinct n from held;
 
 -- name: recall
 -- What is remembered of an event: results of this run's steps, replies to calls (of a call made twice, the last), and

@@ -15,7 +15,8 @@ select gen_random_uuid(), tenant, $3, 'replay', json_build_object('dead_id', dea
 
 -- name: replay
 -- A new run of each of $1, behind everything in its mailbox, in that order; the old run is kept, and what it remembers is
--- carried over; where $4 is given, only from before that moment and not of the step $5; and only up to the first step that took an
+-- carried over; where $4 is given, only from before that moment, not of the step $5 and not of the steps around it (their
+-- keys and `>` are what its key begins with); and only up to the first step that took an
 -- actor's state: other events may have changed that in between, so what was made of it is no result any more. $3 is who
 -- asked.
 with old as (
@@ -39,7 +40,7 @@ with old as (
     from again a cross join lateral (
         select journal.*, min(at) filter (where took_state) over () as took_at
         from journal where journal.event_id = a.event_id and journal.run = a.run - 1) as j
-    where ($4::timestamptz is null or j.at < $4) and (j.took_at is null or j.at < j.took_at)
+    where ($4::timestamptz is null or (j.at < $4 and not starts_with($5::text, j.step || '>'))) and (j.took_at is null or j.at < j.took_at)
 ), dropped as (
     update calls c set memory = false from again a
     where c.event_id = a.event_id and c.memory and (c.at >= $4::timestamptz or c.step = $5::text)

@@ -23,21 +23,24 @@ RECORD_TIMEOUT_S: Final = 30.0
 RECALL_TIMEOUT_S: Final = 10.0
 SQL: Final = sql.queries("journal")
 
+Rows = Sequence[tuple[Any, ...]]
+"""The entries of one claim: one item of a group commit, which is never halved."""
+
 
 class Journal:
-    """Group commits of entries, shared by all running events."""
+    """Group commits of entries, shared by all running events; the entries of one claim are stored together or not."""
 
     def __init__(self, settings: Settings, meters: Meters | None = None) -> None:
-        self._commits: Final = GroupCommit[tuple[Any, ...], bool](
-            "journal", lambda: connect(settings, "journal"), _keep, meters=meters
+        self._commits: Final = GroupCommit[Rows, bool](
+            "journal", lambda: connect(settings, "journal"), _keep, len, meters
         )
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 
-    async def keep(self, event_id: UUID, run: int, claim: int, kept: Kept) -> None:
+    async def keep(self, event_id: UUID, run: int, claim: int, entries: Sequence[Kept]) -> None:
         """Raises Stale where the claim is not ours any more, Unavailable where Postgres does not take it in time."""
-        row = (event_id, run, claim, kept.step, kept.at, kept.entry.decode(), kept.took_state)
+        rows = [(event_id, run, claim, each.step, each.at, each.entry.decode(), each.took_state) for each in entries]
         with our_wait():
-            held = await self._commits.put(row, RECORD_TIMEOUT_S)
+            held = await self._commits.put(rows, RECORD_TIMEOUT_S)
         if not held:
             raise Stale(str(event_id))
 
@@ -82,6 +85,7 @@ async def _fetch(pool: Pool, statement: str, *arguments: Any) -> list[asyncpg.Re
         raise Outage(f"Postgres did not answer what was remembered: {text_of(error)}") from error
 
 
-async def _keep(connection: Connection, batch: Sequence[tuple[Any, ...]]) -> list[bool]:
-    held = {row["n"] for row in await connection.fetch(SQL["keep"], *zip(*batch, strict=True))}
+async def _keep(connection: Connection, batch: Sequence[Rows]) -> list[bool]:
+    entries = [(n, *row) for n, rows in enumerate(batch, 1) for row in rows]
+    held = {row["n"] for row in await connection.fetch(SQL["keep"], *zip(*entries, strict=True))}
     return [n in held for n in range(1, len(batch) + 1)]

@@ -26,7 +26,7 @@ from workers.engine.children import due_later, incoming, weight
 from workers.engine.claimed import SQL, Claimed
 from workers.engine.measured import settled
 from workers.engine.retry import attempt
-from workers.kit.memory import Facts
+from workers.kit.memory import Facts, Kept
 
 Row = tuple[Any, ...]
 
@@ -136,8 +136,7 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
     kept = [
         (n, each.step, each.at, each.entry.decode(), each.took_state)
         for n, ending in places
-        for each in ending.facts.kept
-        if each.lasting or not ending.succeeded
+        for each in _to_keep(ending)
     ]
     return [
         *zip(*map(_row, batch), strict=True),
@@ -146,6 +145,14 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
         *_columns(states, 3),
         *zip(*map(_waiting, batch), strict=True),
     ]
+
+
+def _to_keep(ending: Ending) -> Sequence[Kept]:
+    """Of a success what a replay must find, and what completed before: the one may depend on the other."""
+    kept = ending.facts.kept
+    if not ending.succeeded:
+        return kept
+    return kept[: max((n for n, each in enumerate(kept, 1) if each.lasting), default=0)]
 
 
 def _columns(rows: Sequence[Row], width: int) -> Sequence[Sequence[Any]]:

@@ -8,7 +8,7 @@ from msgspec import Raw, ValidationError, json
 from schemas import Event
 from schemas.catalog import Catalog, type_name
 from schemas.text import BadEvent, check
-from service.errors import Reject
+from service.errors import Reject, WiringError
 from workers.kit.memory import Child, Facts
 
 EMIT_MAX: Final = 1_000
@@ -19,9 +19,9 @@ KEY_MAX: Final = 200
 def child(
     catalog: Catalog, event: Event, step: str, child_id: str, key: str | None, due_at: datetime | None, size_max: int
 ) -> Child:
-    """Raises Reject, which names the step, for what the door would not take."""
+    """Raises Reject, which names the step, for what the door would not take; WiringError where no step runs."""
     if not step:
-        raise Reject(
+        raise WiringError(
             f"run.emit({type(event).__name__}): emit while a node runs, in the free form by `await run.step(…)`."
         )
     kind = catalog.get(type_name(type(event)))

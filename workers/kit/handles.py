@@ -10,7 +10,8 @@ from workers.clients.embed import embed
 from workers.clients.llm import Llm
 from workers.clients.vectors import Document, Found, Mode, Search, Vectors, check_vector
 from workers.clients.web import Reply, Web
-from workers.kit.memory import Effects, Guard
+from workers.kit.memory import Effects, Guard, check_in_step
+from workers.kit.ordered import ordered
 from workers.kit.resources import Resources
 
 DELETE_MAX: Final = 10_000
@@ -30,6 +31,7 @@ class RunVectors(Struct, frozen=True):
 
     tenant: str
     source: str
+    step_key: str
     client: Vectors
     effects: Effects
 
@@ -49,6 +51,7 @@ class RunVectors(Struct, frozen=True):
 
         `mode`, `min_score` and `where`, there `filter`, are those of `POST /collections/{name}/search`.
         """
+        check_in_step("run.vectors.search", self.step_key, self.effects)
         own = None if vector is None else list(vector)
         asked = Search(text, own, mode, k, dict(where or {}), min_score)
         return await self.client.search(self.tenant, collection, asked, sources)
@@ -62,6 +65,7 @@ class RunVectors(Struct, frozen=True):
         vector: Sequence[float] | None = None,
     ) -> None:
         """Keep `text` under `doc_id`, by its own `vector` or embedded; its metadata also says the event's `source`."""
+        check_in_step("run.vectors.upsert", self.step_key, self.effects)
         if vector is not None:
             check_vector(vector, "$.vector")
         whole = {"source": self.source, **(metadata or {})}
@@ -75,6 +79,7 @@ class RunVectors(Struct, frozen=True):
         What the same event upserts, before or after, is kept. Raises ValueError for more than DELETE_MAX of them, and
         where neither is given.
         """
+        check_in_step("run.vectors.delete", self.step_key, self.effects)
         if ids is None and not where:
             raise ValueError(f"run.vectors.delete of {collection} says of no document which: give `ids` or `where`")
         found = await self.client.ids(self.tenant, collection, ids, where or {}, DELETE_MAX + 1)
@@ -91,11 +96,14 @@ class RunWeb(Struct, frozen=True):
     step_key: str
     client: Web
     effects: Effects
-    guard: Guard
+    outside: Guard
 
     async def post(self, url: str, json: object, timeout_s: float = 10.0) -> Reply:
-        """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx)."""
+        """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx).
+
+        A repeat has the same body: sets in `json` go out as lists in the order of their elements' JSON.
+        """
+        check_in_step("run.web.post", self.step_key, self.effects)
         key = f"{self.event_id}/{self.step_key}"
-        self.effects.outside = True
-        await self.guard()
-        return await self.client.post(url, json=json, idempotency_key=key, timeout_s=timeout_s)
+        await self.outside()
+        return await self.client.post(url, json=ordered(json), idempotency_key=key, timeout_s=timeout_s)

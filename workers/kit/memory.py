@@ -1,13 +1,20 @@
 """What a run remembers: its steps, and what the journal has and will have of them."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from msgspec import Raw, Struct, field
+from msgspec.structs import replace
 
+from service.errors import WiringError
 from workers.clients.vectors import Document
+
+KEPT_MAX: Final = 500
+KEPT_BYTES_MAX: Final = 4 << 20
 
 
 class JournalMismatch(Exception):
@@ -51,6 +58,23 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     documents: list[Document] = []
     children: list[Child] = []
     states: dict[str, Raw] = {}
+    took_state: bool = False
+
+    def around(self, inner: "Sequence[Entry]") -> "Entry":
+        """This entry with the effects of the steps that ran within its step, in the order in which they completed.
+
+        A replay that finds the outer step does not run the inner ones, so their effects must be in its entry.
+        """
+        if not inner:
+            return self
+        entries = (*inner, self)
+        return replace(
+            self,
+            documents=[document for entry in entries for document in entry.documents],
+            children=[child for entry in entries for child in entry.children],
+            states={name: state for entry in entries for name, state in entry.states.items()},
+            took_state=any(entry.took_state for entry in entries),
+        )
 
 
 class Kept(Struct, frozen=True):
@@ -70,8 +94,8 @@ class Kept(Struct, frozen=True):
 
 Guard = Callable[[], Awaitable[None]]
 """Returns while this worker holds its lease; waits where it may have lost it."""
-Keep = Callable[[UUID, int, int, Kept], Awaitable[None]]
-"""Stores an entry. Raises Stale where the claim is not ours any more."""
+Keep = Callable[[UUID, int, int, Sequence[Kept]], Awaitable[None]]
+"""Stores all of these entries or, with Stale, none of them: then the claim belongs to another worker."""
 
 
 class Stale(BaseException):
@@ -87,9 +111,10 @@ def _untold(step: Step) -> Step:
 
 
 class Facts(Struct):
-    """What a run has done so far. `found` is the journal of earlier tries, `kept` what rides in the settle.
+    """What a run has done so far. `found` is the journal of earlier tries, `kept` what is not stored yet.
 
-    What is in `drawn` must be stored before anything else starts; `failed` says which step raised what.
+    What completed first stands first in `kept`; one `store` at a time takes from it, under the lock `storing`. What is
+    left at the end is stored by the settle. `failed` says which step raised what.
     `states` is what the actor remembers, once it was asked for; `new_states` what steps set; `in_hand` what one has.
     `replies`, of earlier tries too, by what a step asked the how-manieth time; `spent_usd` is what those tries cost.
     `tell` numbers a step and tells who follows.
@@ -102,8 +127,9 @@ class Facts(Struct):
     asked: dict[tuple[str, str], int] = {}
     spent_usd: float = 0.0
     kept: list[Kept] = []
+    kept_bytes: int = 0
     progress: bool = False
-    drawn: list[Kept] = []
+    storing: asyncio.Lock = field(default_factory=asyncio.Lock)
     failed: dict[str, BaseException] = {}
     counts: dict[str, int] = {}
     children: list[Child] = []
@@ -115,6 +141,20 @@ class Facts(Struct):
     begun: float = field(default_factory=time.perf_counter)
     tell: Callable[[Step], Step] = _untold
 
+    @property
+    def kept_much(self) -> bool:
+        """Whether what is not stored yet fills a statement."""
+        return len(self.kept) >= KEPT_MAX or self.kept_bytes >= KEPT_BYTES_MAX
+
+    def keep(self, *entries: Kept) -> None:
+        self.kept.extend(entries)
+        self.kept_bytes += sum(len(each.entry) for each in entries)
+
+    def stored(self, count: int) -> None:
+        """The first `count` of `kept` are in the journal."""
+        self.kept_bytes -= sum(len(each.entry) for each in self.kept[:count])
+        del self.kept[:count]
+
     def ask(self, entry: Entry) -> None:
         """What a step asked for is written with the event's end."""
         self.documents.extend(entry.documents)
@@ -123,9 +163,24 @@ class Facts(Struct):
 
 
 class Effects(Struct):
-    """What one step did beside giving a result."""
+    """What one step did beside giving a result, and what was drawn in it since it last ran a step of its own.
+
+    `inner` are the entries, without their results, of the steps that ran within it.
+    """
 
     documents: list[Document] = []
     outside: bool = False
     children: list[Child] = []
     over: bool = False
+    inner: list[Entry] = []
+    drawn: list[Kept] = []
+
+    def take_in(self, entry: Entry) -> None:
+        if entry.documents or entry.children or entry.states or entry.took_state:
+            self.inner.append(replace(entry, result=Raw(b"null")))
+
+
+def check_in_step(call: str, step_key: str, effects: Effects) -> None:
+    """Raises WiringError between the steps of a free form, and where a node has returned and left a task running."""
+    if not step_key or effects.over:
+        raise WiringError(f"{call}: call it while a node runs, in the free form by `await run.step(…)`.")

@@ -1,13 +1,10 @@
 """The one handle a node gets: `run: Run`."""
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import cache, partial
-from hashlib import blake2b
-from itertools import takewhile
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, get_type_hints, overload
+from functools import partial
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 from uuid import UUID, uuid4
 
 import msgspec
@@ -21,21 +18,23 @@ from service.failpoints import hit
 from service.settings import Settings
 from workers.clients.llm import Book
 from workers.kit.emit import child, count
-from workers.kit.flow import Node, Stop, where
+from workers.kit.entries import complete, entry_of, name_of, replay, store
+from workers.kit.flow import Node, where
 from workers.kit.handles import Clients, RunVectors, RunWeb
-from workers.kit.memory import Effects, Entry, Facts, Guard, JournalMismatch, Keep, Kept, StepOver
-from workers.kit.record import OnRecord, check_size, failed, in_time, note
+from workers.kit.memory import Effects, Entry, Facts, Guard, Keep, Kept, StepOver
+from workers.kit.record import OnRecord, in_time
 from workers.kit.resources import Open, Uses, given_by
 from workers.kit.run_llm import RunLlm
 from workers.kit.scope import fits, named
-from workers.kit.signature import returned
-from workers.kit.state import Load, State, close_states, no_states, open_states, set_states, taken
+from workers.kit.signature import put_in
+from workers.kit.state import Load, State, close_states, no_states, open_states
 
 P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S", bound=Struct)
 
 CHEAP_MS: Final = 5.0
+WITHIN: Final = ">"  # in a key, behind that of the step around it; operate.sql knows it too
 DRAWN_MAX: Final = 1000
 
 
@@ -62,19 +61,35 @@ class Run(Struct, frozen=True):
     load: Load = no_states
     step_key: str = ""
     effects: Effects = msgspec.field(default_factory=Effects)
+    outer: Effects = msgspec.field(default_factory=Effects)
 
     @property
     def llm(self) -> RunLlm:
-        book = partial(self.book, self.step_key, self.guard)
+        book = partial(self.book, self.step_key, self.outside)
         return RunLlm(self.event_id, self.step_key, self.clients.llm, book, self.effects)
 
     @property
     def vectors(self) -> RunVectors:
-        return RunVectors(self.tenant, self.source, self.clients.vectors, self.effects)
+        return RunVectors(self.tenant, self.source, self.step_key, self.clients.vectors, self.effects)
 
     @property
     def web(self) -> RunWeb:
-        return RunWeb(self.event_id, self.step_key, self.clients.web, self.effects, self.guard)
+        return RunWeb(self.event_id, self.step_key, self.clients.web, self.effects, self.outside)
+
+    async def outside(self) -> None:
+        """Await this before your code touches what Callboard can't see: a socket, a file, an SDK of your own.
+
+        It stores the steps that have completed, so that nothing outside depends on a value that a crash would lose, and
+        has this step stored when it completes (in the body of a free form, each step behind it). `run.llm`, `run.web`
+        and resources need no such call.
+        """
+        self.effects.outside = True
+        await self._store()
+        await self.guard()
+
+    async def _store(self) -> None:
+        """Store the steps that have completed; what may touch the outside does so before."""
+        await store(self.facts, partial(self.keep, self.event_id, self.number, self.claim))
 
     def emit(self, event: Event, *, key: str | None = None, due_at: datetime | None = None) -> None:
         """Say another event: stored with this one's end, in the same transaction, once however often the step is tried.
@@ -112,17 +127,22 @@ class Run(Struct, frozen=True):
         """
         is_resource = self.clients.resources.is_one
         given = [each for each in args if not is_resource(each)]
-        by_name = {name: each for name, each in sorted(kwargs.items()) if not is_resource(each)}
-        hashed = blake2b(json.encode([given, by_name]), digest_size=6).hexdigest()
-        own = self.at(self._numbered(f"{node.__name__}:{hashed}"))
-        inserted = [own if each is Run else each for each in put_in(node)]
-        return await step(own, node, [*inserted, *args], kwargs)
+        by_name = {name: each for name, each in kwargs.items() if not is_resource(each)}
+        own = self.at(self._numbered(name_of(node, given, by_name)))
+        self._keep_drawn()
+        inserted = [own if each is Run else each for each in put_in(node, Run)]
+        takes_resource = len(given) + len(by_name) < len(args) + len(kwargs)
+        return await step(own, node, [*inserted, *args], kwargs, outside=takes_resource)
 
     async def resource(self, kind: type[T]) -> T:
-        """The resource of this type, among those that the pipeline names; opened if it isn't yet."""
+        """The resource of this type, among those that the pipeline names; opened if it isn't yet.
+
+        Whatever takes one may touch the outside by it, as with `outside`.
+        """
         opening = next((each for each in self.resources if fits(given_by(each), kind)), None)
         if opening is None:
             raise WiringError(f"the pipeline names no resource that gives {named(kind)}. Add it to its `resources`.")
+        await self.outside()
         found: T = await self.clients.resources.get(opening)
         return found
 
@@ -138,52 +158,74 @@ class Run(Struct, frozen=True):
         return self._drawn("uuid()", UUID, uuid4)
 
     def _drawn(self, name: str, kind: type[T], draw: Callable[[], T]) -> T:
-        """In a step the value is part of the step; between steps it is journaled before anything else is started."""
-        if self.step_key:
-            return draw()
+        """Between steps the value is journaled as the result of a cheap step is.
+
+        In a step it is part of the step, and journaled too where the step goes on to run a step of its own.
+        """
         key = self._numbered(name)
         if (stored := self.facts.found.get(key)) is not None:
             return json.decode(json.decode(stored, type=Entry).result, type=kind)
-        if self.facts.counts[name] > DRAWN_MAX:
-            raise Reject(f"run.{name} was asked {DRAWN_MAX} times between steps. Ask it in a node: there it is free.")
-        value = draw()
-        kept = Kept(key, datetime.now(UTC), json.encode(Entry(Raw(json.encode(value)))))
-        self.facts.kept.append(kept)
-        self.facts.drawn.append(kept)
+        value, drawn = draw(), self.effects.drawn
+        if len(drawn) <= DRAWN_MAX:  # one more than may be kept: then a step that is run behind them says so
+            drawn.append(Kept(key, datetime.now(UTC), json.encode(Entry(Raw(json.encode(value))))))
+        if not self.step_key:
+            if self.facts.counts[name] > DRAWN_MAX:
+                raise _drew_much(name)
+            self._keep_drawn()
         return value
 
+    def _keep_drawn(self) -> None:
+        """A step that is run now may depend on what was drawn before it."""
+        drawn = self.effects.drawn
+        if len(drawn) > DRAWN_MAX:
+            raise _drew_much("now(), run.random() and run.uuid()")
+        self.facts.keep(*drawn)
+        drawn.clear()
+
     def _numbered(self, name: str) -> str:
-        nth = self.facts.counts[name] = self.facts.counts.get(name, 0) + 1
-        return name if nth == 1 else f"{name}#{nth}"
+        """Of steps and draws within a step the key begins with its key: two steps may do the same within them."""
+        path = f"{self.step_key}{WITHIN}{name}" if self.step_key else name
+        nth = self.facts.counts[path] = self.facts.counts.get(path, 0) + 1
+        return path if nth == 1 else f"{path}#{nth}"
 
     def at(self, step_key: str) -> "Run":
         """The same run, as another step sees it; when that is over, nothing more is started in its name."""
         effects = Effects()
-        return replace(self, step_key=step_key, effects=effects, guard=partial(_guard, self, effects))
+        guard = partial(_guard, self.guard, effects)
+        return replace(self, step_key=step_key, effects=effects, outer=self.effects, guard=guard)
 
 
-async def _guard(run: Run, effects: Effects) -> None:
-    await run.guard()
+def _drew_much(name: str) -> Reject:
+    return Reject(f"run.{name}: {DRAWN_MAX} values may be drawn between steps. Draw them in a node that runs no steps.")
+
+
+async def _guard(outer: Guard, effects: Effects) -> None:
+    await outer()
     if effects.over:
         raise StepOver("this Run belongs to a step that is over: use the one that the node is given")
-    if drawn := list(run.facts.drawn):
-        await asyncio.gather(*(run.keep(run.event_id, run.number, run.claim, each) for each in drawn))
-        run.facts.drawn = [each for each in run.facts.drawn if each not in drawn]
 
 
 async def step(
-    run: Run, node: Node, arguments: Sequence[Any], named: Mapping[str, Any] | None = None, uses: Uses = ()
+    run: Run,
+    node: Node,
+    arguments: Sequence[Any],
+    named: Mapping[str, Any] | None = None,
+    uses: Uses = (),
+    *,
+    outside: bool = False,
 ) -> Any:
     """Run a node as `run.step_key`, or give back what the journal has of it.
 
-    A step that touched the outside or took a while is stored before what depends on it starts; a cheap one rides in the
-    settle, and may run again after a crash.
+    A step that touched the outside or took a while is stored when it completes, with all that completed before it; a
+    cheap one is stored before anything touches the outside, or with the settle.
     """
     stored = run.facts.found.get(run.step_key)
     if stored is not None:
-        return _replayed(run, node, stored)
+        return replay(run.facts, run.step_key, node, stored, run.outer)
     await run.guard()
     hit(run.settings, "step", run.step_key)
+    if uses or outside:
+        await run.outside()
     with OnRecord(run.facts, run.step_key, run.effects) as record:
         given = list(arguments)
         for place, opening in uses:
@@ -191,52 +233,18 @@ async def step(
         given = await open_states(given, run.facts, run.load)
         try:
             result = await in_time(node(*given, **(named or {})), where(node), run.limits_s.get(node))
-            await _keep(run, record, result, given)
+            return await _complete(run, record, node, result, given)
         finally:
             close_states(given, run.facts)
-        return result
 
 
-async def _keep(run: Run, record: OnRecord, result: Any, given: Sequence[Any]) -> None:
-    stopped = isinstance(result, Stop)
-    told = Raw(json.encode(result.result if stopped else result))
-    check_size(f"the result of step {run.step_key}", len(told), run.settings.result_max)
-    effects = run.effects
-    entry = Entry(told, stopped, effects.documents, effects.children, set_states(given))
-    took_state = any(isinstance(each, State) for each in given)
-    kept = Kept(run.step_key, record.at, json.encode(entry), took_state, bool(effects.children))
-    if effects.outside or record.ms > CHEAP_MS:
+async def _complete(run: Run, record: OnRecord, node: Node, result: Any, given: Sequence[Any]) -> Any:
+    own, goes_on = entry_of(run.step_key, node, result, given, run.effects, run.settings.result_max)
+    if run.outer.over:
+        raise StepOver("the step around this one is over: await each step that a node runs")
+    complete(run.facts, run.step_key, record.at, own, run.effects, run.outer)
+    if run.effects.outside or run.outer.outside or record.ms > CHEAP_MS or run.facts.kept_much:
         hit(run.settings, "step_done", run.step_key)
-        await run.keep(run.event_id, run.number, run.claim, kept)
+        await run._store()
         hit(run.settings, "step_kept", run.step_key)
-    else:
-        run.facts.kept.append(kept)
-    run.facts.progress = True
-    run.facts.ask(entry)
-
-
-def _replayed(run: Run, node: Node, stored: Raw) -> Any:
-    returns = returned(node)
-    try:
-        entry = json.decode(stored, type=Entry)
-        result = Stop(entry.result) if entry.stopped else json.decode(entry.result, type=returns)
-    except msgspec.MsgspecError as error:
-        misfit = JournalMismatch(
-            f"what the journal has of step {run.step_key} is no {returns} any more ({error}). Replay from that step."
-        )
-        failed(run.facts, run.step_key, datetime.now(UTC), 0.0, misfit)
-        raise misfit from error
-    for each in entry.children:
-        count(run.facts, each)
-    run.facts.ask(entry)
-    note(run.facts, run.step_key, datetime.now(UTC), 0.0, "replayed")
-    return result
-
-
-@cache
-def put_in(node: Node) -> list[Any]:
-    """What a node takes before the arguments that a free-form pipeline gives: the Run, then States."""
-    hints = [hint for name, hint in get_type_hints(node).items() if name != "return"]
-    before = [Run] if hints[:1] == [Run] else []
-    states = (taken(hint, where(node)) for hint in hints[len(before) :])
-    return [*before, *takewhile(lambda each: each is not None, states)]
+    return goes_on

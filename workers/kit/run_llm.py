@@ -7,7 +7,8 @@ from uuid import UUID
 from msgspec import Struct
 
 from workers.clients.llm import Book, Llm
-from workers.kit.memory import Effects
+from workers.kit.memory import Effects, check_in_step
+from workers.kit.ordered import in_order
 
 T = TypeVar("T")
 
@@ -27,9 +28,9 @@ class RunLlm(Struct, frozen=True):
         Raises Outage while no provider of the alias answers, LlmRefused where the request or its answer can't succeed,
         BudgetSpent or DaySpent where it may cost more than is left.
         """
-        self.effects.outside = True
+        self._begin("ask")
         return await self.llm.ask(
-            prompt, variables, returns=returns, model=model, book=self.book(), labels=self._labels()
+            prompt, in_order(variables), returns=returns, model=model, book=self.book(), labels=self._labels()
         )
 
     async def stream(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
@@ -38,9 +39,9 @@ class RunLlm(Struct, frozen=True):
         A Struct comes there as the JSON it is written in. Besides its end, its first token and each next one have a
         deadline: 120, 30 and 15 s.
         """
-        self.effects.outside = True
+        self._begin("stream")
         return await self.llm.stream(
-            prompt, variables, returns=returns, model=model, book=self.book(), labels=self._labels()
+            prompt, in_order(variables), returns=returns, model=model, book=self.book(), labels=self._labels()
         )
 
     async def embed(self, texts: Sequence[str], *, model: str = "embed") -> list[list[float]]:
@@ -48,8 +49,13 @@ class RunLlm(Struct, frozen=True):
 
         Each call takes up to 64 texts; what was paid for is not asked again. Raises what `ask` raises.
         """
-        self.effects.outside = True
+        self._begin("embed")
         return await self.llm.embed(texts, model=model, book=self.book, labels=self._labels())
+
+    def _begin(self, call: str) -> None:
+        """The step is stored when it completes, also where its reply is remembered and no call is made."""
+        check_in_step(f"run.llm.{call}", self.step_key, self.effects)
+        self.effects.outside = True
 
     def _labels(self) -> dict[str, str]:
         return {"event_id": str(self.event_id), "step": self.step_key}

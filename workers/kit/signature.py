@@ -2,11 +2,19 @@
 
 import inspect
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any, Final, Literal, Never, NoReturn, Union, get_args, get_origin, get_type_hints
+
+from msgspec import json
 
 from service.errors import WiringError
 from workers.kit.flow import OTHERWISE, Node, Route, Stop, where
+from workers.kit.state import taken
+
+NODES_MAX: Final = 4_096
+"""So many nodes are remembered; a free form may make nodes while it runs."""
+ANYTHING: Final = json.Decoder()
 
 
 def hints_of(node: Node) -> dict[str, Any]:
@@ -17,24 +25,51 @@ def hints_of(node: Node) -> dict[str, Any]:
     except NameError as error:
         raise WiringError(f"{where(node)}: {error}. Import the type where the node's module can see it.") from error
     if "return" not in hints:
-        raise WiringError(
-            f"{where(node)} does not say what it returns. Annotate it, `-> None` where it returns nothing."
-        )
+        raise _says_nothing(node)
     return hints
 
 
 def returns(node: Node) -> Any:
-    """What a node gives to those behind it: not the Stop that nobody is behind."""
+    """What a node gives to those behind it: not the Stop that nobody is behind. Raises as `decoder_of` does."""
     hints_of(node)
+    decoder_of(node)
     return returned(node)
 
 
-@cache
 def returned(node: Node) -> Any:
     """What a node says it returns, but for the Stop that ends a flow."""
-    returns = get_type_hints(node)["return"]
+    hints = get_type_hints(node)
+    if "return" not in hints:
+        raise _says_nothing(node)
+    returns = hints["return"]
     left = [each for each in get_args(returns) if each is not Stop]
     return Union[tuple(left)] if Stop in get_args(returns) and left else returns  # noqa: UP007 - made, not written
+
+
+@lru_cache(NODES_MAX)
+def decoder_of(node: Node) -> json.Decoder[Any]:
+    """Reads a node's result back as what it says it returns.
+
+    Raises WiringError where it does not say, or says what can't be read back: a union of Structs without a tag.
+    """
+    kind = returned(node)
+    try:
+        return ANYTHING if kind in (NoReturn, Never) else json.Decoder(kind)
+    except TypeError as error:
+        raise WiringError(f"{where(node)} returns what can't be stored and read back: {error}.") from error
+
+
+@lru_cache(NODES_MAX)
+def put_in(node: Node, run: type) -> list[Any]:
+    """What a node takes before the arguments that a free form passes: the Run, whose type is `run`, then States."""
+    hints = [hint for name, hint in get_type_hints(node).items() if name != "return"]
+    before: list[Any] = [run] if hints[:1] == [run] else []
+    states = (taken(hint, where(node)) for hint in hints[len(before) :])
+    return [*before, *takewhile(lambda each: each is not None, states)]
+
+
+def _says_nothing(node: Node) -> WiringError:
+    return WiringError(f"{where(node)} does not say what it returns. Annotate it, `-> None` where it returns nothing.")
 
 
 def check_labels(element: Route) -> None:

@@ -8,6 +8,7 @@ from msgspec.structs import fields
 
 from service.errors import Outage, Reject, WiringError
 from workers.kit.memory import Facts
+from workers.kit.round_trip import Unstorable, round_trip
 
 S = TypeVar("S", bound=Struct)
 
@@ -40,16 +41,15 @@ class State(Generic[S]):
         Raises Reject where it is larger than STATE_MAX bytes or could not be read back.
         """
         kind = type(self._value)
-        encoded = json.encode(new)
-        if len(encoded) > STATE_MAX:
-            raise Reject(f"the state {kind.__name__} has {len(encoded)} bytes, {STATE_MAX} may be kept. Keep less.")
-        try:
-            json.decode(encoded, type=kind)
-        except ValidationError as error:
-            raise Reject(f"the state {kind.__name__} could not be read back: {error}") from error
         if type(new) is not kind:
             raise Reject(f"the state {kind.__name__} was set to a {type(new).__name__}")
-        self._value, self.told = new, Raw(encoded)
+        try:
+            encoded, value = round_trip(f"the state {kind.__name__}", new, json.Decoder(kind))
+        except Unstorable as error:
+            raise Reject(str(error)) from error
+        if len(encoded) > STATE_MAX:
+            raise Reject(f"the state {kind.__name__} has {len(encoded)} bytes, {STATE_MAX} may be kept. Keep less.")
+        self._value, self.told = value, Raw(encoded)
 
 
 class Taken(Struct, frozen=True):

@@ -107,7 +107,7 @@ async def test_what_fits_is_deleted_however_much_it_is(vectors: Vectors) -> None
 
 async def test_a_pipeline_searches_as_http_does(vectors: Vectors) -> None:
     effects = Effects()
-    run = RunVectors("acme", "/mail", vectors, effects)
+    run = RunVectors("acme", "/mail", "recall", vectors, effects)
     run.upsert("notes", "own", "what a model says", {"lang": "en"}, [0.0, 2.0])
     run.upsert("notes", "hashed", "what its words say")
     with pytest.raises(BadEvent, match="a vector's length"):

@@ -332,7 +332,7 @@ async def test_drawing_has_a_bound(settings: Settings) -> None:
     async with running(settings, free) as board:
         event = await board.ended(await board.send("job", {}))
         assert (event["status"], event["error"]["kind"]) == ("dead", "Reject")
-        assert event["error"]["message"].startswith("run.random() was asked 1000 times between steps")
+        assert event["error"]["message"].startswith("run.random(): 1000 values may be drawn between steps")
 
 
 async def test_a_failure_does_not_cut_the_call_of_a_sibling(settings: Settings, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A run for tests of the kit: real clients that nobody has connected yet, and a lease that always holds."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -29,7 +29,7 @@ async def held() -> None:
     return
 
 
-async def keep_nothing(event_id: UUID, run: int, claim: int, kept: Kept) -> None:
+async def keep_nothing(event_id: UUID, run: int, claim: int, entries: Sequence[Kept]) -> None:
     return
 
 

@@ -9,7 +9,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from schemas import Event
-from service.errors import Reject
+from service.errors import Reject, WiringError
 from tests.programs import event_type
 from tests.workers.kit.runs import open_run
 from workers.kit import Run
@@ -62,11 +62,11 @@ async def test_what_the_door_would_not_take_is_refused_and_names_the_step(name: 
 
 async def test_it_is_said_in_a_step_only() -> None:
     async with open_run() as run:
-        with pytest.raises(Reject, match=r"emit while a node runs, in the free form by `await run\.step"):
+        with pytest.raises(WiringError, match=r"emit while a node runs, in the free form by `await run\.step"):
             run.emit(Said())
         own = run.at("tell")
         own.effects.over = True  # the node has returned, and left something running
-        with pytest.raises(Reject, match="emit while a node runs"):
+        with pytest.raises(WiringError, match="emit while a node runs"):
             own.emit(Said())
 
 

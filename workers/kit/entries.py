@@ -1,0 +1,87 @@
+"""Entries of the journal: made when a step completes, stored with all before it, read in the place of the step."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Any
+
+from msgspec import MsgspecError, Raw, json
+
+from workers.kit.emit import count
+from workers.kit.flow import Node, Stop, where
+from workers.kit.memory import Effects, Entry, Facts, JournalMismatch, Kept
+from workers.kit.ordered import ordered
+from workers.kit.record import check_size, failed, note
+from workers.kit.round_trip import encode, round_trip
+from workers.kit.signature import ANYTHING, decoder_of
+from workers.kit.state import State, set_states
+
+
+def name_of(node: Node, arguments: Sequence[Any], named: Mapping[str, Any]) -> str:
+    """A free-form step's key, but for its number: the node, and a hash of its arguments that every process agrees on.
+
+    Raises Unstorable where an argument has no JSON.
+    """
+    encoded = encode(f"the arguments of {where(node)}", ordered([list(arguments), dict(sorted(named.items()))]))
+    return f"{node.__name__}:{blake2b(encoded, digest_size=6).hexdigest()}"
+
+
+def entry_of(
+    step_key: str, node: Node, result: Any, given: Sequence[Any], effects: Effects, size_max: int
+) -> tuple[Entry, Any]:
+    """The entry of a step that completed, and what goes on of its result: what the journal would give back.
+
+    Raises Unstorable where that is not the same, TooLarge where it has more than `size_max` bytes.
+    """
+    what = f"the result of step {step_key}"
+    if isinstance(result, Stop):
+        encoded, value = round_trip(what, result.result, ANYTHING)
+        goes_on: Any = Stop(value)
+    else:
+        encoded, goes_on = round_trip(what, result, decoder_of(node))
+    check_size(what, len(encoded), size_max)
+    took_state = any(isinstance(each, State) for each in given)
+    stopped = isinstance(result, Stop)
+    entry = Entry(Raw(encoded), stopped, effects.documents, effects.children, set_states(given), took_state)
+    return entry, goes_on
+
+
+def complete(facts: Facts, step_key: str, at: datetime, own: Entry, effects: Effects, outer: Effects) -> None:
+    """The step's entry, with the effects of the steps within it, waits to be stored; the step around it takes it in."""
+    entry = own.around(effects.inner)
+    outer.take_in(entry)
+    facts.keep(Kept(step_key, at, json.encode(entry), entry.took_state, bool(entry.children)))
+    facts.progress = True
+    facts.ask(own)
+
+
+def replay(facts: Facts, step_key: str, node: Node, stored: Raw, outer: Effects) -> Any:
+    """The result of a step that the journal has. Raises JournalMismatch where the node returns another type by now."""
+    decoder = decoder_of(node)
+    try:
+        entry = json.decode(stored, type=Entry)
+        result = Stop(ANYTHING.decode(entry.result)) if entry.stopped else decoder.decode(entry.result)
+    except MsgspecError as error:
+        fault = f"what the journal has of step {step_key} is no {decoder.type} any more ({error})."
+        misfit = JournalMismatch(f"{fault} Replay from that step.")
+        failed(facts, step_key, datetime.now(UTC), 0.0, misfit)
+        raise misfit from error
+    for each in entry.children:
+        count(facts, each)
+    outer.take_in(entry)
+    facts.ask(entry)
+    note(facts, step_key, datetime.now(UTC), 0.0, "replayed")
+    return result
+
+
+async def store(facts: Facts, keep: Callable[[Sequence[Kept]], Awaitable[None]]) -> None:
+    """Stores all completed steps that are not stored yet, or none of them: what is stored never hangs on what is not.
+
+    One at a time, in the order in which steps completed: a second call waits for the first, whose entries it may need.
+    """
+    if not facts.kept:
+        return
+    async with facts.storing:
+        if entries := list(facts.kept):
+            await keep(entries)
+            facts.stored(len(entries))
