@@ -7,7 +7,7 @@ import msgspec
 from msgspec import json
 
 from schemas.outcome import Dead, Later, Outcome
-from service.errors import Outage, Reject, Unavailable
+from service.errors import Outage, Reject, Unavailable, WiringError
 from service.resources import backoff_s
 from workers.clients.ledger import DaySpent
 from workers.clients.llm import LlmRefused
@@ -36,6 +36,8 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
             return Later(error.until, str(error), charged=False, error=told, waits_for=[BUDGET])
         case Reject() | LlmRefused():
             return Dead("rejected", told)
+        case WiringError():
+            return Dead("wiring", told)
         case TooLarge():
             return Dead("too_large", told)
         case JournalMismatch():

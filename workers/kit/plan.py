@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas import Event
-from service.errors import Outage, Reject, Unavailable
+from service.errors import Outage, Reject, Unavailable, WiringError
 from workers.clients.ledger import DaySpent
 from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, TooLarge
@@ -80,7 +80,7 @@ class _Stopped(Exception):
         self.result = result
 
 
-ENDING: Final = (Outage, Unavailable, DaySpent, Reject, JournalMismatch, TooLarge, _Stopped)
+ENDING: Final = (Outage, Unavailable, DaySpent, Reject, WiringError, JournalMismatch, TooLarge, _Stopped)
 """What ends an attempt, or its flow, in a `parallel` that collects too."""
 
 
