@@ -54,8 +54,8 @@ class Llm:
 
         `book` is told of every call before it is made and before its reply is used; what it recalls is not asked again.
         `labels` (event, step) are told to the simulator only. Raises Outage where nobody on the chain can answer now,
-        LlmRefused where it is for the event itself to fail, and WiringError where the prompt, its variables, the alias or
-        `returns` don't fit.
+        LlmRefused where it is for the event itself to fail, and WiringError where prompt, variables, alias or `returns`
+        don't fit.
         """
 
         async def send(_: Try, client: Client, request: Request) -> Answer:

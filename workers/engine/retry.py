@@ -36,10 +36,8 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
             return Later(error.until, str(error), charged=False, error=told, waits_for=[BUDGET])
         case Reject() | LlmRefused():
             return Dead("rejected", told)
-        case WiringError():
-            return Dead("wiring", told)
-        case TooLarge():
-            return Dead("too_large", told)
+        case WiringError() | TooLarge():
+            return Dead("wiring" if isinstance(error, WiringError) else "too_large", told)
         case JournalMismatch():
             return Dead("journal_mismatch", told)
         case msgspec.ValidationError() if step is None and claimed.put_offs < MISFITS_MAX:

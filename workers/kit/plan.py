@@ -15,6 +15,7 @@ from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, TooLarge
 from workers.kit.resources import Uses
 from workers.kit.run import Run, step
+from workers.kit.signature import call
 from workers.kit.state import Taken
 
 RUN = "the run"  # no name of a node: those have no blank
@@ -108,7 +109,7 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
             case Choice():
                 last = await _choice(part, run, results)
             case Free():
-                last = await part.body(*_arguments(part.takes, run.at(""), results))
+                last = await call(part.body, _arguments(part.takes, run.at(""), results))
     return last
 
 
@@ -176,7 +177,9 @@ async def _choice(part: Choice, run: Run, results: Results) -> Any:
     chosen = label if label in part.branches else OTHERWISE
     branch = part.branches.get(label, part.otherwise)
     if branch is None:
-        raise ValueError(f'{part.router.key} gave the label "{label}", which no branch has')
+        raise WiringError(
+            f'{part.router.key} returned the label "{label}", which no branch has. Add one, or `otherwise`.'
+        )
     last = await _parts(branch, run, results)
     for name, producers in part.gives.items():
         results[name] = results.get(producers[chosen])

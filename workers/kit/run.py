@@ -5,9 +5,8 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, partial
-from hashlib import blake2b
 from itertools import takewhile
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, get_type_hints, overload
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 from uuid import UUID, uuid4
 
 import msgspec
@@ -28,7 +27,7 @@ from workers.kit.record import OnRecord, check_size, failed, in_time, note
 from workers.kit.resources import Open, Uses, given_by
 from workers.kit.run_llm import RunLlm
 from workers.kit.scope import fits, named
-from workers.kit.signature import returned
+from workers.kit.signature import annotations_of, call, hash_of, returned
 from workers.kit.state import Load, State, close_states, no_states, open_states, set_states, taken
 
 P = ParamSpec("P")
@@ -109,14 +108,14 @@ class Run(Struct, frozen=True):
         """Run a node as a step of a free-form pipeline; its Run and its State are put in where it takes them.
 
         The step's key is the node, a hash of its arguments and the how-manieth with these: steps may come in any order.
+        Raises WiringError where the node is no async function, says nothing of what it returns, or can't be called so.
         """
+        inserted = put_in(node)
         is_resource = self.clients.resources.is_one
         given = [each for each in args if not is_resource(each)]
         by_name = {name: each for name, each in sorted(kwargs.items()) if not is_resource(each)}
-        hashed = blake2b(json.encode([given, by_name]), digest_size=6).hexdigest()
-        own = self.at(self._numbered(f"{node.__name__}:{hashed}"))
-        inserted = [own if each is Run else each for each in put_in(node)]
-        return await step(own, node, [*inserted, *args], kwargs)
+        own = self.at(self._numbered(f"{node.__name__}:{hash_of(node, [given, by_name])}"))
+        return await step(own, node, [*(own if each is Run else each for each in inserted), *args], kwargs)
 
     async def resource(self, kind: type[T]) -> T:
         """The resource of this type, among those that the pipeline names; opened if it isn't yet."""
@@ -190,7 +189,7 @@ async def step(
             given[place] = await run.clients.resources.get(opening)
         given = await open_states(given, run.facts, run.load)
         try:
-            result = await in_time(node(*given, **(named or {})), where(node), run.limits_s.get(node))
+            result = await in_time(call(node, given, named), where(node), run.limits_s.get(node))
             await _keep(run, record, result, given)
         finally:
             close_states(given, run.facts)
@@ -236,7 +235,7 @@ def _replayed(run: Run, node: Node, stored: Raw) -> Any:
 @cache
 def put_in(node: Node) -> list[Any]:
     """What a node takes before the arguments that a free-form pipeline gives: the Run, then States."""
-    hints = [hint for name, hint in get_type_hints(node).items() if name != "return"]
+    hints = [hint for name, hint in annotations_of(node).items() if name != "return"]
     before = [Run] if hints[:1] == [Run] else []
     states = (taken(hint, where(node)) for hint in hints[len(before) :])
     return [*before, *takewhile(lambda each: each is not None, states)]

@@ -1,10 +1,14 @@
 """What a node's signature says, and what is wrong with it."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import cache
+from hashlib import blake2b
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from msgspec import json
+
+from schemas import Event
 from service.errors import WiringError
 from workers.kit.flow import OTHERWISE, Node, Route, Stop, where
 
@@ -12,6 +16,11 @@ from workers.kit.flow import OTHERWISE, Node, Route, Stop, where
 def hints_of(node: Node) -> dict[str, Any]:
     if not inspect.iscoroutinefunction(node) or not hasattr(node, "__name__"):
         raise WiringError(f"{where(node)} is no async function. A node is written `async def`.")
+    return annotations_of(node)
+
+
+def annotations_of(node: Node) -> dict[str, Any]:
+    """The types of its parameters and of what it returns."""
     try:
         hints = get_type_hints(node)
     except NameError as error:
@@ -21,6 +30,67 @@ def hints_of(node: Node) -> dict[str, Any]:
             f"{where(node)} does not say what it returns. Annotate it, `-> None` where it returns nothing."
         )
     return hints
+
+
+def call(node: Node, arguments: Sequence[Any], named: Mapping[str, Any] | None = None) -> Awaitable[Any]:
+    """What is to be awaited of a node, or of the body of a pipeline.
+
+    Raises WiringError where its signature can't take the arguments, or it is no async function. A TypeError that its
+    own code raises stays one.
+    """
+    named = named or {}
+    try:
+        running = node(*arguments, **named)
+    except TypeError as error:
+        if (misfit := _misfit(node, arguments, named)) is None:
+            raise
+        raise WiringError(f"{where(node)} can't be called as it is: {misfit}. Mend its parameters.") from error
+    if not inspect.isawaitable(running):
+        raise WiringError(f"{where(node)} is no async function. Write `async def`.")
+    return running
+
+
+def _misfit(node: Node, arguments: Sequence[Any], named: Mapping[str, Any]) -> str | None:
+    """What of these arguments the signature can't take."""
+    try:
+        inspect.signature(node).bind(*arguments, **named)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # a callable written in C, which says nothing of its parameters
+        return None
+    return None
+
+
+def check_body(place: str, body: Node, event: type[Any]) -> None:
+    """A body of `@pipeline(on=…)` is called with the run and the event.
+
+    Raises WiringError where it can't be, is a generator, or names other types of them.
+    """
+    if inspect.isasyncgenfunction(body) or inspect.isgeneratorfunction(body):
+        raise WiringError(
+            f"{place} has a `yield` in its body. A pipeline is an async function that returns its result."
+        )
+    if (misfit := _misfit(body, ("run", "event"), {})) is not None:
+        raise WiringError(f"{place} can't be called with the run and the event: {misfit}. Write `(run, event)`.")
+    try:
+        hints = get_type_hints(body)
+    except (NameError, TypeError, AttributeError):  # what can't be resolved is for the type checker to say
+        return
+    wanted = [hints.get(name) for name in list(inspect.signature(body).parameters)[:2]]
+    events = [each if isinstance(each, type) and issubclass(each, Event) else None for each in wanted]
+    if len(events) == 2 and (events[0] is not None or (events[1] is not None and not issubclass(event, events[1]))):
+        raise WiringError(f"{place} is on {event.__name__}. Write `(run: Run, event: {event.__name__})`.")
+
+
+def hash_of(node: Node, arguments: Any) -> str:
+    """What tells a step's arguments apart, in its key. Raises WiringError where JSON can't say them."""
+    try:
+        return blake2b(json.encode(arguments), digest_size=6).hexdigest()
+    except (TypeError, OverflowError) as error:
+        raise WiringError(
+            f"run.step({where(node)}, …): an argument can't be part of the step's key ({error}). "
+            "Hand over what JSON can say, or name a resource in the pipeline's `resources`."
+        ) from error
 
 
 def returns(node: Node) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from msgspec import Struct
 
 from schemas import Event
+from service.errors import WiringError
 from tests.workers.kit.runs import open_run
 from workers.kit import Run, parallel, route
 from workers.kit.binding import bind
@@ -196,7 +197,7 @@ async def test_a_label_that_was_never_declared_fails_by_name(run: Run) -> None:
     async def liar() -> Literal["left"]:
         return "up"  # type: ignore[return-value]
 
-    with pytest.raises(ValueError, match='liar gave the label "up", which no branch has'):
+    with pytest.raises(WiringError, match='liar returned the label "up", which no branch has'):
         await done(run, [route(liar, {"left": [to_left]})])
 
 
