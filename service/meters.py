@@ -69,6 +69,9 @@ FAMILIES: Final = {
     "callboard_run_failures_total": _counter("Runs that raised, by error.", "pipeline", "error", "outcome"),
     "callboard_step_duration_seconds": _histogram("Steps of runs.", _LONG_S, "pipeline", "step", "state"),
     "callboard_events_ended_total": _counter("Events that a worker has ended.", "type", "status"),
+    "callboard_child_conflicts_total": _counter(
+        "Child events stored under another id, since an event from outside had theirs.", "type"
+    ),
     "callboard_claims_lost_total": _counter("Claims of lost workers that this one has freed."),
     "callboard_llm_calls_total": _counter("Calls of models.", "provider", "model", "outcome", "simulated"),
     "callboard_llm_call_duration_seconds": _histogram("Calls of models.", _LONG_S, "provider", "model"),

@@ -1,4 +1,4 @@
-"""Wrong use of the kit: dead at once, reason `wiring`, replayable after the mend; a TypeError of one's own is tried again."""
+"""Wrong use of the kit: dead at once, reason `wiring`, replayable after the mend; a TypeError of one's own is not."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
