@@ -14,7 +14,7 @@ sandboxed Jinja2: {{ ticket.body }}
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -143,17 +143,22 @@ def render(prompt: Prompt, variables: Mapping[str, object]) -> Rendered:
 
     Raises PromptError where a declared variable is missing, another is given, or the body uses what a variable has not.
     """
-    missing = [name for name in prompt.variables if name not in variables]
-    if missing:
-        raise PromptError(f"{_where(prompt)} wants {', '.join(missing)}: give it by that name.")
-    unknown = [name for name in variables if name not in prompt.variables]
-    if unknown:
-        raise PromptError(f"{_where(prompt)} declares no {', '.join(unknown)} (it has: {', '.join(prompt.variables)}).")
+    check_names(prompt, variables)
     try:
         system = prompt.system.render(variables).strip() if prompt.system else None
         return Rendered(system, prompt.user.render(variables).strip())
     except (TemplateError, TypeError) as error:
         raise PromptError(f"{_where(prompt)} can't be rendered: {error}.") from error
+
+
+def check_names(prompt: Prompt, given: Collection[str]) -> None:
+    """Raises PromptError where the names given are not those that the prompt declares."""
+    missing = [name for name in prompt.variables if name not in given]
+    if missing:
+        raise PromptError(f"{_where(prompt)} wants {', '.join(missing)}: give it by that name.")
+    unknown = [name for name in given if name not in prompt.variables]
+    if unknown:
+        raise PromptError(f"{_where(prompt)} declares no {', '.join(unknown)} (it has: {', '.join(prompt.variables)}).")
 
 
 def _where(prompt: Prompt) -> str:

@@ -14,6 +14,8 @@ from schemas.text import BadEvent, check, malformed, misfit
 
 TENANT: Final = "default"
 SOURCE: Final = "/http"  # where the event names none
+RESERVED: Final = ("/events/", "/schedules/")
+"""Sources of the events that events and schedules cause: with their ids they tell a second time from the first."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -90,6 +92,12 @@ def read(
     """
     check(body)
     envelope, extensions = _envelope(body)
+    if envelope.source and envelope.source.startswith(RESERVED):
+        message = (
+            f"what begins with {' or '.join(RESERVED)} is kept for events that Callboard itself causes: send another "
+            "source, or replay the event"
+        )
+        raise BadEvent(422, message, "$.source")
     data = _data(envelope, catalog)
     event_id = uuid7()
     return Incoming(

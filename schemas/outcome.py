@@ -7,7 +7,9 @@ from typing import Final, Literal
 from msgspec import Struct
 
 Status = Literal["queued", "scheduled", "running", "waiting", "succeeded", "dead", "cancelled"]
-Reason = Literal["attempts_exhausted", "rejected", "crash_loop", "invalid", "too_large", "journal_mismatch", "deadline"]
+Reason = Literal[
+    "attempts_exhausted", "rejected", "wiring", "crash_loop", "invalid", "too_large", "journal_mismatch", "deadline"
+]
 """Why an event is a dead letter."""
 
 ENDED: Final = ("succeeded", "dead", "cancelled")

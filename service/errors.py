@@ -23,7 +23,10 @@ class SettingsError(CallboardError):
 
 
 class WiringError(CallboardError):
-    """User code does not fit together: the boot stops."""
+    """User code does not fit together, or uses the kit wrongly: the boot stops; of a run, its event is dead at once.
+
+    To try again would not help; after the mend its event can be replayed.
+    """
 
 
 class StartError(CallboardError):

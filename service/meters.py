@@ -69,6 +69,9 @@ FAMILIES: Final = {
     "callboard_run_failures_total": _counter("Runs that raised, by error.", "pipeline", "error", "outcome"),
     "callboard_step_duration_seconds": _histogram("Steps of runs.", _LONG_S, "pipeline", "step", "state"),
     "callboard_events_ended_total": _counter("Events that a worker has ended.", "type", "status"),
+    "callboard_child_conflicts_total": _counter(
+        "Child events stored under another id, since an event from outside had theirs.", "type"
+    ),
     "callboard_claims_lost_total": _counter("Claims of lost workers that this one has freed."),
     "callboard_endings_refused_total": _counter("Endings of runs that could not be stored, by error.", "error"),
     "callboard_claims_unsettled_total": _counter("Claims that ended without an outcome in a living worker.", "reason"),

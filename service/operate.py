@@ -48,6 +48,17 @@ class UnknownStep(Exception):
     """A replay is to begin from a step that the last run has not."""
 
 
+class StateMoved(Exception):
+    """A replay can't begin with the actor's states as they were before the event; it would do `steps` again."""
+
+    def __init__(self, event_id: UUID, steps: Sequence[str]) -> None:
+        redone = f"do again, and pay for again: {', '.join(steps)}" if steps else "add to them a second time"
+        super().__init__(
+            f"event {event_id} has changed its actor's states and is not the last of its key: others changed them, "
+            f"or wait, or they were not kept. A replay would begin with the states as they are now, and {redone}"
+        )
+
+
 class Operator:
     """Acts for one tenant's operator, `actor`, who goes on record."""
 
@@ -58,12 +69,14 @@ class Operator:
         self._tenant: Final = tenant
         self._actor: Final = actor
 
-    async def replay(self, event_id: UUID, step: str | None = None) -> int | None:
+    async def replay(self, event_id: UUID, step: str | None = None, *, again: bool = False) -> int | None:
         """Start a new run of an ended event: its number, or None where the event is not ended.
 
-        What the last run remembers is carried over, from `step` on nothing. Raises UnknownStep where it has none such.
+        What the last run remembers is carried over, from `step` on nothing. Where the event is the last of its key, the
+        actor's states are set back to what they were before it. Raises UnknownStep where there is no such step,
+        StateMoved where a success is not the last and `again` does not say that it may add to the states once more.
         """
-        return (await self._replay([event_id], step)).get(event_id)
+        return (await self._replay([event_id], step, again=again)).get(event_id)
 
     async def cancel(self, event_id: UUID) -> bool:
         """Whether there was anything to cancel. The worker that runs it is told; nothing it does counts any more."""
@@ -140,14 +153,19 @@ class Operator:
             ids = [row["dead_id"] for row in rows]
             return len(await connection.fetch(SQL["discard"], ids, self._tenant, self._actor))
 
-    async def _replay(self, ids: Sequence[UUID], step: str | None = None) -> dict[UUID, int]:
+    async def _replay(self, ids: Sequence[UUID], step: str | None = None, *, again: bool = True) -> dict[UUID, int]:
         """A replayed event draws a new place at the end of its mailbox, under the lock of that mailbox."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
             await self._lock_mailboxes(connection, ids)
             began = await connection.fetchval(SQL["began"], ids[0], step, self._tenant) if step else None
             if step and began is None:
                 raise UnknownStep(f'the last run has no step "{step}"')
-            rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor, began, step)
+            unmoved = [row["event_id"] for row in await connection.fetch(SQL["unmoved"], list(ids), self._tenant)]
+            if not again and not unmoved:
+                stale = await connection.fetchrow(SQL["stale_steps"], ids[0], self._tenant, began)
+                if stale is not None:
+                    raise StateMoved(ids[0], stale["steps"])
+            rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor, began, step, unmoved)
         for row in rows:
             self._intake.outbox.ring(row["event_id"])
         return {row["event_id"]: row["run"] for row in rows}

@@ -69,7 +69,7 @@ class Store:
             if each.event_id in fresh:
                 self._meters.add("callboard_events_accepted_total", (each.type, self._via))
         others = [each for each in batch if each.event_id not in fresh]
-        there = await self._existing(connection, others) if others else {}
+        there = await existing(connection, others) if others else {}
         return [self._stored(each, fresh, there) for each in batch]
 
     async def _insert(self, connection: Connection, batch: Sequence[Incoming]) -> set[UUID]:
@@ -79,11 +79,6 @@ class Store:
         async with connection.transaction():
             await lock_mailboxes(connection, batch)
             return await accept(connection, batch)
-
-    async def _existing(self, connection: Connection, batch: Sequence[Incoming]) -> dict[Identity, asyncpg.Record]:
-        asked = list({identity(each) for each in batch})
-        rows = await connection.fetch(_SQL["existing"], *zip(*asked, strict=True))
-        return {(row["tenant"], row["source"], row["id"]): row for row in rows}
 
     def _stored(self, each: Incoming, fresh: set[UUID], there: dict[Identity, asyncpg.Record]) -> Stored:
         due = each.due_at is None or each.due_at <= datetime.now(UTC)
@@ -107,6 +102,13 @@ class Store:
 
 def identity(each: Incoming) -> Identity:
     return (each.tenant, each.source, each.id)
+
+
+async def existing(connection: Connection, batch: Sequence[Incoming]) -> dict[Identity, asyncpg.Record]:
+    """The rows that have the identities of these events."""
+    asked = list({identity(each) for each in batch})
+    rows = await connection.fetch(_SQL["existing"], *zip(*asked, strict=True))
+    return {(row["tenant"], row["source"], row["id"]): row for row in rows}
 
 
 async def lock_mailboxes(connection: Connection, batch: Sequence[Incoming]) -> None:

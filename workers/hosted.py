@@ -19,7 +19,8 @@ from service.program import settle
 from service.settings import Settings, load
 from workers.engine.clock import jobs
 from workers.engine.supervisor import Parts, Program, open_worker
-from workers.kit.wiring import wire
+from workers.kit.calls import check_calls
+from workers.kit.wiring import everyone, wire
 
 
 def program(settings: Settings) -> Program:
@@ -30,6 +31,8 @@ def program(settings: Settings) -> Program:
     catalog = discover(schemas.events)
     wiring = wire(workers.pipelines, catalog)
     told = prompts.load()
+    for each in everyone(wiring):
+        check_calls(each.plan, told)
     return Program(settings, catalog, wiring, told, workers.providers.discover(workers.providers))
 
 

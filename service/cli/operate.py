@@ -16,10 +16,19 @@ COLUMNS: Final = ("dead_id", "at", "type", "reason", "attempts", "error")
 @click.command(epilog="Example: callboard replay 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44")
 @click.argument("event_id", type=click.UUID)
 @click.option("--from", "step", help="Do this step and what follows anew; what is stored of those before it counts.")
+@click.option(
+    "--again", is_flag=True, help="Also where its actor's states can't be set back to what they were before it."
+)
 @at_service
-def replay(event_id: object, step: str | None, settings: Settings) -> None:
-    """Run an ended event again, with what is stored of its steps. Its old run is kept."""
-    told = ask(settings, "POST", f"/events/{event_id}/replay", content=msgspec.json.encode({"from": step}))
+def replay(event_id: object, step: str | None, again: bool, settings: Settings) -> None:
+    """Run an ended event again, with what is stored of its steps. Its old run is kept.
+
+    \b
+    An event that is the last of its key begins with its actor's states as they were before it. Another one would add to
+    them a second time: it is refused, with what it would do and pay for again, unless --again is given.
+    """
+    body = {"from": step} | ({"again": True} if again else {})
+    told = ask(settings, "POST", f"/events/{event_id}/replay", content=msgspec.json.encode(body))
     click.echo(f"{told['event_id']} {told['status']}, run {told['run']}")
 
 

@@ -13,7 +13,7 @@ import sql
 from schemas.text import BadEvent
 from service.http.auth import caller
 from service.http.door import asked_by_body, asked_by_query, door, event_id_of, fetch, raw, reply
-from service.operate import Letters, Operator, UnknownStep
+from service.operate import Letters, Operator, StateMoved, UnknownStep
 from service.resources import ACQUIRE_TIMEOUT_S
 
 SQL: Final = sql.queries("operate")
@@ -30,18 +30,24 @@ class Which(Letters, frozen=True, forbid_unknown_fields=True):
 
 
 class Replay(Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a replay: the step to begin from, or everything that is remembered is carried over."""
+    """The body of a replay: the step to begin from, or everything that is remembered is carried over.
+
+    `again`: an actor's states may be added to a second time, where they can't be set back to what they were.
+    """
 
     from_: str | None = msgspec.field(default=None, name="from")
+    again: bool = False
 
 
 async def replay_event(request: Request) -> Response:
     event_id = event_id_of(request)
     asked = await asked_by_body(request, Replay)
     try:
-        run = await _operator(request).replay(event_id, asked.from_)
+        run = await _operator(request).replay(event_id, asked.from_, again=asked.again)
     except UnknownStep as error:
         raise BadEvent(422, str(error), "$.from") from error
+    except StateMoved as error:
+        raise HTTPException(409, f'{error}. Where that is what you want, send "again": true.') from error
     if run is None:
         raise await _why_not(
             request, event_id, "is not ended yet: only what is succeeded, dead or cancelled is replayed"

@@ -94,13 +94,14 @@ with given as (
     join held h using (n)
     on conflict (event_id, run, step) do nothing
 ), stated as (
-    insert into states (tenant, key, type, value, event_id)
-    select h.tenant, h.key, s.type, s.value, h.event_id
+    insert into states (tenant, key, type, value, event_id, set_by)
+    select h.tenant, h.key, s.type, s.value, h.event_id, h.event_id || '/' || h.run
     from unnest($27::bigint[], $28::text[], $29::json[]) as s (n, type, value)
     join held h using (n)
     order by h.tenant, h.key, s.type
     on conflict (tenant, key, type) do update
-        set value = excluded.value, event_id = excluded.event_id, written_at = clock_timestamp()
+        set before = states.value, value = excluded.value, event_id = excluded.event_id, set_by = excluded.set_by,
+            written_at = clock_timestamp()
 ), facts as (
     insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps)
     select event_id, claim, run, attempt, worker, started_at, clock_timestamp(), outcome, error, steps from given

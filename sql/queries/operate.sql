@@ -16,9 +16,9 @@ select gen_random_uuid(), tenant, $3, 'replay', json_build_object('dead_id', dea
 -- name: replay
 -- A new run of each of $1, behind everything in its mailbox, in that order; the old run is kept, and what it remembers is
 -- carried over; where $4 is given, only from before that moment, not of the step $5 and not of the steps around it (their
--- keys and `>` are what its key begins with); and only up to the first step that took an
--- actor's state: other events may have changed that in between, so what was made of it is no result any more. $3 is who
--- asked.
+-- keys and `>` are what its key begins with). Of those in $6 the states are set back to what they were before the old run; of
+-- others it is carried over only up to the first step that took an actor's state: other events may have changed that in between,
+-- so what was made of it is no result any more. $3 is who asked.
 with old as (
     select * from events where event_id = any ($1::uuid[]) and tenant = $2 and status in ('succeeded', 'dead', 'cancelled')
     order by event_id for update
@@ -35,12 +35,22 @@ with old as (
     select event_id, tenant, partitionkey, nextval('place'), 'queued', run, claim, clock_timestamp(), clock_timestamp(), 'work'
     from again order by array_position($1::uuid[], event_id)
 ), remembered as (
-    insert into journal (event_id, run, step, at, entry)
-    select j.event_id, a.run, j.step, j.at, j.entry
+    insert into journal (event_id, run, step, at, entry, took_state)
+    select j.event_id, a.run, j.step, j.at, j.entry, j.took_state
     from again a cross join lateral (
         select journal.*, min(at) filter (where took_state) over () as took_at
         from journal where journal.event_id = a.event_id and journal.run = a.run - 1) as j
-    where ($4::timestamptz is null or (j.at < $4 and not starts_with($5::text, j.step || '>'))) and (j.took_at is null or j.at < j.took_at)
+    where ($4::timestamptz is null or (j.at < $4 and not starts_with($5::text, j.step || '>')))
+      and (j.took_at is null or j.at < j.took_at or a.event_id = any ($6::uuid[]))
+), set_back as (
+    update states s set value = s.before, set_by = a.event_id || '/' || a.run, written_at = clock_timestamp()
+    from again a
+    where a.event_id = any ($6::uuid[]) and s.tenant = a.tenant and s.key = a.partitionkey
+      and s.set_by = a.event_id || '/' || (a.run - 1) and s.before is not null
+), unset as (
+    delete from states s using again a
+    where a.event_id = any ($6::uuid[]) and s.tenant = a.tenant and s.key = a.partitionkey
+      and s.set_by = a.event_id || '/' || (a.run - 1) and s.before is null
 ), dropped as (
     update calls c set memory = false from again a
     where c.event_id = a.event_id and c.memory and (c.at >= $4::timestamptz or c.step = $5::text)
@@ -51,6 +61,29 @@ with old as (
     select gen_random_uuid(), tenant, $3, 'replay', event_id, json_build_object('run', run) from again
 )
 select event_id, run from again;
+
+-- name: unmoved
+-- Of these ended events those whose actors' states are as their last runs found and left them: nothing else is in the mailbox,
+-- and nobody else has written a state since. Of those of one mailbox only the first of $1: it will run before the others.
+select e.event_id
+from (select distinct on (partitionkey) * from events
+      where event_id = any ($1::uuid[]) and tenant = $2 and partitionkey is not null and status in ('succeeded', 'dead', 'cancelled')
+      order by partitionkey, array_position($1::uuid[], event_id)) as e
+where not exists (select 1 from work w where w.tenant = e.tenant and w.key = e.partitionkey and w.ord is not null)
+  and not exists (
+      select 1 from states s
+      where s.tenant = e.tenant and s.key = e.partitionkey and s.set_by is distinct from e.event_id || '/' || e.run
+        and (s.event_id = e.event_id or s.written_at > e.finished_at));
+
+-- name: stale_steps
+-- Of a success that took an actor's state: what a replay from the moment $3 would otherwise carry over, from the first step on that
+-- took it. No row: it took none.
+select array(select j.step from journal j
+             where j.event_id = e.event_id and j.run = e.run and j.at >= taken.at and ($3::timestamptz is null or j.at < $3)
+             order by j.at, j.step) as steps
+from events e
+cross join lateral (select min(at) as at from journal where event_id = e.event_id and run = e.run and took_state) as taken
+where e.event_id = $1 and e.tenant = $2 and e.status = 'succeeded' and taken.at is not null;
 
 -- name: began
 -- When a step of the last run began, as the journal has it, or as its last try did.

@@ -27,7 +27,7 @@ with given as (
 select event_id from stored;
 
 -- name: existing
-select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.data, coalesce(w.status, e.status) as status
+select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.data, e.parent, coalesce(w.status, e.status) as status
 from unnest($1::text[], $2::text[], $3::text[]) as asked (tenant, source, id)
 join events e using (tenant, source, id)
 left join work w using (event_id);

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from prompts import Prompt, PromptError, Prompts, Rendered, Target, render
-from service.errors import CallboardError, SettingsError
+from service.errors import WiringError
 from service.settings import Settings
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller, LlmRefused
@@ -54,7 +54,8 @@ class Llm:
 
         `book` is told of every call before it is made and before its reply is used; what it recalls is not asked again.
         `labels` (event, step) are told to the simulator only. Raises Outage where nobody on the chain can answer now,
-        LlmRefused where it is for the event itself to fail, and CallboardError where prompt and variables don't fit.
+        LlmRefused where it is for the event itself to fail, and WiringError where prompt, variables, alias or `returns`
+        don't fit.
         """
 
         async def send(_: Try, client: Client, request: Request) -> Answer:
@@ -136,7 +137,7 @@ class Llm:
         try:
             chain = self._known(model, self._prompts.chain(model))
         except PromptError as error:
-            raise CallboardError(str(error)) from error
+            raise WiringError(str(error)) from error
         check_embeds(model, chain, self._caller)
         headers = _headers(labels or {}) if self._caller.simulated else {}
         return await embed(self._caller, chain, Texts(model, tuple(texts), headers), book, timeout_s)
@@ -157,13 +158,13 @@ class Llm:
             chain = self._prompts.chain(alias or prompt.model)
             rendered = render(prompt, variables)
         except PromptError as error:
-            raise CallboardError(str(error)) from error
+            raise WiringError(str(error)) from error
         return prompt, rendered, self._known(alias or prompt.model, chain)
 
     def _known(self, alias: str, chain: Sequence[Target]) -> list[Target]:
         with_key = [target for target in chain if self._caller.knows(target)]
         if not with_key:
-            raise SettingsError(no_key(alias, chain))
+            raise WiringError(no_key(alias, chain))
         return with_key
 
     def _shape(self, returns: type[T]) -> Shape[T]:

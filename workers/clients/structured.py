@@ -52,7 +52,10 @@ def schema_of(returns: type[Any]) -> Schema:
     """
     if not (isinstance(returns, type) and issubclass(returns, Struct)):
         raise WiringError(f"A reply is a str or a msgspec Struct, not {returns!r}.")
-    (root,), components = msgspec.json.schema_components([returns], ref_template="{name}")
+    try:
+        (root,), components = msgspec.json.schema_components([returns], ref_template="{name}")
+    except TypeError as error:  # a field whose type JSON has no schema for
+        raise WiringError(f"{returns.__name__} can't be what a model replies: {error}.") from error
     return Schema(returns.__name__, _strict(root, components, (returns.__name__,)))
 
 

@@ -1,5 +1,6 @@
 """What a success says: the events its steps emitted, and one for each pipeline that follows its own."""
 
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -8,10 +9,14 @@ from msgspec.structs import replace
 
 from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
+from service.resources import Connection
+from service.store import accept, existing, identity
 from workers.engine.claimed import Claimed
 from workers.kit.memory import Child
 
 PAGE_BYTES = 4096
+
+log = logging.getLogger("callboard.children")
 
 
 def weight(children: Sequence[Child]) -> int:
@@ -64,3 +69,33 @@ def _following(claimed: Claimed, told: Attributes, name: str) -> Incoming:
         parent=claimed.event_id,
         reaction=name,
     )
+
+
+async def accept_children(connection: Connection, children: Sequence[Incoming]) -> list[Incoming]:
+    """Stores them in the transaction that settles their parents; gives those that were not there yet.
+
+    Since such sources are refused from outside, nobody else can store an event under a child's identity; an older
+    release let them in. Such an event stays what it is, and neither the child nor its parent pays for it: the child is
+    stored under an id that nobody can foresee, and the log and a metric say so.
+    """
+    fresh = await accept(connection, children)
+    missing = [each for each in children if each.event_id not in fresh]
+    rows = await existing(connection, missing) if missing else {}
+    foreign = [each for each in missing if rows[identity(each)]["parent"] != each.parent]
+    displaced = [replace(each, id=f"{each.id}/{each.event_id}") for each in foreign]
+    for each in foreign:
+        log.error(
+            "event %s has the source and id of a child of event %s, and is none: the child is stored as %s/%s",
+            rows[identity(each)]["event_id"],
+            each.parent,
+            each.id,
+            each.event_id,
+        )
+    if displaced:
+        await accept(connection, displaced)
+    return [each for each in children if each.event_id in fresh] + displaced
+
+
+def is_displaced(child: Incoming) -> bool:
+    """Whether it had to be stored under another id than its own."""
+    return child.id.endswith(f"/{child.event_id}")

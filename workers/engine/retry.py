@@ -10,7 +10,7 @@ from msgspec import json
 
 from schemas.outcome import Dead, Later, Outcome
 from schemas.text import storable
-from service.errors import Outage, Reject, Unavailable, kind_and_text, kind_of, text_of
+from service.errors import Outage, Reject, Unavailable, WiringError, kind_and_text, kind_of, text_of
 from service.resources import backoff_s
 from service.traces import causes, place_of
 from workers.clients.ledger import DaySpent
@@ -79,8 +79,8 @@ def after(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) ->
             return Later(decides.until, text_of(decides), charged=False, error=described, waits_for=[BUDGET])
         case Reject() | LlmRefused():
             return Dead("rejected", described)
-        case TooLarge():
-            return Dead("too_large", described)
+        case WiringError() | TooLarge():
+            return Dead("wiring" if isinstance(decides, WiringError) else "too_large", described)
         case JournalMismatch():
             return Dead("journal_mismatch", described)
         case Unreadable() if claimed.put_offs < MISFITS_MAX:

@@ -20,9 +20,9 @@ from service.failpoints import hit
 from service.meters import Meters
 from service.resources import Connection, connect
 from service.settings import Settings
-from service.store import accept, lock_mailboxes
+from service.store import lock_mailboxes
 from workers.clients.vectors import Document
-from workers.engine.children import due_later, incoming, weight
+from workers.engine.children import accept_children, due_later, incoming, is_displaced, weight
 from workers.engine.claimed import SQL, Claimed
 from workers.engine.measured import settled
 from workers.engine.retry import attempt
@@ -110,6 +110,8 @@ class Settler:
             settled(self._meters, ending.claimed, ending.pipeline, ending.outcome, ending.facts)
         for each in said:
             self._meters.add("callboard_events_accepted_total", (each.type, "child"))
+            if is_displaced(each):
+                self._meters.add("callboard_child_conflicts_total", (each.type,))
 
 
 async def _settled(
@@ -123,8 +125,7 @@ async def _settled(
         await lock_mailboxes(connection, [each for said in children.values() for each in said])
         held = await connection.fetch(SQL["settle"], *arguments)
         said = [each for row in held for each in children.get(row["n"], ())]
-        fresh = await accept(connection, said) if said else set()
-    return held, [each for each in said if each.event_id in fresh]
+        return held, await accept_children(connection, said) if said else []
 
 
 def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:

@@ -7,12 +7,13 @@ from typing import Any
 
 from msgspec import MsgspecError, Raw, json
 
+from service.errors import WiringError
 from workers.kit.emit import count
 from workers.kit.flow import Node, Stop, where
 from workers.kit.memory import Effects, Entry, Facts, JournalMismatch, Kept
 from workers.kit.ordered import ordered
 from workers.kit.record import check_size, failed, note
-from workers.kit.round_trip import encode, round_trip
+from workers.kit.round_trip import Unstorable, encode, round_trip
 from workers.kit.signature import ANYTHING, decoder_of
 from workers.kit.state import State, set_states
 
@@ -20,9 +21,18 @@ from workers.kit.state import State, set_states
 def name_of(node: Node, arguments: Sequence[Any], named: Mapping[str, Any]) -> str:
     """A free-form step's key, but for its number: the node, and a hash of its arguments that every process agrees on.
 
-    Raises Unstorable where an argument has no JSON.
+    Raises WiringError where an argument is of a type that has no JSON, Unstorable where its value has none.
     """
-    encoded = encode(f"the arguments of {where(node)}", ordered([list(arguments), dict(sorted(named.items()))]))
+    values = ordered([list(arguments), dict(sorted(named.items()))])
+    try:
+        encoded = encode(f"the arguments of {where(node)}", values)
+    except Unstorable as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        raise WiringError(
+            f"run.step({where(node)}, …): an argument can't be part of the step's key ({error}). "
+            "Hand over what JSON can say, or name a resource in the pipeline's `resources`."
+        ) from error
     return f"{node.__name__}:{blake2b(encoded, digest_size=6).hexdigest()}"
 
 

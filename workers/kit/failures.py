@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Coroutine, Generator
 from typing import Any, Final
 
-from service.errors import Outage, Reject, Unavailable, kind_of, text_of
+from service.errors import Outage, Reject, Unavailable, WiringError, kind_of, text_of
 from service.log import RUN
 from workers.clients.calling import LlmRefused
 from workers.clients.ledger import DaySpent
 from workers.kit.memory import JournalMismatch, Stale, StepOver, TooLarge
 
-FINAL: Final = (Reject, LlmRefused, JournalMismatch, TooLarge)
+FINAL: Final = (Reject, LlmRefused, WiringError, JournalMismatch, TooLarge)
 """What makes the event dead, whatever failed beside it."""
 OUTAGES: Final = (Outage, Unavailable, DaySpent)
 """What is somebody else's failure."""

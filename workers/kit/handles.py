@@ -6,6 +6,7 @@ from uuid import UUID
 
 from msgspec import Struct, field
 
+from service.errors import WiringError
 from workers.clients.embed import embed
 from workers.clients.llm import Llm
 from workers.clients.vectors import Document, Found, Mode, Search, Vectors, check_vector
@@ -76,12 +77,12 @@ class RunVectors(Struct, frozen=True):
     ) -> int:
         """Delete those that are there now with one of `ids`, and fit `where`, each where given; gives their number.
 
-        What the same event upserts, before or after, is kept. Raises ValueError for more than DELETE_MAX of them, and
-        where neither is given.
+        What the same event upserts, before or after, is kept. Raises ValueError for more than DELETE_MAX of them,
+        WiringError where neither is given.
         """
         check_in_step("run.vectors.delete", self.step_key, self.effects)
         if ids is None and not where:
-            raise ValueError(f"run.vectors.delete of {collection} says of no document which: give `ids` or `where`")
+            raise WiringError(f"run.vectors.delete({collection!r}) names no document. Give `ids` or `where`.")
         found = await self.client.ids(self.tenant, collection, ids, where or {}, DELETE_MAX + 1)
         if len(found) > DELETE_MAX:
             raise ValueError(f"more than {DELETE_MAX:,} documents of {collection} would be deleted by one call")

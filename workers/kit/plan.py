@@ -9,13 +9,14 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas import Event
-from service.errors import Outage, Reject, Unavailable
+from service.errors import Outage, Reject, Unavailable, WiringError
 from workers.clients.ledger import DaySpent
 from workers.kit.failures import CONTAINED, deciding, leaves, stale_in
 from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, Stale, TooLarge
 from workers.kit.resources import Uses
 from workers.kit.run import Run, step
+from workers.kit.signature import call
 from workers.kit.state import Taken
 
 RUN = "the run"  # no name of a node: those have no blank
@@ -81,7 +82,7 @@ class _Stopped(Exception):
         self.result = result
 
 
-ENDING: Final = (Outage, Unavailable, DaySpent, Reject, JournalMismatch, TooLarge, _Stopped)
+ENDING: Final = (Outage, Unavailable, DaySpent, Reject, WiringError, JournalMismatch, TooLarge, _Stopped)
 """What ends an attempt, or its flow, in a `parallel` that collects too."""
 
 
@@ -110,7 +111,7 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
                 last = await _choice(part, run, results)
             case Free():
                 with CONTAINED:
-                    last = await part.body(*_arguments(part.takes, run.at(""), results))
+                    last = await call(part.body, _arguments(part.takes, run.at(""), results))
     return last
 
 

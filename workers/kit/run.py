@@ -26,7 +26,7 @@ from workers.kit.record import OnRecord, in_time
 from workers.kit.resources import Open, Uses, given_by
 from workers.kit.run_llm import RunLlm
 from workers.kit.scope import fits, named
-from workers.kit.signature import put_in
+from workers.kit.signature import call, put_in
 from workers.kit.state import Load, State, close_states, no_states, open_states
 
 P = ParamSpec("P")
@@ -124,15 +124,17 @@ class Run(Struct, frozen=True):
         """Run a node as a step of a free-form pipeline; its Run and its State are put in where it takes them.
 
         The step's key is the node, a hash of its arguments and the how-manieth with these: steps may come in any order.
+        Raises WiringError where the node is no async function, says nothing of what it returns, or can't be called so.
         """
+        inserted = put_in(node, Run)
         is_resource = self.clients.resources.is_one
         given = [each for each in args if not is_resource(each)]
         by_name = {name: each for name, each in kwargs.items() if not is_resource(each)}
         own = self.at(self._numbered(name_of(node, given, by_name)))
         self._keep_drawn()
-        inserted = [own if each is Run else each for each in put_in(node, Run)]
         takes_resource = len(given) + len(by_name) < len(args) + len(kwargs)
-        return await step(own, node, [*inserted, *args], kwargs, outside=takes_resource)
+        handles = [own if each is Run else each for each in inserted]
+        return await step(own, node, [*handles, *args], kwargs, outside=takes_resource)
 
     async def resource(self, kind: type[T]) -> T:
         """The resource of this type, among those that the pipeline names; opened if it isn't yet.
@@ -232,7 +234,7 @@ async def step(
             given[place] = await run.clients.resources.get(opening)
         given = await open_states(given, run.facts, run.load)
         try:
-            result = await in_time(node(*given, **(named or {})), where(node), run.limits_s.get(node))
+            result = await in_time(call(node, given, named), where(node), run.limits_s.get(node))
             return await _complete(run, record, node, result, given)
         finally:
             close_states(given, run.facts)

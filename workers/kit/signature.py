@@ -1,13 +1,14 @@
 """What a node's signature says, and what is wrong with it."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Final, Literal, Never, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from msgspec import json
 
+from schemas import Event
 from service.errors import WiringError
 from workers.kit.flow import OTHERWISE, Node, Route, Stop, where
 from workers.kit.state import taken
@@ -20,6 +21,11 @@ ANYTHING: Final = json.Decoder()
 def hints_of(node: Node) -> dict[str, Any]:
     if not inspect.iscoroutinefunction(node) or not hasattr(node, "__name__"):
         raise WiringError(f"{where(node)} is no async function. A node is written `async def`.")
+    return annotations_of(node)
+
+
+def annotations_of(node: Node) -> dict[str, Any]:
+    """The types of its parameters and of what it returns."""
     try:
         hints = get_type_hints(node)
     except NameError as error:
@@ -27,6 +33,56 @@ def hints_of(node: Node) -> dict[str, Any]:
     if "return" not in hints:
         raise _says_nothing(node)
     return hints
+
+
+def call(node: Node, arguments: Sequence[Any], named: Mapping[str, Any] | None = None) -> Awaitable[Any]:
+    """What is to be awaited of a node, or of the body of a pipeline.
+
+    Raises WiringError where its signature can't take the arguments, or it is no async function. A TypeError that its
+    own code raises stays one.
+    """
+    named = named or {}
+    try:
+        running = node(*arguments, **named)
+    except TypeError as error:
+        if (misfit := _misfit(node, arguments, named)) is None:
+            raise
+        raise WiringError(f"{where(node)} can't be called as it is: {misfit}. Mend its parameters.") from error
+    if not inspect.isawaitable(running):
+        raise WiringError(f"{where(node)} is no async function. Write `async def`.")
+    return running
+
+
+def _misfit(node: Node, arguments: Sequence[Any], named: Mapping[str, Any]) -> str | None:
+    """What of these arguments the signature can't take."""
+    try:
+        inspect.signature(node).bind(*arguments, **named)
+    except TypeError as error:
+        return str(error)
+    except ValueError:  # a callable written in C, which says nothing of its parameters
+        return None
+    return None
+
+
+def check_body(place: str, body: Node, event: type[Any]) -> None:
+    """A body of `@pipeline(on=…)` is called with the run and the event.
+
+    Raises WiringError where it can't be, is a generator, or names other types of them.
+    """
+    if inspect.isasyncgenfunction(body) or inspect.isgeneratorfunction(body):
+        raise WiringError(
+            f"{place} has a `yield` in its body. A pipeline is an async function that returns its result."
+        )
+    if (misfit := _misfit(body, ("run", "event"), {})) is not None:
+        raise WiringError(f"{place} can't be called with the run and the event: {misfit}. Write `(run, event)`.")
+    try:
+        hints = get_type_hints(body)
+    except (NameError, TypeError, AttributeError):  # what can't be resolved is for the type checker to say
+        return
+    wanted = [hints.get(name) for name in list(inspect.signature(body).parameters)[:2]]
+    events = [each if isinstance(each, type) and issubclass(each, Event) else None for each in wanted]
+    if len(events) == 2 and (events[0] is not None or (events[1] is not None and not issubclass(event, events[1]))):
+        raise WiringError(f"{place} is on {event.__name__}. Write `(run: Run, event: {event.__name__})`.")
 
 
 def returns(node: Node) -> Any:
@@ -38,10 +94,7 @@ def returns(node: Node) -> Any:
 
 def returned(node: Node) -> Any:
     """What a node says it returns, but for the Stop that ends a flow."""
-    hints = get_type_hints(node)
-    if "return" not in hints:
-        raise _says_nothing(node)
-    returns = hints["return"]
+    returns = annotations_of(node)["return"]
     left = [each for each in get_args(returns) if each is not Stop]
     return Union[tuple(left)] if Stop in get_args(returns) and left else returns  # noqa: UP007 - made, not written
 
@@ -62,7 +115,7 @@ def decoder_of(node: Node) -> json.Decoder[Any]:
 @lru_cache(NODES_MAX)
 def put_in(node: Node, run: type) -> list[Any]:
     """What a node takes before the arguments that a free form passes: the Run, whose type is `run`, then States."""
-    hints = [hint for name, hint in get_type_hints(node).items() if name != "return"]
+    hints = [hint for name, hint in annotations_of(node).items() if name != "return"]
     before: list[Any] = [run] if hints[:1] == [run] else []
     states = (taken(hint, where(node)) for hint in hints[len(before) :])
     return [*before, *takewhile(lambda each: each is not None, states)]

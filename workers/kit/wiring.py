@@ -17,6 +17,7 @@ from workers.kit.drawing import edges
 from workers.kit.pipeline import Dollars, Pipeline, Retry, Seconds
 from workers.kit.plan import Free, Plan
 from workers.kit.reading import gives, merge, states
+from workers.kit.signature import check_body
 
 
 class Wired(Struct, frozen=True):
@@ -134,6 +135,8 @@ def _check(place: str, pipeline: Pipeline, declared: Sequence[Pipeline]) -> None
     if not isinstance(pipeline.retry, Retry):
         raise WiringError(f"{place}: retry is {pipeline.retry!r}. Write Retry(attempts=…).")
     check_resources(place, pipeline)
+    if pipeline.body is not None and pipeline.on is not None:
+        check_body(place, pipeline.body, pipeline.on)
     try:
         bounds = {"timeout_s": pipeline.timeout_s, "budget_usd": pipeline.budget_usd}
         convert({"retry": asdict(pipeline.retry), **bounds}, _Options)

@@ -99,7 +99,7 @@ async def test_a_dead_event_changes_nothing(settings: Settings) -> None:
         assert await states(board, "ann") == {}
 
 
-async def test_a_replay_takes_the_state_as_it_is_now(settings: Settings) -> None:
+async def test_a_replay_that_can_not_go_back_takes_the_state_as_it_is_now(settings: Settings) -> None:
     """What came before the state is remembered; what was made of it is not, though it cost something."""
     ran: list[str] = []
 
@@ -117,7 +117,7 @@ async def test_a_replay_takes_the_state_as_it_is_now(settings: Settings) -> None
         first = await wrote(board, "one", "ann")
         await wrote(board, "two", "ann")
         ran.clear()
-        await board.http.post(f"/events/{first['event_id']}/replay")
+        await board.http.post(f"/events/{first['event_id']}/replay", json={"again": True})
         again = await board.ended(first["event_id"])
         assert (again["run"], again["result"], ran) == (2, {"turns": 3}, ["behind"])
         assert (await states(board, "ann"))["Talk"] == {"turns": ["one", "two", "one"]}
