@@ -27,7 +27,8 @@ returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.
 -- name: settle
 -- The fence is the first thing that happens: whoever does not hold the claim any more changes nothing below it. Only the
 -- attempt is recorded all the same: it is a fact. What is written with an ending names it by its place n in the batch: an
--- event may be there twice, under a claim that is lost and a new one.
+-- event may be there twice, under a claim that is lost and a new one. `status || ''`: so that the row is looked up by its key;
+-- else the planner may take work_held, the index on running rows, and filter every running event for each one that is settled.
 with given as (
     select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::json[], $5::json[], $6::timestamptz[], $7::text[],
                          $8::text[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::uuid[], $14::timestamptz[],
@@ -39,7 +40,7 @@ with given as (
     from (select * from given order by event_id) as g
     cross join lateral (
         select tenant, key from work
-        where work.event_id = g.event_id and work.claim = g.claim and work.status = 'running' for update) as w
+        where work.event_id = g.event_id and work.claim = g.claim and work.status || '' = 'running' for update) as w
 ), closed as (
     delete from work
     where event_id = any (array(select event_id from held where outcome in ('succeeded', 'dead')))
@@ -123,7 +124,7 @@ where head.status in ('queued', 'scheduled') and head.due_at <= clock_timestamp(
 with soon as (
     select event_id from work
     where waits_for is not null and $1::text = any (string_to_array(waits_for, ' '))
-      and status = 'scheduled' and due_at > clock_timestamp() and ($3::timestamptz is null or claimed_at < $3)
+      and status || '' = 'scheduled' and due_at > now() and ($3::timestamptz is null or claimed_at < $3)
     order by due_at limit $2 for update skip locked
 ), moved as (
     update work w set due_at = clock_timestamp() + random() * interval '1 s', waits_for = null

@@ -1,12 +1,13 @@
 -- name: keep
--- Memory is refused to a stale claim: whoever gets no row back does not hold the event any more.
+-- Memory is refused to a stale claim: whoever gets no row back does not hold the event any more. `status || ''`: by key, not
+-- by the index on running rows (see settle). The limit keeps the look-up inside the lateral join.
 with given as (
     select * from unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[], $5::timestamptz[], $6::json[],
                          $7::boolean[])
         with ordinality as g (event_id, run, claim, step, at, entry, took_state, n)
 ), held as (
     select g.* from given g cross join lateral (
-        select 1 from work where work.event_id = g.event_id and work.claim = g.claim and work.status = 'running') as w
+        select 1 from work where work.event_id = g.event_id and work.claim = g.claim and work.status || '' = 'running' limit 1) as w
 ), stored as (
     insert into journal (event_id, run, step, at, entry, took_state)
     select event_id, run, step, at, entry, took_state from held

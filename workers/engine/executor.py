@@ -92,8 +92,9 @@ class Executor:
         """The claims whose runs are going on, but for those that are being settled."""
         return [hand.claimed for hand in self._held if hand.attempting]
 
-    def holds(self) -> list[UUID]:
-        return [hand.claimed.event_id for hand in self._held]
+    def holds(self) -> list[Claimed]:
+        """All claims in hand."""
+        return [hand.claimed for hand in self._held]
 
     async def free_slots(self) -> int:
         """Wait for a free slot, then say how many there are."""
