@@ -1,5 +1,8 @@
-"""What runs for every event looks its rows up by key, whatever the statistics say: with 10,000 events running and 100,000
-queued, each hot statement is executed with the arguments of an ordinary batch, and reads no more rows than it is about."""
+"""What runs for every event looks its rows up by key, whatever the statistics say.
+
+With 10,000 events running and 100,000 queued each hot statement is executed with the arguments of an ordinary batch,
+and reads no more rows than it is about.
+"""
 
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -28,26 +31,32 @@ BATCH: Final = 100
 ROWS_MAX: Final = 4 * BATCH
 TABLES: Final = ("work", "events", "calls", "journal", "attempts", "states")
 FILL: Final = (
-    # what runs and what backs off has a mailbox of its own or none; of what is queued the half is in one of 100 mailboxes
-    "insert into events (event_id, source, id, type, data, partitionkey)"
-    " select gen_random_uuid(), '/test', n::text, 'queued', '{}', case when n % 2 = 1 then null"
-    f" when n <= {RUNNING} or n % 10 = 4 then 'own ' || n else 'key ' || n % 200 end"
-    f" from generate_series(1, {RUNNING + QUEUED}) as n",
+    # what runs or backs off has a mailbox of its own or none; half of what is queued is in one of 100 mailboxes
+    (
+        "insert into events (event_id, source, id, type, data, partitionkey)"
+        " select gen_random_uuid(), '/test', n::text, 'queued', '{}', case when n % 2 = 1 then null"
+        f" when n <= {RUNNING} or n % 10 = 4 then 'own ' || n else 'key ' || n % 200 end"
+        f" from generate_series(1, {RUNNING + QUEUED}) as n"
+    ),
     # each worker holds SLOTS of those that run; a fifth of the others backs off, some of them wait for a model
-    "insert into work (event_id, tenant, key, ord, status, claim, worker, claimed_at, deadline_at, due_at, rung_at, rung_to,"
-    " waits_for)"
-    " select event_id, tenant, partitionkey, nextval('place'),"
-    f" case when n <= {RUNNING} then 'running' when n % 10 >= 3 and n % 10 <= 4 then 'scheduled' else 'queued' end,"
-    f" case when n <= {RUNNING} then 1 else 0 end,"
-    f" case when n <= {RUNNING} then md5((n / {SLOTS})::text)::uuid end, now(), now() + interval '1 h',"
-    " case when n % 10 >= 3 and n % 10 <= 4 then now() + interval '1 h' else now() end,"
-    " case when n % 10 >= 3 and n % 10 <= 4 then null else now() end, 'work',"
-    " case when n % 1000 = 3 then 'openai/model' end"
-    " from (select *, id::integer as n from events) as numbered",
-    "insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider,"
-    " model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated, worker)"
-    " select event_id, event_id, 1, 1, 'step', now(), 'prompt', 1, '', '', 'openai', 'model', 9, 9, 0.1, true, 9,"
-    " 'open', false, worker from work where status = 'running'",
+    (
+        "insert into work (event_id, tenant, key, ord, status, claim, worker, claimed_at, deadline_at, due_at,"
+        " rung_at, rung_to, waits_for)"
+        " select event_id, tenant, partitionkey, nextval('place'),"
+        f" case when n <= {RUNNING} then 'running' when n % 10 >= 3 and n % 10 <= 4 then 'scheduled' else 'queued' end,"
+        f" case when n <= {RUNNING} then 1 else 0 end,"
+        f" case when n <= {RUNNING} then md5((n / {SLOTS})::text)::uuid end, now(), now() + interval '1 h',"
+        " case when n % 10 >= 3 and n % 10 <= 4 then now() + interval '1 h' else now() end,"
+        " case when n % 10 >= 3 and n % 10 <= 4 then null else now() end, 'work',"
+        " case when n % 1000 = 3 then 'openai/model' end"
+        " from (select *, id::integer as n from events) as numbered"
+    ),
+    (
+        "insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider,"
+        " model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated, worker)"
+        " select event_id, event_id, 1, 1, 'step', now(), 'prompt', 1, '', '', 'openai', 'model', 9, 9, 0.1, true, 9,"
+        " 'open', false, worker from work where status = 'running'"
+    ),
 )
 
 
@@ -148,7 +157,7 @@ async def _claimed(connection: Connection, which: str) -> list[Claimed]:
 
 
 def _ending(n: int, each: Claimed) -> Ending:
-    outcome = Done(b"null") if n % 2 else Later(datetime.now(UTC), "the model is away", charged=False)
+    outcome = Done(b"null") if n % 2 else Later(60.0, "the model is away", charged=False)
     return Ending(each, outcome, "pipeline", Facts())
 
 
@@ -174,13 +183,14 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _reads(node: dict[str, Any]) -> bool:
     """Whether it reads rows of a table that grows with what is under way or stored."""
-    return node["Node Type"].endswith("Scan") and node.get("Relation Name", node.get("Index Name", "")).startswith(TABLES)
+    name: str = node.get("Relation Name", node.get("Index Name", ""))
+    return str(node["Node Type"]).endswith("Scan") and name.startswith(TABLES)
 
 
 def _rows(node: dict[str, Any]) -> float:
     """How many rows it has looked at, for all that it was asked."""
-    each: float = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
-    return each * node["Actual Loops"]
+    each = float(node["Actual Rows"]) + float(node.get("Rows Removed by Filter", 0))
+    return each * float(node["Actual Loops"])
 
 
 def _told(node: dict[str, Any]) -> str:

@@ -19,9 +19,9 @@ def weight(children: Sequence[Child]) -> int:
     return sum(1 + len(each.data) // PAGE_BYTES for each in children)
 
 
-def due_later(children: Sequence[Child], now: datetime) -> set[datetime]:
-    """The seconds in which children fall due."""
-    return {each.due_at.replace(microsecond=0) for each in children if each.due_at and each.due_at > now}
+def waits_s(children: Sequence[Child], now: datetime) -> set[int]:
+    """In how many seconds children fall due; `now` is the time on the clock of Postgres."""
+    return {int((each.due_at - now).total_seconds()) for each in children if each.due_at and each.due_at > now}
 
 
 def incoming(claimed: Claimed, emitted: Sequence[Child], followers: Sequence[str]) -> list[Incoming]:

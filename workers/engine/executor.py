@@ -144,7 +144,7 @@ class Executor:
             log.error("event %s was not settled; the lease will free it", hand.claimed.event_id, exc_info=error)
 
     async def _live(self, hand: Hand) -> None:
-        claimed, facts = hand.claimed, Facts(tell=hand.voice.step)
+        claimed, facts = hand.claimed, Facts(tell=hand.voice.step, started_at=hand.claimed.claimed_at)
         RUN.set(claimed.about)
         wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)

@@ -1,6 +1,6 @@
 """Whose failure it was, and when the event comes again: decided here and nowhere else."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final, Literal
 
 import msgspec
@@ -28,12 +28,12 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
     step = failed_step(facts, error)
     if isinstance(error, Unavailable):
         error = Outage(str(error), error.retry_after_s)
-    told = describe(error, step)
+    told = describe(error, step, facts.now())
     match error:
         case Outage() if error.free_max is None or claimed.misses < error.free_max:
             return _put_off(error, claimed, told)
         case DaySpent():
-            return Later(error.until, str(error), charged=False, error=told, waits_for=[BUDGET])
+            return Later(error.wait_s, str(error), charged=False, error=told, waits_for=[BUDGET])
         case Reject() | LlmRefused():
             return Dead("rejected", told)
         case TooLarge():
@@ -42,22 +42,22 @@ def after(error: Exception, claimed: Claimed, retry: Retry, facts: Facts) -> Out
             return Dead("journal_mismatch", told)
         case msgspec.ValidationError() if step is None and claimed.put_offs < MISFITS_MAX:
             cause = f"this worker's release can't read it: {error}"
-            return Later(_in(UNKNOWN_TYPE_S), cause, charged=False, error=told)
+            return Later(UNKNOWN_TYPE_S, cause, charged=False, error=told)
         case msgspec.ValidationError() if step is None:
             return Dead("invalid", told)
         case _ if attempt(claimed, facts) >= retry.attempts:
             return Dead("attempts_exhausted", told)
         case _:
             wait_s = backoff_s(attempt(claimed, facts) - 1, retry.base_s, retry.cap_s)
-            return Later(_in(wait_s), str(error)[:200] or type(error).__name__, charged=True, error=told)
+            return Later(wait_s, str(error)[:200] or type(error).__name__, charged=True, error=told)
 
 
 def _put_off(outage: Outage, claimed: Claimed, told: bytes) -> Later:
     """Waits double, but for one whose end is known."""
     how: Literal["away", "missed", "turn"] = "turn" if outage.exact else "away" if outage.free_max is None else "missed"
     wait_s = outage.after_s * (1.0 if outage.exact else 2.0 ** min(claimed.put_offs, 16))
-    due_at = _in(min(wait_s, PUT_OFF_CAP_S))
-    return Later(due_at, outage.cause, charged=False, error=told, put_off=how, waits_for=outage.waits_for)
+    wait_s = min(wait_s, PUT_OFF_CAP_S)
+    return Later(wait_s, outage.cause, charged=False, error=told, put_off=how, waits_for=outage.waits_for)
 
 
 def attempt(claimed: Claimed, facts: Facts) -> int:
@@ -74,15 +74,11 @@ def failed_step(facts: Facts, error: Exception) -> str | None:
 def unknown_type(claimed: Claimed) -> Later:
     """The sender is newer than this worker: the event waits for one that knows its type."""
     what = f'type "{claimed.type}"' if claimed.reaction is None else f'pipeline "{claimed.reaction}"'
-    return Later(_in(UNKNOWN_TYPE_S), f"this worker does not know the {what}", charged=False)
+    return Later(UNKNOWN_TYPE_S, f"this worker does not know the {what}", charged=False)
 
 
-def describe(error: Exception, step: str | None) -> bytes:
+def describe(error: Exception, step: str | None, at: datetime) -> bytes:
     """The contract's error: `{kind, message, step, at}`."""
     message = str(error)[:MESSAGE_MAX].replace("\0", "�") or type(error).__name__
-    told = {"kind": type(error).__name__, "message": message, "step": step, "at": datetime.now(UTC)}
+    told = {"kind": type(error).__name__, "message": message, "step": step, "at": at}
     return json.encode(told)
-
-
-def _in(seconds: float) -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=seconds)

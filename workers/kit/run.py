@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache, partial
 from hashlib import blake2b
 from itertools import takewhile
@@ -127,8 +127,11 @@ class Run(Struct, frozen=True):
         return found
 
     def now(self) -> datetime:
-        """The time, in UTC. In the free form, between steps, a retry sees the same; so with the two below."""
-        return self._drawn("now()", datetime, lambda: datetime.now(UTC))
+        """The time in UTC, on the clock of Postgres, with which `due_at` is compared; this machine's may be wrong.
+
+        In the free form, between steps, a retry sees the same; so with the two below.
+        """
+        return self._drawn("now()", datetime, self.facts.now)
 
     def random(self) -> float:
         """A number from 0 up to 1."""
@@ -147,7 +150,7 @@ class Run(Struct, frozen=True):
         if self.facts.counts[name] > DRAWN_MAX:
             raise Reject(f"run.{name} was asked {DRAWN_MAX} times between steps. Ask it in a node: there it is free.")
         value = draw()
-        kept = Kept(key, datetime.now(UTC), json.encode(Entry(Raw(json.encode(value)))))
+        kept = Kept(key, self.facts.now(), json.encode(Entry(Raw(json.encode(value)))))
         self.facts.kept.append(kept)
         self.facts.drawn.append(kept)
         return value
@@ -224,12 +227,12 @@ def _replayed(run: Run, node: Node, stored: Raw) -> Any:
         misfit = JournalMismatch(
             f"what the journal has of step {run.step_key} is no {returns} any more ({error}). Replay from that step."
         )
-        failed(run.facts, run.step_key, datetime.now(UTC), 0.0, misfit)
+        failed(run.facts, run.step_key, run.facts.now(), 0.0, misfit)
         raise misfit from error
     for each in entry.children:
         count(run.facts, each)
     run.facts.ask(entry)
-    note(run.facts, run.step_key, datetime.now(UTC), 0.0, "replayed")
+    note(run.facts, run.step_key, run.facts.now(), 0.0, "replayed")
     return result
 
 

@@ -1,4 +1,4 @@
-"""A worker may hold an event twice: under a claim that it lost without knowing, and under a new one. Only the lost one ends."""
+"""A worker may hold an event twice: under a claim that it lost without knowing it, and under a new one."""
 
 import asyncio
 from typing import Final
