@@ -1,7 +1,6 @@
 """How an event ends, and how one claim ended: decided in one place, matched in one place (workers/engine/settle.py)."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Final, Literal
 
 from msgspec import Struct
@@ -23,13 +22,13 @@ class Done(Struct, frozen=True):
 
 
 class Later(Struct, frozen=True):
-    """Not now: `charged` says whether it cost the event one of its attempts.
+    """Not now, but `wait_s` seconds after this is stored: `charged` says whether it cost the event one of its attempts.
 
     Uncharged, it is one put-off more in a row; where it was `missed`, of those that are not all free; where it has its
     `turn`, it does not count. `waits_for`: models, provider/model, whose recovery brings it forward.
     """
 
-    due_at: datetime
+    wait_s: float
     cause: str
     charged: bool
     error: bytes | None = None

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -131,13 +131,11 @@ class Inbound:
     ) -> None:
         path = error.path if isinstance(error, BadEvent) else "$.id"
         reason = error.reason if isinstance(error, BadEvent) else "invalid"
-        message = storable(f"{path}: {error}")
-        told = {"kind": kind_of(error), "message": message, "step": None, "at": datetime.now(UTC), "where": None}
         raw = fields.get(b"event") or json.encode({_text(name): _text(value) for name, value in fields.items()})
         text = _text(raw[: self._settings.body_max])
         log.warning("a stream entry is no event: %s, see the dead letters (%s)", reason, origin)  # a path tells of it
-        said = json.encode(told).decode()
-        await connection.execute(_SQL["dead_entry"], uuid7(), origin, _type_of(raw), reason, said, text)
+        said = (kind_of(error), storable(f"{path}: {error}"))
+        await connection.execute(_SQL["dead_entry"], uuid7(), origin, _type_of(raw), reason, *said, text)
 
 
 def _text(raw: bytes) -> str:

@@ -1,8 +1,7 @@
 """Store: an event is in Postgres before anyone is told that it was accepted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
 
@@ -72,7 +71,7 @@ class Store:
         there = await existing(connection, others) if others else {}
         return [self._stored(each, fresh, there) for each in batch]
 
-    async def _insert(self, connection: Connection, batch: Sequence[Incoming]) -> set[UUID]:
+    async def _insert(self, connection: Connection, batch: Sequence[Incoming]) -> dict[UUID, bool]:
         """Batches with keys draw their places under the locks of their mailboxes; others need no transaction."""
         if all(each.partitionkey is None for each in batch):
             return await accept(connection, batch)
@@ -80,13 +79,12 @@ class Store:
             await lock_mailboxes(connection, batch)
             return await accept(connection, batch)
 
-    def _stored(self, each: Incoming, fresh: set[UUID], there: dict[Identity, asyncpg.Record]) -> Stored:
-        due = each.due_at is None or each.due_at <= datetime.now(UTC)
-        if each.event_id in fresh:
+    def _stored(self, each: Incoming, fresh: Mapping[UUID, bool], there: Mapping[Identity, asyncpg.Record]) -> Stored:
+        if (due := fresh.get(each.event_id)) is not None:
             return Stored(each.event_id, "queued" if due else "scheduled", due=due)
         row = there[identity(each)]
         if row["event_id"] == each.event_id:
-            return Stored(each.event_id, row["status"], due=due)
+            return Stored(each.event_id, row["status"], due=row["status"] == "queued")
         return Stored(row["event_id"], row["status"], duplicate=True, conflict=not self._same(each, row), due=False)
 
     def _same(self, each: Incoming, row: asyncpg.Record) -> bool:
@@ -120,8 +118,11 @@ async def lock_mailboxes(connection: Connection, batch: Sequence[Incoming]) -> N
         )
 
 
-async def accept(connection: Connection, batch: Sequence[Incoming]) -> set[UUID]:
-    """The ids of those that were not there yet. Where one has a key, its mailbox is locked."""
+async def accept(connection: Connection, batch: Sequence[Incoming]) -> dict[UUID, bool]:
+    """Those that were not there yet, and whether Postgres takes them for due: this machine's clock may be wrong.
+
+    Where one has a key, its mailbox is locked.
+    """
     columns = zip(
         *(
             (
@@ -142,4 +143,4 @@ async def accept(connection: Connection, batch: Sequence[Incoming]) -> set[UUID]
         strict=True,
     )
     rows = await connection.fetch(_SQL["accept"], *columns)
-    return {row["event_id"] for row in rows}
+    return {row["event_id"]: row["due"] for row in rows}

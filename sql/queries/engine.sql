@@ -27,19 +27,20 @@ returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.
 -- name: settle
 -- The fence is the first thing that happens: whoever does not hold the claim any more changes nothing below it. Only the
 -- attempt is recorded all the same: it is a fact. What is written with an ending names it by its place n in the batch: an
--- event may be there twice, under a claim that is lost and a new one.
+-- event may be there twice, under a claim that is lost and a new one. `status || ''`: so that the row is looked up by its key;
+-- else the planner may take work_held, the index on running rows, and filter every running event for each one that is settled.
 with given as (
-    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::json[], $5::json[], $6::timestamptz[], $7::text[],
+    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::json[], $5::json[], $6::double precision[], $7::text[],
                          $8::text[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::uuid[], $14::timestamptz[],
                          $15::json[], $30::text[], $31::text[])
-        with ordinality as g (event_id, claim, outcome, result, error, due_at, cause, reason, dead_id, pipeline, run, attempt,
+        with ordinality as g (event_id, claim, outcome, result, error, wait_s, cause, reason, dead_id, pipeline, run, attempt,
                               worker, started_at, steps, put_off, waits_for, n)
 ), held as (
     select g.*, w.tenant, w.key
     from (select * from given order by event_id) as g
     cross join lateral (
         select tenant, key from work
-        where work.event_id = g.event_id and work.claim = g.claim and work.status = 'running' for update) as w
+        where work.event_id = g.event_id and work.claim = g.claim and work.status || '' = 'running' for update) as w
 ), closed as (
     delete from work
     where event_id = any (array(select event_id from held where outcome in ('succeeded', 'dead')))
@@ -47,7 +48,7 @@ with given as (
 ), kept as (
     update work w
     set status = case when h.outcome = 'handed_back' then 'queued' else 'scheduled' end,
-        due_at = coalesce(h.due_at, clock_timestamp()), cause = h.cause, worker = null, rung_at = null, lost = 0, strikes = 0,
+        due_at = clock_timestamp() + make_interval(secs => coalesce(h.wait_s, 0)), cause = h.cause, worker = null, rung_at = null, lost = 0, strikes = 0,
         attempts = case when h.outcome = 'failed' then h.attempt else w.attempts end,
         put_offs = case when h.outcome = 'put_off' then w.put_offs + (h.put_off <> 'turn')::integer else 0 end,
         misses = case h.put_off when 'missed' then w.misses + 1 when 'turn' then w.misses else 0 end,
@@ -124,7 +125,7 @@ where head.status in ('queued', 'scheduled') and head.due_at <= clock_timestamp(
 with soon as (
     select event_id from work
     where waits_for is not null and $1::text = any (string_to_array(waits_for, ' '))
-      and status = 'scheduled' and due_at > clock_timestamp() and ($3::timestamptz is null or claimed_at < $3)
+      and status || '' = 'scheduled' and due_at > now() and ($3::timestamptz is null or claimed_at < $3)
     order by due_at limit $2 for update skip locked
 ), moved as (
     update work w set due_at = clock_timestamp() + random() * interval '1 s', waits_for = null

@@ -1,14 +1,15 @@
 -- name: keep
 -- Memory is refused to a stale claim: who gets its n back held the event when its entries were committed. The lock sees to
 -- that: a claim can't be raised between the look at it and the commit, or what another worker has read of the journal
--- would change behind it. All entries of one n belong to one claim.
+-- would change behind it. All entries of one n belong to one claim. `status || ''`: by key, not by the
+-- index on running rows (see settle).
 with given as (
     select * from unnest($1::bigint[], $2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::timestamptz[], $7::json[],
                          $8::boolean[])
         as g (n, event_id, run, claim, step, at, entry, took_state)
 ), held as (
     select g.* from given g cross join lateral (
-        select 1 from work where work.event_id = g.event_id and work.claim = g.claim and work.status = 'running'
+        select 1 from work where work.event_id = g.event_id and work.claim = g.claim and work.status || '' = 'running'
         for share) as w
 ), stored as (
     insert into journal (event_id, run, step, at, entry, took_state)

@@ -106,16 +106,18 @@ with lost as (
 select event_id, type, tenant, key, reason from told;
 
 -- name: unknown_claims
--- What Postgres says this worker runs, and it does not hold, handed back, uncharged. Each is a strike, since nobody knows
--- what became of it, but for those of $3: their claims' replies got lost, so that they were never run. $4, $5 and $6 say of
--- some events and claims why. An event whose worker lives is no suspect of having ended it.
+-- What Postgres says this worker runs, and it does not hold under this claim ($2 and $3 are what it holds; the event it may hold
+-- under an older claim), handed back, uncharged. Each is a strike, since nobody knows what became of it, but for those of $4:
+-- their claims' replies got lost, so that they were never run. $5, $6 and $7 say of some events and claims why. An event whose
+-- worker lives is no suspect of having ended it.
 with unknown as (
-    select w.event_id, w.claim, w.run, w.attempts, w.claimed_at, w.event_id <> all ($3::uuid[]) as strike, why.error
+    select w.event_id, w.claim, w.run, w.attempts, w.claimed_at, w.event_id <> all ($4::uuid[]) as strike, why.error
     from work w
-    left join unnest($4::uuid[], $5::bigint[], $6::json[]) as why (event_id, claim, error)
+    left join unnest($5::uuid[], $6::bigint[], $7::json[]) as why (event_id, claim, error)
         on why.event_id = w.event_id and why.claim = w.claim
     where w.worker = $1 and w.status = 'running' and w.claimed_at < clock_timestamp() - interval '5 s'
-      and w.event_id <> all ($2::uuid[])
+      and not exists (select 1 from unnest($2::uuid[], $3::bigint[]) as h (event_id, claim)
+                      where h.event_id = w.event_id and h.claim = w.claim)
     order by w.event_id for update of w skip locked
 ), freed as (
     update work w
@@ -125,7 +127,7 @@ with unknown as (
 ), facts as (
     insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail)
     select event_id, claim, run, attempts + 1, $1, claimed_at, clock_timestamp(), 'handed_back',
-           case when strike then coalesce(error, json_build_object(
+           case when strike then coalesce((error::jsonb || jsonb_build_object('at', clock_timestamp()))::json, json_build_object(
                'kind', 'Unsettled', 'message', 'the run came back without an outcome', 'step', null, 'at', clock_timestamp(),
                'where', null)) end
     from unknown
@@ -140,10 +142,13 @@ from unnest($1::uuid[], $2::bigint[], $3::interval[]) as given (event_id, claim,
 where w.event_id = given.event_id and w.claim = given.claim and w.status = 'running';
 
 -- name: not_ours
--- Of the claims in hand, those that Postgres has given to somebody else, or to nobody.
-select h.event_id from unnest($1::uuid[], $2::bigint[]) as h (event_id, claim)
-where not exists (
-    select 1 from work w where w.event_id = h.event_id and w.claim = h.claim and w.worker = $3 and w.status = 'running');
+-- Of the claims in hand, those that Postgres has given to somebody else, or to nobody. An event may be in hand twice, under a
+-- claim that is lost and a new one: so the claim is returned, too. By key (see settle).
+select h.event_id, h.claim from unnest($1::uuid[], $2::bigint[]) as h (event_id, claim)
+left join lateral (
+    select w.claim from work w
+    where w.event_id = h.event_id and w.worker = $3 and w.status || '' = 'running' limit 1) as ours on true
+where ours.claim is distinct from h.claim;
 
 -- name: due
 -- Whether upkeep has anything to do, and which memory of Redis was last seen: one cheap statement a second. `now()` because a
@@ -170,10 +175,12 @@ from epoch;
 select tenant, key from work where ord is null and due_at <= now() order by due_at limit 1000;
 
 -- name: draw_places
--- Keyed events that were not due draw their place when they are, in the order in which they became due.
-update work w set ord = drawn.ord
-from (select event_id, nextval('place') as ord
-      from (select event_id from work
+-- Keyed events that were not due draw their place when they are, in the order in which they became due. The first of each
+-- mailbox is rung next; a ring of those behind it would find nothing, so they count as rung.
+update work w set ord = drawn.ord, rung_at = case when drawn.nth > 1 then clock_timestamp() end,
+    rung_to = case when drawn.nth > 1 then 'work' end
+from (select event_id, nextval('place') as ord, row_number() over (partition by tenant, key order by due_at, event_id) as nth
+      from (select event_id, tenant, key, due_at from work
             where ord is null and due_at <= clock_timestamp() and (tenant, key) in (select * from unnest($1::text[], $2::text[]))
             order by due_at, event_id) as due) as drawn
 where w.event_id = drawn.event_id;
@@ -187,36 +194,54 @@ update epoch set epoch = $2, lost_at = case when epoch = '' then lost_at else cl
 
 -- name: sweep
 -- Ring again what is due, not running, and was last rung before Redis lost its memory or before the moment up to
--- which the group has read its stream ($1, $2): an entry that still waits there is never doubled. Keyed events: only the
--- head of each mailbox, found by stepping from key to key.
+-- which the group has read its stream ($1, $2): an entry that still waits there is never doubled. Of keyed events only the
+-- head of each mailbox: those that were rung are found by stepping from key to key (work_rung_mailbox), those that were not
+-- by the time at which they fell due. So a turn costs what is due, whatever runs, backs off or waits in a stream: what was
+-- rung to the front stream has an index of its own (work_rung_front), since the two streams are read up to different moments.
 with recursive mailboxes as (
-    (select tenant, key, event_id from work where key is not null order by tenant, key, ord limit 1)
+    (select tenant, key, ord, event_id, due_at, rung_at, rung_to from work
+     where key is not null and rung_at is not null and status in ('queued', 'scheduled') order by tenant, key, ord limit 1)
     union all
-    select next.tenant, next.key, next.event_id
+    select next.tenant, next.key, next.ord, next.event_id, next.due_at, next.rung_at, next.rung_to
     from mailboxes m cross join lateral (
-        select w.tenant, w.key, w.event_id from work w
-        where w.key is not null and (w.tenant, w.key) > (m.tenant, m.key) order by w.tenant, w.key, w.ord limit 1) as next
+        select w.* from work w
+        where w.key is not null and w.rung_at is not null and w.status in ('queued', 'scheduled')
+          and (w.tenant, w.key) > (m.tenant, m.key) order by w.tenant, w.key, w.ord limit 1) as next
+), heads as (
+    (select event_id, due_at, tenant, key, ord from work
+     where key is not null and ord is not null and status in ('queued', 'scheduled') and rung_at is null and due_at <= now()
+     order by due_at limit $3)
+    union all
+    (select event_id, due_at, tenant, key, ord from mailboxes
+     where ord is not null and due_at <= now()
+       and rung_at < greatest((select lost_at from epoch), case rung_to when 'front' then $2::timestamptz else $1::timestamptz end))
 ), due as (
     (select event_id, due_at from work
      where key is null and status in ('queued', 'scheduled') and rung_at is null and due_at <= now()
      order by due_at limit $3)
     union all
     (select event_id, due_at from work
-     where key is null and status in ('queued', 'scheduled') and due_at <= now()
-       and rung_at < greatest((select lost_at from epoch), case rung_to when 'front' then $2::timestamptz else $1::timestamptz end)
+     where key is null and status in ('queued', 'scheduled') and due_at <= now() and rung_to is distinct from 'front'
+       and rung_at < greatest((select lost_at from epoch), $1::timestamptz)
      order by rung_at limit $3)
     union all
-    (select w.event_id, w.due_at from mailboxes m join work w using (event_id)
-     where w.status in ('queued', 'scheduled') and w.due_at <= now() and w.ord is not null
-       and (w.rung_at is null
-            or w.rung_at < greatest((select lost_at from epoch), case w.rung_to when 'front' then $2::timestamptz else $1::timestamptz end)))
+    (select event_id, due_at from work
+     where key is null and status in ('queued', 'scheduled') and due_at <= now() and rung_to = 'front'
+       and rung_at < greatest((select lost_at from epoch), $2::timestamptz)
+     order by rung_at limit $3)
+    union all
+    (select h.event_id, h.due_at
+     from heads h left join lateral (
+         select true as there from work before
+         where before.tenant = h.tenant and before.key = h.key and before.ord < h.ord order by before.ord limit 1) as b on true
+     where b.there is null)
 ), locked as (
-    select w.event_id from work w
-    where w.event_id in (select event_id from due order by due_at limit $3)
-    order by w.event_id for update skip locked
+    select w.event_id
+    from (select event_id from (select event_id from due order by due_at limit $3) as oldest order by event_id) as d
+    cross join lateral (select event_id from work where work.event_id = d.event_id for update skip locked) as w
 )
 update work w set rung_at = clock_timestamp(), rung_to = 'work'
-from locked where w.event_id = locked.event_id
+where w.event_id = any (array(select event_id from locked))
 returning w.event_id;
 
 -- name: hold_duty

@@ -2,12 +2,13 @@
 -- Before a call is made. The sums go to the worker's allowance; where that was taken back, its worker counts as dead and
 -- the call must not be made. $20: it has been made, and its row was lost with a crash of Postgres.
 with given as (
-    select g.*, exists (select 1 from calls where calls.call_id = g.call_id) as there
+    select g.*, found.call_id is not null as there
     from unnest($1::uuid[], $2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::integer[],
                 $9::text[], $10::text[], $11::text[], $12::integer[], $13::text[], $14::text[], $15::double precision[],
                 $16::boolean[], $17::uuid[], $18::text[], $19::date[])
         as g (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, asked, ordinal, provider, model,
               cost_usd, priced, worker, tenant, day)
+    left join lateral (select calls.call_id from calls where calls.call_id = g.call_id limit 1) as found on true
 ), booked as (
     update allowances a set used_usd = a.used_usd + s.usd
     from (select worker, tenant, day, sum(cost_usd) as usd from given where day is not null and not there group by 1, 2, 3) as s
@@ -45,7 +46,7 @@ with given as (
         memory = m.outcome = 'ok'
              and m.claim = coalesce((select w.claim from work w where w.event_id = m.event_id),
                                     (select e.claim from events e where e.event_id = m.event_id), -1)
-    from mine m where c.call_id = m.call_id
+    from mine m where c.call_id = m.call_id and c.call_id = any (array(select call_id from mine))
     returning c.call_id, c.memory
 ), more as (
     select worker, tenant, day, sum(more_usd) as usd from mine where day is not null group by 1, 2, 3

@@ -23,8 +23,9 @@ with given as (
            case when due_at > now() then null else 'work' end
     from given join stored using (event_id)
     order by n
+    returning event_id, status = 'queued' as due
 )
-select event_id from stored;
+select event_id, due from queued;
 
 -- name: existing
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.data, e.parent, coalesce(w.status, e.status) as status
@@ -34,7 +35,8 @@ left join work w using (event_id);
 
 -- name: dead_entry
 insert into dead_letters (dead_id, origin, type, reason, error, attempts, event)
-values ($1, $2, $3, $4, $5, 0, $6)
+values ($1, $2, $3, $4,
+        json_build_object('kind', $5::text, 'message', $6::text, 'step', null, 'at', clock_timestamp()), 0, $7)
 on conflict (origin) do nothing;
 
 -- name: keyed

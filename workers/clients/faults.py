@@ -62,26 +62,30 @@ def outcome_of(status: int) -> Outcome:
 
 
 def asked_wait_s(headers: Mapping[str, str]) -> float | None:
-    """Retry-After in seconds, capped: a number or a date; None where there is none, or it is neither."""
+    """Retry-After in seconds, capped: a number or a date; None where there is none, or it is neither.
+
+    A date counts from the `Date` of the same response: both are of the server's clock; this machine's may be wrong.
+    """
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name)
-        wait_s = _seconds(value) if value else None
+        wait_s = _seconds(value, headers.get("date")) if value else None
         if wait_s is not None:
             return min(max(wait_s * unit_s, 0.0), WAIT_CAP_S)
     return None
 
 
-def _seconds(value: str) -> float | None:
+def _seconds(value: str, sent_at: str | None) -> float | None:
     try:
         number = float(value)
     except ValueError:
-        return _until(value)
+        until, now = _date(value), _date(sent_at or "") or datetime.now(UTC)
+        return until.timestamp() - now.timestamp() if until else None
     return number if math.isfinite(number) else None
 
 
-def _until(value: str) -> float | None:
+def _date(value: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
-    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -30,11 +30,11 @@ class BudgetSpent(Reject):
 
 
 class DaySpent(CallboardError):
-    """The day's budget is spent: the event waits `until` the next one."""
+    """The day's budget is spent: the event waits `wait_s` seconds, until the next one."""
 
-    def __init__(self, cause: str, until: datetime) -> None:
+    def __init__(self, cause: str, wait_s: float) -> None:
         super().__init__(cause)
-        self.until: Final = until
+        self.wait_s: Final = wait_s
 
 
 class Call(Struct, frozen=True):

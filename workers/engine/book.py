@@ -1,7 +1,6 @@
 """The ledger as one question of a step sees it: what is recalled, reserved, opened and closed."""
 
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from msgspec import Struct
@@ -65,13 +64,14 @@ class StepBook:
 
     def recalled(self, prompt: Prompt | Source) -> None:
         told = f"{prompt.name}@{prompt.version}"
-        self._account.facts.steps.append(Step(self._step, datetime.now(UTC), 0.0, "recalled", prompt=told))
+        self._account.facts.steps.append(Step(self._step, self._account.facts.now(), 0.0, "recalled", prompt=told))
 
     async def whole(self, call: Coroutine[Any, Any, T]) -> T:
         return await self._account.ledger.whole(call)
 
     async def open(self, call: Call) -> None:
         account, self._usd, back_usd, opened = self._account, call.cost_usd, call.cost_usd, False
+        call = replace(call, at=account.facts.now())  # the day that it is booked on is the same for all workers
         try:
             with our_wait():
                 await self._reserve(call)
@@ -125,7 +125,7 @@ class StepBook:
             await reserve_own(account.till, account.limit_usd, call.cost_usd)
             self._tills.append(account.till)
         if account.ledger.purse is not None and call.cost_usd > 0:
-            self._tills.append(await account.ledger.purse.reserve(account.claimed, call.at.date(), call.cost_usd))
+            self._tills.append(await account.ledger.purse.reserve(account.claimed, call.at, call.cost_usd))
 
     def _settle(self, back_usd: float) -> None:
         for till in self._tills:

@@ -79,8 +79,12 @@ class Purse:
         self._limit_usd: Final = limit_usd
         self._tills: Final[dict[tuple[UUID, str, date], Till]] = {}
 
-    async def reserve(self, claimed: Claimed, day: date, usd: float) -> Till:
-        """Raises DaySpent where the day's budget does not allow it, Outage where others hold what is left of it."""
+    async def reserve(self, claimed: Claimed, now: datetime, usd: float) -> Till:
+        """Of the day of `now`, which is on the clock of Postgres.
+
+        Raises DaySpent where the day's budget does not allow it, Outage where others hold what is left of it.
+        """
+        day = now.date()
         key = (claimed.worker, claimed.tenant, day)
         till = self._tills.get(key) or await self._begin(key)
         if await till.reserve(usd, lambda usd: self._draw(till, key, usd)):
@@ -89,8 +93,9 @@ class Purse:
         told = f"${spent_usd:.4f} of ${self._limit_usd:g} for {day} are spent and this call may cost ${usd:.4f}"
         if spent_usd + usd <= self._limit_usd:
             raise Outage(f"the day's budget: {told}; calls under way hold the rest", 1.0 + random.random())
-        until = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
-        raise DaySpent(f"the day's budget: {told}", until + timedelta(seconds=random.uniform(0, SPREAD_S)))
+        tomorrow = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
+        wait_s = (tomorrow - now).total_seconds() + random.uniform(0, SPREAD_S)
+        raise DaySpent(f"the day's budget: {told}", wait_s)
 
     async def run(self) -> None:
         """Gives back, now and then, what nobody here needs: others may."""

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from datetime import datetime
+from uuid import UUID
 
 from msgspec import json
 from msgspec.structs import replace
@@ -24,9 +25,9 @@ def weight(children: Sequence[Child]) -> int:
     return sum(1 + len(each.data) // PAGE_BYTES for each in children)
 
 
-def due_later(children: Sequence[Child], now: datetime) -> set[datetime]:
-    """The seconds in which children fall due."""
-    return {each.due_at.replace(microsecond=0) for each in children if each.due_at and each.due_at > now}
+def waits_s(children: Sequence[Child], now: datetime) -> set[int]:
+    """In how many seconds children fall due; `now` is the time on the clock of Postgres."""
+    return {int((each.due_at - now).total_seconds()) for each in children if each.due_at and each.due_at > now}
 
 
 def incoming(claimed: Claimed, emitted: Sequence[Child], followers: Sequence[str]) -> list[Incoming]:
@@ -71,13 +72,15 @@ def _following(claimed: Claimed, told: Attributes, name: str) -> Incoming:
     )
 
 
-async def accept_children(connection: Connection, children: Sequence[Incoming]) -> list[Incoming]:
-    """Stores them in the transaction that settles their parents; gives those that were not there yet.
+async def accept_children(connection: Connection, children: Sequence[Incoming]) -> tuple[list[Incoming], set[UUID]]:
+    """Stores them in the transaction that settles their parents; gives those that were not there yet, and who is due.
 
     Since such sources are refused from outside, nobody else can store an event under a child's identity; an older
     release let them in. Such an event stays what it is, and neither the child nor its parent pays for it: the child is
     stored under an id that nobody can foresee, and the log and a metric say so.
     """
+    if not children:
+        return [], set()
     fresh = await accept(connection, children)
     missing = [each for each in children if each.event_id not in fresh]
     rows = await existing(connection, missing) if missing else {}
@@ -92,8 +95,11 @@ async def accept_children(connection: Connection, children: Sequence[Incoming]) 
             each.event_id,
         )
     if displaced:
-        await accept(connection, displaced)
-    return [each for each in children if each.event_id in fresh] + displaced
+        fresh |= await accept(connection, displaced)
+    due = {event_id for event_id, is_due in fresh.items() if is_due}
+    taken = {each.event_id for each in displaced}
+    own = [each for each in children if each.event_id in fresh and each.event_id not in taken]
+    return own + displaced, due
 
 
 def is_displaced(child: Incoming) -> bool:

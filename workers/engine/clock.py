@@ -30,11 +30,12 @@ class Clock:
     def __init__(self, redis: ArqRedis) -> None:
         self._redis: Final = redis
 
-    async def wake_at(self, due_at: datetime) -> None:
-        """Errors of Redis are not the caller's: the sweeper looks at `due_at` every second."""
-        second = int(due_at.timestamp()) + 1
-        if second - time.time() > HORIZON_S:
+    async def wake_in(self, wait_s: float) -> None:
+        """After so many seconds, by arq's own clock, which is this machine's. An alarm that another machine would hear
+        too early or too late does no harm, nor does one that Redis does not take: the sweeper looks every second."""
+        if wait_s > HORIZON_S:
             return
+        second = int(time.time() + wait_s) + 1
         try:
             await self._redis.enqueue_job(
                 WAKE, _job_id=f"{WAKE}:{second}", _defer_until=datetime.fromtimestamp(second, UTC)

@@ -62,7 +62,7 @@ async def _stored(settler: Settler, ending: Ending) -> bool:
 
 def _without_effects(ending: Ending, error: Exception, retry: Retry) -> Ending:
     """Its steps and its outcome; where that was a success, a failure. No progress: the next try has to do it again."""
-    facts = Facts(steps=ending.facts.steps, begun=ending.facts.begun)
+    facts = Facts(steps=ending.facts.steps, begun=ending.facts.begun, started_at=ending.facts.started_at)
     outcome = ending.outcome
     if isinstance(outcome, Done):
         outcome = after(error, ending.claimed, retry, facts)
@@ -71,16 +71,16 @@ def _without_effects(ending: Ending, error: Exception, retry: Retry) -> Ending:
 
 def _bare(ending: Ending, error: Exception, retry: Retry) -> Ending:
     """Nothing that anybody else has said."""
-    described = encoded(kind_of(error), f"{UNSTORABLE}: {kind_of(error)}")
-    facts = Facts(begun=ending.facts.begun)
+    facts = Facts(begun=ending.facts.begun, started_at=ending.facts.started_at)
+    described = encoded(kind_of(error), f"{UNSTORABLE}: {kind_of(error)}", facts.now())
     outcome: Outcome = ending.outcome
     match outcome:
         case HandedBack():
             pass
         case Dead(reason=reason):
             outcome = Dead(reason, described)
-        case Later(charged=False, due_at=due_at, put_off=how):
-            outcome = Later(due_at, UNSTORABLE, charged=False, error=described, put_off=how)
+        case Later(charged=False, wait_s=wait_s, put_off=how):
+            outcome = Later(wait_s, UNSTORABLE, charged=False, error=described, put_off=how)
         case _:
             outcome = charged(ending.claimed, retry, facts, described, UNSTORABLE)
     return replace(ending, outcome=outcome, facts=facts, followers=())

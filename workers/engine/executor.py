@@ -85,8 +85,9 @@ class Executor:
         """The claims whose runs are going on, but for those that are being settled."""
         return [hand.claimed for hand in self._held if hand.attempting]
 
-    def holds(self) -> list[UUID]:
-        return [hand.claimed.event_id for hand in self._held]
+    def holds(self) -> list[Claimed]:
+        """All claims in hand."""
+        return [hand.claimed for hand in self._held]
 
     async def free_slots(self) -> int:
         """Wait for a free slot, then say how many there are."""
@@ -151,7 +152,7 @@ class Executor:
 
     async def _live(self, hand: Hand) -> None:
         """Whatever happens in it becomes an outcome that is stored, or is noted and counted."""
-        claimed, facts = hand.claimed, Facts(tell=hand.voice.step)
+        claimed, facts = hand.claimed, Facts(tell=hand.voice.step, started_at=hand.claimed.claimed_at)
         RUN.set(claimed.about)
         wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)

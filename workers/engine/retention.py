@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -52,7 +52,8 @@ async def retain(settings: Settings, redis: Redis, lease: Lease) -> int:
 
 
 async def _events(settings: Settings, connection: Connection) -> int:
-    before = first_id(datetime.now(UTC) - timedelta(days=settings.retention_days))
+    now: datetime = await connection.fetchval(SQL["now"])
+    before = first_id(now - timedelta(days=settings.retention_days))
     forgotten, after = 0, UUID(int=0)
     for _ in range(BATCHES):
         rows = await connection.fetch(SQL["old_events"], before, settings.retention_days, BATCH, after)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final, Literal
 
 from msgspec import json
@@ -50,7 +50,7 @@ def judged(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) -
         outcome = after(error, claimed, retry, facts)
     except Exception as bug:
         log.error("event %s: a bug in judging an error", claimed.event_id, exc_info=bug)
-        described = encoded(kind_of(error), "what it says can't be read, see the log of the worker")
+        described = encoded(kind_of(error), "what it says can't be read, see the log of the worker", facts.now())
         outcome = charged(claimed, retry, Facts(), described, kind_of(error))
     what, where = kind_of(original(error)), place_of(error) or "no code of yours"
     if isinstance(outcome, Dead):
@@ -71,12 +71,12 @@ def after(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) ->
     decides = deciding(error)
     if isinstance(decides, Unavailable):
         decides = as_outage(decides)
-    described = describe(error, decides, failed_step(facts, error))
+    described = describe(error, decides, failed_step(facts, error), facts.now())
     match decides:
         case Outage() if decides.free_max is None or claimed.misses < decides.free_max:
             return _put_off(decides, claimed, described)
         case DaySpent():
-            return Later(decides.until, text_of(decides), charged=False, error=described, waits_for=[BUDGET])
+            return Later(decides.wait_s, text_of(decides), charged=False, error=described, waits_for=[BUDGET])
         case Reject() | LlmRefused():
             return Dead("rejected", described)
         case WiringError() | TooLarge():
@@ -85,7 +85,7 @@ def after(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) ->
             return Dead("journal_mismatch", described)
         case Unreadable() if claimed.put_offs < MISFITS_MAX:
             cause = f"this worker's release can't read it: {text_of(decides.__cause__ or decides)}"
-            return Later(_in(UNKNOWN_TYPE_S), cause, charged=False, error=described)
+            return Later(UNKNOWN_TYPE_S, cause, charged=False, error=described)
         case Unreadable():
             return Dead("invalid", described)
     return charged(claimed, retry, facts, described, text_of(decides, CAUSE_MAX))
@@ -96,15 +96,15 @@ def charged(claimed: Claimed, retry: Retry, facts: Facts, described: bytes, caus
     number = attempt(claimed, facts)
     if number >= retry.attempts:
         return Dead("attempts_exhausted", described)
-    return Later(_in(backoff_s(number - 1, retry.base_s, retry.cap_s)), cause, charged=True, error=described)
+    return Later(backoff_s(number - 1, retry.base_s, retry.cap_s), cause, charged=True, error=described)
 
 
 def _put_off(outage: Outage, claimed: Claimed, described: bytes) -> Later:
     """Waits double, but for one whose end is known."""
     how: Literal["away", "missed", "turn"] = "turn" if outage.exact else "away" if outage.free_max is None else "missed"
     wait_s = outage.after_s * (1.0 if outage.exact else 2.0 ** min(claimed.put_offs, 16))
-    due_at = _in(min(wait_s, PUT_OFF_CAP_S))
-    return Later(due_at, outage.cause, charged=False, error=described, put_off=how, waits_for=outage.waits_for)
+    wait_s = min(wait_s, PUT_OFF_CAP_S)
+    return Later(wait_s, outage.cause, charged=False, error=described, put_off=how, waits_for=outage.waits_for)
 
 
 def attempt(claimed: Claimed, facts: Facts) -> int:
@@ -129,21 +129,21 @@ def _related(error: BaseException) -> Iterator[BaseException]:
 def unknown_type(claimed: Claimed) -> Later:
     """The sender is newer than this worker: the event waits for one that knows its type."""
     what = f'type "{claimed.type}"' if claimed.reaction is None else f'pipeline "{claimed.reaction}"'
-    return Later(_in(UNKNOWN_TYPE_S), f"this worker does not know the {what}", charged=False)
+    return Later(UNKNOWN_TYPE_S, f"this worker does not know the {what}", charged=False)
 
 
-def describe(error: BaseException, decides: BaseException, step: str | None) -> bytes:
+def describe(error: BaseException, decides: BaseException, step: str | None, at: datetime) -> bytes:
     """The contract's error: `{kind, message, step, at, where}`. A group is described by the member that decides, and
     names the others."""
     shown = original(decides.__cause__ or decides if isinstance(decides, Unreadable) else decides)
     several = isinstance(original(error), BaseExceptionGroup) and not isinstance(decides, OUTAGES)
     others = [each for each in leaves(error) if each is not shown] if several else []
     message = _message(shown) + _named(others)
-    return encoded(kind_of(shown), storable(message, MESSAGE_MAX), step, place_of(shown) or place_of(error))
+    return encoded(kind_of(shown), storable(message, MESSAGE_MAX), at, step, place_of(shown) or place_of(error))
 
 
-def encoded(kind: str, message: str, step: str | None = None, where: str | None = None) -> bytes:
-    return json.encode({"kind": kind, "message": message, "step": step, "at": datetime.now(UTC), "where": where})
+def encoded(kind: str, message: str, at: datetime, step: str | None = None, where: str | None = None) -> bytes:
+    return json.encode({"kind": kind, "message": message, "step": step, "at": at, "where": where})
 
 
 def _message(error: BaseException) -> str:
@@ -160,7 +160,3 @@ def _named(others: Sequence[BaseException]) -> str:
     named = [kind_and_text(each, CAUSE_MAX) + (f" ({place})" if (place := place_of(each)) else "") for each in others]
     more = f"; and {len(named) - MEMBERS_MAX} more" if len(named) > MEMBERS_MAX else ""
     return f" (in a group with {'; '.join(named[:MEMBERS_MAX])}{more})"
-
-
-def _in(seconds: float) -> datetime:
-    return datetime.now(UTC) + timedelta(seconds=seconds)

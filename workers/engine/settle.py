@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -22,7 +21,7 @@ from service.resources import Connection, connect
 from service.settings import Settings
 from service.store import lock_mailboxes
 from workers.clients.vectors import Document
-from workers.engine.children import accept_children, due_later, incoming, is_displaced, weight
+from workers.engine.children import accept_children, incoming, is_displaced, waits_s, weight
 from workers.engine.claimed import SQL, Claimed
 from workers.engine.measured import settled
 from workers.engine.retry import attempt
@@ -60,12 +59,12 @@ class Settler:
         self,
         settings: Settings,
         ring: Callable[[UUID], None],
-        wake_at: Callable[[datetime], Awaitable[None]],
+        wake_in: Callable[[float], Awaitable[None]],
         meters: Meters | None = None,
     ) -> None:
         self._meters: Final = meters or Meters()
         self._ring: Final = ring
-        self._wake_at: Final = wake_at
+        self._wake_in: Final = wake_in
         self._settings: Final = settings
         self.written = 0  # endings, whatever became of them
         self._commits: Final = GroupCommit[Ending, bool](
@@ -77,9 +76,9 @@ class Settler:
         """Whether the claim still held. Raises Unavailable while Postgres is away, BadRow where it refuses it."""
         held = await self._commits.put(ending, timeout_s)
         if held and isinstance(ending.outcome, Later):
-            await self._wake_at(ending.outcome.due_at)
-        if held and ending.succeeded and (due := due_later(ending.facts.children, datetime.now(UTC))):
-            await asyncio.gather(*map(self._wake_at, due))
+            await self._wake_in(ending.outcome.wait_s)
+        if held and ending.succeeded and (due := waits_s(ending.facts.children, ending.facts.now())):
+            await asyncio.gather(*map(self._wake_in, due))
         return held
 
     async def _connect(self) -> Connection:
@@ -90,14 +89,13 @@ class Settler:
     async def _write(self, connection: Connection, batch: Sequence[Ending]) -> list[bool]:
         hit(self._settings, "settle_begin")
         children = {n: said for n, ending in enumerate(batch, 1) if (said := ending.children())}
-        held, said = await _settled(connection, batch, children)
+        held, said, due = await _settled(connection, batch, children)
         hit(self._settings, "settle_committed")
         self.written += len(batch)
         still = {row["n"] for row in held}
         self._count([ending for n, ending in enumerate(batch, 1) if n in still], said)
-        now = datetime.now(UTC)
         for each in said:
-            if (each.due_at or now) <= now:
+            if each.event_id in due:
                 self._ring(each.event_id)
         moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
         if moved:
@@ -116,16 +114,20 @@ class Settler:
 
 async def _settled(
     connection: Connection, batch: Sequence[Ending], children: Mapping[int, list[Incoming]]
-) -> tuple[list[asyncpg.Record], list[Incoming]]:
-    """Who still held their claims, and the children that were not there yet. With children it takes a transaction."""
+) -> tuple[list[asyncpg.Record], list[Incoming], set[UUID]]:
+    """Who still held their claims, the children that were not there yet, and which of those are due.
+
+    With children it takes a transaction.
+    """
     arguments = _arguments(batch)
     if not children:
-        return await connection.fetch(SQL["settle"], *arguments), []
+        return await connection.fetch(SQL["settle"], *arguments), [], set()
     async with connection.transaction():
         await lock_mailboxes(connection, [each for said in children.values() for each in said])
         held = await connection.fetch(SQL["settle"], *arguments)
         said = [each for row in held for each in children.get(row["n"], ())]
-        return held, await accept_children(connection, said) if said else []
+        fresh, due = await accept_children(connection, said)
+    return held, fresh, due
 
 
 def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
@@ -163,13 +165,13 @@ def _columns(rows: Sequence[Row], width: int) -> Sequence[Sequence[Any]]:
 def _row(ending: Ending) -> Row:
     """The arguments of the settle statement, in its order."""
     claimed = ending.claimed
-    result = error = due_at = cause = reason = dead_id = None
+    result = error = wait_s = cause = reason = dead_id = None
     match ending.outcome:
         case Done():
             outcome, result = "succeeded", ending.outcome.result.decode()
         case Later():
             outcome = "failed" if ending.outcome.charged else "put_off"
-            due_at, cause = ending.outcome.due_at, storable(ending.outcome.cause)
+            wait_s, cause = ending.outcome.wait_s, storable(ending.outcome.cause)
             error = ending.outcome.error.decode() if ending.outcome.error else None
         case Dead():
             outcome, reason, dead_id = "dead", ending.outcome.reason, uuid7()
@@ -178,7 +180,7 @@ def _row(ending: Ending) -> Row:
             outcome = "handed_back"
     steps = json.encode(ending.facts.steps).decode()
     number = attempt(claimed, ending.facts) if outcome == "failed" else claimed.attempt
-    end = (outcome, result, error, due_at, cause, reason, dead_id, ending.pipeline)
+    end = (outcome, result, error, wait_s, cause, reason, dead_id, ending.pipeline)
     who = (claimed.run, number, claimed.worker, claimed.claimed_at, steps)
     return (claimed.event_id, claimed.claim, *end, *who)
 

@@ -144,7 +144,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     stack.push_async_callback(arq.connection_pool.disconnect)
     outbox, ledger, journal = Outbox(redis), Ledger(settings, pool, meters), Journal(settings, meters)
     wire = Wire(redis)
-    settler = Settler(settings, outbox.ring, Clock(arq).wake_at, meters)
+    settler = Settler(settings, outbox.ring, Clock(arq).wake_in, meters)
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in everyone(program.wiring)]
     lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))

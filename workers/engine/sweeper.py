@@ -21,6 +21,7 @@ from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.settings import Settings
 from workers.engine import claimed
 from workers.engine.budget import SQL as LEDGER_SQL
+from workers.engine.claimed import Claimed
 from workers.engine.executor import Executor
 from workers.engine.lease import SQL, Lease
 from workers.engine.recovery import Recovery
@@ -134,11 +135,10 @@ class Sweeper:
 
     async def _end_what_is_not_ours(self, connection: Connection) -> None:
         """Cancelled, or taken over while we stood still."""
-        hands = self._executor.claims()
-        if hands:
-            ids, claims = [each.event_id for each in hands], [each.claim for each in hands]
-            for row in await connection.fetch(SQL["not_ours"], ids, claims, self._lease.worker):
-                self._executor.drop(row["event_id"], claims[ids.index(row["event_id"])])
+        running = _pairs(self._executor.claims())
+        if running[0]:
+            for row in await connection.fetch(SQL["not_ours"], *running, self._lease.worker):
+                self._executor.drop(row["event_id"], row["claim"])
 
     async def _rescue(self, connection: Connection) -> list[UUID]:
         if not self._lease.steady:
@@ -164,7 +164,7 @@ class Sweeper:
             return [], False
         self._unknown_at = time.monotonic()
         unsettled = self._executor.unsettled
-        held = (self._lease.worker, self._executor.holds(), unsettled.excused)
+        held = (self._lease.worker, *_pairs(self._executor.holds()), unsettled.excused)
         rows = await connection.fetch(SQL["unknown_claims"], *held, *unsettled.reasons())
         for row in rows:
             unsettled.forget(row["event_id"], row["claim"])
@@ -215,6 +215,11 @@ class Sweeper:
                     read = datetime.fromtimestamp(int(last.split("-")[0]) / 1000, UTC)
                     return now - (redis_now - read)
         return now
+
+
+def _pairs(claims: Sequence[Claimed]) -> tuple[list[UUID], list[int]]:
+    """Events with their claims: an event may be in hand twice, under a claim that is lost and a new one."""
+    return [each.event_id for each in claims], [each.claim for each in claims]
 
 
 async def heads(connection: Connection, keys: set[tuple[str, str]]) -> list[UUID]:

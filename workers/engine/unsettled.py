@@ -32,7 +32,7 @@ class Unsettled:
         """The run of this claim is over, and nothing of it was stored."""
         kind, text = ("Unsettled", "") if error is None else (kind_of(error), f": {kind_of(error)}: {text_of(error)}")
         if len(self._why) < KEPT_MAX:
-            described = encoded(kind, f"{UNSETTLED}{text}").decode()
+            described = encoded(kind, f"{UNSETTLED}{text}", claimed.claimed_at).decode()
             self._why[claimed.event_id, claimed.claim] = described, time.monotonic()
 
     def reply_lost(self, ids: Iterable[UUID]) -> None:

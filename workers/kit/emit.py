@@ -30,7 +30,7 @@ def child(
     if key is not None and not 0 < len(key) <= KEY_MAX:
         raise Reject(f"{step} emits {kind.name} with a key of {len(key)} characters: 1 to {KEY_MAX} are taken.")
     if due_at is not None and due_at.tzinfo is None:
-        raise Reject(f"{step} emits {kind.name} with a due_at that has no time zone: datetime.now(UTC) has one.")
+        raise Reject(f"{step} emits {kind.name} with a due_at that has no time zone: run.now() has one.")
     try:
         data = kind.encode(event)
         kind.decode(data)

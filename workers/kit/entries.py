@@ -1,7 +1,7 @@
 """Entries of the journal: made when a step completes, stored with all before it, read in the place of the step."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -74,13 +74,13 @@ def replay(facts: Facts, step_key: str, node: Node, stored: Raw, outer: Effects)
     except MsgspecError as error:
         fault = f"what the journal has of step {step_key} is no {decoder.type} any more ({error})."
         misfit = JournalMismatch(f"{fault} Replay from that step.")
-        failed(facts, step_key, datetime.now(UTC), 0.0, misfit)
+        failed(facts, step_key, facts.now(), 0.0, misfit)
         raise misfit from error
     for each in entry.children:
         count(facts, each)
     outer.take_in(entry)
     facts.ask(entry)
-    note(facts, step_key, datetime.now(UTC), 0.0, "replayed")
+    note(facts, step_key, facts.now(), 0.0, "replayed")
     return result
 
 

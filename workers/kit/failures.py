@@ -111,7 +111,7 @@ def _all_of(members: list[BaseException]) -> BaseException:
     """Several outages at once, as one: all have to be over."""
     spent = [each for each in members if isinstance(each, DaySpent)]
     if spent:
-        return max(spent, key=lambda each: each.until)
+        return max(spent, key=lambda each: each.wait_s)
     outages = [each if isinstance(each, Outage) else as_outage(each) for each in members]
     free = [each.free_max for each in outages]
     whole = Outage(

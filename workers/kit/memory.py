@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
@@ -110,6 +110,10 @@ def _untold(step: Step) -> Step:
     return step
 
 
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 class Facts(Struct):
     """What a run has done so far. `found` is the journal of earlier tries, `kept` what is not stored yet.
 
@@ -117,7 +121,7 @@ class Facts(Struct):
     left at the end is stored by the settle. `failed` says which step raised what.
     `states` is what the actor remembers, once it was asked for; `new_states` what steps set; `in_hand` what one has.
     `replies`, of earlier tries too, by what a step asked the how-manieth time; `spent_usd` is what those tries cost.
-    `tell` numbers a step and tells who follows.
+    `tell` numbers a step and tells who follows. `started_at` is when the event was claimed, on the clock of Postgres.
     """
 
     steps: list[Step] = []
@@ -139,7 +143,13 @@ class Facts(Struct):
     new_states: dict[str, Raw] = {}
     in_hand: set[str] = set()
     begun: float = field(default_factory=time.perf_counter)
+    started_at: datetime = field(default_factory=_utc_now)
     tell: Callable[[Step], Step] = _untold
+
+    def now(self) -> datetime:
+        """The time on the clock of Postgres, to within what a claim takes: this machine's own clock may be wrong, and
+        what is written here is compared with what other workers write."""
+        return self.started_at + timedelta(seconds=time.perf_counter() - self.begun)
 
     @property
     def kept_much(self) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from service.errors import kind_and_text
@@ -22,7 +22,7 @@ class OnRecord:
         self._facts: Final = facts
         self._step: Final = step
         self._effects: Final = effects
-        self.at: Final = datetime.now(UTC)
+        self.at: Final = facts.now()
         self._begun: Final = time.perf_counter()
 
     @property

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar, overload
 from uuid import UUID, uuid4
@@ -149,8 +149,11 @@ class Run(Struct, frozen=True):
         return found
 
     def now(self) -> datetime:
-        """The time, in UTC. In the free form, between steps, a retry sees the same; so with the two below."""
-        return self._drawn("now()", datetime, lambda: datetime.now(UTC))
+        """The time in UTC, on the clock of Postgres, with which `due_at` is compared; this machine's may be wrong.
+
+        In the free form, between steps, a retry sees the same; so with the two below.
+        """
+        return self._drawn("now()", datetime, self.facts.now)
 
     def random(self) -> float:
         """A number from 0 up to 1."""
@@ -169,7 +172,7 @@ class Run(Struct, frozen=True):
             return json.decode(json.decode(stored, type=Entry).result, type=kind)
         value, drawn = draw(), self.effects.drawn
         if len(drawn) <= DRAWN_MAX:  # one more than may be kept: then a step that is run behind them says so
-            drawn.append(Kept(key, datetime.now(UTC), json.encode(Entry(Raw(json.encode(value))))))
+            drawn.append(Kept(key, self.facts.now(), json.encode(Entry(Raw(json.encode(value))))))
         if not self.step_key:
             if self.facts.counts[name] > DRAWN_MAX:
                 raise _drew_much(name)

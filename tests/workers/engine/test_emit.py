@@ -250,7 +250,7 @@ async def _run(settler: Settler) -> None:
     await settler.run()
 
 
-async def _no_alarm(_: datetime) -> None:
+async def _no_alarm(_: float) -> None:
     return None
 
 

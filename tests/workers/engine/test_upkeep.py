@@ -51,10 +51,10 @@ class Desk:
         self.lease = Lease(settings, [], lambda: 0, lambda: "ready")
         program = program_of(settings, plain=Pipeline(on=Plain, flow=[nothing]))
 
-        async def wake_at(_: object) -> None:
+        async def wake_in(_: object) -> None:
             return None
 
-        settler = Settler(settings, lambda _: None, wake_at)
+        settler = Settler(settings, lambda _: None, wake_in)
         nobody: Any = None  # nothing is run here
         journal = Journal(settings)
         ledger = Ledger(settings, nobody)
