@@ -42,6 +42,7 @@ where e.tenant = $1
   and ($6::text is null or e.id = $6)
   and ($7::uuid is null or e.event_id >= $7)
   and ($8::uuid is null or e.event_id < $8)
+  and ($10::uuid is null or e.parent = $10)
 order by e.event_id desc
 limit $9;
 
