@@ -1,7 +1,8 @@
 """What a process counts, for `GET /metrics`: plain numbers of one thread.
 
 An event costs a worker some 60 µs in all; prometheus-client's own counters, which lock, would take ten of them. The API
-shows these by it (service/http/metrics.py), its own and those that workers report.
+shows these by it (service/http/metrics.py): its own, and at another address those that workers report, under the label
+`worker`, which is the ordinal of a worker among those alive: a name that is new with each start would be a new series.
 """
 
 import asyncio
@@ -21,7 +22,13 @@ Row: TypeAlias = list[float]
 Snapshot: TypeAlias = dict[str, list[tuple[Labels, Row]]]
 
 _QUICK_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-_LONG_S: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+# Models answer in 0.5 to 30 s, so the bounds stand close together there: from 1 to 120 s each is at most twice the one
+# before, and a quantile that is read from them is wrong by less than that. 60 and 120 are the time limits of a call and
+# of a stream, so that what ran into them stands apart.
+_ANSWER_S: Final = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+_MODEL_S: Final = (0.1, 0.25, 0.5, *_ANSWER_S)
+_LONG_S: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, *_ANSWER_S)
+_WAIT_S: Final = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ROWS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
 
 
@@ -77,7 +84,26 @@ FAMILIES: Final = {
     "callboard_claims_unsettled_total": _counter("Claims that ended without an outcome in a living worker.", "reason"),
     "callboard_runs_abandoned_total": _counter("Runs that swallow their cancellation: nobody waits for them any more."),
     "callboard_llm_calls_total": _counter("Calls of models.", "provider", "model", "outcome", "simulated"),
-    "callboard_llm_call_duration_seconds": _histogram("Calls of models.", _LONG_S, "provider", "model"),
+    "callboard_llm_call_duration_seconds": _histogram("Calls of models.", _MODEL_S, "provider", "model"),
+    "callboard_llm_first_token_seconds": _histogram(
+        "From the start of a streamed call to its first text.", _MODEL_S, "provider", "model"
+    ),
+    "callboard_llm_limiter_wait_seconds": _histogram(
+        "What calls waited for the limits of their model; result: passed or refused.",
+        _WAIT_S,
+        "provider",
+        "model",
+        "result",
+    ),
+    "callboard_llm_prompt_calls_total": _counter(
+        "Calls of models, by the version of a prompt.", "prompt", "version", "outcome"
+    ),
+    "callboard_llm_prompt_cost_usd_total": _counter(
+        "What calls have cost, in US dollars, by the version of a prompt.", "prompt", "version"
+    ),
+    "callboard_budget_wait_seconds": _histogram(
+        "What calls waited for a budget; budget: event or day; result: passed or refused.", _WAIT_S, "budget", "result"
+    ),
     "callboard_llm_tokens_total": _counter("Tokens of calls.", "provider", "model", "direction", "simulated"),
     "callboard_llm_cost_usd_total": _counter("What calls have cost, in US dollars.", "provider", "model", "simulated"),
     "callboard_llm_recalled_total": _counter("Calls not made, since their replies were stored.", "pipeline"),
@@ -88,10 +114,14 @@ FAMILIES: Final = {
     "callboard_redis_up": _gauge("Whether Redis answered this measurement."),
     "callboard_backlog_events": _gauge("Open events; counted up to 100,000. queued: due now.", "status"),
     "callboard_backlog_oldest_age_seconds": _gauge("For how long the oldest event that is due has been due."),
+    "callboard_budget_day_used_usd": _gauge(
+        "What the tenant that has used most has spent or reserved since midnight, UTC, in US dollars."
+    ),
+    "callboard_budget_day_limit_usd": _gauge("What a tenant may spend in a day, in US dollars."),
     "callboard_dead_letters_last_hour": _gauge("Dead letters of the last hour, up to 10,000.", "reason"),
     "callboard_stream_entries": _gauge("Entries in a Redis stream.", "stream"),
     "callboard_workers": _gauge("Workers whose lease holds, by state.", "state"),
-    "callboard_worker_info": Family("info", "Who a worker is.", ("worker", "host", "pid", "version")),
+    "callboard_worker_info": Family("info", "The release of a worker.", ("worker", "version")),
     "callboard_worker_slots": _gauge("Events it may run at a time.", "worker"),
     "callboard_worker_in_flight": _gauge("Events it has in hand.", "worker"),
     "callboard_worker_beat_age_seconds": _gauge("Since its lease was renewed; it runs out after 6.", "worker"),

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from msgspec import Meta, Struct, ValidationError, convert, json
 from msgspec.structs import fields
@@ -21,6 +21,9 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "mistral": ("mistral_api_key",),
     "local": ("local_base_url",),
 }
+# Which settings are addresses that are spoken to by HTTP.
+ADDRESSES = ("url", "page_url")
+ADDRESS_ENDINGS = ("_base_url", "_endpoint")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 SECRET_MIN = 4  # shorter ones are parts of words
@@ -113,21 +116,50 @@ def variable(name: str) -> str:
 
 
 def load(environ: Mapping[str, str]) -> Settings:
-    """Read the settings; an empty variable counts as unset.
+    """Read the settings, without the white space around them; an empty variable counts as unset.
 
-    Raises SettingsError with the variable's name where a value does not fit, a file can't be read or a
-    `CALLBOARD_` name is unknown.
+    Raises SettingsError with a sentence for each fault, which begins with the variable's name: where a value does not
+    fit, a file can't be read, a `CALLBOARD_` name is unknown, a key can't be sent or an address is none.
     """
     known = {variable(field.name): field.name for field in fields(Settings)}
-    for name in environ:
-        if name.startswith(PREFIX) and name.removesuffix("_FILE") not in known:
-            raise SettingsError(f"{name} is not a setting. deploy/env.example lists them all.")
+    faults = [
+        f"{name} is not a setting. deploy/env.example lists them all."
+        for name in environ
+        if name.startswith(PREFIX) and name.removesuffix("_FILE") not in known
+    ]
     given: dict[str, Any] = {}
     for name, field in known.items():
-        value = environ.get(name) or _from_file(environ.get(f"{name}_FILE", ""), name)
-        if value:
-            given[field] = _convert(name, field, value)
+        try:
+            value = environ.get(name, "").strip() or _from_file(environ.get(f"{name}_FILE", "").strip(), name)
+            if value:
+                given[field] = _convert(name, field, value)
+        except SettingsError as fault:
+            faults.append(str(fault))
+    faults += filter(None, (_fault(field, value) for field, value in given.items()))
+    if faults:
+        raise SettingsError("\n".join(faults))
     return Settings(**given)
+
+
+def _fault(field: str, value: Any) -> str | None:
+    """What is wrong with a key or an address, without a letter of it: an address may hold a password."""
+    name = variable(field)
+    if field.endswith("api_key") and not (value.isascii() and value.isprintable()):
+        return f"{name} holds characters that no key has (a line break inside it, or a letter that is not ASCII)."
+    if field in ADDRESSES or field.endswith(ADDRESS_ENDINGS):
+        if not value.isprintable() or any(map(str.isspace, value)):
+            return f"{name} holds white space or other characters that no address has."
+        if not _is_http(value):
+            return f"{name} is no address of a server: it has to be http:// or https:// and a host."
+    return None
+
+
+def _is_http(address: str) -> bool:
+    try:
+        url = urlsplit(address)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is none, half a pair of brackets
+        return False
 
 
 def _from_file(path: str, name: str) -> str:

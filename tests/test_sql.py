@@ -149,6 +149,25 @@ async def test_hot_statements_look_rows_up_by_key(connection: Connection, name: 
         assert not [index for index, node in by.items() if "Index Cond" not in node]
 
 
+async def test_children_are_found_by_their_parent(connection: Connection) -> None:
+    """By a plan that knows its arguments, as ours do (`plan_cache_mode`): few of many events have this parent."""
+    await _queue(connection)
+    await connection.execute(
+        "update events set parent = (select min(event_id::text)::uuid from events) where id::integer % 1000 = 0"
+    )
+    await connection.execute("vacuum analyze events")
+    parent = await connection.fetchval("select min(event_id::text)::uuid from events")
+    values = ["'default'", *["null"] * 7, "50", f"'{parent}'"]
+    text = statements()["read.events"]
+    for number in range(len(values), 0, -1):
+        text = text.replace(f"${number}", values[number - 1])
+    found = json.loads(await connection.fetchval(f"explain (analyze, format json) {text}"))[0]["Plan"]
+    nodes = [node for node in _nodes(found) if node.get("Relation Name") == "events"]
+    assert [node["Index Name"] for node in nodes] == ["events_of_parent"]
+    assert nodes[0]["Actual Rows"] == QUEUED / 1000
+    assert not nodes[0].get("Rows Removed by Filter")
+
+
 async def test_a_seq_scan_would_be_seen(connection: Connection) -> None:
     await _queue(connection)
     plan = await _plan(connection, "unkeyed", "select event_id from work where attempts = $1")

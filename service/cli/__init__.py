@@ -1,12 +1,16 @@
 """The command line, `callboard`: each command is imported only when it is called."""
 
 import importlib
+import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import click
 from msgspec import Struct
 
 from service.errors import CallboardError, SettingsError
+from service.release import release
 
 
 class Entry(Struct, frozen=True):
@@ -42,13 +46,23 @@ HELP = """Callboard takes events in, keeps them safe and runs your pipelines on 
 \b
 First steps:
   callboard up
-  callboard send ticket.opened --wait \\
-    --data '{"ticket_id": "T-1", "subject": "Cannot log in", "body": "My password is rejected."}'
+  callboard send ticket.opened --wait --data '{"ticket_id": "T-1",
+    "subject": "Cannot log in", "body": "My password is rejected."}'
   callboard show EVENT_ID
 
 \b
-Where: CALLBOARD_URL (default http://127.0.0.1:8000), with CALLBOARD_API_KEY where keys are in use.
-Exit codes: 0 done; 1 the event is dead or the check failed; 2 wrong usage; 3 no service at CALLBOARD_URL.
+Where: CALLBOARD_URL (default http://127.0.0.1:8000), with CALLBOARD_API_KEY
+where keys are in use.
+
+Times: 2026-11-22T10:00:00Z, or how long ago: 90s, 15m, 1h, 7d, 2w.
+
+\b
+On a terminal, tables are as wide as it is, and NO_COLOR=1 means no colours;
+elsewhere they are lines with tabs. --json gives what the API answers.
+
+\b
+Exit codes: 0 done; 1 the event is dead or the check failed; 2 wrong usage;
+3 no service at CALLBOARD_URL; 4 not found; 5 refused.
 """
 
 
@@ -84,6 +98,14 @@ def _load(entry: Entry) -> click.Command:
     return command
 
 
+def command_line(environ: Mapping[str, str]) -> LazyGroup:
+    """All commands; with NO_COLOR set there (https://no-color.org), none prints colours."""
+    context: dict[str, Any] = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+    if environ.get("NO_COLOR"):
+        context["color"] = False
+    group = LazyGroup("callboard", help=HELP, no_args_is_help=True, context_settings=context)
+    return click.version_option(release(), message="callboard %(version)s")(group)
+
+
 def main() -> None:
-    group = LazyGroup("callboard", help=HELP, no_args_is_help=True, context_settings={"max_content_width": 110})
-    sys.exit(group.main(prog_name="callboard"))
+    sys.exit(command_line(os.environ).main(prog_name="callboard"))

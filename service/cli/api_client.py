@@ -34,9 +34,17 @@ class NoService(click.ClickException):
 class Refused(click.ClickException):
     """The service answered with a problem."""
 
+    exit_code = 5
+
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s: Final = retry_after_s
+
+
+class NotFound(Refused):
+    """What was named is not there."""
+
+    exit_code = 4
 
 
 class Moment(Struct, frozen=True):
@@ -153,7 +161,8 @@ def refusal(status: int, body: bytes, retry_after: str = "") -> Refused:
     lines = [": ".join(str(problem[name]) for name in ("title", "detail") if problem.get(name))]
     lines += [f"  {error['path']}: {error['message']}" for error in problem.get("errors", ())]
     after_s = float(retry_after) if retry_after.isdecimal() else 1.0 if status in (429, 503) else None
-    return Refused(printable("\n".join(lines)) + KEY_HINTS.get(status, ""), after_s)
+    kind = NotFound if status == httpx.codes.NOT_FOUND else Refused
+    return kind(printable("\n".join(lines)) + KEY_HINTS.get(status, ""), after_s)
 
 
 def _decoded(body: bytes, kind: Any = Any) -> Any:

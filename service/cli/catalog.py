@@ -10,7 +10,9 @@ import click
 import msgspec
 
 from service.cli.api_client import as_json, ask, at_service, printable
-from service.cli.show import print_json, print_rows
+from service.cli.show import print_json
+from service.cli.table import print_rows
+from service.cli.times import AT
 from service.settings import Settings
 
 COLUMNS: Final = ("prompt", "calls", "ok", "invalid", "unknown", "failed", "tokens in", "out", "$", "p50 ms", "p95 ms")
@@ -106,9 +108,10 @@ def render(name: str, variables: tuple[str, ...], as_json: bool, settings: Setti
 @prompts.command()
 @click.argument("name", required=False)
 @click.option("--days", default=1, show_default=True, type=click.IntRange(1, 31), help="From how long ago.")
+@click.option("--since", type=AT, help="From then on, in the place of --days: 2026-11-22T10:00:00Z, or 1h.")
 @as_json
 @at_service
-def stats(name: str | None, days: int, as_json: bool, settings: Settings) -> None:
+def stats(name: str | None, days: int, since: str | None, as_json: bool, settings: Settings) -> None:
     """Calls, outcomes, tokens, cost and times of each version; `(embed)` are embeddings.
 
     \b
@@ -116,7 +119,8 @@ def stats(name: str | None, days: int, as_json: bool, settings: Settings) -> Non
     unknown   cut off or timed out: nobody can say whether it is billed
     failed    surely not billed, refused, or cut off at max_tokens
     """
-    asked = {"since": (datetime.now(UTC) - timedelta(days=days)).isoformat(), **({"name": name} if name else {})}
+    begin = since or (datetime.now(UTC) - timedelta(days=days)).isoformat()
+    asked = {"since": begin, **({"name": name} if name else {})}
     told = ask(settings, "GET", "/prompt-stats", params=asked)
     if as_json:
         print_json(told)

@@ -18,7 +18,7 @@ from service.cli import corpus
 from service.cli.api_client import EventView, NoService, open_client, request, settings_for
 from service.cli.corpus import Split
 from service.cli.feed import Fed, Feed
-from service.cli.show import print_rows
+from service.cli.table import print_rows
 from service.settings import LOOPBACK, Settings
 
 # What a short call of a small model costs, give or take, and the most calls a ticket makes.

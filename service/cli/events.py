@@ -6,20 +6,25 @@ import click
 
 from schemas.outcome import Status
 from service.cli.api_client import as_json, ask, at_service, event_of, printable
-from service.cli.show import print_json, print_rows
+from service.cli.show import print_json
+from service.cli.table import print_rows
+from service.cli.times import AT
 from service.settings import Settings
 
 COLUMNS: Final = ("event_id", "accepted", "type", "status", "key", "attempts", "took ms")
 
 
-@click.command(epilog="Example: callboard events --status dead --since 2026-11-22T10:00:00Z")
+@click.command(epilog="Example: callboard events --status dead --since 1h")
 @click.option("--type", help="Only events of this type.")
 @click.option("--status", type=click.Choice(get_args(Status)), help="Only events that stand so.")
 @click.option("--key", help="Only events of this actor (partitionkey).")
 @click.option("--source", help="Only events from there.")
 @click.option("--id", help="Only events to which their source gave this id.")
-@click.option("--since", help="Only events accepted from this time on.")
-@click.option("--until", help="Only events accepted before this time.")
+@click.option("--parent", type=click.UUID, help="Only the children of this event.")
+@click.option(
+    "--since", type=AT, help="Only events accepted from then on: 2026-11-22T10:00:00Z, or 1h for an hour ago."
+)
+@click.option("--until", type=AT, help="Only events accepted before that.")
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500))
 @click.option("--cursor", type=click.UUID, help="Go on behind this event_id, the last one of a page.")
 @as_json

@@ -9,7 +9,9 @@ from typing import Any, Final, get_args
 import asyncpg
 import click
 
-from service.cli.show import print_json, print_rows
+from service.cli.api_client import NotFound
+from service.cli.show import print_json
+from service.cli.table import print_rows
 from service.embedded import running
 from service.errors import StartError
 from service.keys import KEY, PREFIX_CHARS, SQL, Scope, mint, presented
@@ -22,7 +24,8 @@ TENANT: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
 CREATE: Final = """\b
 Example:
-  export CALLBOARD_API_KEY=$(callboard keys create --name mail-importer --scope ingest --expires 90d)
+  export CALLBOARD_API_KEY=$(callboard keys create \\
+    --name mail-importer --scope ingest --expires 90d)
 """
 
 
@@ -97,7 +100,7 @@ def revoke(prefix: str) -> None:
     """End the key with this PREFIX, and the sessions signed in with it, within 2 seconds. It stays in the list."""
     short = prefix[:PREFIX_CHARS]
     if not _ask(SQL["revoke"], short, ACTOR):
-        raise click.ClickException(f"no key {short} that is not revoked yet: `callboard keys list` shows them")
+        raise NotFound(f"no key {short} that is not revoked yet: `callboard keys list` shows them")
     click.echo(f"{short} is revoked")
 
 

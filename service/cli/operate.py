@@ -6,8 +6,10 @@ import click
 import msgspec
 
 from schemas.outcome import Reason
-from service.cli.api_client import BULK_TIMEOUT_S, as_json, ask, at_service, printable
-from service.cli.show import pretty, print_json, print_rows
+from service.cli.api_client import BULK_TIMEOUT_S, NotFound, as_json, ask, at_service, printable
+from service.cli.show import pretty, print_json
+from service.cli.table import print_rows
+from service.cli.times import AT
 from service.settings import Settings
 
 COLUMNS: Final = ("dead_id", "at", "type", "reason", "attempts", "error")
@@ -50,9 +52,16 @@ def filtered(command: Any) -> Any:
     """The options that say which letters."""
     options = (
         click.option("--type", help="Only events of this type."),
-        click.option("--reason", type=click.Choice(get_args(Reason)), help="Only letters with this reason."),
-        click.option("--since", help="Only letters from this time on, such as 2026-11-22T10:00:00Z."),
-        click.option("--until", help="Only letters before this time."),
+        click.option(
+            "--reason",
+            type=click.Choice(get_args(Reason)),
+            metavar="REASON",
+            help=f"Only letters with this reason: {', '.join(get_args(Reason))}.",
+        ),
+        click.option(
+            "--since", type=AT, help="Only letters from then on: 2026-11-22T10:00:00Z, or 1h for an hour ago."
+        ),
+        click.option("--until", type=AT, help="Only letters before that."),
         at_service,
     )
     for option in reversed(options):
@@ -117,6 +126,8 @@ def _bulk(method: str, path: str, done: str, settings: Settings, dry_run: bool, 
     body = msgspec.json.encode({**_given(which), "dry_run": dry_run})
     told = ask(settings, method, path, content=body, timeout=BULK_TIMEOUT_S)
     click.echo(f"{told['matched']} fit, {told['done']} {done}{' (dry run)' if dry_run else ''}")
+    if told["matched"] < len(which["ids"]):
+        raise NotFound(f"{len(which['ids']) - told['matched']} of the letters that were named are not there.")
 
 
 def _given(which: dict[str, Any]) -> dict[str, Any]:

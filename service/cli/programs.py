@@ -16,9 +16,8 @@ from service.settings import load
 def api() -> None:
     """Run the HTTP service alone, at CALLBOARD_HOST and CALLBOARD_PORT. Ends on SIGTERM.
 
-    \b
     Postgres and Redis: DATABASE_URL and REDIS_URL, or those of a running `callboard up`.
-    The same as:  python -m service
+    The same as `python -m service`.
     """
     _become("service")
 
@@ -27,9 +26,8 @@ def api() -> None:
 def worker() -> None:
     """Run one worker alone. Ends on SIGTERM, when what it has in hand is finished or handed back.
 
-    \b
     Postgres and Redis: DATABASE_URL and REDIS_URL, or those of a running `callboard up`.
-    The same as:  python -m workers
+    The same as `python -m workers`.
     """
     _become("workers")
 
@@ -64,20 +62,25 @@ def migrate(dry_run: bool) -> None:
 @click.option(
     "--limit", multiple=True, help="requests=60,tokens=10000,concurrent=5,model=NAME: any of these, per minute."
 )
-@click.option("--fault", multiple=True, envvar="SIMULATOR_FAULTS", help="See below; may be given more than once.")
+@click.option("--fault", multiple=True, envvar="SIMULATOR_FAULTS", help="As above; may be given more than once.")
 @click.option("--log-file", default="", help="A file that gets a JSON line for every call.")
 def simulator(port: int, limit: tuple[str, ...], fault: tuple[str, ...], **behaviour: float | str | None) -> None:
     """Run the model simulator alone: OpenAI's, Azure's and Anthropic's protocols, for any SDK. Ends on SIGTERM.
 
     \b
-    Examples:  callboard simulator --fault 529,share=0.3 --fault hang,model=gpt-6-luna,times=5
-               curl 127.0.0.1:8001/faults -d '{"kind": "down", "for_s": 60}'
-               curl 127.0.0.1:8001/calls
+    Examples:
+      callboard simulator --fault 529,share=0.3 \\
+        --fault hang,model=gpt-6-luna,times=5
+      curl 127.0.0.1:8001/faults -d '{"kind": "down", "for_s": 60}'
+      curl 127.0.0.1:8001/calls
 
     \b
-    A fault is an HTTP status or one of: quota refusal length invalid malformed html empty truncated cut
-    error_event stall drip hang reset down; then, as wanted, with commas:
-      model=NAME  share=0.3  times=5  for_s=60  wait_s=1 (drip)  retry_after=3600 (a status; any text)
+    A fault is an HTTP status or one of: quota refusal length invalid malformed
+    html empty truncated cut error_event stall drip hang reset down; then, as
+    wanted, with commas:
+      model=NAME  share=0.3  times=5  for_s=60  wait_s=1 (drip)
+      retry_after=3600 (a status; any text)
+
     One call alone: the header `x-callboard-fault` with the same words. DELETE /faults ends them all.
     """
     asked = {"port": port, "behaviour": behaviour, "limits": limit, "faults": fault}

@@ -21,8 +21,7 @@ POLL_GROWTH: Final = 1.5
 EPILOG: Final = """\b
 Examples:
   callboard send ticket.opened --data @ticket.json --wait
-  echo '{"ticket_id": "T-1", "subject": "Hello", "body": "Where is my order?"}' \\
-    | callboard send ticket.opened --data - --key customer-7
+  callboard send ticket.opened --data - --key customer-7 < ticket.json
 """
 
 

@@ -2,15 +2,12 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
 import click
 import httpx
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from schemas.outcome import ENDED
 from service.cli.api_client import (
@@ -27,10 +24,13 @@ from service.cli.api_client import (
     printable,
     refusal,
 )
+from service.cli.table import print_rows
 from service.settings import Settings
 
 COLUMNS: Final = ("seq", "at", "what", "step", "attempt", "ms", "detail")
 COLOURS: Final = {"succeeded": "green", "dead": "red", "cancelled": "yellow"}
+CHILD_COLUMNS: Final = ("event_id", "status", "type", "id")
+CHILDREN_MAX: Final = 20
 SILENCE_MAX_S: Final = 60.0  # the stream says something every 15 s
 
 
@@ -39,12 +39,14 @@ SILENCE_MAX_S: Final = 60.0  # the stream says something every 15 s
 @as_json
 @at_service
 def show(event_id: object, as_json: bool, settings: Settings) -> None:
-    """Show the event EVENT_ID: its status, everything that happened to it, and its result or error.
+    """Show the event EVENT_ID: its status, everything that happened to it, its children, and its result or error.
 
-    Exits with 1 when the event is dead.
+    Exits with 1 when the event is dead, with 4 when there is none.
     """
     told = ask(settings, "GET", f"/events/{event_id}")
     present(told, as_json)
+    if not as_json:
+        _present_children(settings, event_id)
     sys.exit(1 if told["status"] == "dead" else 0)
 
 
@@ -61,6 +63,15 @@ def present(told: Any, as_json: bool) -> None:
     for name, content in (("result", event.result), ("error", event.error)):
         if content is not None:
             click.echo(f"\n{name}\n{pretty(content)}")
+
+
+def _present_children(settings: Settings, event_id: object) -> None:
+    page = ask(settings, "GET", "/events", params={"parent": str(event_id), "limit": str(CHILDREN_MAX)})
+    if page["items"]:
+        click.echo("\nchildren")
+        print_rows(CHILD_COLUMNS, [[printable(child[name]) for name in CHILD_COLUMNS] for child in page["items"]])
+    if page["next"]:
+        click.echo(f"There may be more: callboard events --parent {event_id}", err=True)
 
 
 def _summary(event: EventView) -> Iterator[tuple[str, str]]:
@@ -92,19 +103,6 @@ def _row(moment: Moment) -> list[str]:
         "" if moment.ms is None else f"{moment.ms:.1f}",
         "" if moment.detail in (None, {}) else printable(detail),
     ]
-
-
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal; elsewhere one line per row, fields parted by tabs, for cut and awk."""
-    console = Console()
-    if not console.is_terminal:
-        for row in (columns, *rows):
-            click.echo("\t".join(field.replace("\t", " ").replace("\n", " ") for field in row))
-        return
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*(Text(field) for field in row))
-    console.print(table)
 
 
 def print_json(content: Any) -> None:

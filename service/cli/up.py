@@ -35,7 +35,6 @@ EXAMPLE: Final = '{"ticket_id":"T-1","subject":"Cannot log in","body":"My passwo
 def up(workers: int) -> None:
     """Start everything on this machine: Postgres, Redis, the API and workers. Ctrl-C ends it all; the data stays.
 
-    \b
     Nothing has to be installed or set before. With DATABASE_URL or REDIS_URL set, that one is used instead.
     Workers start again when a file of yours changes (events, nodes, pipelines, prompts).
 

@@ -29,6 +29,7 @@ OPEN: Final = ("queued", "scheduled", "running", "waiting")
 OPEN_MAX: Final = 100_000
 LATEST: Final = 1_000
 LIVE_MS: Final = 2_000
+CHILDREN_MAX: Final = 20
 SQL: Final = {**sql.queries("dashboard"), "workers": sql.queries("read")["workers"]}
 SHOWN_APART: Final = frozenset(("specversion", "datacontenttype", "type", "id", "source", "partitionkey", "data"))
 
@@ -111,6 +112,7 @@ async def event_page(mine: Look, request: Request) -> Response:
         told = request.path_params["event_id"]
         return _trouble(mine, request, 404, "No such event", f"There is no event {told}, or it has been forgotten.")
     common = _common(request, live=event["status"] in OPEN)
+    children = await find(request, Filter(parent=event_id, limit=CHILDREN_MAX + 1))
     return mine.page(
         "event.html",
         **common,
@@ -119,6 +121,8 @@ async def event_page(mine: Look, request: Request) -> Response:
         others=_others(event),
         ledger=calls(event),
         drawn=waterfall(event, common["now"]),
+        children=children[:CHILDREN_MAX],
+        has_more_children=len(children) > CHILDREN_MAX,
     )
 
 

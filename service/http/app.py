@@ -75,6 +75,7 @@ def _routes() -> list[Route]:
         _at("/workers", "GET", "read", health.list_workers),
         _at("/openapi.json", "GET", "read", openapi.openapi),
         _at("/metrics", "GET", "open", metrics.metrics),
+        _at("/metrics/fleet", "GET", "open", metrics.fleet),
         _at("/healthz", "GET", "open", health.healthz),
         _at("/readyz", "GET", "open", health.readyz),
         *pages.routes(),

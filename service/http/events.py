@@ -39,6 +39,7 @@ class Filter(Struct, frozen=True, forbid_unknown_fields=True):
     key: Text | None = None
     source: Text | None = None
     id: Text | None = None
+    parent: UUID | None = None
     since: Moment | None = None
     until: Moment | None = None
     limit: Annotated[int, Meta(ge=1, le=500)] = 50
@@ -86,7 +87,8 @@ async def find(request: Request, asked: Filter) -> list[dict[str, Any]]:
     bounds = [at and first_id(at) for at in (asked.since, asked.until)]
     below = min((each for each in (bounds[1], asked.cursor) if each is not None), default=None)
     kinds = (asked.type, asked.status, asked.key, asked.source, asked.id)
-    rows = await fetch(request, SQL["events"], caller(request).tenant, *kinds, bounds[0], below, asked.limit)
+    bounded = (bounds[0], below, asked.limit)
+    rows = await fetch(request, SQL["events"], caller(request).tenant, *kinds, *bounded, asked.parent)
     return [list_item(row) for row in rows]
 
 

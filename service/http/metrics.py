@@ -1,9 +1,13 @@
-"""`/metrics`: the API's own numbers, those that workers report, and a bounded look at Postgres and Redis."""
+"""`/metrics`: what this process counts. `/metrics/fleet`: what workers report, and a look at Postgres and Redis.
+
+They are apart so that a sum over two APIs is true: each is scraped for itself, and the fleet once, from any of them.
+"""
 
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
@@ -30,15 +34,23 @@ WORKERS_MAX: Final = 100
 STREAMS: Final = (stream.INGEST, stream.FRONT, stream.WORK, stream.DEAD)
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 STATES: Final = ("ready", "deaf", "draining")
+NO_ORDINAL: Final = "none"
 SQL: Final = sql.queries("metrics")
 
 Source = tuple[Mapping[str, str], Snapshot]
 
 
 async def metrics(request: Request) -> Response:
+    """The numbers of this process: no I/O."""
+    measured: Measured = request.state.door.measured
+    body, media_type = measured.own(request.headers.get("accept", ""))
+    return Response(body, media_type=media_type)
+
+
+async def fleet(request: Request) -> Response:
     """200 with what is left also while Postgres or Redis is away."""
     measured: Measured = request.state.door.measured
-    body, media_type = await measured.told(request.headers.get("accept", ""))
+    body, media_type = await measured.fleet(request.headers.get("accept", ""))
     return Response(body, media_type=media_type)
 
 
@@ -75,50 +87,61 @@ def _route(scope: Scope) -> Labels:
     return getattr(scope.get("route"), "path", "unmatched"), method
 
 
-class Measured(Collector):
-    """Measures at most once in EVERY_S, however many scrape; made in the lifespan, with a registry of its own."""
+class Shown(Collector):
+    """A registry of its own, with these snapshots and what is added to it."""
 
-    def __init__(self, settings: Settings, redis: Redis, meters: Meters) -> None:
-        self._registry: Final = CollectorRegistry()
-        self._redis: Final = redis
-        self._meters: Final = meters
-        self._postgres: Final = Held(lambda: connect(settings, "metrics"))
-        self._alone: Final = asyncio.Lock()
-        self._measured_at = -EVERY_S
-        self._found: list[Source] = []
-        self._own: Snapshot = {}
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
+    def __init__(self) -> None:
+        self.registry: Final = CollectorRegistry()
+        self.sources: Sequence[Source] = []
+        self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        sources: list[Source] = [({}, self._own), *self._found]
         for name, family in FAMILIES.items():
             metric = Metric(name.removesuffix("_total").removesuffix("_info"), family.help, family.kind)
-            for extra, snapshot in sources:
-                for labels, row in snapshot.get(name, ()):
-                    _show(metric, name, family, {**dict(zip(family.labels, labels, strict=True)), **extra}, row)
+            for labels, row in _together(name, family, self.sources):
+                _show(metric, name, family, dict(labels), row)
             if metric.samples:
                 yield metric
 
     def describe(self) -> list[Metric]:
         return []
 
+
+class Measured:
+    """Looks at the fleet at most once in EVERY_S, however many scrape; made in the lifespan."""
+
+    def __init__(self, settings: Settings, redis: Redis, meters: Meters) -> None:
+        self._redis: Final = redis
+        self._meters: Final = meters
+        self._limit_usd: Final = settings.budget_day_usd
+        self._postgres: Final = Held(lambda: connect(settings, "metrics"))
+        self._alone: Final = asyncio.Lock()
+        self._measured_at = -EVERY_S
+        self._own: Final = Shown()
+        self._fleet: Final = Shown()
+        ProcessCollector(registry=self._own.registry)
+
     def close(self) -> None:
         self._postgres.drop()
 
-    async def told(self, accept: str) -> tuple[bytes, str]:
-        """Everything, with its media type: OpenMetrics where the scraper takes it."""
+    def own(self, accept: str) -> tuple[bytes, str]:
+        """The numbers of this process, with their media type: OpenMetrics where the scraper takes it."""
+        encode, media_type = choose_encoder(accept)
+        self._own.sources = [({}, self._meters.snapshot())]
+        return encode(self._own.registry), media_type
+
+    async def fleet(self, accept: str) -> tuple[bytes, str]:
+        """The numbers that all APIs would show alike, with their media type."""
         encode, media_type = choose_encoder(accept)
         async with self._alone:
             await self._measure()
-            self._own = self._meters.snapshot()
-            return await asyncio.to_thread(encode, self._registry), media_type  # many workers have much to say
+            return await asyncio.to_thread(encode, self._fleet.registry), media_type  # many workers have much to say
 
     async def _measure(self) -> None:
         if time.monotonic() - self._measured_at >= EVERY_S:
             gauges = Meters()
             workers, _ = await asyncio.gather(self._ask_postgres(gauges), self._ask_redis(gauges))
-            self._found = [({}, gauges.snapshot()), *workers]
+            self._fleet.sources = [({}, gauges.snapshot()), *workers]
             self._measured_at = time.monotonic()
 
     async def _ask_postgres(self, gauges: Meters) -> list[Source]:
@@ -127,13 +150,16 @@ class Measured(Collector):
                 connection = await self._postgres.connection()
                 workers = await connection.fetch(SQL["living"], WORKERS_MAX)
                 await _backlog(gauges, connection)
+                used_usd = await connection.fetchval(SQL["budget"], datetime.now(UTC).date())
         except POSTGRES_ERRORS:
             self._postgres.drop()
             gauges.set("callboard_postgres_up", 0.0)
             return []
         gauges.set("callboard_postgres_up", 1.0)
+        gauges.set("callboard_budget_day_used_usd", used_usd)
+        gauges.set("callboard_budget_day_limit_usd", self._limit_usd)
         _workers(gauges, workers)
-        return [({"worker": str(row["worker"])}, decode(row["series"])) for row in workers if row["series"]]
+        return [({"worker": _label(row)}, decode(row["series"])) for row in workers if row["series"]]
 
     async def _ask_redis(self, gauges: Meters) -> None:
         up = 0.0
@@ -162,11 +188,27 @@ def _workers(gauges: Meters, rows: Sequence[Any]) -> None:
     for state in STATES:
         gauges.set("callboard_workers", float(sum(row["state"] == state for row in rows)), (state,))
     for row in rows:
-        worker = str(row["worker"])
-        gauges.set("callboard_worker_info", 1.0, (worker, row["host"], str(row["pid"]), row["version"]))
-        gauges.set("callboard_worker_slots", float(row["slots"]), (worker,))
-        gauges.set("callboard_worker_in_flight", float(row["in_flight"]), (worker,))
+        worker = _label(row)
+        gauges.set("callboard_worker_info", 1.0, (worker, row["version"]))
+        gauges.add("callboard_worker_slots", (worker,), float(row["slots"]))
+        gauges.add("callboard_worker_in_flight", (worker,), float(row["in_flight"]))
         gauges.set("callboard_worker_beat_age_seconds", row["beat_age_s"], (worker,))
+
+
+def _label(row: Any) -> str:
+    """Which of the workers it is; those of the release before, and one that is just starting, have no ordinal yet."""
+    return NO_ORDINAL if row["ordinal"] is None else str(row["ordinal"])
+
+
+def _together(name: str, family: Family, sources: Sequence[Source]) -> list[tuple[tuple[tuple[str, str], ...], Row]]:
+    """The rows of a family, each label set once: what workers without an ordinal report is added up."""
+    rows: dict[tuple[tuple[str, str], ...], Row] = {}
+    for extra, snapshot in sources:
+        for labels, row in snapshot.get(name, ()):
+            key = (*zip(family.labels, labels, strict=True), *extra.items())
+            known = rows.get(key)
+            rows[key] = row if known is None else [sum(pair) for pair in zip(known, row, strict=True)]
+    return list(rows.items())
 
 
 def _show(metric: Metric, name: str, family: Family, labels: dict[str, str], row: Row) -> None:

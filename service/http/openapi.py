@@ -57,6 +57,7 @@ SHAPES: Final[Mapping[Endpoint, Shape]] = {
     catalog.render_prompt: Shape(body=catalog.Filled),
     catalog.get_stats: Shape(query=catalog.Period),
     metrics.metrics: Shape(media="text/plain"),
+    metrics.fleet: Shape(media="text/plain"),
 }
 
 

@@ -1,5 +1,16 @@
 -- name: report
-insert into worker_metrics (worker, at, lag_s, breakers, series) values ($1, now(), $2, $3, $4)
+update worker_metrics set at = now(), lag_s = $2, breakers = $3, series = $4 where worker = $1 returning worker;
+
+-- name: ordinals_alone
+-- One worker at a time takes an ordinal, until its transaction ends.
+select pg_advisory_xact_lock(7262017);
+
+-- name: first_report
+-- Under the smallest ordinal that no worker alive has.
+insert into worker_metrics (worker, at, lag_s, breakers, series, ordinal)
+select $1, now(), $2, $3, $4, min(n) from generate_series(0, 9999) as n
+where n not in (select m.ordinal from worker_metrics m join workers w using (worker)
+                where m.ordinal is not null and w.state not in ('dead', 'stopped') and w.worker <> $1)
 on conflict (worker) do update
     set at = excluded.at, lag_s = excluded.lag_s, breakers = excluded.breakers, series = excluded.series;
 
@@ -25,6 +36,13 @@ select (select count(*) from (select 1 from work where status = 'running' limit 
             (select due_at from (select status, due_at from work order by event_id limit $2) as first
              where status in ('queued', 'scheduled') and due_at <= now())) as oldest) as oldest_s;
 
+-- name: budget
+-- Of today's budget, the most that a tenant has used: without what workers hold ready for calls to come.
+select coalesce(max(b.drawn_usd - coalesce(ready.usd, 0)), 0)::double precision as used_usd
+from budgets b
+left join (select tenant, sum(drawn_usd - used_usd) as usd from allowances where day = $1 group by tenant) as ready using (tenant)
+where b.day = $1;
+
 -- name: letters
 select reason, count(*) as count
 from (select reason from dead_letters where at > now() - interval '1 hour' order by at desc limit $1) as latest
@@ -32,7 +50,7 @@ group by reason;
 
 -- name: living
 -- Workers whose lease holds, with what they last reported.
-select w.worker, w.host, w.pid, w.version, w.state, w.slots, w.in_flight, m.series,
+select w.version, w.state, w.slots, w.in_flight, m.ordinal, m.series,
        extract(epoch from clock_timestamp() - w.beat_at)::double precision as beat_age_s
 from workers w left join worker_metrics m using (worker)
 where w.state not in ('dead', 'stopped') and w.lease_until >= now()

@@ -42,11 +42,13 @@ where e.tenant = $1
   and ($6::text is null or e.id = $6)
   and ($7::uuid is null or e.event_id >= $7)
   and ($8::uuid is null or e.event_id < $8)
+  and ($10::uuid is null or e.parent = $10)
 order by e.event_id desc
 limit $9;
 
 -- name: workers
-select worker, host, pid, version, started_at, beat_at, lease_until, state, slots, in_flight, pipelines, lag_s, breakers
+select worker, ordinal, host, pid, version, started_at, beat_at, lease_until, state, slots, in_flight, pipelines, lag_s,
+       breakers
 from workers left join worker_metrics using (worker) where state not in ('dead', 'stopped') order by started_at;
 
 -- name: pipelines

@@ -81,7 +81,7 @@ async def test_a_running_callboard_is_drawn(board: Board) -> None:
     assert '"edges"' in (await call(board, pipelines, "support", "--json")).output
     assert '"items"' in (await call(board, pipelines, "--json")).output
     unknown = await call(board, pipelines, "no such")
-    assert (unknown.exit_code, unknown.output) == (1, "Error: Not Found: no pipeline no such\n")
+    assert (unknown.exit_code, unknown.output) == (4, "Error: Not Found: no pipeline no such\n")
 
 
 async def test_list_and_show(board: Board) -> None:
@@ -93,7 +93,7 @@ async def test_list_and_show(board: Board) -> None:
     assert 'variables = ["ticket"]' in shown
     assert json.decode((await call(board, prompts, "show", "tickets/classify@1", "--json")).output)["version"] == 1
     unknown = await call(board, prompts, "show", "no/such")
-    assert (unknown.exit_code, 'No prompt "no/such"' in unknown.output) == (1, True)
+    assert (unknown.exit_code, 'No prompt "no/such"' in unknown.output) == (4, True)
 
 
 async def test_render(board: Board, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ async def test_render(board: Board, tmp_path: Path) -> None:
     assert "--- system ---\n" in from_file.output
     assert TICKET["body"] in from_file.output.partition("--- user ---\n")[2]
     missing = await call(board, prompts, "render", "tickets/classify")
-    assert (missing.exit_code, "wants ticket" in missing.output) == (1, True)
+    assert (missing.exit_code, "wants ticket" in missing.output) == (5, True)
     for wrong in ("ticket", "ticket=@/no/such/file"):
         assert (await call(board, prompts, "render", "tickets/classify", "--var", wrong)).exit_code == 2
 

@@ -20,6 +20,7 @@ from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Run
 
 DATA: Final = json.encode(TICKET).decode()
+GONE: Final = [(command, "0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44") for command in ("show", "tail", "replay", "cancel")]
 LAST_LINE: Final = re.compile(r"done=(\d+) dead=(\d+) calls=(\d+) cost_usd=(\d+\.\d+) p50_ms=(\d+) p99_ms=(\d+)")
 
 
@@ -109,14 +110,14 @@ async def test_tail_tells_an_event_while_it_happens(settings: Settings) -> None:
     [
         (("send", "ticket.opened", "--data", '{"ticket_id": 7}'), "$.data.ticket_id"),
         (("send", "ticket.closed", "--data", "{}"), "ticket.closed"),
-        (("show", "0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44"), "no event 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44"),
+        *((words, "no event 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44") for words in GONE),
     ],
 )
-async def test_what_the_service_refuses_exits_with_1_and_its_sentence(
+async def test_what_is_refused_exits_with_5_and_what_is_not_there_with_4(
     board: Board, arguments: tuple[str, ...], sentence: str
 ) -> None:
     done = await callboard(board, *arguments)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (4 if arguments in GONE else 5, "")
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -173,10 +174,10 @@ async def test_where_keys_are_in_use_it_says_which_variable_and_uses_it(board: B
     await eventually(closed)
     send, replay = ("send", "ticket.opened", "--wait", "--data", DATA), ("dead", "replay", "--reason", "rejected")
     for key, words, status, told in (
-        ("", send, 1, "a key is needed"),
-        ("cb_mistyped", send, 1, "none that is valid here"),
+        ("", send, 5, "a key is needed"),
+        ("cb_mistyped", send, 5, "none that is valid here"),
         (may_send, send, 0, ""),
-        (may_send, replay, 1, "lacks the scope `operate`"),
+        (may_send, replay, 5, "lacks the scope `operate`"),
         (may_all, replay, 0, ""),
     ):
         environ = {"CALLBOARD_URL": str(board.http.base_url), "CALLBOARD_API_KEY": key}

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from click.testing import CliRunner, Result
@@ -63,6 +64,9 @@ async def test_dead_letters_from_the_command_line(refusing: Board) -> None:
     assert (await refusing.ended(event_id))["run"] == 2
     assert (await call(refusing, dead, "discard", "--reason", "rejected")).output == "1 fit, 1 discarded\n"
     assert (await refusing.show(event_id))["status"] == "dead"
+    gone = await call(refusing, dead, "replay", letter["dead_id"])
+    assert (gone.exit_code, gone.stdout) == (4, "0 fit, 0 replayed\n")
+    assert (await call(refusing, dead, "show", letter["dead_id"])).exit_code == 4
 
 
 async def test_what_is_done_to_many_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +90,7 @@ async def test_replay_and_cancel_from_the_command_line(refusing: Board) -> None:
     assert (await call(refusing, replay, event_id, "--from", "refuse")).output == f"{event_id} queued, run 3\n"
     waiting = await refusing.send("refused", {}, dueat="2099-01-01T00:00:00Z")
     assert (await call(refusing, cancel, waiting)).output == f"{waiting} cancelled\n"
-    assert (await call(refusing, cancel, waiting)).exit_code == 1
+    assert (await call(refusing, cancel, waiting)).exit_code == 5
 
 
 async def test_events_from_the_command_line(refusing: Board) -> None:
@@ -112,5 +116,15 @@ async def test_events_from_the_command_line(refusing: Board) -> None:
         assert [each["event_id"] for each in json.decode(told.stdout)["items"]] == found, asked
     page = await call(refusing, events, "--limit", "1")
     assert page.stderr == f"There may be more: --cursor {event_id}\n"
-    assert (await call(refusing, events, "--since", "yesterday")).exit_code == 1
+    for since in ("yesterday", "2026-11-22T10:00:00", "1y", "h", "99999999w"):
+        assert (await call(refusing, events, "--since", since)).exit_code == 2, since
+    for since, count in (("1h", 3), ("90s", 3), ("0s", 0), ("2w", 3)):
+        told = await call(refusing, events, "--since", since, "--json")
+        assert len(json.decode(told.stdout)["items"]) == count, since
+        letters = await call(refusing, dead, "list", "--since", since, "--json")
+        assert len(json.decode(letters.stdout)["items"]) == min(count, 1), since
+    hour = timezone(timedelta(hours=1))
+    before = (datetime.now(UTC) - timedelta(minutes=5)).astimezone(hour).isoformat()
+    assert "refused" in (await call(refusing, events, "--since", before)).stdout
+    assert "refused" not in (await call(refusing, events, "--until", before)).stdout
     assert (await call(refusing, events, "--status", "gone")).exit_code == 2

@@ -206,7 +206,7 @@ async def test_a_key_is_shown_once_and_kept_nowhere(settings: Settings, keys: Ke
     assert (row["prefix"], row["name"], row["tenant"], row["state"]) == (key[:11], "mail", "acme", "valid")
     assert row["expires_at"] is not None
     assert await callboard(settings, "revoke", key) == (f"{key[:11]} is revoked\n", "")
-    again = await callboard(settings, "revoke", key, status=1)
+    again = await callboard(settings, "revoke", key, status=4)
     assert f"no key {key[:11]} that is not revoked yet" in again[1]
     connection = await connect(settings, "test")
     kept = [str(dict(each)) for name in ("keys", "operations") for each in await connection.fetch(f"table {name}")]

@@ -56,6 +56,63 @@ def test_empty_is_unset() -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["sk-1\n", "sk-1\r\n", "  sk-1", "\tsk-1 \n\n"])
+def test_white_space_around_a_value_is_none_of_it(value: str, tmp_path: Path) -> None:
+    """`echo key | base64`, a .env with CRLF."""
+    (tmp_path / "key").write_text(value, encoding="utf-8")
+    assert load({"OPENAI_API_KEY": value}).openai_api_key == "sk-1"
+    assert load({"OPENAI_API_KEY_FILE": f"{tmp_path / 'key'}\n"}).openai_api_key == "sk-1"
+    assert load({"OPENAI_API_KEY": " \r\n", "CALLBOARD_PORT": " 9000\n"}) == Settings(port=9000)
+
+
+KEYS = [field.name for field in fields(Settings) if field.name.endswith("api_key")]
+
+
+@pytest.mark.parametrize("field", KEYS)
+@pytest.mark.parametrize("inside", ["\n", "\r\n", "\x00", "\x7f", "\t", "é", "\u2028", "\ufeff", "\udce9"])
+def test_a_key_that_no_header_can_hold(field: str, inside: str) -> None:
+    name = variable(field)
+    with pytest.raises(SettingsError, match=f"^{name} holds characters that no key has") as error:
+        load({name: f"sk-hush{inside}sk-more"})
+    assert not {"hush", "more", inside} & {*str(error.value).split(), *str(error.value)}
+
+
+ADDRESSES = ["OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "AZURE_OPENAI_ENDPOINT", "LOCAL_BASE_URL", "PAGE_URL"]
+NO_ADDRESS = [
+    "nonsense", "api.openai.com/v1", "ftp://h/", "http://", "https:///v1", "http://:80/", "//h/v1", "http:/h",
+    "http://u:hush@", "http://[::1/v1", "http://h:99999/", "http://h:0/", "http://h:port/", "file:///etc/hush",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*ADDRESSES, "CALLBOARD_URL"])
+@pytest.mark.parametrize("value", NO_ADDRESS)
+def test_an_address_that_is_none(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is no address of a server: ") as error:
+        load({name: value})
+    assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["http://u:hush@h\n/v1", "http://exa mple/v1", "http://h/\x00", "http://h\u2028/x"])
+def test_an_address_with_white_space_inside(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL holds white space or other characters") as error:
+        load({"OPENAI_BASE_URL": value})
+    assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["http://127.0.0.1:8000/v1", "https://[::1]/", "HTTPS://Host/x", "http://u:p@münchen.de"]
+)
+def test_an_address_that_is_one(value: str) -> None:
+    assert load(dict.fromkeys(ADDRESSES, value)).local_base_url == value
+
+
+def test_each_fault_is_a_sentence_of_its_own() -> None:
+    wrong = {"OPENAI_API_KEY": "a\nb", "PAGE_URL": "x", "CALLBOARD_PORT": "http", "CALLBOARD_PROT": "1"}
+    with pytest.raises(SettingsError) as error:
+        load(wrong)
+    assert sorted(line.split()[0].partition("=")[0] for line in str(error.value).splitlines()) == sorted(wrong)
+
+
 def test_a_value_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text("postgresql://from-the-file\n", encoding="utf-8")

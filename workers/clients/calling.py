@@ -3,13 +3,15 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
 from prompts import Target
 from service.errors import CallboardError, Outage
+from service.meters import Meters
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
 from workers.clients.faults import ALONE_MAX, SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
@@ -38,9 +40,16 @@ class Caller:
     """The clients of the models that can be asked, and what is known of each: prices, breakers, limits (`gates`)."""
 
     def __init__(
-        self, clients: Mapping[str, Client], gates: Mapping[Target, Gate], policy: Policy, *, simulated: bool
+        self,
+        clients: Mapping[str, Client],
+        gates: Mapping[Target, Gate],
+        policy: Policy,
+        *,
+        simulated: bool,
+        meters: Meters | None = None,
     ) -> None:
         self.simulated: Final = simulated
+        self._meters: Final = meters or Meters()
         self._clients: Final = clients
         self._gates: Final = gates
         self._prices: Final = Prices(gates)
@@ -84,7 +93,7 @@ class Caller:
         breaker, waits_for, asker = self._breakers[begun.target], [_name(begun.target)], begun.question.book.asker
         try:
             breaker.check(asker)  # of what it would not make, nothing is taken off the limits
-            async with self._gates[begun.target].permit(begun.tokens_max) as permit:
+            async with self._permit(begun) as permit:
                 answer = await breaker.call(lambda: self._booked(begun, send, permit), asker)
                 permit.used = answer.tokens_in + answer.tokens_out or None  # what is not said is not nothing
                 return answer
@@ -98,6 +107,35 @@ class Caller:
                     self._gates[begun.target].pause(fault.after_s)
                 raise fault.outage() from fault
             raise LlmRefused(f"{begun.where}: {fault}") from fault
+
+    @asynccontextmanager
+    async def _permit(self, begun: Try) -> AsyncIterator[Permit]:
+        """The right to make the call, with the wait for it measured."""
+        target, asked_at, result = begun.target, time.perf_counter(), "refused"
+        try:
+            async with self._gates[target].permit(begun.tokens_max) as permit:
+                result = "passed"
+                self._observe("callboard_llm_limiter_wait_seconds", asked_at, target, result)
+                yield permit
+        finally:
+            if result == "refused":
+                self._observe("callboard_llm_limiter_wait_seconds", asked_at, target, result)
+
+    def listener(self, begun: Try) -> Callable[[str], None]:
+        """Tells the pieces of a streamed reply to whoever follows, and measures when the first one came."""
+        book, came = begun.question.book, False
+
+        def piece(text: str) -> None:
+            nonlocal came
+            if not came:
+                came = True
+                self._observe("callboard_llm_first_token_seconds", begun.begun, begun.target)
+            book.piece(begun.call, text)
+
+        return piece
+
+    def _observe(self, name: str, since: float, target: Target, *labels: str) -> None:
+        self._meters.observe(name, time.perf_counter() - since, (target.provider, target.model, *labels))
 
     async def close(self, begun: Try, answer: Answer, fault: Fault | None = None, *, valid: bool = True) -> None:
         """Stores what came of a call that was answered: its reply is as asked (`valid`), or not, or a `fault`."""

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from prompts import Prompt, PromptError, Prompts, Rendered, Target, render
 from service.errors import WiringError
+from service.meters import Meters
 from service.settings import Settings
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller, LlmRefused
@@ -81,7 +82,7 @@ class Llm:
         """
 
         async def send(begun: Try, client: Client, request: Request) -> Answer:
-            return await client.stream(request, patience, lambda text: book.piece(begun.call, text))
+            return await client.stream(request, patience, self._caller.listener(begun))
 
         shape = self._shape(returns)
         question, chain = self._question(prompt, variables, model, labels, shape, patience.total_s, book)
@@ -204,6 +205,7 @@ async def open_llm(
     providers: Mapping[str, Connect],
     policy: Policy | None = None,
     shared: Shared | None = None,
+    meters: Meters | None = None,
 ) -> AsyncIterator[Llm]:
     """The clients of every provider that has a key; with `simulator_url`, of all, talking to that address.
 
@@ -222,7 +224,7 @@ async def open_llm(
         check_keys(prompts, clients)
         targets = {target for chain in prompts.models.values() for target in chain if target.provider in clients}
         gates = await stack.enter_async_context(open_gates(targets, shared))
-        caller = Caller(clients, gates, policy or Policy(), simulated=simulator_url is not None)
+        caller = Caller(clients, gates, policy or Policy(), simulated=simulator_url is not None, meters=meters)
         embedding = [target for target in prompts.models.get(EMBED, ()) if caller.knows(target)]
         check_embeds(EMBED, embedding, caller)
         yield Llm(prompts, caller)

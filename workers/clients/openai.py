@@ -201,7 +201,7 @@ def _body(request: Request, dialect: Dialect) -> dict[str, Any]:
     if request.schema is not None and dialect.json == "json_object":
         body["response_format"] = {"type": "json_object", "schema": request.schema.body}
     elif request.schema is not None:
-        schema = {"name": request.schema.name, "strict": True, "schema": request.schema.body}
+        schema = {"name": request.schema.name, "strict": request.schema.strict, "schema": request.schema.body}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
 

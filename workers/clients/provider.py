@@ -18,10 +18,14 @@ class Message(Struct, frozen=True):
 
 
 class Schema(Struct, frozen=True):
-    """The JSON Schema a reply has to follow."""
+    """The JSON Schema a reply has to follow.
+
+    `name` fits `^[a-zA-Z0-9_-]{1,64}$`; `strict`: whether the schema is within the limits of OpenAI's strict mode.
+    """
 
     name: str
     body: dict[str, Any]
+    strict: bool = True
 
 
 class Request(Struct, frozen=True):

@@ -24,7 +24,16 @@ T = TypeVar("T")
 
 LIMITS: Final = httpx2.Limits(max_connections=1000)
 SIMULATED_HEADER: Final = "x-callboard-simulated"
-NOT_SENT: Final = (ConnectionRefusedError, socket.gaierror, ssl.SSLCertVerificationError)
+NOT_SENT: Final = (
+    ConnectionRefusedError,
+    socket.gaierror,
+    ssl.SSLCertVerificationError,
+    httpx2.UnsupportedProtocol,
+    httpx2.LocalProtocolError,
+)
+# What is raised where a request can't be made of our key, address or headers; whatever comes of a connection is an
+# OSError, or one of the libraries' own. OpenAI's SDK lets the first through, Anthropic's wraps it.
+UNMADE: Final = (ValueError, TypeError, httpx2.InvalidURL)
 
 
 def transport(*, proxies: bool) -> dict[str, Any]:
@@ -52,9 +61,10 @@ class Sdk(Struct, frozen=True):
     ) -> tuple[T, bool]:
         """What was answered, and whether by the simulator. Raises Fault."""
         with self._faults():
-            answer = await self.client.post(
-                path, cast_to=httpx2.Response, body=body, options={"headers": headers, "timeout": timeout_s}
-            )
+            with self._sending():
+                answer = await self.client.post(
+                    path, cast_to=httpx2.Response, body=body, options={"headers": headers, "timeout": timeout_s}
+                )
             return msgspec.json.decode(answer.content, type=reply), SIMULATED_HEADER in answer.headers
 
     async def listen(
@@ -73,11 +83,22 @@ class Sdk(Struct, frozen=True):
 
     @asynccontextmanager
     async def _opened(self, path: str, body: Mapping[str, Any], options: Mapping[str, Any]) -> AsyncIterator[Response]:
-        answer = await self.client.post(path, cast_to=httpx2.Response, body=body, options=options, stream=True)
+        with self._sending():
+            answer = await self.client.post(path, cast_to=httpx2.Response, body=body, options=options, stream=True)
         try:
             yield answer
         finally:
             await answer.aclose()
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        """A request that could not be made was not sent, and so costs nothing."""
+        try:
+            yield
+        except UNMADE as error:
+            raise _unmade(self.name, error) from error
+        except RuntimeError as error:  # uvloop's and aiohttp's, of what was closed under them, perhaps after sending
+            raise Fault("connection", f"{self.name} can't be reached ({error}).") from error
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -108,6 +129,8 @@ def _refusal(provider: str, error: Any) -> Fault:
 def _unreachable(provider: str, error: Exception) -> Fault:
     """There was no whole answer."""
     cause = error if isinstance(error, httpx2.RequestError) else error.__cause__
+    if isinstance(cause, UNMADE) and not isinstance(cause, (httpx2.RequestError, aiohttp.ClientError, OSError)):
+        return _unmade(provider, cause)
     # The aiohttp transport takes a refused or lost connection for a connection that came too late.
     if isinstance(cause, httpx2.TimeoutException) and not isinstance(cause, httpx2.ConnectTimeout):
         return Fault("timeout", f"{provider} did not answer in time.")
@@ -116,6 +139,12 @@ def _unreachable(provider: str, error: Exception) -> Fault:
         told = f"the certificate of {provider} is not trusted ({why}): name its CA in SSL_CERT_FILE."
         return Fault("setup", told, free=True)
     return Fault("connection", f"{provider} can't be reached ({cause or error}).", free=why is not None)
+
+
+def _unmade(provider: str, error: Exception) -> Fault:
+    """Without the error's own words, which may name a letter of the key."""
+    told = f"{provider} can't be asked ({type(error).__name__}): look for characters in its key or address that no "
+    return Fault("setup", f"{told}HTTP request can hold.", free=True)
 
 
 def _why_not_sent(error: BaseException | None) -> BaseException | None:

@@ -15,6 +15,7 @@ from workers.engine.budget import Till, reserve_own
 from workers.engine.claimed import Claimed
 from workers.engine.ledger import Ledger, Row, opening
 from workers.engine.live import Voice
+from workers.engine.measured import budget_wait
 from workers.kit.memory import Facts, Guard, Stale, Step
 
 T = TypeVar("T")
@@ -122,10 +123,13 @@ class StepBook:
         if account.ledger.versions is not None:
             await account.ledger.versions.use(call)
         if account.limit_usd is not None:
-            await reserve_own(account.till, account.limit_usd, call.cost_usd)
+            with budget_wait(account.ledger.meters, "event"):
+                await reserve_own(account.till, account.limit_usd, call.cost_usd)
             self._tills.append(account.till)
         if account.ledger.purse is not None and call.cost_usd > 0:
-            self._tills.append(await account.ledger.purse.reserve(account.claimed, call.at, call.cost_usd))
+            with budget_wait(account.ledger.meters, "day"):
+                till = await account.ledger.purse.reserve(account.claimed, call.at, call.cost_usd)
+            self._tills.append(till)
 
     def _settle(self, back_usd: float) -> None:
         for till in self._tills:

@@ -41,13 +41,13 @@ class Ledger:
     nobody pays, and prompts may be changed."""
 
     def __init__(self, settings: Settings, pool: Pool, meters: Meters | None = None) -> None:
-        self._meters: Final = meters or Meters()
+        self.meters: Final = meters or Meters()
         self.purse: Final = None if settings.simulated else Purse(pool, settings.budget_day_usd)
         self.versions: Final = None if settings.simulated else Versions(pool)
         self._settings: Final = settings
-        self._opens: Final = GroupCommit[Row, bool]("calls", self._connect_relaxed, _open, meters=self._meters)
+        self._opens: Final = GroupCommit[Row, bool]("calls", self._connect_relaxed, _open, meters=self.meters)
         self._closes: Final = GroupCommit[Opened, bool](
-            "ledger", lambda: connect(settings, "ledger"), _close, meters=self._meters
+            "ledger", lambda: connect(settings, "ledger"), _close, meters=self.meters
         )
         self._calling: Final[set[asyncio.Task[Any]]] = set()
         self._closing: Final[set[asyncio.Task[Any]]] = set()
@@ -76,7 +76,7 @@ class Ledger:
 
         Raises Unavailable where Postgres does not take it in time; the fact is then stored later.
         """
-        called(self._meters, call)
+        called(self.meters, call)
         ended = _ended(row, call, told_no)
         try:
             with our_wait():

@@ -25,8 +25,11 @@ async def report(settings: Settings, meters: Meters, lease: Lease, breakers: Cal
         while True:
             worker, standing, lag_s = await lease.guard(), breakers(), meters.lag_max_s
             _look(meters, standing)
-            told = json.encode(standing).decode(), encode(meters.snapshot())
-            await connection.execute(SQL["report"], worker, lag_s, *told)
+            numbers = (worker, lag_s, json.encode(standing).decode(), encode(meters.snapshot()))
+            if await connection.fetchval(SQL["report"], *numbers) is None:
+                async with connection.transaction():
+                    await connection.execute(SQL["ordinals_alone"])
+                    await connection.execute(SQL["first_report"], *numbers)
             meters.lag_max_s = 0.0
             await asyncio.sleep(REPORT_S)
     finally:

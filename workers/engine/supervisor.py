@@ -132,15 +132,16 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S))
     pool = await stack.enter_async_context(open_pool(settings, "worker"))
     shared = Shared(redis.register_script(SCRIPT.read_text()), lambda: lease.alive)
+    meters = Meters()
     clients = Clients(
         llm=await stack.enter_async_context(
-            open_llm(settings, program.prompts, simulator_url=simulator, providers=program.providers, shared=shared)
+            open_llm(settings, program.prompts, simulator, providers=program.providers, shared=shared, meters=meters)
         ),
         vectors=Vectors(pool),
         web=await stack.enter_async_context(open_web()),
         resources=await stack.enter_async_context(open_resources()),
     )
-    arq, meters = open_arq(settings), Meters()
+    arq = open_arq(settings)
     stack.push_async_callback(arq.connection_pool.disconnect)
     outbox, ledger, journal = Outbox(redis), Ledger(settings, pool, meters), Journal(settings, meters)
     wire = Wire(redis)

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from workers.simulator.limits import Left
 from workers.simulator.replies import Chat, Reply, Texts, answer, dimensions_of, embedding, pieces, tokens
+from workers.simulator.strict import check_anthropic, check_openai
 
 
 class Said(Struct, frozen=True):
@@ -38,6 +39,7 @@ def _event(data: object, name: str = "") -> bytes:
 
 
 def _openai_chat(asked: Chat, twist: str, seeded: int) -> Said:
+    check_openai(asked.response_format)
     reply = answer(asked, twist, seeded)
     if asked.stream:
         return Said(reply.tokens_in, reply.tokens_out, events=tuple(_chunks(asked, reply)))
@@ -115,6 +117,7 @@ TYPES: Final = {
 
 
 def _anthropic_message(asked: Chat, twist: str, seeded: int) -> Said:
+    check_anthropic(asked.output_config)
     reply = answer(asked, twist, seeded)
     if asked.stream:
         return Said(reply.tokens_in, reply.tokens_out, events=tuple(_events(asked, reply)))

@@ -51,6 +51,7 @@ NEEDS: Final = {
     "GET /workers": "read",
     "GET /openapi.json": "read",
     "GET /metrics": "open",
+    "GET /metrics/fleet": "open",
     "GET /": "read",
     "GET /ui/events/{event_id}": "read",
     "GET /healthz": "open",

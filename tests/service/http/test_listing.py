@@ -1,6 +1,7 @@
 """GET /events: filters, bounds, and a cursor that walks everything exactly once."""
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,11 +9,14 @@ import httpx
 from msgspec import json
 
 import schemas.events
+from schemas import Event
 from schemas.catalog import discover
 from schemas.envelope import read
 from service.settings import Settings
 from service.store import Store
-from tests.board import Board
+from tests.board import Board, board_on
+from tests.programs import program_of
+from workers.kit import Pipeline, Run
 
 PAGE_MAX = 500
 
@@ -49,6 +53,53 @@ async def test_filters(api: httpx.AsyncClient) -> None:
     assert await ids(api, source="/b", key="k") == []
     assert await ids(api, since=begun.isoformat(), until=done.isoformat()) == [fourth, third, second, first]
     assert await ids(api, since=done.isoformat()) == await ids(api, until=begun.isoformat()) == []
+
+
+class Split(Event, tag="split", frozen=True):
+    pieces: int
+
+
+class Piece(Event, tag="piece", frozen=True):
+    n: int
+
+
+async def split(run: Run, event: Split) -> None:
+    for n in range(event.pieces):
+        run.emit(Piece(n))
+
+
+async def piece(event: Piece) -> int:
+    return event.n
+
+
+async def test_the_children_of_an_event_are_listed(settings: Settings) -> None:
+    splitting = program_of(
+        settings, splitting=Pipeline(on=Split, flow=[split]), piecing=Pipeline(on=Piece, flow=[piece])
+    )
+    async with board_on(settings, splitting) as board:
+        few, many = [await board.send("split", {"pieces": count}) for count in (3, 25)]
+        await board.ended(few)
+        await board.ended(many)
+        children = await ids(board.http, parent=few)
+        assert len(children) == 3
+        assert len(await ids(board.http, parent=many, limit=500)) == 25
+        assert await ids(board.http, parent=children[0]) == []
+        assert (await board.show(children[0]))["parent"] == few
+        assert await ids(board.http, parent=few, type="split") == []
+        page = (await board.http.get("/events", params={"parent": few, "limit": 2})).json()
+        rest = await ids(board.http, parent=few, cursor=page["next"])
+        assert [each["event_id"] for each in page["items"]] + rest == children
+        assert (await board.http.get("/events?parent=x")).status_code == 400
+
+        shown = (await board.http.get(f"/ui/events/{few}")).text
+        assert [shown.count(f'href="/ui/events/{child}"') for child in children] == [1, 1, 1]
+        assert "/?parent=" not in shown
+        shown = (await board.http.get(f"/ui/events/{many}")).text
+        assert len(re.findall(r'href="/ui/events/[^"]+">piece<', shown)) == 20
+        assert f'href="/?parent={many}"' in shown
+        listed = (await board.http.get(f"/?parent={many}")).text
+        assert len(re.findall(r'href="/ui/events/[^"]+">piece<', listed)) == 25
+        assert "Children" not in (await board.http.get(f"/ui/events/{children[0]}")).text
 
 
 async def test_an_item_tells_how_the_event_stands(board: Board) -> None:

@@ -5,10 +5,12 @@ import re
 import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from msgspec.structs import replace
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
 from prometheus_client.parser import text_string_to_metric_families as families
@@ -55,15 +57,16 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.metrics.EVERY_S", 0.1)
 
 
-async def scraped(http: httpx.AsyncClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample by its name and labels, without the worker's."""
-    answer = await http.get("/metrics")
-    assert answer.status_code == 200
+async def scraped(http: httpx.AsyncClient, *paths: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample of the API and of the fleet by its name and labels, without the worker's; equal ones added up."""
     found: dict[Any, float] = {}
-    for family in families(answer.text):
-        for sample in family.samples:
-            labels = frozenset((name, value) for name, value in sample.labels.items() if name != "worker")
-            found[sample.name, labels] = sample.value
+    for path in paths or ("/metrics", "/metrics/fleet"):
+        answer = await http.get(path)
+        assert answer.status_code == 200
+        for family in families(answer.text):
+            for sample in family.samples:
+                labels = frozenset((name, value) for name, value in sample.labels.items() if name != "worker")
+                found[sample.name, labels] = found.get((sample.name, labels), 0.0) + sample.value
     return found
 
 
@@ -106,14 +109,135 @@ async def test_it_counts_what_happened_to_events(settings: Settings) -> None:
         assert one(found, "worker_slots") == settings.concurrency
         assert one(found, "loop_lag_seconds_count") > 0
         assert one(found, "http_requests_total", route="/events", method="POST", status="2xx") == 4
+        assert one(found, "budget_day_limit_usd") == settings.budget_day_usd
+        assert one(found, "budget_day_used_usd") == 0
+
+
+FLEET = ("worker", "backlog", "dead_letters", "stream", "postgres", "redis", "budget", "llm", "run", "step", "breaker")
+
+
+@pytest.mark.usefixtures("often")
+async def test_the_sum_over_two_apis_is_true_and_a_restart_makes_no_new_series(settings: Settings) -> None:
+    """Prometheus scrapes each API, and the fleet from any one of them."""
+    twice = program_of(settings, poking=Pipeline(on=Poked, flow=[poke]))
+    async with board_on(settings, twice, workers=2) as board, serving(settings) as second:
+        for _ in range(6):
+            await board.ended(await board.send("poked", {"how": "reject"}))
+
+        async def told() -> list[Any] | None:
+            async with httpx.AsyncClient(base_url=second, timeout=10) as other:
+                own = [await scraped(http, "/metrics") for http in (board.http, other)]
+                fleets = [await scraped(http, "/metrics/fleet") for http in (board.http, other)]
+            dead = [one(fleet, "events_ended_total", type="poked", status="dead") for fleet in fleets]
+            return [own, fleets] if dead == [6, 6] else None
+
+        found = await eventually(told, REPORTED_S)
+        assert found is not None
+        (first, other), fleets = found
+        # What is everybody's is shown by the fleet alone, what is the process's own by no other.
+        for own in (first, other):
+            assert not [name for name, _ in own if name.removeprefix("callboard_").startswith(FLEET)]
+        posted = {"route": "/events", "method": "POST", "status": "2xx"}
+        assert (one(first, "http_requests_total", **posted), one(other, "http_requests_total", **posted)) == (6, -1)
+        for fleet in fleets:
+            assert not [name for name, _ in fleet if name.startswith(("callboard_http", "process_"))]
+            assert one(fleet, "worker_slots") == 2 * settings.concurrency
+            assert one(fleet, "dead_letters_last_hour", reason="rejected") == 6
+        before = await _workers(board.http)
+        assert before == {"0", "1"}
+        shown = (await board.http.get("/workers")).json()["items"]
+        assert {each["ordinal"] for each in shown} == {0, 1}
+    async with board_on(settings, twice, workers=2) as board:
+        await eventually(lambda: _has(board.http, before), REPORTED_S)
+
+
+async def _workers(http: httpx.AsyncClient) -> set[str]:
+    """The values of the label `worker`; no other label may be new with every start."""
+    text = (await http.get("/metrics/fleet")).text
+    assert not re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-|(host|pid|instance)=", text)
+    return {*re.findall(r'worker="([^"]*)"', text)} - {"none"}
+
+
+async def _has(http: httpx.AsyncClient, workers: set[str]) -> bool:
+    return await _workers(http) == workers
+
+
+@pytest.mark.usefixtures("often")
+async def test_workers_that_start_together_take_different_ordinals_and_the_smallest(settings: Settings) -> None:
+    async with board_on(settings, workers=5) as board:
+        await eventually(lambda: _has(board.http, {*"01234"}), REPORTED_S)
+
+
+async def test_what_workers_of_the_release_before_report_is_added_up(board: Board) -> None:
+    """They write no ordinal: their series bear one label in common, and none is there twice."""
+    for _ in range(2):
+        (row,) = await board.sql(
+            "insert into workers (worker, host, pid, version, lease_until, state, slots, in_flight, pipelines)"
+            " values (gen_random_uuid(), 'h', 1, '0.1', now() + interval '1 h', 'ready', 7, 1, '{}') returning worker"
+        )
+        meters = Meters()
+        meters.add("callboard_claims_lost_total", (), 3.0)
+        await board.sql(
+            "insert into worker_metrics (worker, at, lag_s, breakers, series) values ($1, now(), 0, '{}', $2)",
+            *(row["worker"], encode(meters.snapshot())),
+        )
+    text = (await board.http.get("/metrics/fleet")).text
+    assert 'callboard_claims_lost_total{worker="none"} 6.0' in text
+    slots = re.findall(r'callboard_worker_slots{worker="none"} (\S+)', text)
+    assert float(slots[0]) in (14.0, 14.0 + board.settings.concurrency), "the board's own may be starting yet"
+    assert list(lint(text)) == []
+
+
+@pytest.mark.usefixtures("often")
+async def test_first_tokens_waits_and_versions_of_prompts_are_measured(board: Board) -> None:
+    event = await board.ended(await board.send("ticket.opened", TICKET))
+    calls = [each["detail"] for each in event["timeline"] if each["what"] == "call"]
+    classified = [each for each in calls if each["prompt"] == "tickets/classify"]
+    (streamed,) = [each for each in calls if each["prompt"] == "tickets/draft"] or [None]
+
+    async def told() -> dict[Any, float] | None:
+        found = await scraped(board.http, "/metrics/fleet")
+        made = sum(value for (name, _), value in found.items() if name == "callboard_llm_prompt_calls_total")
+        return found if made >= len(calls) else None
+
+    found = await eventually(told, REPORTED_S)
+    assert found is not None
+    version = {"prompt": "tickets/classify", "version": str(classified[0]["version"])}
+    assert one(found, "llm_prompt_calls_total", **version, outcome="ok") == len(classified)
+    assert one(found, "llm_prompt_cost_usd_total", **version) == pytest.approx(sum(c["cost_usd"] for c in classified))
+    waits = [value for (name, _), value in found.items() if name == "callboard_llm_limiter_wait_seconds_count"]
+    assert sum(waits) >= len(calls)
+    firsts = [value for (name, _), value in found.items() if name == "callboard_llm_first_token_seconds_count"]
+    assert sum(firsts) == (1 if streamed else 0)
+
+
+def test_a_quantile_of_calls_that_took_twelve_seconds_is_read_as_about_that() -> None:
+    """As Prometheus reads it: a line from one bound to the next. It was 29 s between bounds of 10 and 30."""
+    meters = Meters()
+    for n in range(100):
+        meters.observe("callboard_llm_call_duration_seconds", 11.0 + n / 50, ("openai", "m"))
+    ((_, row),) = meters.snapshot()["callboard_llm_call_duration_seconds"]
+    bounds = FAMILIES["callboard_llm_call_duration_seconds"].buckets
+    rank, below, low = 95.0, 0.0, 0.0
+    for bound, count in zip(bounds, row, strict=False):
+        if below + count >= rank:
+            assert low + (bound - low) * (rank - below) / count == pytest.approx(12.9, rel=0.5)
+            break
+        below, low = below + count, bound
+    close = [high / low for low, high in pairwise(bounds) if low >= 1 and high <= 120]
+    assert max(close) <= 2
+    assert {60.0, 120.0} <= {*bounds}
 
 
 async def both_formats_are_whole_and_by_the_rules(http: httpx.AsyncClient) -> None:
-    assert list(lint((await http.get("/metrics")).text)) == []
-    asked = {"Accept": "application/openmetrics-text; version=1.0.0"}
-    answer = await http.get("/metrics", headers=asked)
-    assert answer.headers["content-type"].startswith("application/openmetrics-text")
-    assert {each.name for each in open_families(answer.text)} >= {"callboard_llm_calls", "callboard_worker"}  # type: ignore[no-untyped-call]
+    there: set[str] = set()
+    for path in ("/metrics", "/metrics/fleet"):
+        assert list(lint((await http.get(path)).text)) == []
+        asked = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        answer = await http.get(path, headers=asked)
+        assert answer.headers["content-type"].startswith("application/openmetrics-text")
+        there |= {each.name for each in open_families(answer.text)}  # type: ignore[no-untyped-call]
+    assert there >= {"callboard_llm_calls", "callboard_worker", "process_cpu_seconds"}
 
 
 @pytest.mark.usefixtures("often")
@@ -179,7 +303,7 @@ async def test_the_backlog_and_its_oldest_are_seen_without_a_worker(api: httpx.A
 
 
 async def test_many_scrapes_are_one_measurement(api: httpx.AsyncClient) -> None:
-    await api.get("/metrics")
+    await api.get("/metrics/fleet")
     await api.post("/events", json={"type": "ticket.opened", "data": TICKET})
     texts = await asyncio.gather(*(scraped(api) for _ in range(20)))
     assert {one(each, "backlog_events", status="queued") for each in texts} == {0}, "measured just before the event"
@@ -292,7 +416,16 @@ async def test_a_worker_that_has_gone_is_not_shown(settings: Settings) -> None:
 
 
 async def _shows(http: httpx.AsyncClient, what: str, *, there: bool = True) -> bool:
-    return (what in (await http.get("/metrics")).text) == there
+    return (what in (await http.get("/metrics/fleet")).text) == there
+
+
+def test_the_readmes_jobs_scrape_every_api_and_the_fleet_once() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", text, re.DOTALL)
+    own, fleet = yaml.safe_load(told)["scrape_configs"]
+    assert (own.get("metrics_path", "/metrics"), fleet["metrics_path"]) == ("/metrics", "/metrics/fleet")
+    assert len(own["static_configs"][0]["targets"]) > 1
+    assert len(fleet["static_configs"][0]["targets"]) == 1
 
 
 def test_the_readme_has_each_family() -> None:

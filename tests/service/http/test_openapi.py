@@ -99,7 +99,7 @@ async def test_each_parameter_is_asked_for_by_its_name(api: httpx.AsyncClient, t
     operation = told["paths"]["/events"]["get"]
     assert operation["security"] == [{"key": ["read"]}]
     names = {each["name"]: each["schema"] for each in operation["parameters"]}
-    assert set(names) == {"type", "status", "key", "source", "id", "since", "until", "limit", "cursor"}
+    assert set(names) == {"type", "status", "key", "source", "id", "parent", "since", "until", "limit", "cursor"}
     assert (names["limit"]["maximum"], (await api.get("/events?limit=501")).status_code) == (500, 400)
     letters = {each["name"] for each in told["paths"]["/dead-letters"]["get"]["parameters"]}
     assert letters == {"type", "reason", "since", "until", "limit", "cursor"}

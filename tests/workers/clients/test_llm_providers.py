@@ -1,6 +1,8 @@
 """Which providers there are: those with a key, servers of one's own, files of the user's."""
 
 import importlib
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ from starlette.responses import Response
 
 import workers.providers
 from prompts import Prompts, Target
-from service.errors import SettingsError, WiringError
-from service.settings import Settings
+from service.errors import CallboardError, Outage, SettingsError, WiringError
+from service.settings import Settings, load
 from tests.workers.clients.asking import (
     Ledger,
     Sorted,
@@ -21,7 +23,9 @@ from tests.workers.clients.asking import (
     opened,
     provider,
     said,
+    stream,
 )
+from tests.workers.clients.strict_servers import strict_provider
 from workers.clients.llm import open_llm
 from workers.providers import discover
 
@@ -61,6 +65,51 @@ async def test_keys_choose_the_provider_and_are_sent(
     assert str(seen[0].url) == url + path
     assert "k-123" in seen[0].headers[header]
     assert not [each for each in seen[0].headers if each.startswith("x-callboard")], "labels are the simulator's only"
+
+
+@pytest.mark.parametrize("key", ["sk-1\n", "sk-1\r\nx: y", "sk-\x00", "sk-\u2028", "sk-é"])
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+async def test_a_call_that_could_not_be_sent_costs_nothing(
+    prompts: Prompts, ledger: Ledger, name: str, key: str, streams: bool
+) -> None:
+    """Of a key from a file of the user's own, say: those of the settings are looked at when they are read."""
+    async with strict_provider() as (url, server):
+        settings = replace(Settings(), openai_api_key=key, openai_base_url=f"{url}/v1")
+        settings = replace(settings, anthropic_api_key=key, anthropic_base_url=url)
+        alone = Prompts(prompts.versions, {"both": prompts.models[name]})
+        async with open_llm(settings, alone, None, discover(workers.providers)) as llm:
+            put = stream if streams else ask
+            if name == "anthropic" and not key.isascii():  # its SDK sends such a key as it is
+                with suppress(CallboardError):
+                    await put(llm, ledger)
+                return
+            with pytest.raises(Outage, match=f"{name} can't be asked") as error:
+                await put(llm, ledger)
+    assert server.heads == []
+    assert (ledger.outcomes, ledger.calls[0].cost_usd) == (["setup"], 0.0)
+    assert ledger.opened[0].cost_usd > 0
+    assert "sk-" not in str(error.value)
+
+
+async def test_an_address_that_no_request_can_be_sent_to_costs_nothing(prompts: Prompts, ledger: Ledger) -> None:
+    alone = Prompts(prompts.versions, {"both": prompts.models["openai"]})
+    settings = replace(Settings(), openai_api_key="sk-1", openai_base_url="ftp://127.0.0.1/v1")
+    async with open_llm(settings, alone, None, discover(workers.providers)) as llm:
+        with pytest.raises(Outage):
+            await ask(llm, ledger)
+    assert ledger.calls[0].cost_usd == 0.0
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+async def test_a_key_with_a_newline_at_its_end_is_sent_without_it(prompts: Prompts, ledger: Ledger, name: str) -> None:
+    async with strict_provider() as (url, server):
+        address = f"{url}/v1" if name == "openai" else url
+        settings = load({f"{name.upper()}_API_KEY": "sk-1\r\n", f"{name.upper()}_BASE_URL": f"{address}\n"})
+        alone = Prompts(prompts.versions, {"both": prompts.models[name]})
+        async with open_llm(settings, alone, None, discover(workers.providers)) as llm:
+            assert await ask(llm, ledger) == "Thank you for your message."
+    assert re.search(r"^(authorization: bearer |x-api-key: )sk-1\r$", server.heads[0].lower(), re.MULTILINE)
 
 
 async def test_a_server_of_ones_own_needs_no_key_and_may_want_its_own_json(prompts: Prompts, ledger: Ledger) -> None:

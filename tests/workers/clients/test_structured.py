@@ -40,7 +40,7 @@ def test_strict_schema() -> None:
     assert schema_of(Outer).body == {
         "type": "object",
         "properties": {
-            "mood": {"enum": ["bad", "good"]},
+            "mood": {"type": "string", "enum": ["bad", "good"]},
             "parts": {
                 "type": "array",
                 "items": {

@@ -80,6 +80,10 @@ async def test_an_events_own_budget(settings: Settings, tmp_path: Path) -> None:
         event = await board.ended(event["event_id"])
         assert (event["status"], provider.asked) == ("succeeded", 7), "a replay has a budget of its own"
 
+        waits = dict(board.workers[0].meters.snapshot()["callboard_budget_wait_seconds"])
+        assert sum(waits["event", "refused"][:-1]) == 1
+        assert sum(waits["event", "passed"][:-1]) == sum(waits["day", "passed"][:-1]) == provider.asked
+
 
 async def test_the_days_budget_puts_off_to_the_next_day(settings: Settings, tmp_path: Path) -> None:
     job = Pipeline(on=Job, flow=[sample], retry=QUICK)

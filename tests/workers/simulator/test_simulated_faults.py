@@ -66,7 +66,12 @@ async def test_no_credit(url: str) -> None:
 @pytest.mark.parametrize("streams", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 async def test_what_the_model_does_wrong(url: str, name: str, streams: bool) -> None:
-    schema = {"type": "object", "properties": {"because": {"type": "string"}}, "required": ["because"]}
+    schema = {
+        "type": "object",
+        "properties": {"because": {"type": "string"}},
+        "required": ["because"],
+        "additionalProperties": False,
+    }
     asked = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
     if name == "anthropic":
         asked = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
