@@ -46,6 +46,7 @@ class Store:
         self._commits: Final = GroupCommit[Incoming, Stored](
             "store", lambda: connect(settings, "store"), self._write, meters=self._meters
         )
+        self.health: Final = self._commits.health
 
     async def accept(self, incoming: Incoming) -> Stored:
         """Commit the event. Raises Unavailable while Postgres is away, BadRow where it refuses the event."""

@@ -28,8 +28,9 @@ class Journal:
 
     def __init__(self, settings: Settings, meters: Meters | None = None) -> None:
         self._commits: Final = GroupCommit[tuple[Any, ...], bool](
-            "journal", lambda: connect(settings, "journal"), _keep, meters=meters
+            "journal", lambda: connect(settings, "journal"), _keep, meters=meters, warm=True
         )
+        self.commits: Final = self._commits.health
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 
     async def keep(self, event_id: UUID, run: int, claim: int, kept: Kept) -> None:

@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 import sql
 from service.errors import text_of
 from service.release import release
-from service.resources import CONNECT_TIMEOUT_S, POSTGRES_ERRORS, Connection, backoff_s, connect
+from service.resources import POSTGRES_ERRORS, Connection, backoff_s, connect, connect_timeout_s
 from service.settings import Settings
 
 LEASE: Final = timedelta(seconds=6)
@@ -42,8 +42,13 @@ class Lease:
     """The worker's standing in Postgres. Each registration has a new id: a lost lease is never revived."""
 
     def __init__(
-        self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int], state: Callable[[], str]
+        self,
+        settings: Settings,
+        pipelines: Sequence[str],
+        in_flight: Callable[[], int],
+        state: Callable[[], tuple[str, str | None]],
     ) -> None:
+        """`state`: what the row says of this worker, and why where that is not `ready`; called by the thread."""
         self.worker: UUID = uuid4()
         self.alive = 1  # workers, this one among them
         self._settings: Final = settings
@@ -103,8 +108,9 @@ class Lease:
         try:
             while not self._stop.is_set():
                 self._check_loop()
+                connecting_s = 0.0 if connection else connect_timeout_s(self._settings)
                 try:
-                    async with asyncio.timeout(BEAT_TIMEOUT_S + (0.0 if connection else CONNECT_TIMEOUT_S)):
+                    async with asyncio.timeout(BEAT_TIMEOUT_S + connecting_s):
                         connection = connection or await connect(self._settings, "heart")
                         await self._beat(connection, lost)
                     tries = 0
@@ -124,7 +130,7 @@ class Lease:
     async def _beat(self, connection: Connection, lost: Callable[[], object]) -> None:
         asked_at = time.monotonic()
         if self._held:
-            row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, self._state(), self._in_flight())
+            row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, self._in_flight(), *self._state())
             if row is not None:
                 self.alive = row["alive"]
                 self._renewed(asked_at)
