@@ -16,9 +16,9 @@ select current_setting('max_connections')::integer as most,
             else current_setting('superuser_reserved_connections')::integer
                  + coalesce(current_setting('reserved_connections', true)::integer, 0) end as reserved,
        (select count(*) from others)::integer as used,
-       nullif(r.rolconnlimit, -1) as role_most,
+       case when not r.rolsuper then nullif(r.rolconnlimit, -1) end as role_most,
        (select count(*) from others where usename = current_user)::integer as role_used,
-       nullif(d.datconnlimit, -1) as database_most,
+       case when not r.rolsuper then nullif(d.datconnlimit, -1) end as database_most,
        (select count(*) from others where datname = current_database())::integer as database_used
 from pg_roles r cross join pg_database d
 where r.rolname = current_user and d.datname = current_database();
