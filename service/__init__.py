@@ -13,7 +13,7 @@ def create_app() -> Any:
     from service.embedded import running
     from service.errors import CallboardError
     from service.http.app import create_app as build
-    from service.preflight import check_postgres
+    from service.postgres_preflight import check_postgres
     from service.settings import load
 
     try:

@@ -11,7 +11,7 @@ from typing import Final
 
 import sql
 from service.errors import StartError, text_of
-from service.preflight import check_postgres
+from service.postgres_preflight import check_postgres
 from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
 

@@ -44,7 +44,6 @@ def redis_environment(folder: Path) -> dict[str, str]:
     root = unpacked(folder, *REDIS)
     server = root / "usr" / "bin" / "redis-server"
     assert server.is_symlink(), "Debian has changed its package"
-    assert server.resolve().name != "redis-server", "Debian has changed its package"
     return {"PATH": f"{server.parent}:{os.environ['PATH']}", "LD_LIBRARY_PATH": libraries(root)}
 
 

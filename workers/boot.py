@@ -11,7 +11,7 @@ from service import failpoints
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
-from service.preflight import check_all, check_postgres
+from service.postgres_preflight import check_all, check_postgres
 from service.program import ignore, on_end, settle
 from service.settings import load
 from service.supervise import end_in_time

@@ -15,7 +15,7 @@ from schemas.catalog import CatalogError, discover
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
-from service.preflight import check_postgres
+from service.postgres_preflight import check_postgres
 from service.program import settle
 from service.settings import Settings, load
 from workers.engine.clock import jobs

@@ -23,7 +23,7 @@ from service.http.problem import problem
 from service.keys import any_made
 from service.log import setup
 from service.postgres_errors import sentence
-from service.preflight import check_all, check_postgres, connections_max
+from service.postgres_preflight import check_all, check_postgres, connections_max
 from service.program import leave, on_end, settle
 from service.resources import POSTGRES_ERRORS
 from service.settings import Settings, load

@@ -16,7 +16,7 @@ from service.inbound import Inbound
 from service.meters import Meters
 from service.outbox import Outbox
 from service.postgres_errors import SENTENCES
-from service.preflight import connections_max
+from service.postgres_preflight import connections_max
 from service.readiness import NOT_READY_S, CommitHealth
 from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
@@ -31,7 +31,7 @@ from workers.engine.cancel import listen
 from workers.engine.clock import Clock, Turn, open_arq, run_arq
 from workers.engine.executor import Executor, Stage
 from workers.engine.journal import Journal
-from workers.engine.lease import SQL, Lease
+from workers.engine.lease import SQL, Lease, State
 from workers.engine.ledger import Ledger
 from workers.engine.live import Wire
 from workers.engine.reader import Reader
@@ -170,7 +170,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     )
 
 
-def _state(stopping: asyncio.Event, reader: Reader, commits: Mapping[str, CommitHealth]) -> tuple[str, str | None]:
+def _state(stopping: asyncio.Event, reader: Reader, commits: Mapping[str, CommitHealth]) -> State:
     """What the worker's row says of it, and why where that is not `ready`."""
     if stopping.is_set():
         return "draining", None

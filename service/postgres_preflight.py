@@ -33,7 +33,7 @@ _TRANSACTIONS: Final = (
     " own: name the server itself, or a pooler of sessions (PgBouncer: pool_mode = session; Supabase: port 5432;"
     " Neon: the host without -pooler)."
 )
-_SQL: Final = sql.queries("preflight")
+_SQL: Final = sql.queries("postgres_preflight")
 
 log = logging.getLogger("callboard.boot")
 

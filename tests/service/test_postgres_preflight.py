@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from service.embedded import Server
 from service.errors import StartError
 from service.migrate import migrate
-from service.preflight import ProgramName, check_all, check_postgres, connections_max
+from service.postgres_preflight import ProgramName, check_all, check_postgres, connections_max
 from service.resources import connect, open_pool
 from service.settings import Settings
 from tests.board import board_on
