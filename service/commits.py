@@ -63,7 +63,7 @@ class GroupCommit(Generic[T, R]):
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
-        self._busy = self._given_up = 0
+        self._given_up = 0
         self._idle.set()
 
     async def put(self, item: T, timeout_s: float) -> R:
@@ -139,13 +139,13 @@ class GroupCommit(Generic[T, R]):
             while True:
                 await self._more.wait()
                 batch = self._take()
-                self._busy += 1
+                self.health.writing += 1
                 try:
                     await self._commit(held, batch)
                 finally:
-                    self._busy -= 1
+                    self.health.writing -= 1
                     _fail(batch, Unavailable("the write was given up"))  # whoever still waits: by a bug, or at the end
-                if not self._waiting and not self._busy:
+                if not self._waiting and not self.health.writing:
                     self._idle.set()
         finally:
             held.drop()

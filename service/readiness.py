@@ -29,6 +29,7 @@ class CommitHealth:
         self._clock: Final = clock
         self._failed: tuple[float, Reason] | None = None
         self.tried_at = clock()
+        self.writing = 0  # batches in hand, also between two attempts
 
     @property
     def reason(self) -> Reason | None:
@@ -44,8 +45,8 @@ class CommitHealth:
 
     @property
     def idle_s(self) -> float:
-        """How long ago the last one was tried."""
-        return self._clock() - self.tried_at
+        """How long ago the last one was tried; 0 while one is in hand."""
+        return 0.0 if self.writing else self._clock() - self.tried_at
 
     def begin(self) -> float:
         self.tried_at = self._clock()

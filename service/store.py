@@ -44,7 +44,7 @@ class Store:
         self._meters: Final = meters or Meters()
         self._via: Final = via
         self._commits: Final = GroupCommit[Incoming, Stored](
-            "store", lambda: connect(settings, "store"), self._write, meters=self._meters
+            "store", lambda: connect(settings, "store"), self._write, meters=self._meters, warm=True
         )
         self.health: Final = self._commits.health
 

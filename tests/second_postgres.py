@@ -37,9 +37,12 @@ async def second_postgres(
     if standby_of is None:
         await embedded._create(programs, place)
     else:
+        embedded.give(place.data, place.who)
         copy = [str(programs / "pg_basebackup"), "-h", sockets_of(standby_of), "-p", "5432", "-U", "callboard"]
         status = await embedded._finish([*copy, "-D", str(place.data), "-R", "-X", "stream", "-c", "fast"], place)
         assert status == 0, (place.folder / "log").read_text()
+        for each in place.data.glob(".s.PGSQL*"):  # the other one's socket, copied with its data
+            each.unlink()
     sockets = embedded._sockets(place)
     command = [str(programs / "postgres"), "-D", str(place.data), "-k", str(sockets), "-p", "5432"]
     command += [

@@ -121,7 +121,7 @@ async def _know_vectors(connection: Connection) -> None:
     """pgvector may be in any schema. Raises NoVectors where this role can't use it."""
     schema = await connection.fetchval(SESSION_SQL["vector_schema"])
     if schema is None:
-        raise NoVectors("the extension vector is not installed in this database")
+        raise NoVectors("the extension vector is not in this database, or its schema may not be used")
     try:
         await register_vector(connection, schema=schema)
     except ValueError as error:
