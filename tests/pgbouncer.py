@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-import asyncpg
-
 from service.embedded import Server
 from tests.debian import libraries, unpacked
 from tests.eventually import eventually
@@ -33,13 +31,50 @@ def pgbouncer_in(folder: Path) -> Path:
     return root
 
 
+class PgBouncer:
+    """A PgBouncer that can be ended and comes back at the same port; `address`: up to the database's name."""
+
+    def __init__(self, root: Path, file: Path, port: int, owner: os.stat_result) -> None:
+        self.address: Final = f"postgresql://callboard:{PASSWORD}@127.0.0.1:{port}"
+        self._root: Final = root
+        self._file: Final = file
+        self._port: Final = port
+        self._owner: Final = owner  # of the socket behind it: nobody else may come in there, and PgBouncer refuses root
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        as_root = os.geteuid() == 0
+        self._process = subprocess.Popen(
+            [self._root / "usr" / "sbin" / "pgbouncer", self._file],
+            env={"LD_LIBRARY_PATH": libraries(self._root)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user=self._owner.st_uid if as_root else None,
+            group=self._owner.st_gid if as_root else None,
+        )
+        await eventually(self._listens)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    async def _listens(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            log = self._file.with_name("log")
+            raise RuntimeError(f"PgBouncer ended: {log.read_text() if log.exists() else ''}")
+        with socket.socket() as probe:
+            return await asyncio.to_thread(probe.connect_ex, ("127.0.0.1", self._port)) == 0
+
+
 @asynccontextmanager
-async def pgbouncer(root: Path, server: Server, **changes: str) -> AsyncIterator[str]:
-    """A running one for every database of `server`: its address up to the database's name. `changes`: of its file."""
-    folder = root / f"run-{free_port()}"
-    folder.mkdir(mode=0o777)
-    folder.chmod(0o777)
+async def pgbouncer(root: Path, server: Server, **changes: str) -> AsyncIterator[PgBouncer]:
+    """A running one for every database of `server`. `changes`: of the package's file."""
     port = free_port()
+    folder = root / f"run-{port}"
+    folder.mkdir()
+    folder.chmod(0o777)
     (folder / "userlist.txt").write_text(f'"callboard" "{PASSWORD}"\n')
     own = {
         "logfile": f"{folder}/log",
@@ -53,22 +88,12 @@ async def pgbouncer(root: Path, server: Server, **changes: str) -> AsyncIterator
     shipped = (root / "etc" / "pgbouncer" / "pgbouncer.ini").read_text()
     file = folder / "pgbouncer.ini"
     file.write_text(configured(shipped, own, f"* = host={sockets_of(server)} port=5432"))
-    owner = Path(sockets_of(server)).stat()  # nobody else may come in by its socket, and PgBouncer refuses root
-    process = subprocess.Popen(
-        [root / "usr" / "sbin" / "pgbouncer", file],
-        env={"LD_LIBRARY_PATH": libraries(root)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        user=owner.st_uid if os.geteuid() == 0 else None,
-        group=owner.st_gid if os.geteuid() == 0 else None,
-    )
+    bouncer = PgBouncer(root, file, port, Path(sockets_of(server)).stat())
     try:
-        await eventually(lambda: _listens(process, port, folder / "log"))
-        yield f"postgresql://callboard:{PASSWORD}@127.0.0.1:{port}"
+        await bouncer.start()
+        yield bouncer
     finally:
-        process.kill()
-        process.wait()
+        bouncer.kill()
 
 
 def configured(shipped: str, own: dict[str, str], databases: str) -> str:
@@ -77,22 +102,3 @@ def configured(shipped: str, own: dict[str, str], databases: str) -> str:
     lines.insert(lines.index("[databases]") + 1, databases)
     lines.insert(lines.index("[pgbouncer]") + 1, "\n".join(f"{name} = {value}" for name, value in own.items()))
     return "\n".join(lines) + "\n"
-
-
-async def _listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> bool:
-    if process.poll() is not None:
-        raise RuntimeError(f"PgBouncer ended: {log.read_text() if log.exists() else ''}")
-    with socket.socket() as probe:
-        return await asyncio.to_thread(probe.connect_ex, ("127.0.0.1", port)) == 0
-
-
-async def counted(server: Server, like: str = "callboard %") -> int:
-    """How many connections our programs have at the server."""
-    connection = await asyncpg.connect(server.url)
-    try:
-        found: int = await connection.fetchval(
-            "select count(*) from pg_stat_activity where application_name like $1", like
-        )
-        return found
-    finally:
-        await connection.close()

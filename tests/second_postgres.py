@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from service.embedded import Server, stop
 from service.embedded import postgres as embedded
-from service.embedded.place import settle
+from service.embedded.place import give, settle
 from service.embedded.process import own
 
 NAME: Final = "Postgres"
@@ -37,7 +37,7 @@ async def second_postgres(
     if standby_of is None:
         await embedded._create(programs, place)
     else:
-        embedded.give(place.data, place.who)
+        give(place.data, place.who)
         copy = [str(programs / "pg_basebackup"), "-h", sockets_of(standby_of), "-p", "5432", "-U", "callboard"]
         status = await embedded._finish([*copy, "-D", str(place.data), "-R", "-X", "stream", "-c", "fast"], place)
         assert status == 0, (place.folder / "log").read_text()

@@ -162,8 +162,8 @@ async def test_a_pool_takes_no_open_transaction_back(settings: Settings) -> None
 @pytest.fixture
 async def pooled(bouncer: Path, settings: Settings, servers: tuple[Server, Server]) -> AsyncIterator[Settings]:
     name = settings.database_url.partition("?")[0].rpartition("/")[2]
-    async with pgbouncer(bouncer, servers[0]) as address:
-        yield replace(settings, database_url=f"{address}/{name}")
+    async with pgbouncer(bouncer, servers[0]) as running:
+        yield replace(settings, database_url=f"{running.address}/{name}")
 
 
 async def test_sessions_of_a_pgbouncer_as_it_comes(pooled: Settings) -> None:
@@ -192,8 +192,8 @@ async def test_transactions_of_a_pgbouncer_are_refused(
     name = settings.database_url.partition("?")[0].rpartition("/")[2]
     ignored = "statement_timeout, lock_timeout, idle_in_transaction_session_timeout, jit, plan_cache_mode"
     for more in ({}, {"ignore_startup_parameters": ignored}):
-        async with pgbouncer(bouncer, servers[0], pool_mode="transaction", **more) as address:
-            through = replace(settings, database_url=f"{address}/{name}")
+        async with pgbouncer(bouncer, servers[0], pool_mode="transaction", **more) as running:
+            through = replace(settings, database_url=f"{running.address}/{name}")
             for program in PROGRAMS:
                 (sentence,) = await refused(through, program)
                 assert sentence.startswith(
