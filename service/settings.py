@@ -118,17 +118,22 @@ def load(environ: Mapping[str, str]) -> Settings:
     """Read the settings; an empty variable counts as unset.
 
     Raises SettingsError with the variable's name where a value does not fit, a file can't be read or a
-    `CALLBOARD_` name is unknown.
+    `CALLBOARD_` name is unknown; a line for each, where there are several.
     """
     known = {variable(field.name): field.name for field in fields(Settings)}
-    for name in environ:
-        if name.startswith(PREFIX) and name.removesuffix("_FILE") not in known:
-            raise SettingsError(f"{name} is not a setting. deploy/env.example lists them all.")
+    unknown = [each for each in environ if each.startswith(PREFIX) and each.removesuffix("_FILE") not in known]
+    faults = [f"{name} is not a setting. deploy/env.example lists them all." for name in unknown]
     given: dict[str, Any] = {}
     for name, field in known.items():
-        value = environ.get(name) or _from_file(environ.get(f"{name}_FILE", ""), name)
-        if value:
-            given[field] = _convert(name, field, value)
+        try:
+            if value := environ.get(name) or _from_file(environ.get(f"{name}_FILE", ""), name):
+                given[field] = _convert(name, field, value)
+        except SettingsError as error:
+            faults.append(str(error))
+    if faults:
+        if url := given.get("database_url"):
+            faults += postgres_url.faults(url)
+        raise SettingsError("\n".join(faults))
     return Settings(**given)
 
 

@@ -1,6 +1,7 @@
 """What is wrong with Postgres is a sentence before a program starts; against the real thing each."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from service.resources import connect, open_pool
 from service.settings import Settings
 from tests.board import board_on
 from tests.pgbouncer import pgbouncer, pgbouncer_in
+from tests.processes import ROOT
 from tests.second_postgres import database, second_postgres
 from tests.servers import open_folder
 
@@ -146,6 +148,18 @@ async def test_every_connection_has_its_deadlines(settings: Settings) -> None:
         for _ in range(3):
             async with pool.acquire() as connection:
                 assert {name: await connection.fetchval(f"show {name}") for name in DEADLINES} == DEADLINES
+
+
+def test_no_connection_is_opened_past_the_one_place_that_gives_it_deadlines() -> None:
+    """Embedded servers ask theirs once whether it has started."""
+    opening = re.compile(r"asyncpg\.(connect|create_pool|Pool)\(")
+    found = {
+        str(file.relative_to(ROOT))
+        for place in ("service", "workers")
+        for file in (ROOT / place).rglob("*.py")
+        if opening.search(file.read_text(encoding="utf-8"))
+    }
+    assert found == {"service/resources.py", "service/embedded/postgres.py"}
 
 
 async def test_a_pool_takes_no_open_transaction_back(settings: Settings) -> None:
