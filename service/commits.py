@@ -5,14 +5,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Final, Generic, TypeVar
 
 import asyncpg
 
 from service.errors import CallboardError, Unavailable, text_of
 from service.meters import Meters
-from service.resources import POSTGRES_ERRORS, Connection, backoff_s, postgres_passes
+from service.postgres_errors import SENTENCES, Reason
+from service.readiness import CommitHealth
+from service.resources import POSTGRES_ERRORS, Connection, Held, backoff_s, postgres_passes
 from service.supervise import supervised
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ SIZE: Final = 500
 WAITING_MAX: Final = 10_000
 WRITE_TIMEOUT_S: Final = 10.0
 QUIET_S: Final = 1.0
-# 22 data, 23 constraint, 54 too complex: one row's fault, found by halving
+# 22 data, 23 constraint, 54 too complex: one row's fault, found by halving.
 _ROW_FAULTS: Final = ("22", "23", "54")
 
 log = logging.getLogger("callboard.commits")
@@ -37,7 +38,8 @@ class GroupCommit(Generic[T, R]):
 
     `write` takes a connection and items and returns one result for each, in order. It must be safe to repeat: after a
     lost connection the same items are written again, whether or not the first commit arrived. `weigh` says how many
-    rows an item is: a batch is full at SIZE of them.
+    rows an item is: a batch is full at SIZE of them. `warm`: it connects before there is anything to write, so that
+    `health` knows whether it could. The meters show how the commits went.
     """
 
     def __init__(
@@ -47,7 +49,11 @@ class GroupCommit(Generic[T, R]):
         write: Callable[[Connection, Sequence[T]], Awaitable[Sequence[R]]],
         weigh: Callable[[T], int] = lambda _: 1,
         meters: Meters | None = None,
+        *,
+        warm: bool = False,
     ) -> None:
+        self.health: Final = CommitHealth()
+        self._warm: Final = warm
         self._name: Final = name
         self._connect: Final = connect
         self._write: Final = write
@@ -56,7 +62,7 @@ class GroupCommit(Generic[T, R]):
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
-        self._busy = self._given_up = 0
+        self._given_up = 0
         self._quiet_until = 0.0
         self._idle.set()
 
@@ -67,7 +73,7 @@ class GroupCommit(Generic[T, R]):
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError as error:
-            raise _late(timeout_s) from error
+            raise self._late(timeout_s) from error
         finally:
             self._let_go([future])
 
@@ -87,7 +93,7 @@ class GroupCommit(Generic[T, R]):
             self._let_go(futures)
         outcomes: list[R | Exception] = []
         for each in futures:
-            error = _late(timeout_s) if each.cancelled() else each.exception()
+            error = self._late(timeout_s) if each.cancelled() else each.exception()
             outcomes.append(error if isinstance(error, Exception) else each.result())
         return outcomes
 
@@ -112,6 +118,12 @@ class GroupCommit(Generic[T, R]):
             self._waiting.extend(kept)
             self._given_up = 0
 
+    def _late(self, timeout_s: float) -> Unavailable:
+        reason = self.health.reason
+        if reason in (None, "away"):
+            return Unavailable(f"Postgres did not answer within {timeout_s:g} s")
+        return Unavailable(f"not written within {timeout_s:g} s: {SENTENCES[reason]}")
+
     async def drained(self) -> None:
         await self._idle.wait()
 
@@ -122,16 +134,18 @@ class GroupCommit(Generic[T, R]):
     async def _writer(self) -> None:
         held = Held(self._connect)
         try:
+            if self._warm:
+                await self._warmed(held)
             while True:
                 await self._more.wait()
                 batch = self._take()
-                self._busy += 1
+                self.health.writing += 1
                 try:
                     await self._commit(held, batch)
                 finally:
-                    self._busy -= 1
+                    self.health.writing -= 1
                     _fail(batch, Unavailable("the write was given up"))  # whoever still waits: by a bug, or at the end
-                if not self._waiting and not self._busy:
+                if not self._waiting and not self.health.writing:
                     self._idle.set()
         finally:
             held.drop()
@@ -147,21 +161,23 @@ class GroupCommit(Generic[T, R]):
             self._more.clear()
         return [each for each in batch if not each[1].done()]
 
-    async def _commit(self, held: "Held", batch: list[tuple[T, asyncio.Future[R]]]) -> None:
+    async def _commit(self, held: Held, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         """Until written: again after what passes, in halves after a row's fault."""
         tries = 0
         while batch := [each for each in batch if not each[1].done()]:
-            begun, connection = time.perf_counter(), None
+            begun, connection = self.health.begin(), None
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     connection = await held.connection()
                     results = await self._write(connection, [item for item, _ in batch])
             except Exception as error:  # noqa: BLE001 - a bug that one row brings to light harms no neighbour
+                if not await self._to_be_repeated(held, batch, error, begun=begun, connected=connection is not None):
+                    return
                 tries += 1
-                if await self._to_be_repeated(held, batch, error, connection is not None, tries):
-                    continue
-                return
-            self._meters.observe("callboard_commit_duration_seconds", time.perf_counter() - begun, (self._name,))
+                await self._pause(error, tries, f", {len(batch)} writes wait")
+                continue
+            self._succeeded()
+            self._meters.observe("callboard_commit_duration_seconds", time.monotonic() - begun, (self._name,))
             self._meters.observe("callboard_commit_rows", len(batch), (self._name,))
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
@@ -169,26 +185,24 @@ class GroupCommit(Generic[T, R]):
             return
 
     async def _to_be_repeated(
-        self, held: "Held", batch: list[tuple[T, asyncio.Future[R]]], error: Exception, connected: bool, tries: int
+        self, held: Held, batch: list[tuple[T, asyncio.Future[R]]], error: Exception, *, begun: float, connected: bool
     ) -> bool:
-        """After a pause, where Postgres is away; else each item of the batch has its result or its error."""
+        """Whether the cause may pass; where not, each item of the batch has its result or its error."""
         self._meters.add("callboard_commit_failures_total", (self._name,))
         is_bug = not isinstance(error, POSTGRES_ERRORS)
         if is_bug or not _row_fault(error):
             held.drop()
-        if is_bug and self._seldom():
+        if is_bug and connected and self._seldom():
             log.error("%s: a bug in writing %d items", self._name, len(batch), exc_info=error)
         if connected and (is_bug or _row_fault(error)):
             await self._halve(held, batch, error)
             return False
-        if not is_bug and not postgres_passes(error):
+        self._failed(error, begun)
+        if connected and not postgres_passes(error):
             if self._seldom():
                 log.error("%s: %d writes refused: %s", self._name, len(batch), _short(error))
             _fail(batch, error)
             return False
-        if tries == 1 or tries % 20 == 0:
-            log.warning("%s: Postgres is away, %d writes wait: %s", self._name, len(batch), _short(error))
-        await asyncio.sleep(backoff_s(tries, cap_s=1.0))
         return True
 
     def _seldom(self) -> bool:
@@ -199,33 +213,45 @@ class GroupCommit(Generic[T, R]):
         self._quiet_until = now + QUIET_S
         return True
 
-    async def _halve(self, held: "Held", batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
+    async def _warmed(self, held: Held) -> None:
+        """Until it is connected, or there is something to write, which then meets the same trouble."""
+        tries = 0
+        while not self._more.is_set():
+            begun = self.health.begin()
+            try:
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await held.connection()
+            except Exception as error:  # noqa: BLE001 - as in a commit
+                held.drop()
+                self._failed(error, begun)
+                tries += 1
+                await self._pause(error, tries)
+            else:
+                self._succeeded()
+                return
+
+    async def _pause(self, error: Exception, tries: int, waiting: str = "") -> None:
+        if (tries == 1 or tries % 20 == 0) and self.health.reason:
+            log.warning("%s: %s%s: %s", self._name, SENTENCES[self.health.reason], waiting, _short(error))
+        await asyncio.sleep(backoff_s(tries, cap_s=1.0))
+
+    def _failed(self, error: BaseException, begun: float) -> Reason:
+        reason = self.health.failed(error, begun)
+        self._meters.set("callboard_commits_failing", 1.0, (self._name, reason))
+        return reason
+
+    def _succeeded(self) -> None:
+        if reason := self.health.reason:
+            self._meters.set("callboard_commits_failing", 0.0, (self._name, reason))
+        self.health.succeeded()
+
+    async def _halve(self, held: Held, batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
         if len(batch) == 1:
             _fail(batch, BadRow(_short(error)))
             return
         middle = len(batch) // 2
         await self._commit(held, batch[:middle])
         await self._commit(held, batch[middle:])
-
-
-class Held:
-    """A connection kept open, opened again when dropped."""
-
-    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
-        self._connect: Final = connect
-        self._open: Connection | None = None
-
-    async def connection(self) -> Connection:
-        if self._open is None or self._open.is_closed():
-            self._open = await self._connect()
-        return self._open
-
-    def drop(self) -> None:
-        """Terminate rather than close: a close would wait for a server that may be gone."""
-        if self._open is not None:
-            with suppress(OSError, asyncpg.InterfaceError):
-                self._open.terminate()
-            self._open = None
 
 
 def _row_fault(error: Exception) -> bool:
@@ -237,10 +263,6 @@ def _fail(batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)
-
-
-def _late(timeout_s: float) -> Unavailable:
-    return Unavailable(f"Postgres did not answer within {timeout_s:g} s")
 
 
 def _short(error: BaseException) -> str:

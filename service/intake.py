@@ -48,6 +48,7 @@ class Intake:
     ) -> None:
         self.catalog: Final = catalog
         self._store: Final = store
+        self.commits: Final = store.health
         self.outbox: Final = outbox
         self._body_max: Final = body_max
         self._keyed: Final = keyed

@@ -69,6 +69,7 @@ FAMILIES: Final = {
     "callboard_commit_duration_seconds": _histogram("Group commits in Postgres.", _QUICK_S, "commit"),
     "callboard_commit_rows": _histogram("How many share a group commit.", _ROWS, "commit"),
     "callboard_commit_failures_total": _counter("Group commits that Postgres did not take.", "commit"),
+    "callboard_commits_failing": _gauge("1 while the last group commit failed, by why.", "commit", "reason"),
     "callboard_loop_lag_seconds": _histogram("How late the event loop wakes up.", _QUICK_S),
     # workers
     "callboard_event_start_delay_seconds": _histogram("From due to claimed by a worker.", _LONG_S, "type"),

@@ -11,6 +11,7 @@ from typing import Final
 
 import sql
 from service.errors import StartError, text_of
+from service.postgres_preflight import check_postgres
 from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
 
@@ -26,6 +27,7 @@ async def migrate(settings: Settings) -> list[str]:
     Raises StartError where a migration that has run was changed since, another process is at it for too long, or
     Postgres is away or refuses one.
     """
+    await check_postgres(settings, "migrations")
     async with _connected(settings) as connection:
         await connection.execute("set statement_timeout = 0")
         await _wait_for_turn(connection)
@@ -79,7 +81,7 @@ async def _run_once(connection: Connection, name: str, text: str) -> bool:
         await connection.execute("set lock_timeout = 0")  # it waits for who is at the table, and holds up nobody
         for statement in filter(str.strip, text.split(";\n")):
             await connection.execute(statement, timeout=LASTS_MAX_S)
-        await connection.execute("reset lock_timeout")
+        await connection.execute("set lock_timeout = '5s'")
         await connection.execute(_SQL["record"], name, digest)
         return True
     async with connection.transaction():

@@ -2,9 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Final, TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -12,44 +12,71 @@ from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, Respon
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+import sql
+from service import postgres_url
 from service.settings import Settings
 
 STATEMENT_TIMEOUT_S: Final = 10.0
 CONNECT_TIMEOUT_S: Final = 5.0
 ACQUIRE_TIMEOUT_S: Final = 5.0
-POOL_MAX: Final = 10
 REDIS_TIMEOUT_S: Final = 5.0
 REDIS_MAX: Final = 50
+
+_SESSION: Final = sql.queries("session")["begin"]
 
 Connection: TypeAlias = asyncpg.Connection
 Pool: TypeAlias = asyncpg.Pool
 
 # 08 connection, 53 out of resources, 57P shutting down, 40 serialization and deadlock, 25006 read-only (a failover),
-# 42P01 and 42703 what the next migration brings, 55P03 and 57014 a lock or a statement that took too long
-_TRANSIENT_STATES: Final = ("08", "53", "57P", "40", "25006", "58030", "42P01", "42703", "55P03", "57014")
+# 42P01 and 42703 what the next migration brings, 55P03 and 57014 a lock or a statement that took too long, 28 and 3D000
+# a login that is refused, 42501 a right that was taken: none of them is the fault of what is written
+_TRANSIENT_STATES: Final = (
+    *("08", "53", "57P", "40", "25006", "58030", "42P01", "42703", "55P03", "57014", "28", "3D000", "42501"),
+)
 _TRANSIENT_REPLIES: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM")
 
 
 async def connect(settings: Settings, application: str) -> Connection:
     """One connection to hold; every statement on it has a deadline on both sides."""
-    return await asyncpg.connect(
-        settings.database_url,
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=STATEMENT_TIMEOUT_S,
-        server_settings=_session(application),
-    )
+    async with AsyncExitStack() as undo:
+        connection: Connection = await asyncpg.connect(**_arguments(settings, application))
+        undo.callback(connection.terminate)
+        await _begin(connection)
+        undo.pop_all()
+        return connection
+
+
+async def open_plain(settings: Settings, application: str) -> Connection:
+    """A connection whose session nothing was set in: behind a pooler it may not be ours alone."""
+    # Without statements that stay prepared: other sessions may be given the server's connection.
+    return await asyncpg.connect(**_arguments(settings, application), statement_cache_size=0)
+
+
+class Held:
+    """A connection kept open, opened again when dropped."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        self._connect: Final = connect
+        self._open: Connection | None = None
+
+    async def connection(self) -> Connection:
+        if self._open is None or self._open.is_closed():
+            self._open = await self._connect()
+        return self._open
+
+    def drop(self) -> None:
+        """Terminate rather than close: a close would wait for a server that may be gone."""
+        if self._open is not None:
+            with suppress(OSError, asyncpg.InterfaceError):
+                self._open.terminate()
+            self._open = None
 
 
 @asynccontextmanager
 async def open_pool(settings: Settings, application: str) -> AsyncIterator[Pool]:
-    """A pool for reads; it connects when first used, so that a boot does not need Postgres."""
+    """A pool for reads, of CALLBOARD_POOL at most; it connects when first used, so a boot does not need Postgres."""
     pool: Pool = asyncpg.create_pool(
-        settings.database_url,
-        min_size=0,
-        max_size=POOL_MAX,
-        timeout=CONNECT_TIMEOUT_S,
-        command_timeout=STATEMENT_TIMEOUT_S,
-        server_settings=_session(application),
+        min_size=0, max_size=settings.pool, init=_begin, reset=_keep_session, **_arguments(settings, application)
     )
     await pool
     try:
@@ -62,17 +89,29 @@ async def open_pool(settings: Settings, application: str) -> AsyncIterator[Pool]
             pool.terminate()
 
 
-def _session(application: str) -> dict[str, str]:
+def connect_timeout_s(settings: Settings) -> float:
+    """How long one connection may take: DATABASE_URL's connect_timeout, else CONNECT_TIMEOUT_S."""
+    return postgres_url.read(settings.database_url).connect_timeout_s or CONNECT_TIMEOUT_S
+
+
+def _arguments(settings: Settings, application: str) -> dict[str, Any]:
+    address = postgres_url.read(settings.database_url)
+    name = f"callboard {application}" + (f" ({address.application_name})" if address.application_name else "")
     return {
-        "application_name": f"callboard {application}",
-        "timezone": "UTC",
-        "statement_timeout": "10s",
-        "lock_timeout": "5s",
-        "idle_in_transaction_session_timeout": "10s",
-        "jit": "off",
-        # A plan kept from when a table was empty would scan it whole when a backlog comes.
-        "plan_cache_mode": "force_custom_plan",
+        **address.arguments(),
+        "timeout": connect_timeout_s(settings),
+        "command_timeout": STATEMENT_TIMEOUT_S,
+        # The two that a PgBouncer takes as it comes; the others are set by SQL.
+        "server_settings": {"application_name": name, "timezone": "UTC", **address.server_settings()},
     }
+
+
+async def _begin(connection: Any) -> None:
+    await connection.execute(_SESSION)
+
+
+async def _keep_session(_: Any) -> None:
+    """The driver's own reset would take the session's deadlines back; what is still open it has rolled back by now."""
 
 
 @asynccontextmanager

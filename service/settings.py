@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from msgspec import Meta, Struct, ValidationError, convert, json
 from msgspec.structs import fields
 
+from service import postgres_url
 from service.errors import SettingsError
 
 PREFIX = "CALLBOARD_"
@@ -61,6 +62,7 @@ class Settings(Outside, frozen=True, kw_only=True):
     url: str = "http://127.0.0.1:8000"
     api_key: str = ""
     concurrency: Positive = 200
+    pool: Annotated[int, Meta(ge=1, le=1000)] = 10
     grace_s: Positive = 30
     lame_duck_s: Annotated[int, Meta(ge=0, le=60)] = 0
     body_max: Positive = 1_048_576
@@ -82,9 +84,9 @@ class Settings(Outside, frozen=True, kw_only=True):
         """Keys and the passwords in addresses, in every spelling that may turn up in a log."""
         given = {field.name: str(getattr(self, field.name)) for field in fields(self)}
         urls = (value for name, value in given.items() if name.endswith(("_url", "_endpoint")))
-        passwords = [match[1] or match[2] for url in urls if (match := _PASSWORD.search(url))]
+        passwords = [match[1] or match[2] or "" for url in urls if (match := _PASSWORD.search(url))]
         keys = (value for name, value in given.items() if name.endswith("api_key"))
-        found = {*keys, *passwords, *map(unquote, passwords)}
+        found = {*keys, *passwords, *map(unquote, passwords), *postgres_url.secrets(self.database_url)}
         found |= {json.encode(each).decode()[1:-1] for each in found}
         return tuple(sorted((each for each in found if len(each) >= SECRET_MIN), key=len, reverse=True))
 
@@ -137,6 +139,8 @@ def load(environ: Mapping[str, str]) -> Settings:
             faults.append(str(fault))
     faults += filter(None, (_fault(field, value) for field, value in given.items()))
     if faults:
+        if url := given.get("database_url"):
+            faults += postgres_url.faults(url)
         raise SettingsError("\n".join(faults))
     return Settings(**given)
 

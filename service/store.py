@@ -43,8 +43,9 @@ class Store:
         self._meters: Final = meters or Meters()
         self._via: Final = via
         self._commits: Final = GroupCommit[Incoming, Stored](
-            "store", lambda: connect(settings, "store"), self._write, meters=self._meters
+            "store", lambda: connect(settings, "store"), self._write, meters=self._meters, warm=True
         )
+        self.health: Final = self._commits.health
 
     async def accept(self, incoming: Incoming) -> Stored:
         """Commit the event. Raises Unavailable while Postgres is away, BadRow where it refuses the event."""

@@ -126,6 +126,39 @@ def test_ours_say_it_without_a_traceback(
     refused(command, {"CALLBOARD_DATA_DIR": str(tmp_path), **environ}, sentence)
 
 
+@PROGRAMS
+def test_what_is_wrong_with_postgres_is_said_without_a_traceback(
+    command: tuple[str, ...], settings: Settings, tmp_path: Path
+) -> None:
+    """Each fault is a line, at the boot of each program, and no line holds a password."""
+    url = "postgresql://u:let-me-in@127.0.0.1:5432/db?sslmode=on&schema=mine"
+    done = run(command, {**environment(settings), "DATABASE_URL": url, "CALLBOARD_DATA_DIR": str(tmp_path)})
+    assert done.returncode != 0
+    lines = done.stderr.splitlines()[-2:]
+    assert "DATABASE_URL: schema is no parameter of Postgres' addresses. Leave it out." in lines[0]
+    assert "DATABASE_URL: sslmode is one of disable, allow" in lines[1]
+    missing = settings.database_url.replace("/test_", "/no_such_", 1)
+    done = run(command, {**environment(settings), "DATABASE_URL": missing})
+    assert done.returncode != 0
+    assert "does not exist. Look at DATABASE_URL." in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "let-me-in" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [(*CALLBOARD, "migrate"), (*CALLBOARD, "up"), (*CALLBOARD, "keys", "list")])
+def test_commands_say_what_is_wrong_with_postgres(command: tuple[str, ...], settings: Settings) -> None:
+    given = environment(settings, CALLBOARD_PORT=str(free_port()))
+    for url, words in {
+        "postgresql://u:let-me-in@h/db?schema=mine": "DATABASE_URL: schema is no parameter of Postgres' addresses.",
+        "postgresql://u:let/me-in@h/db": "has to be percent-encoded",
+    }.items():
+        done = run(command, {**given, "DATABASE_URL": url})
+        assert done.returncode != 0
+        assert words in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert "me-in" not in done.stderr + done.stdout
+
+
 @pytest.mark.parametrize("command", [WORKER, (*WORKER, "check")])
 def test_no_model_that_could_answer_stops_a_worker(command: tuple[str, ...], settings: Settings) -> None:
     sentence = 'No provider of the model alias "fast" can be asked: set OPENAI_API_KEY or ANTHROPIC_API_KEY'

@@ -11,6 +11,7 @@ from service import failpoints
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
+from service.postgres_preflight import check_all, check_postgres
 from service.program import ignore, on_end, settle
 from service.settings import load
 from service.supervise import end_in_time
@@ -21,22 +22,25 @@ from workers.hosted import program
 
 def main() -> int:
     """Exit status 0 after an orderly stop, 1 with one sentence where the boot can't go on."""
-    return _told(lambda whole: asyncio.run(run(whole)))
+    return _told(lambda whole: asyncio.run(run(whole)), servers=True)
 
 
 def check() -> int:
     """Exit status 0 where a worker could start, as far as that shows without Postgres and Redis; else as `main`."""
-    return _told(lambda _: print("callboard worker: could start"))
+    return _told(lambda _: print("callboard worker: could start"), servers=False)
 
 
-def _told(go: Callable[[Program], None]) -> int:
+def _told(go: Callable[[Program], None], *, servers: bool) -> int:
     setup()
     try:
         settings = running(load(os.environ))
         setup(secrets=settings.secrets)
         failpoints.check(settings)
         whole = program(settings)
-        check_models(whole)
+        checks: list[Callable[[], object]] = [lambda: check_models(whole)]
+        if servers:
+            checks.append(lambda: asyncio.run(check_postgres(settings, "worker")))
+        check_all(*checks)
         go(whole)
     except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard worker: {error}", file=sys.stderr)

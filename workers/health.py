@@ -16,6 +16,7 @@ DEADLINE_S: Final = 3.0
 SQL: Final = sql.queries("metrics")
 WHY: Final = {
     "deaf": "is deaf: it has free slots and could not read from Redis for 12 s. Is Redis away?",
+    "disconnected": "is disconnected: it could not do its work.",
     "draining": "is draining: it takes nothing new and will end.",
 }
 
@@ -51,7 +52,10 @@ async def ailing(settings: Settings, host: str, pid: int | None) -> str | None:
         stale = f" (the last one beat {rows[0]['beat_age_s']:.0f} s ago)" if rows else ""
         return f"no {whose} holds a lease{stale}. Is it still starting, or has it ended?"
     ill = next((row for row in held if row["state"] in WHY), None)
-    return None if ill is None else f"worker {ill['pid']} of {host} {WHY[ill['state']]}"
+    if ill is None:
+        return None
+    reason = f" {ill['reason']}." if ill["reason"] else ""
+    return f"worker {ill['pid']} of {host} {WHY[ill['state']]}{reason}"
 
 
 async def _rows(settings: Settings, host: str, pid: int | None) -> list[Any]:

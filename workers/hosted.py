@@ -15,6 +15,7 @@ from schemas.catalog import CatalogError, discover
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
+from service.postgres_preflight import check_postgres
 from service.program import settle
 from service.settings import Settings, load
 from workers.engine.clock import jobs
@@ -50,6 +51,7 @@ def worker_settings() -> type:
     async def on_startup(_: dict[Any, Any]) -> None:
         setup(secrets=settings.secrets)
         try:
+            await check_postgres(settings, "worker")
             started.append(await stack.enter_async_context(open_worker(whole, with_arq=False)))
         except (CallboardError, PromptError) as error:
             sys.exit(f"callboard worker: {error}")

@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from service import postgres_url
 from service.embedded.place import told
 from service.embedded.postgres import start_postgres
 from service.embedded.process import Server, command_line, noted, stop
@@ -20,7 +21,7 @@ __all__ = ["Server", "embedded", "running", "start_postgres", "start_redis", "st
 
 REDIS_PORT: Final = 6379
 MISSING: Final = {"database_url": ("Postgres", "DATABASE_URL"), "redis_url": ("Redis", "REDIS_URL")}
-SCHEMES: Final = {"database_url": ("postgresql", "postgres"), "redis_url": ("redis", "rediss", "unix")}
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 @asynccontextmanager
@@ -75,10 +76,11 @@ def running(settings: Settings) -> Settings:
 
 def _check(settings: Settings) -> None:
     """What is no address would be taken for a server that is away; it may hold a password, so it is not shown."""
-    for name, schemes in SCHEMES.items():
-        given = getattr(settings, name)
-        if given and given.partition("://")[0] not in schemes:
-            raise StartError(f"{MISSING[name][1]} is no address that can be used: one begins with {schemes[0]}://.")
+    wrong = postgres_url.faults(settings.database_url) if settings.database_url else []
+    if settings.redis_url and settings.redis_url.partition("://")[0] not in REDIS_SCHEMES:
+        wrong += [f"REDIS_URL is no address that can be used: one begins with {REDIS_SCHEMES[0]}://."]
+    if wrong:
+        raise StartError("\n".join(wrong))
 
 
 def _addresses(settings: Settings) -> Path:

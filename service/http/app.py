@@ -25,6 +25,7 @@ from service.http.problem import HANDLERS
 from service.intake import open_intake
 from service.keys import open_keys
 from service.meters import Meters
+from service.readiness import Readiness
 from service.resources import open_pool, open_redis
 from service.settings import Settings, load
 from service.supervise import supervised
@@ -106,7 +107,8 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             followers = Followers(redis, pool, settings.streams_max)
             await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
             app.state.leave = followers.leave
-            made = (intake, keys, pool, redis, meters, measured, followers, Room())
+            readiness = Readiness(pool, intake.commits)
+            made = (intake, keys, pool, redis, meters, measured, followers, Room(), readiness)
             yield State(door=Door(settings, catalog, told, *made))
 
     return lifespan

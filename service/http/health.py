@@ -9,9 +9,8 @@ from starlette.responses import Response
 import sql
 from service.http.door import door, fetch, raw, reply
 from service.http.problem import problem
-from service.migrate import pending
 from service.release import release
-from service.resources import POSTGRES_ERRORS, REDIS_ERRORS
+from service.resources import REDIS_ERRORS
 
 CHECK_TIMEOUT_S: Final = 2.0
 SQL: Final = sql.queries("read")
@@ -23,23 +22,13 @@ async def healthz(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Postgres answers, its schema is current, and this API is not about to stop. Redis away is degraded."""
+    """An event could be stored, and this API is not about to stop. Redis away is degraded."""
     if getattr(request.app.state, "draining", False):
         return problem(request, 503, "not now: it stops", headers={"Retry-After": "1"})
-    missing, degraded = await asyncio.gather(_missing(request), _degraded(request))
-    if missing is None:
-        return problem(request, 503, "Postgres does not answer", headers={"Retry-After": "1"})
-    if missing:
-        return problem(request, 503, f"migrations have not run: {', '.join(missing)}", headers={"Retry-After": "5"})
+    why_not, degraded = await asyncio.gather(door(request).readiness.why_not(), _degraded(request))
+    if why_not:
+        return problem(request, 503, why_not, headers={"Retry-After": "1"})
     return reply({"status": "ready", "version": release(), "degraded": degraded})
-
-
-async def _missing(request: Request) -> list[str] | None:
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            return await pending(door(request).pool)
-    except POSTGRES_ERRORS:
-        return None
 
 
 async def _degraded(request: Request) -> list[str]:

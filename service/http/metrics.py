@@ -20,9 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sql
 from service import stream
-from service.commits import Held
 from service.meters import FAMILIES, OTHER, Family, Labels, Meters, Row, Snapshot, decode
-from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
+from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, Held, connect
 from service.settings import Settings
 
 EVERY_S: Final = 5.0
@@ -33,7 +32,7 @@ LETTERS_MAX: Final = 10_000
 WORKERS_MAX: Final = 100
 STREAMS: Final = (stream.INGEST, stream.FRONT, stream.WORK, stream.DEAD)
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-STATES: Final = ("ready", "deaf", "draining")
+STATES: Final = ("ready", "deaf", "disconnected", "draining")
 NO_ORDINAL: Final = "none"
 SQL: Final = sql.queries("metrics")
 

@@ -15,6 +15,7 @@ from starlette.routing import Match
 from schemas.text import BadEvent, Trouble
 from service.errors import Outage, Unavailable, text_of
 from service.intake import Conflict
+from service.postgres_errors import sentence
 from service.resources import POSTGRES_ERRORS, postgres_passes
 
 PROBLEM: Final = "application/problem+json"
@@ -63,8 +64,9 @@ async def on_error(request: Request, error: Exception) -> Response:
         case ClientDisconnect():  # before its request was whole: nobody reads this
             return Response(status_code=400)
     if postgres_passes(error):  # what Postgres says is for the log
-        log.warning("Postgres is away: %s", text_of(error))
-        return problem(request, 503, "not now: Postgres does not answer", headers={"Retry-After": "1"})
+        why = sentence(error, request.state.door.pool)
+        log.warning("%s: %s", why, text_of(error))
+        return problem(request, 503, f"not now: {why}", headers={"Retry-After": "1"})
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     # The server hangs up behind it: without a word of that, the client's next request would be lost.
     return problem(request, 500, "a bug in Callboard; the log has it", headers={"Connection": "close"})

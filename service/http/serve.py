@@ -17,11 +17,13 @@ from schemas.catalog import CatalogError
 from service import failpoints
 from service.cli.parts import check_port
 from service.embedded import running
-from service.errors import CallboardError, StartError
+from service.errors import CallboardError, StartError, text_of
 from service.http.app import create_app
 from service.http.problem import problem
 from service.keys import any_made
 from service.log import setup
+from service.postgres_errors import sentence
+from service.postgres_preflight import check_all, check_postgres, connections_max
 from service.program import leave, on_end, settle
 from service.resources import POSTGRES_ERRORS
 from service.settings import Settings, load
@@ -41,8 +43,11 @@ def main() -> int:
         settings = running(load(os.environ))
         setup(secrets=settings.secrets)
         failpoints.check(settings)
-        refuse_open_door(settings)
-        check_port(settings)
+        check_all(
+            lambda: asyncio.run(check_postgres(settings, "API")),
+            lambda: refuse_open_door(settings),
+            lambda: check_port(settings),
+        )
         app = create_app(settings)
     except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard api: {error}", file=sys.stderr)
@@ -59,6 +64,7 @@ def main() -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.grace_s,
     )
+    log.info("the API takes up to %d connections to Postgres", connections_max(settings, "API"))
     server = _Server(config, app, settings.lame_duck_s)
     server.run()
     return 0 if server.started else 1
@@ -105,7 +111,7 @@ def refuse_open_door(settings: Settings) -> None:
     try:
         made = asyncio.run(any_made(settings))
     except POSTGRES_ERRORS as error:  # then nobody gets in before it is back
-        log.warning("Postgres is away: whether a key was made shows later: %s", error)
+        log.warning("%s: whether a key was made shows later: %s", sentence(error), text_of(error))
         return
     if not made:
         raise StartError(

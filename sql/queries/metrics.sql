@@ -57,7 +57,7 @@ where w.state not in ('dead', 'stopped') and w.lease_until >= now()
 order by w.started_at desc limit $1;
 
 -- name: of_host
-select pid, state, lease_until >= clock_timestamp() as held,
+select pid, state, reason, lease_until >= clock_timestamp() as held,
        extract(epoch from clock_timestamp() - beat_at)::double precision as beat_age_s
 from workers where host = $1 and state not in ('dead', 'stopped') and ($2::integer is null or pid = $2)
 order by beat_at desc limit 100;

@@ -47,6 +47,11 @@ class Machine:
             await self.stop()
             self._server = await self._start()
 
+    def give_way(self, server: Server) -> None:
+        """This one, which has ended, is at its address from now on, until it ends too."""
+        assert not self.running
+        self._server = server
+
     async def kill(self) -> None:
         """SIGKILL for it and all its children at once: a crash."""
         pids = {self.server.pid, *descendants(self.server.pid)}

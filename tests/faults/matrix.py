@@ -46,6 +46,8 @@ MATRIX: Final = {
     50: "operators replay the same dead letters at once",
     51: "a run of twenty nodes is killed at every boundary of a call and of the journal",
     52: "a worker is killed in the middle of streams that clients follow",
+    53: "a standby takes the place of Postgres, read-only and then promoted",
+    54: "PgBouncer between, of sessions, killed twice; of transactions",
 }
 
 

@@ -137,9 +137,10 @@ class Rig(Behind):
         tree, doors = told.pop("tree", self.machines.tree), told.pop("doors", False)
         gates = await self._doors() if doors else {}
         model: Proxy | None = told.pop("model", None)
+        database_url: str = told.pop("database_url", "") or _through(gates.get("postgres")) or self.database_url
         number = len(self.children) + 1
         environ = {
-            "DATABASE_URL": _through(gates.get("postgres")) or self.database_url,
+            "DATABASE_URL": database_url,
             "REDIS_URL": f"redis://127.0.0.1:{gates['redis'].port if gates else self.machines.redis_port}/0",
             "OPENAI_API_KEY": "dummy",
             "ANTHROPIC_API_KEY": "dummy",

@@ -50,6 +50,22 @@ def test_a_value_that_does_not_fit(name: str, value: str) -> None:
         load({name: value})
 
 
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    wrong = {
+        "CALLBOARD_PORT": "http",
+        "CALLBOARD_PROT": "1",
+        "CALLBOARD_POOL": "0",
+        "DATABASE_URL": "mysql://u:pw@h/db",
+    }
+    with pytest.raises(SettingsError) as caught:
+        load(wrong)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(" ")[0] for line in lines] == [
+        *("CALLBOARD_PROT", "CALLBOARD_PORT=http", "CALLBOARD_POOL=0", "DATABASE_URL")
+    ]
+    assert "pw" not in str(caught.value)
+
+
 def test_empty_is_unset() -> None:
     assert (
         load({"CALLBOARD_PORT": "", "DATABASE_URL": "", "REDIS_URL_FILE": "", "CALLBOARD_SIMULATE": ""}) == Settings()

@@ -32,8 +32,9 @@ class Journal:
 
     def __init__(self, settings: Settings, meters: Meters | None = None) -> None:
         self._commits: Final = GroupCommit[Rows, bool](
-            "journal", lambda: connect(settings, "journal"), _keep, len, meters
+            "journal", lambda: connect(settings, "journal"), _keep, len, meters, warm=True
         )
+        self.commits: Final = self._commits.health
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 
     async def keep(self, event_id: UUID, run: int, claim: int, entries: Sequence[Kept]) -> None:

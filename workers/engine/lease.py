@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 import sql
 from service.errors import text_of
 from service.release import release
-from service.resources import CONNECT_TIMEOUT_S, POSTGRES_ERRORS, Connection, backoff_s, connect
+from service.resources import POSTGRES_ERRORS, Connection, backoff_s, connect, connect_timeout_s
 from service.settings import Settings
 from service.time_limit import our_wait
 
@@ -36,6 +36,9 @@ BLOCKED_MAX_S: Final = 30.0
 BLOCKED_STATUS: Final = 70
 SQL: Final = sql.queries("lease")
 
+State = tuple[str, str | None]
+"""What the worker's row says of it, and why."""
+
 log = logging.getLogger("callboard.lease")
 
 
@@ -43,7 +46,7 @@ class Lease:
     """The worker's standing in Postgres. Each registration has a new id: a lost lease is never revived."""
 
     def __init__(
-        self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int], state: Callable[[], str]
+        self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int], state: Callable[[], State]
     ) -> None:
         self.worker: UUID = uuid4()
         self.alive = 1  # workers, this one among them
@@ -106,8 +109,9 @@ class Lease:
         try:
             while not self._stop.is_set():
                 self._check_loop()
+                connecting_s = 0.0 if connection else connect_timeout_s(self._settings)
                 try:
-                    async with asyncio.timeout(BEAT_TIMEOUT_S + (0.0 if connection else CONNECT_TIMEOUT_S)):
+                    async with asyncio.timeout(BEAT_TIMEOUT_S + connecting_s):
                         connection = connection or await connect(self._settings, "heart")
                         await self._beat(connection, lost)
                     tries = 0
@@ -127,7 +131,7 @@ class Lease:
     async def _beat(self, connection: Connection, lost: Callable[[], object]) -> None:
         asked_at = time.monotonic()
         if self._held:
-            row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, self._state(), self._in_flight())
+            row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, *self._state(), self._in_flight())
             if row is not None:
                 self.alive = row["alive"]
                 self._renewed(asked_at)

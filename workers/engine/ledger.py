@@ -49,6 +49,7 @@ class Ledger:
         self._closes: Final = GroupCommit[Opened, bool](
             "ledger", lambda: connect(settings, "ledger"), _close, meters=self.meters
         )
+        self.commits: Final = (self._opens.health, self._closes.health)
         self._calling: Final[set[asyncio.Task[Any]]] = set()
         self._closing: Final[set[asyncio.Task[Any]]] = set()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, Final
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from msgspec import Struct, json
 from pgvector import Vector
 from pgvector.asyncpg import register_vector
 
+import sql
 from schemas.envelope import Incoming
 from schemas.identity import uuid7
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
@@ -17,6 +19,7 @@ from schemas.text import storable
 from service.commits import GroupCommit
 from service.failpoints import hit
 from service.meters import Meters
+from service.postgres_errors import NoVectors
 from service.resources import Connection, connect
 from service.settings import Settings
 from service.store import lock_mailboxes
@@ -28,6 +31,7 @@ from workers.engine.retry import attempt
 from workers.kit.memory import Facts, Kept
 
 Row = tuple[Any, ...]
+SESSION_SQL: Final = sql.queries("session")
 
 
 class Ending(Struct, frozen=True):
@@ -68,8 +72,9 @@ class Settler:
         self._settings: Final = settings
         self.written = 0  # endings, whatever became of them
         self._commits: Final = GroupCommit[Ending, bool](
-            "settle", self._connect, self._write, lambda ending: ending.weight, self._meters
+            "settle", self._connect, self._write, lambda ending: ending.weight, self._meters, warm=True
         )
+        self.commits: Final = self._commits.health
         self.run: Final[Callable[[], Awaitable[None]]] = self._commits.run
 
     async def settle(self, ending: Ending, timeout_s: float) -> bool:
@@ -82,9 +87,12 @@ class Settler:
         return held
 
     async def _connect(self) -> Connection:
-        connection = await connect(self._settings, "settle")
-        await register_vector(connection)
-        return connection
+        async with AsyncExitStack() as undo:
+            connection = await connect(self._settings, "settle")
+            undo.callback(connection.terminate)
+            await _know_vectors(connection)
+            undo.pop_all()
+            return connection
 
     async def _write(self, connection: Connection, batch: Sequence[Ending]) -> list[bool]:
         hit(self._settings, "settle_begin")
@@ -110,6 +118,17 @@ class Settler:
             self._meters.add("callboard_events_accepted_total", (each.type, "child"))
             if is_displaced(each):
                 self._meters.add("callboard_child_conflicts_total", (each.type,))
+
+
+async def _know_vectors(connection: Connection) -> None:
+    """pgvector may be in any schema. Raises NoVectors where this role can't use it."""
+    schema = await connection.fetchval(SESSION_SQL["vector_schema"])
+    if schema is None:
+        raise NoVectors("the extension vector is not in this database, or its schema may not be used")
+    try:
+        await register_vector(connection, schema=schema)
+    except ValueError as error:
+        raise NoVectors(str(error)) from error
 
 
 async def _settled(

@@ -15,6 +15,9 @@ from schemas.catalog import Catalog
 from service.inbound import Inbound
 from service.meters import Meters
 from service.outbox import Outbox
+from service.postgres_errors import SENTENCES
+from service.postgres_preflight import connections_max
+from service.readiness import NOT_READY_S, CommitHealth
 from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
 from service.supervise import Part, supervised
@@ -28,7 +31,7 @@ from workers.engine.cancel import listen
 from workers.engine.clock import Clock, Turn, open_arq, run_arq
 from workers.engine.executor import Executor, Stage
 from workers.engine.journal import Journal
-from workers.engine.lease import SQL, Lease
+from workers.engine.lease import SQL, Lease, State
 from workers.engine.ledger import Ledger
 from workers.engine.live import Wire
 from workers.engine.reader import Reader
@@ -110,7 +113,9 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
         if with_arq:
             intake["arq"] = lambda: run_arq(parts.arq, parts.sweeper.turn, parts.retain)
         async with supervised(background), _drained(parts, program.settings.grace_s), supervised(intake):
-            log.info("worker ready: %d pipelines, %d slots", len(program.wiring), program.settings.concurrency)
+            connections = connections_max(program.settings, "worker")
+            what = "worker ready: %d pipelines, %d slots, up to %d connections to Postgres"
+            log.info(what, len(program.wiring), program.settings.concurrency, connections)
             yield parts
             log.info("worker stops: %d events in hand", parts.executor.in_flight)
             parts.stopping.set()
@@ -147,8 +152,10 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     wire = Wire(redis)
     settler = Settler(settings, outbox.ring, Clock(arq).wake_in, meters)
     stopping = asyncio.Event()
+    commits = {"settle": settler.commits, "journal": journal.commits}
+    commits |= dict(zip(("calls", "ledger"), ledger.commits, strict=True))
     pipelines = [wired.name for wired in everyone(program.wiring)]
-    lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
+    lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader, commits))
     stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
@@ -173,11 +180,14 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     )
 
 
-def _state(stopping: asyncio.Event, reader: Reader) -> str:
-    """What the worker's row says of it."""
+def _state(stopping: asyncio.Event, reader: Reader, commits: Mapping[str, CommitHealth]) -> State:
+    """What the worker's row says of it, and why where that is not `ready`."""
     if stopping.is_set():
-        return "draining"
-    return "deaf" if reader.deaf else "ready"
+        return "draining", None
+    for name, health in commits.items():
+        if reason := health.failing:
+            return "disconnected", f"For {NOT_READY_S:g} s every commit of its {name} failed: {SENTENCES[reason]}"
+    return ("deaf" if reader.deaf else "ready"), None
 
 
 def _keyed(wiring: Wiring) -> frozenset[str]:

@@ -128,7 +128,7 @@ async def _write_letters(connection: Connection, ids: list[UUID], days_ago: int)
 
 
 def _lease(settings: Settings) -> Lease:
-    return Lease(settings, [], lambda: 0, lambda: "ready")
+    return Lease(settings, [], lambda: 0, lambda: ("ready", None))
 
 
 def uuid_days_ago(days: int) -> UUID:

@@ -48,7 +48,7 @@ class Desk:
     def __init__(self, settings: Settings, redis: Redis) -> None:
         self.settings = settings
         self.redis = redis
-        self.lease = Lease(settings, [], lambda: 0, lambda: "ready")
+        self.lease = Lease(settings, [], lambda: 0, lambda: ("ready", None))
         program = program_of(settings, plain=Pipeline(on=Plain, flow=[nothing]))
 
         async def wake_in(_: object) -> None:
