@@ -1,5 +1,6 @@
 """The ground floor and the front: what accepts, stores and shows events."""
 
+import os
 import sys
 from typing import Any
 
@@ -7,10 +8,15 @@ from typing import Any
 def create_app() -> Any:
     """`uvicorn --factory service:create_app`, without pulling the front in for whoever needs the ground floor."""
     from schemas.catalog import CatalogError
+    from service.embedded import running
     from service.errors import CallboardError
     from service.http.app import create_app as build
+    from service.preflight import preflight
+    from service.settings import load
 
     try:
-        return build()
+        settings = running(load(os.environ))
+        preflight(settings)
+        return build(settings)
     except (CallboardError, CatalogError) as error:
         sys.exit(f"callboard api: {error}")

@@ -43,7 +43,7 @@ def redis_environment(folder: Path) -> dict[str, str]:
     """The environment of somebody who has installed redis-server: it is on PATH, a link to redis-check-rdb."""
     root = unpacked(folder, *REDIS)
     server = root / "usr" / "bin" / "redis-server"
-    assert server.is_symlink() and server.resolve().name != "redis-server", "Debian has changed its package"
+    assert server.is_symlink(), "Debian has changed its package"
     return {"PATH": f"{server.parent}:{os.environ['PATH']}", "LD_LIBRARY_PATH": libraries(root)}
 
 

@@ -11,6 +11,7 @@ from service import failpoints
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
+from service.preflight import preflight
 from service.program import ignore, on_end, settle
 from service.settings import load
 from service.supervise import end_in_time
@@ -21,7 +22,12 @@ from workers.hosted import program
 
 def main() -> int:
     """Exit status 0 after an orderly stop, 1 with one sentence where the boot can't go on."""
-    return _told(lambda whole: asyncio.run(run(whole)))
+    return _told(_start)
+
+
+def _start(whole: Program) -> None:
+    preflight(whole.settings)
+    asyncio.run(run(whole))
 
 
 def check() -> int:

@@ -15,7 +15,7 @@ from service.settings import Settings, load
 DEADLINE_S: Final = 3.0
 SQL: Final = sql.queries("metrics")
 WHY: Final = {
-    "deaf": "is deaf: it has free slots and could not read from Redis for 12 s. Is Redis away?",
+    "disconnected": "is disconnected: it can't read from Redis{reason}.",
     "draining": "is draining: it takes nothing new and will end.",
 }
 
@@ -51,7 +51,11 @@ async def ailing(settings: Settings, host: str, pid: int | None) -> str | None:
         stale = f" (the last one beat {rows[0]['beat_age_s']:.0f} s ago)" if rows else ""
         return f"no {whose} holds a lease{stale}. Is it still starting, or has it ended?"
     ill = next((row for row in held if row["state"] in WHY), None)
-    return None if ill is None else f"worker {ill['pid']} of {host} {WHY[ill['state']]}"
+    return None if ill is None else f"worker {ill['pid']} of {host} {_why(ill)}"
+
+
+def _why(row: Any) -> str:
+    return WHY[row["state"]].format(reason=f" ({row['reason']})" if row["reason"] else "")
 
 
 async def _rows(settings: Settings, host: str, pid: int | None) -> list[Any]:

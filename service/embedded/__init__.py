@@ -14,13 +14,14 @@ from service.embedded.postgres import start_postgres
 from service.embedded.process import Server, command_line, noted, stop
 from service.embedded.redis import is_free, start_redis
 from service.errors import StartError
+from service.redis_address import redis_address
 from service.settings import Settings
 
 __all__ = ["Server", "embedded", "running", "start_postgres", "start_redis", "stop"]
 
 REDIS_PORT: Final = 6379
 MISSING: Final = {"database_url": ("Postgres", "DATABASE_URL"), "redis_url": ("Redis", "REDIS_URL")}
-SCHEMES: Final = {"database_url": ("postgresql", "postgres"), "redis_url": ("redis", "rediss", "unix")}
+DATABASE_SCHEMES: Final = ("postgresql", "postgres")
 
 
 @asynccontextmanager
@@ -75,10 +76,11 @@ def running(settings: Settings) -> Settings:
 
 def _check(settings: Settings) -> None:
     """What is no address would be taken for a server that is away; it may hold a password, so it is not shown."""
-    for name, schemes in SCHEMES.items():
-        given = getattr(settings, name)
-        if given and given.partition("://")[0] not in schemes:
-            raise StartError(f"{MISSING[name][1]} is no address that can be used: one begins with {schemes[0]}://.")
+    given = settings.database_url
+    if given and given.partition("://")[0] not in DATABASE_SCHEMES:
+        raise StartError("DATABASE_URL is no address that can be used: one begins with postgresql://.")
+    if settings.redis_url:
+        redis_address(settings.redis_url)
 
 
 def _addresses(settings: Settings) -> Path:

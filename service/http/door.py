@@ -22,6 +22,7 @@ from service.http.metrics import Measured
 from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
+from service.redis_owner import RedisOwner
 from service.resources import ACQUIRE_TIMEOUT_S, Pool
 from service.settings import Settings
 
@@ -81,6 +82,7 @@ class Door(Struct, frozen=True):
     measured: Measured
     followers: Followers
     room: Room
+    owner: RedisOwner
 
 
 def door(request: Request) -> Door:

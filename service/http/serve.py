@@ -22,6 +22,7 @@ from service.http.app import create_app
 from service.http.problem import problem
 from service.keys import any_made
 from service.log import setup
+from service.preflight import preflight
 from service.program import leave, on_end, settle
 from service.resources import POSTGRES_ERRORS
 from service.settings import Settings, load
@@ -43,6 +44,7 @@ def main() -> int:
         failpoints.check(settings)
         refuse_open_door(settings)
         check_port(settings)
+        preflight(settings)
         app = create_app(settings)
     except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard api: {error}", file=sys.stderr)

@@ -5,7 +5,7 @@ values ($1, $2, $3, $4, clock_timestamp() + $5::interval, 'ready', $6, 0, $7);
 -- name: beat
 -- A lost lease is never revived: once a rescue has judged it, no row comes back, and the worker must register anew.
 update workers
-set beat_at = clock_timestamp(), lease_until = clock_timestamp() + $2::interval, state = $3, in_flight = $4
+set beat_at = clock_timestamp(), lease_until = clock_timestamp() + $2::interval, state = $3, reason = $4, in_flight = $5
 where worker = $1 and state not in ('dead', 'stopped')
 returning (select count(*)::integer from workers where state not in ('dead', 'stopped')) as alive;
 

@@ -35,6 +35,9 @@ BLOCKED_MAX_S: Final = 30.0
 BLOCKED_STATUS: Final = 70
 SQL: Final = sql.queries("lease")
 
+State = tuple[str, str | None]
+"""What the worker's row says of it, and why."""
+
 log = logging.getLogger("callboard.lease")
 
 
@@ -42,7 +45,7 @@ class Lease:
     """The worker's standing in Postgres. Each registration has a new id: a lost lease is never revived."""
 
     def __init__(
-        self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int], state: Callable[[], str]
+        self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int], state: Callable[[], State]
     ) -> None:
         self.worker: UUID = uuid4()
         self.alive = 1  # workers, this one among them
@@ -124,7 +127,7 @@ class Lease:
     async def _beat(self, connection: Connection, lost: Callable[[], object]) -> None:
         asked_at = time.monotonic()
         if self._held:
-            row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, self._state(), self._in_flight())
+            row = await connection.fetchrow(SQL["beat"], self.worker, LEASE, *self._state(), self._in_flight())
             if row is not None:
                 self.alive = row["alive"]
                 self._renewed(asked_at)

@@ -1,0 +1,94 @@
+"""What is wrong with Redis, found out from its error: it is away, it refuses, or it takes no writes."""
+
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from msgspec import Struct
+from redis.exceptions import (
+    AuthenticationError,
+    InvalidResponse,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+Reason = Literal["away", "refused", "foreign", "read-only", "full"]
+UNWRITABLE: Final = ("READONLY", "MISCONF", "NOREPLICAS", "NOWRITE")
+PASSING: Final = ("LOADING", "MASTERDOWN", "TRYAGAIN", "BUSY")
+ACL: Final = "REDIS_URL: its user may not do what Callboard needs; deploy/README.md lists the keys and commands."
+
+
+class ForeignRedis(RedisError):
+    """The Redis belongs to another Callboard: nothing is read or written there."""
+
+
+class Trouble(Struct, frozen=True):
+    """What is wrong with a server, and since when."""
+
+    reason: Reason
+    since: datetime
+
+
+class Standing:
+    """Whether a server does what is asked of it, as the last attempt has shown."""
+
+    def __init__(self) -> None:
+        self.trouble: Trouble | None = None
+
+    def failed(self, error: BaseException) -> None:
+        reason = reason_of(error)
+        if self.trouble is None or self.trouble.reason != reason:
+            self.trouble = Trouble(reason, datetime.now(UTC) if self.trouble is None else self.trouble.since)
+
+    def worked(self) -> None:
+        self.trouble = None
+
+
+def reason_of(error: BaseException) -> Reason:
+    if isinstance(error, ForeignRedis):
+        return "foreign"
+    if isinstance(error, OutOfMemoryError) or str(error).startswith("OOM"):
+        return "full"
+    if isinstance(error, ReadOnlyError) or str(error).startswith(UNWRITABLE):
+        return "read-only"
+    if isinstance(error, ResponseError) and str(error).startswith(PASSING):
+        return "away"
+    if isinstance(error, AuthenticationError | InvalidResponse):
+        return "refused"
+    if isinstance(error, RedisError) and not isinstance(error, RedisConnectionError | RedisTimeoutError):
+        return "refused"
+    return "refused" if any(isinstance(each, ssl.SSLError | PermissionError) for each in _chain(error)) else "away"
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """What has to be mended before Redis can be used, without a word of the address; None where it may pass."""
+    if isinstance(error, AuthenticationError):
+        return "REDIS_URL: Redis refuses this user name or password, or asks for one. Look at both."
+    if isinstance(error, NoPermissionError):
+        return ACL
+    if isinstance(error, InvalidResponse):
+        return "REDIS_URL: what answers there is no Redis."
+    for each in _chain(error):
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return f"REDIS_URL: the certificate of Redis is not trusted ({each.verify_message}). Set ssl_ca_certs=FILE."
+        if isinstance(each, ssl.SSLError):
+            return "REDIS_URL: TLS with Redis fails. Does that port speak TLS? Without it, an address begins with redis://."
+        if isinstance(each, PermissionError):
+            return "REDIS_URL: the socket of Redis may not be opened by this user."
+    if isinstance(error, ResponseError) and "DB index" in str(error):
+        return "REDIS_URL: Redis has no database of that number."
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that it was made of."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
