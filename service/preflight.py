@@ -1,6 +1,7 @@
 """Before a program starts: whether its Redis is one that Callboard can use. One that is away is waited for."""
 
 import asyncio
+import logging
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Final
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.errors import StartError
 from service.redis_address import RedisAddress, redis_address
@@ -20,6 +22,8 @@ from service.settings import Settings
 TIMEOUT_S: Final = 10.0
 TLS_TIMEOUT_S: Final = 3.0
 OLDEST: Final = (6, 2)
+
+log = logging.getLogger("callboard.redis")
 
 
 def preflight(settings: Settings) -> None:
@@ -33,19 +37,25 @@ async def check_redis(settings: Settings) -> None:
     try:
         async with asyncio.timeout(TIMEOUT_S), open_redis(settings) as redis:
             await _check_kind(redis)
-            await RedisOwner(settings).look(redis)
+            await _check_owner(settings, redis)
+    except REDIS_ERRORS as error:
+        sentence = sentence_of(error)
+        if sentence is None and isinstance(error, RedisConnectionError | RedisTimeoutError):
+            sentence = await _tls_of(redis_address(settings.redis_url))
+        if sentence is not None:
+            raise StartError(sentence) from None
+
+
+async def _check_owner(settings: Settings, redis: Redis) -> None:
+    try:
+        await RedisOwner(settings).look(redis)
     except ForeignRedis as error:
         raise StartError(
             f"{error}. Set CALLBOARD_REDIS_PREFIX, or another database in REDIS_URL, for one of the two; "
             "or take this Redis over: callboard migrate --adopt-redis"
         ) from None
-    except REDIS_ERRORS as error:
-        sentence = sentence_of(error)
-        where = redis_address(settings.redis_url)
-        if sentence is None and isinstance(error, RedisConnectionError) and await _speaks_tls(where):
-            sentence = "REDIS_URL: that port speaks TLS, so that the address has to begin with rediss://."
-        if sentence is not None:
-            raise StartError(sentence) from None
+    except RedisConnectionError as error:
+        log.warning("Redis is not used before it is known whose it is: %s", error)
 
 
 async def _check_kind(redis: Redis) -> None:
@@ -59,20 +69,25 @@ async def _check_kind(redis: Redis) -> None:
         version = str(facts.get("redis_version", ""))
         numbers = tuple(int(each) for each in version.split(".")[:2] if each.isdecimal())
         if numbers and numbers < OLDEST:
-            raise StartError(
-                f"REDIS_URL: that is Redis {version}, and Callboard needs {OLDEST[0]}.{OLDEST[1]} or newer."
-            )
+            raise StartError(f"REDIS_URL: that is Redis {version}, and Callboard needs 6.2 or newer.")
 
 
-async def _speaks_tls(where: RedisAddress) -> bool:
-    """A server that speaks TLS hangs up on who does not, as one does that has just ended."""
-    if where.path or where.secure:
-        return False
+async def _tls_of(where: RedisAddress) -> str | None:
+    """With the wrong one of redis:// and rediss:// a server hangs up or says nothing, as one does that is away: the
+    sentence that tells them apart."""
+    if where.path:
+        return None
     anyone = ssl.create_default_context()
     anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(TLS_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(where.host, where.port, ssl=anyone)
-            writer.transport.abort()
-        return True
-    return False
+            reader, writer = await asyncio.open_connection(where.host, where.port, ssl=None if where.secure else anyone)
+            try:
+                writer.write(b"PING\r\n")  # with TLS the handshake has told already
+                answers = not where.secure or (await reader.readline()).startswith((b"+PONG", b"-"))
+            finally:
+                writer.transport.abort()
+        if answers and where.secure:
+            return "REDIS_URL: that port speaks no TLS, so that the address has to begin with redis://."
+        return "REDIS_URL: that port speaks TLS, so that the address has to begin with rediss://." if answers else None
+    return None

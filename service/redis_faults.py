@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 Reason = Literal["away", "refused", "foreign", "read-only", "full"]
 UNWRITABLE: Final = ("READONLY", "MISCONF", "NOREPLICAS", "NOWRITE")
+WRONG: Final = (AuthenticationError, NoPermissionError, InvalidResponse, ssl.SSLError, PermissionError)
 PASSING: Final = ("LOADING", "MASTERDOWN", "TRYAGAIN", "BUSY")
 ACL: Final = "REDIS_URL: its user may not do what Callboard needs; deploy/README.md lists the keys and commands."
 
@@ -51,39 +52,47 @@ class Standing:
 
 
 def reason_of(error: BaseException) -> Reason:
-    if isinstance(error, ForeignRedis):
-        return "foreign"
-    if isinstance(error, OutOfMemoryError) or str(error).startswith("OOM"):
-        return "full"
-    if isinstance(error, ReadOnlyError) or str(error).startswith(UNWRITABLE):
-        return "read-only"
-    if isinstance(error, ResponseError) and str(error).startswith(PASSING):
-        return "away"
-    if isinstance(error, AuthenticationError | InvalidResponse):
-        return "refused"
-    if isinstance(error, RedisError) and not isinstance(error, RedisConnectionError | RedisTimeoutError):
-        return "refused"
-    return "refused" if any(isinstance(each, ssl.SSLError | PermissionError) for each in _chain(error)) else "away"
+    """Of an error of Redis's; redis-py wraps some of them into its ConnectionError."""
+    for each in _chain(error):
+        if isinstance(each, ForeignRedis):
+            return "foreign"
+        if isinstance(each, OutOfMemoryError) or str(each).startswith("OOM"):
+            return "full"
+        if isinstance(each, ReadOnlyError) or str(each).startswith(UNWRITABLE):
+            return "read-only"
+        if isinstance(each, ResponseError) and str(each).startswith(PASSING):
+            return "away"
+        if isinstance(each, WRONG):
+            return "refused"
+    passes = not isinstance(error, RedisError) or isinstance(error, RedisConnectionError | RedisTimeoutError)
+    return "away" if passes else "refused"
 
 
 def sentence_of(error: BaseException) -> str | None:
     """What has to be mended before Redis can be used, without a word of the address; None where it may pass."""
-    if isinstance(error, AuthenticationError):
-        return "REDIS_URL: Redis refuses this user name or password, or asks for one. Look at both."
-    if isinstance(error, NoPermissionError):
-        return ACL
-    if isinstance(error, InvalidResponse):
-        return "REDIS_URL: what answers there is no Redis."
-    for each in _chain(error):
-        if isinstance(each, ssl.SSLCertVerificationError):
-            return f"REDIS_URL: the certificate of Redis is not trusted ({each.verify_message}). Set ssl_ca_certs=FILE."
-        if isinstance(each, ssl.SSLError):
+    return next((sentence for each in _chain(error) if (sentence := _sentence(each))), None)
+
+
+def _sentence(error: BaseException) -> str | None:
+    match error:
+        case AuthenticationError():
+            return "REDIS_URL: Redis refuses this user name or password, or asks for one. Look at both."
+        case NoPermissionError():
+            return ACL
+        case InvalidResponse():
+            return "REDIS_URL: what answers there is no Redis."
+        case ssl.SSLCertVerificationError():
+            return (
+                f"REDIS_URL: the certificate of Redis is not trusted ({error.verify_message}). Set ssl_ca_certs=FILE."
+            )
+        case ssl.SSLError():
             return "REDIS_URL: TLS with Redis fails. Does that port speak TLS? Without it, an address begins with redis://."
-        if isinstance(each, PermissionError):
+        case PermissionError():
             return "REDIS_URL: the socket of Redis may not be opened by this user."
-    if isinstance(error, ResponseError) and "DB index" in str(error):
-        return "REDIS_URL: Redis has no database of that number."
-    return None
+        case ResponseError() if "DB index" in str(error):
+            return "REDIS_URL: Redis has no database of that number."
+        case _:
+            return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -91,4 +100,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     found: BaseException | None = error
     while found is not None:
         yield found
-        found = found.__cause__ or found.__context__
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)

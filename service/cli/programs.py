@@ -56,11 +56,8 @@ def migrate(dry_run: bool, adopt_redis: bool) -> None:
         click.echo("the schema is up to date")
     if adopt_redis and not dry_run:
         before, now = asyncio.run(adopt(running(settings)))
-        click.echo(
-            f"Redis belongs to {now}, as before"
-            if before == now
-            else f"Redis belongs to {now} (it was {before or 'free'})"
-        )
+        former = "as before" if before == now else f"and did to {before or 'nobody'}"
+        click.echo(f"Redis belongs to {now}, {former}")
 
 
 @click.command()
