@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from service import stream
 from service.errors import text_of
-from service.redis_faults import Standing, reason_of
+from service.redis_faults import reason_of
 from service.resources import REDIS_ERRORS
 from service.stream import Names
 
@@ -27,7 +27,6 @@ class Outbox:
     """Event ids on their way to the work stream; bounded, the oldest fall out first (the sweeper finds them)."""
 
     def __init__(self, redis: Redis, names: Names) -> None:
-        self.standing: Final = Standing()
         self._redis: Final = redis
         self._names: Final = names
         self._waiting: Final[deque[UUID]] = deque(maxlen=WAITING_MAX)
@@ -46,12 +45,9 @@ class Outbox:
             try:
                 await self._ring(batch)
             except REDIS_ERRORS as error:
-                self.standing.failed(error)
-                why = f"Redis: {reason_of(error)}, %d events wait for the sweeper: %s"
+                why = f"Redis is {reason_of(error)}, %d events wait for the sweeper: %s"
                 log.warning(why, len(batch), text_of(error))
                 await asyncio.sleep(PAUSE_S)
-            else:
-                self.standing.worked()
 
     async def drained(self) -> None:
         """Ring what is left, once: called when the API stops."""

@@ -18,7 +18,7 @@ from service.errors import StartError, text_of
 from service.redis_faults import ForeignRedis, Standing, reason_of
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, connect, open_redis
 from service.settings import Settings
-from service.stream import Names, check, epoch, mend, names_of, written
+from service.stream import Names, check, epoch, may_ring, mend, names_of, written
 
 LOOK_S: Final = 2.0
 LOOK_TIMEOUT_S: Final = 2.0
@@ -71,11 +71,11 @@ class RedisOwner:
             await asyncio.sleep(LOOK_S)
 
     async def probe(self, redis: Redis) -> str | None:
-        """What is wrong with Redis now, in words: found out by what a doorbell needs, a write among it."""
+        """What is wrong with Redis now, in words: found out by doing what a doorbell needs."""
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 await self.look(redis)
-                await redis.set(self._names.owner, await self._ours(), nx=True)
+                await may_ring(redis, self._names)
                 await mend(redis, self._names)
                 await check(redis, self._names)
         except REDIS_ERRORS as error:

@@ -56,6 +56,16 @@ async def ring(redis: Redis, ids: Sequence[UUID], stream: str) -> None:
         await pipe.execute()
 
 
+async def may_ring(redis: Redis, names: Names) -> None:
+    """Raises what an entry on the work stream would raise, but writes none: 0-0 is no id that an entry can have. Redis
+    looks at the user's rights, at its memory and at its role before it looks at that."""
+    try:
+        await redis.xadd(names.work, {"id": b""}, id="0-0")
+    except ResponseError as error:
+        if "0-0" not in str(error):
+            raise
+
+
 async def ensure_group(redis: Redis, stream: str, group: str) -> None:
     """Create the group from the stream's beginning, never from `$`: what is there already must be read."""
     try:

@@ -43,10 +43,10 @@ async def _missing(request: Request) -> list[str] | None:
 
 
 async def _degraded(request: Request) -> list[dict[str, Any]]:
-    """What of Redis does not work now, or did not at the last try."""
+    """What of Redis does not work now."""
     here = door(request)
     await here.owner.probe(here.redis)
-    trouble = here.owner.standing.trouble or here.intake.outbox.standing.trouble
+    trouble = here.owner.standing.trouble
     return [{"part": "redis", "reason": trouble.reason, "since": trouble.since}] if trouble else []
 
 
