@@ -1,9 +1,7 @@
 """The ground floor and the front: what accepts, stores and shows events."""
 
-import asyncio
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -13,13 +11,12 @@ def create_app() -> Any:
     from service.embedded import running
     from service.errors import CallboardError
     from service.http.app import create_app as build
-    from service.postgres_preflight import check_postgres
+    from service.preflight import preflight
     from service.settings import load
 
     try:
         settings = running(load(os.environ))
-        with ThreadPoolExecutor(1) as boot:  # uvicorn's loop may run here, with nothing to do yet
-            boot.submit(asyncio.run, check_postgres(settings, "API")).result()
+        preflight(settings, "API")
         return build(settings)
     except (CallboardError, CatalogError) as error:
         sys.exit(f"callboard api: {error}")

@@ -22,6 +22,7 @@ from service.errors import Unavailable
 from service.live import Place, Said, Stepped
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Pool
 from service.story import START, Reply, Story
+from service.stream import Names
 
 POLL_S: Final = 1.0
 LISTEN_S: Final = 2.0
@@ -53,8 +54,9 @@ class Topic(Struct, eq=False):
 class Followers:
     """At most `most` at a time."""
 
-    def __init__(self, redis: Redis, pool: Pool, most: int) -> None:
+    def __init__(self, redis: Redis, names: Names, pool: Pool, most: int) -> None:
         self.redis: Final = redis
+        self.names: Final = names
         self.pool: Final = pool
         self.leaving = False
         self._most: Final = most
@@ -90,14 +92,14 @@ class Followers:
 
     async def listen(self) -> None:
         async with self.redis.pubsub() as channel:
-            await channel.subscribe(live.NEWS, live.MOVED)
+            await channel.subscribe(self.names.news, self.names.moved)
             self._wake(self._topics)  # nobody rang while nobody listened
             while True:
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                 if message is None or not self._topics:
                     continue
                 rung = [each for each in _ids(message["data"]) if each in self._topics]
-                if message["channel"] == live.MOVED.encode():
+                if message["channel"] == self.names.moved.encode():
                     await self._look(rung)
                 self._wake(rung)
 
@@ -131,8 +133,9 @@ class Followers:
 class Follower:
     """Reads the log, and from Postgres what lies in its holes."""
 
-    def __init__(self, redis: Redis, pool: Pool, event_id: UUID, story: Story) -> None:
+    def __init__(self, redis: Redis, name: str, pool: Pool, event_id: UUID, story: Story) -> None:
         self._redis: Final = redis
+        self._name: Final = name
         self._pool: Final = pool
         self._event_id: Final = event_id
         self._story: Final = story
@@ -167,7 +170,7 @@ class Follower:
         after = story.at
         while True:
             try:
-                entries = await live.read_log(self._redis, self._event_id, after)
+                entries = await live.read_log(self._redis, self._name, after)
             except (*REDIS_ERRORS, msgspec.DecodeError) as error:
                 log.warning("the log of event %s can't be read: %s", self._event_id, error)
                 entries = []
@@ -223,7 +226,7 @@ async def told(
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events until the end of the event or of the process; `last` is the seq the client has read."""
     story = Story(*live.parted(last)) if last else Story()
-    follower = Follower(followers.redis, followers.pool, event_id, story)
+    follower = Follower(followers.redis, live.log_of(followers.names, event_id), followers.pool, event_id, story)
     with followers.follow(event_id, found[0]) as (topic, news):
         if not last and found[1]:
             for message in await follower.skip_runs(found[1]):

@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct, json
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 import sql
 from schemas.catalog import Catalog
@@ -22,10 +23,11 @@ from service.errors import kind_of
 from service.intake import Conflict, Intake
 from service.meters import Meters
 from service.outbox import Outbox
+from service.redis_owner import RedisOwner
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from service.store import Store
-from service.stream import Entry
+from service.stream import Entry, names_of
 from service.supervise import supervised
 
 COUNT: Final = 500  # one group commit
@@ -53,6 +55,7 @@ class Inbound:
         catalog: Catalog,
         redis: Redis,
         holder: Callable[[], UUID],
+        owner: RedisOwner,
         keyed: Collection[str] = (),
         meters: Meters | None = None,
     ) -> None:
@@ -60,7 +63,9 @@ class Inbound:
         self._redis: Final = redis
         self._holder: Final = holder
         self._store: Final = Store(settings, catalog, meters, via="stream")
-        self._outbox: Final = Outbox(redis)
+        self._owner: Final = owner
+        self._name: Final = names_of(settings).ingest
+        self._outbox: Final = Outbox(redis, names_of(settings))
         self._intake: Final = Intake(catalog, self._store, self._outbox, settings.body_max, lambda: keyed)
 
     async def run(self) -> None:
@@ -100,21 +105,26 @@ class Inbound:
 
     async def _read(self, pending: bool) -> list[Entry]:
         after, block_ms = ("0", None) if pending else (">", BLOCK_MS)
-        found = await stream.read(
-            self._redis, [stream.INGEST], stream.INGEST_GROUP, CONSUMER, COUNT, after=after, block_ms=block_ms
-        )
+        try:
+            found = await stream.read(
+                self._redis, [self._name], stream.INGEST_GROUP, CONSUMER, COUNT, after=after, block_ms=block_ms
+            )
+        except ResponseError as error:
+            if stream.wrong_type(error):
+                raise stream.Misplaced(self._name) from error
+            raise
         return [entry for _, entries in found for entry in entries]
 
     async def _take(self, connection: Connection, entries: Sequence[Entry]) -> None:
         """Store or bury each; only then are the entries done with. A bad one harms no other."""
-        epoch = await stream.epoch(self._redis)
+        epoch = await self._owner.look(self._redis)  # entries of another's Redis are not stored
         outcomes = await asyncio.gather(*(self._one(epoch, entry) for entry in entries), return_exceptions=True)
         for (entry_id, fields), outcome in zip(entries, outcomes, strict=True):
             if isinstance(outcome, BadEvent | Conflict):
                 await self._bury(connection, f"ingest/{epoch}/{entry_id}", fields, outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
-        await stream.finish(self._redis, stream.INGEST, stream.INGEST_GROUP, [entry_id for entry_id, _ in entries])
+        await stream.finish(self._redis, self._name, stream.INGEST_GROUP, [entry_id for entry_id, _ in entries])
 
     async def _one(self, epoch: str, entry: Entry) -> None:
         entry_id, fields = entry
@@ -123,7 +133,7 @@ class Inbound:
             return
         body = fields.get(b"event")
         if body is None:
-            raise BadEvent(400, "the entry has no field `event` (XADD callboard:ingest * event '<JSON>')")
+            raise BadEvent(400, f"the entry has no field `event` (XADD {self._name} * event '<JSON>')")
         await self._intake.take(body, tenant=TENANT, source=SOURCE, default_id=f"{epoch}/{entry_id}")
 
     async def _bury(

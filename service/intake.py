@@ -18,6 +18,7 @@ from service.outbox import Outbox
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, connect
 from service.settings import Settings
 from service.store import Store, Stored
+from service.stream import names_of
 from service.supervise import supervised
 
 DRAIN_TIMEOUT_S: Final = 5.0
@@ -140,7 +141,7 @@ class Keyed:
 @asynccontextmanager
 async def open_intake(settings: Settings, catalog: Catalog, redis: Redis, meters: Meters) -> AsyncIterator[Intake]:
     """The door with its tasks, the commits and the ring among them; at the end what was taken is committed and rung."""
-    store, outbox, keyed = Store(settings, catalog, meters), Outbox(redis), Keyed(settings)
+    store, outbox, keyed = Store(settings, catalog, meters), Outbox(redis, names_of(settings)), Keyed(settings)
     async with supervised({"store": store.run, "outbox": outbox.run, "keyed": keyed.run}):
         yield Intake(catalog, store, outbox, settings.body_max, lambda: keyed.types)
         try:

@@ -25,11 +25,11 @@ import msgspec
 from msgspec import Struct
 from redis.asyncio import Redis
 
+from service.stream import Names
+
 KEPT_S: Final = 3600
 LENGTH_MAX: Final = 10_000  # entries of one event, about
 PAGE: Final = 1000
-NEWS: Final = "callboard:news"  # pub/sub: ids of events whose log has grown
-MOVED: Final = "callboard:moved"  # pub/sub: ids of events that were settled
 
 N_MAX: Final = 99_999_999
 END: Final = 9
@@ -89,13 +89,13 @@ def made_name(call_id: UUID) -> str:
     return call_id.hex[:12]
 
 
-def log_of(event_id: UUID) -> str:
-    return f"callboard:live:{event_id}"
+def log_of(names: Names, event_id: UUID) -> str:
+    return f"{names.live}:{event_id}"
 
 
-async def read_log(redis: Redis, event_id: UUID, after: Place) -> list[tuple[Place, Said]]:
-    """Up to PAGE entries behind `after`."""
-    entries = await redis.xrange(log_of(event_id), f"({after[0]}-{after[1]}", "+", count=PAGE)
+async def read_log(redis: Redis, name: str, after: Place) -> list[tuple[Place, Said]]:
+    """Up to PAGE entries of the log `name` behind `after`."""
+    entries = await redis.xrange(name, f"({after[0]}-{after[1]}", "+", count=PAGE)
     return [(_place(entry_id), _DECODER.decode(fields[b"d"])) for entry_id, fields in entries]
 
 

@@ -14,7 +14,6 @@ import sql
 from schemas.envelope import SOURCE, Moment
 from schemas.outcome import Reason
 from schemas.text import BadEvent
-from service import stream
 from service.intake import Conflict, Intake
 from service.resources import ACQUIRE_TIMEOUT_S, REDIS_ERRORS, Pool
 
@@ -62,9 +61,10 @@ class StateMoved(Exception):
 class Operator:
     """Acts for one tenant's operator, `actor`, who goes on record."""
 
-    def __init__(self, pool: Pool, redis: Redis, intake: Intake, tenant: str, actor: str) -> None:
+    def __init__(self, pool: Pool, redis: Redis, channel: str, intake: Intake, tenant: str, actor: str) -> None:
         self._pool: Final = pool
         self._redis: Final = redis
+        self._channel: Final = channel
         self._intake: Final = intake
         self._tenant: Final = tenant
         self._actor: Final = actor
@@ -89,7 +89,7 @@ class Operator:
                     self._intake.outbox.ring(head["event_id"])
         if row["status"] == "running":
             try:
-                await self._redis.publish(stream.CANCEL, event_id.bytes)
+                await self._redis.publish(self._channel, event_id.bytes)
             except REDIS_ERRORS as error:
                 log.warning("Redis is away, the worker finds out by itself that %s is cancelled: %s", event_id, error)
         return True

@@ -3,13 +3,18 @@
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from service import stream
+from service.errors import text_of
+from service.redis_faults import reason_of
 from service.resources import REDIS_ERRORS
+from service.stream import Names
 
 BATCH: Final = 1000
 WAITING_MAX: Final = 100_000
@@ -21,8 +26,9 @@ log = logging.getLogger("callboard.outbox")
 class Outbox:
     """Event ids on their way to the work stream; bounded, the oldest fall out first (the sweeper finds them)."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, names: Names) -> None:
         self._redis: Final = redis
+        self._names: Final = names
         self._waiting: Final[deque[UUID]] = deque(maxlen=WAITING_MAX)
         self._more: Final = asyncio.Event()
 
@@ -37,15 +43,25 @@ class Outbox:
             if not self._waiting:
                 self._more.clear()
             try:
-                await stream.ring(self._redis, batch)
+                await self._ring(batch)
             except REDIS_ERRORS as error:
-                log.warning("Redis is away, %d events wait for the sweeper: %s", len(batch), error)
+                why = f"Redis is {reason_of(error)}, %d events wait for the sweeper: %s"
+                log.warning(why, len(batch), text_of(error))
                 await asyncio.sleep(PAUSE_S)
 
     async def drained(self) -> None:
         """Ring what is left, once: called when the API stops."""
         while self._waiting:
-            await stream.ring(self._redis, self._batch())
+            await self._ring(self._batch())
+
+    async def _ring(self, batch: Sequence[UUID]) -> None:
+        try:
+            await stream.ring(self._redis, batch, self._names.work)
+        except RedisError as error:
+            if not stream.wrong_type(error):
+                raise
+            await stream.mend(self._redis, self._names)
+            await stream.ring(self._redis, batch, self._names.work)
 
     def _batch(self) -> list[UUID]:
         return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]

@@ -1,6 +1,7 @@
 """Postgres and Redis: how they are opened, and which of their errors pass by themselves."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -14,6 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 import sql
 from service import postgres_url
+from service.redis_address import redis_address
 from service.settings import Settings
 
 STATEMENT_TIMEOUT_S: Final = 10.0
@@ -114,18 +116,32 @@ async def _keep_session(_: Any) -> None:
     """The driver's own reset would take the session's deadlines back; what is still open it has rolled back by now."""
 
 
-@asynccontextmanager
-async def open_redis(settings: Settings, timeout_s: float = REDIS_TIMEOUT_S) -> AsyncIterator[Redis]:
-    """A client with a bounded pool; `timeout_s` must exceed the longest BLOCK asked of it."""
-    pool = BlockingConnectionPool.from_url(
-        settings.redis_url,
-        max_connections=REDIS_MAX,
-        timeout=timeout_s,
+Guard: TypeAlias = Callable[[BlockingConnectionPool], None]
+
+
+def redis_pool(settings: Settings, timeout_s: float = REDIS_TIMEOUT_S, most: int = REDIS_MAX) -> BlockingConnectionPool:
+    """At most `most` connections, each command with a time limit. Raises StartError where REDIS_URL is wrong."""
+    return BlockingConnectionPool(
+        max_connections=most,
+        timeout=math.ceil(timeout_s),
         socket_timeout=timeout_s,
         socket_connect_timeout=REDIS_TIMEOUT_S,
-        socket_keepalive=True,
         health_check_interval=15,
+        **redis_address(settings.redis_url).connection(),
     )
+
+
+@asynccontextmanager
+async def open_redis(
+    settings: Settings, timeout_s: float = REDIS_TIMEOUT_S, guard: Guard | None = None
+) -> AsyncIterator[Redis]:
+    """A client with a bounded pool; `timeout_s` must exceed the longest BLOCK asked of it.
+
+    `guard` is handed the pool before it connects.
+    """
+    pool = redis_pool(settings, timeout_s)
+    if guard is not None:
+        guard(pool)
     client = Redis(connection_pool=pool)
     try:
         yield client

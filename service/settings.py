@@ -73,6 +73,7 @@ class Settings(Outside, frozen=True, kw_only=True):
     dead_retention_days: Positive = 90
     budget_day_usd: Annotated[float, Meta(ge=0)] = 5.0
     simulate: Literal["auto", "on", "off"] = "auto"
+    redis_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:{}/-]{1,64}$")] = "callboard:"
     failpoints: str = ""
 
     def __repr__(self) -> str:

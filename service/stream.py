@@ -1,25 +1,52 @@
 """The streams in Redis: names, groups, entries. Redis is the doorbell; nothing here is the record of anything."""
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 from uuid import UUID, uuid4
 
+from msgspec import Struct
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-INGEST: Final = "callboard:ingest"
-WORK: Final = "callboard:work"
-FRONT: Final = "callboard:front"
-DEAD: Final = "callboard:dead"
-EPOCH: Final = "callboard:epoch"
-CANCEL: Final = "callboard:cancel"  # pub/sub: the ids of cancelled events
+from service.settings import Settings
+
 GROUP: Final = "workers"
 INGEST_GROUP: Final = "intake"
+
+log = logging.getLogger("callboard.redis")
 
 Entry = tuple[str, dict[bytes, bytes]]
 
 
-async def ring(redis: Redis, ids: Sequence[UUID], stream: str = WORK) -> None:
+class Names(Struct, frozen=True):
+    """Everything of ours in Redis. What another Callboard on the same Redis has bears another prefix.
+
+    Streams: ingest, front, work, dead. Texts: epoch, owner. Channels: cancel (the ids of cancelled events), news (of
+    those whose log has grown), moved (of those that were settled). Beginnings of names: live (an event's log), limit
+    and permits (of a model), arq (all that arq keeps).
+    """
+
+    ingest: str
+    front: str
+    work: str
+    dead: str
+    epoch: str
+    owner: str
+    cancel: str
+    news: str
+    moved: str
+    live: str
+    limit: str
+    permits: str
+    arq: str
+
+
+def names_of(settings: Settings) -> Names:
+    return Names(*(f"{settings.redis_prefix}{name}" for name in Names.__struct_fields__))
+
+
+async def ring(redis: Redis, ids: Sequence[UUID], stream: str) -> None:
     """Put event ids on a stream, one entry each, in one round trip. A second ring of the same event is harmless."""
     if not ids:
         return
@@ -27,6 +54,16 @@ async def ring(redis: Redis, ids: Sequence[UUID], stream: str = WORK) -> None:
         for each in ids:
             pipe.xadd(stream, {"id": each.bytes})
         await pipe.execute()
+
+
+async def may_ring(redis: Redis, names: Names) -> None:
+    """Raises what an entry on the work stream would raise, but writes none: 0-0 is no id that an entry can have. Redis
+    looks at the user's rights, at its memory and at its role before it looks at that."""
+    try:
+        await redis.xadd(names.work, {"id": b""}, id="0-0")
+    except ResponseError as error:
+        if "0-0" not in str(error):
+            raise
 
 
 async def ensure_group(redis: Redis, stream: str, group: str) -> None:
@@ -94,13 +131,50 @@ def event_id(fields: dict[bytes, bytes]) -> UUID | None:
     return UUID(bytes=raw) if len(raw) == 16 else None
 
 
-async def epoch(redis: Redis) -> str:
+async def mend(redis: Redis, names: Names) -> list[str]:
+    """Delete doorbells that are no streams, so that they are made anew: nothing depends on them. Which they were.
+
+    The streams of producers and of readers (ingest, dead) are not ours to delete.
+    """
+    broken = [name for name in (names.front, names.work) if await redis.type(name) not in (b"stream", b"none")]
+    for name in broken:
+        log.warning("%s in Redis is no stream: it is deleted and made anew", name)
+        await redis.delete(name)
+    return broken
+
+
+class Misplaced(RedisError):
+    """A key of producers or readers is something else than the stream it has to be, and not ours to delete."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} in Redis is no stream: rename or delete it, for what belongs there is held up")
+
+
+async def check(redis: Redis, names: Names) -> None:
+    """Raises Misplaced where a stream of producers or readers is something else."""
+    for name in (names.ingest, names.dead):
+        if await redis.type(name) not in (b"stream", b"none"):
+            raise Misplaced(name)
+
+
+async def epoch(redis: Redis, names: Names) -> str:
     """Which memory this Redis has: a fresh one gets a new mark."""
-    mark = await redis.get(EPOCH)
-    if mark is None:
-        await redis.set(EPOCH, str(uuid4()), nx=True)
-        mark = await redis.get(EPOCH)
-    return _text(mark or b"")
+    return await written(redis, names.epoch, str(uuid4()))
+
+
+async def written(redis: Redis, name: str, text: str) -> str:
+    """What stands under `name`, or else `text`, written there. A key that is no text is replaced: marks are our own."""
+    await redis.set(name, text, nx=True)
+    if await redis.type(name) not in (b"string", b"none"):
+        log.warning("%s in Redis is no text: it is deleted and written anew", name)
+        await redis.delete(name)
+        await redis.set(name, text, nx=True)
+    return _text(await redis.get(name) or b"")
+
+
+def wrong_type(error: BaseException) -> bool:
+    """Whether a key is there, and is not what it should be."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
 
 
 def _text(value: bytes | str) -> str:

@@ -9,6 +9,10 @@ from pathlib import Path
 import asyncpg
 
 from service.embedded import Server, start_postgres, start_redis, stop
+from service.settings import Settings
+from service.stream import names_of
+
+NAMES = names_of(Settings())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from service.embedded import embedded, running, start_postgres, start_redis, sto
 from service.embedded.process import command_line, until
 from service.errors import StartError
 from service.settings import Settings
+from tests.debian import redis_environment
 from tests.servers import ask, open_folder, postgres, redis
 
 ROOT = Path(__file__).parent.parent
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="root only")
 
 
 @pytest.fixture
@@ -177,3 +180,37 @@ async def test_a_stop_is_quick_in_order_and_may_be_said_twice(kept: Path) -> Non
     await stop(server)
     assert server.process.returncode == 0
     assert not (server.folder / "data" / "postmaster.pid").exists()
+
+
+async def test_debians_own_redis_server_is_started_by_the_name_it_has(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a link to redis-check-rdb there, which does what its own name says."""
+    for name, value in redis_environment(folder / "debian").items():
+        monkeypatch.setenv(name, value)
+    async with redis(folder / "redis") as server:
+        assert "/debian/usr/bin/redis-server" in command_line(server.pid)
+        async with Redis.from_url(server.url) as client:
+            assert await client.ping()
+
+
+@as_root
+async def test_as_root_a_linked_program_whose_target_is_closed_is_copied_under_its_own_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the link is open to all, the folder of what it is a link to is not."""
+    closed = folder / "closed"
+    closed.mkdir(mode=0o700)
+    environment = redis_environment(folder / "debian")
+    programs = folder / "debian" / "usr" / "bin"
+    shutil.copyfile(programs / "redis-check-rdb", closed / "redis-check-rdb")
+    (closed / "redis-check-rdb").chmod(0o755)
+    (programs / "redis-server").unlink()
+    (programs / "redis-server").symlink_to(closed / "redis-check-rdb")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    async with redis(folder / "redis") as server:
+        program = Path(command_line(server.pid).split("\0")[0])
+        assert program.name == "redis-server"
+        assert program.is_relative_to(folder)
+        assert not program.is_relative_to(folder / "debian")

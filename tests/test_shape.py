@@ -51,7 +51,7 @@ HOMES: Final = {
     "aiobreaker": ("workers.clients.breaker",),
     "aiohttp": ("workers.clients.sdk",),
     "anthropic": ("workers.clients.anthropic",),
-    "arq": ("workers.engine", "workers.hosted"),
+    "arq": ("workers.engine",),
     "asyncpg": ("service", "workers.engine"),
     "click": ("service.cli",),
     "genai_prices": ("workers.clients.prices",),

@@ -11,7 +11,8 @@ from service import failpoints
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
-from service.postgres_preflight import check_all, check_postgres
+from service.postgres_preflight import check_all
+from service.preflight import preflight
 from service.program import ignore, on_end, settle
 from service.settings import load
 from service.supervise import end_in_time
@@ -39,7 +40,7 @@ def _told(go: Callable[[Program], None], *, servers: bool) -> int:
         whole = program(settings)
         checks: list[Callable[[], object]] = [lambda: check_models(whole)]
         if servers:
-            checks.append(lambda: asyncio.run(check_postgres(settings, "worker")))
+            checks.append(lambda: preflight(settings, "worker"))
         check_all(*checks)
         go(whole)
     except (CallboardError, CatalogError, PromptError) as error:

@@ -4,19 +4,19 @@ import asyncio
 import os
 import socket
 import sys
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import sql
 from service.embedded import running
 from service.errors import CallboardError, text_of
+from service.redis_faults import Reason as RedisReason
 from service.resources import POSTGRES_ERRORS, connect
 from service.settings import Settings, load
 
 DEADLINE_S: Final = 3.0
 SQL: Final = sql.queries("metrics")
 WHY: Final = {
-    "deaf": "is deaf: it has free slots and could not read from Redis for 12 s. Is Redis away?",
-    "disconnected": "is disconnected: it could not do its work.",
+    "disconnected": "is disconnected: {reason}.",
     "draining": "is draining: it takes nothing new and will end.",
 }
 
@@ -52,10 +52,15 @@ async def ailing(settings: Settings, host: str, pid: int | None) -> str | None:
         stale = f" (the last one beat {rows[0]['beat_age_s']:.0f} s ago)" if rows else ""
         return f"no {whose} holds a lease{stale}. Is it still starting, or has it ended?"
     ill = next((row for row in held if row["state"] in WHY), None)
-    if ill is None:
-        return None
-    reason = f" {ill['reason']}." if ill["reason"] else ""
-    return f"worker {ill['pid']} of {host} {WHY[ill['state']]}{reason}"
+    return None if ill is None else f"worker {ill['pid']} of {host} {_why(ill)}"
+
+
+def _why(row: Any) -> str:
+    """The reason is one of those of Redis, or a sentence about Postgres."""
+    reason = row["reason"]
+    if reason is None or reason in get_args(RedisReason):
+        reason = f"it can't read from Redis{f' ({reason})' if reason else ''}"
+    return WHY[row["state"]].format(reason=reason)
 
 
 async def _rows(settings: Settings, host: str, pid: int | None) -> list[Any]:

@@ -15,10 +15,11 @@ from schemas.catalog import CatalogError, discover
 from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
-from service.postgres_preflight import check_postgres
+from service.preflight import preflight
 from service.program import settle
+from service.redis_owner import RedisOwner
 from service.settings import Settings, load
-from workers.engine.clock import jobs
+from workers.engine.clock import arq_settings, jobs, open_arq
 from workers.engine.supervisor import Parts, Program, open_worker
 from workers.kit.calls import check_calls
 from workers.kit.wiring import everyone, wire
@@ -39,10 +40,9 @@ def program(settings: Settings) -> Program:
 
 def worker_settings() -> type:
     """arq hosts the worker: its hooks open and drain it. A lost Redis ends that process, arq's way."""
-    from arq.connections import RedisSettings
-
     try:
         settings = running(load(os.environ))
+        preflight(settings, "worker")
         whole = program(settings)
     except (CallboardError, CatalogError, PromptError) as error:
         sys.exit(f"callboard worker: {error}")
@@ -51,8 +51,7 @@ def worker_settings() -> type:
     async def on_startup(_: dict[Any, Any]) -> None:
         setup(secrets=settings.secrets)
         try:
-            await check_postgres(settings, "worker")
-            started.append(await stack.enter_async_context(open_worker(whole, with_arq=False)))
+            started.append(await stack.enter_async_context(open_worker(whole, with_arq=False, owner=owner)))
         except (CallboardError, PromptError) as error:
             sys.exit(f"callboard worker: {error}")
         settle()
@@ -70,10 +69,9 @@ def worker_settings() -> type:
 
     started: list[Parts] = []
     hooks = {"on_startup": on_startup, "on_shutdown": on_shutdown}
-    redis = RedisSettings.from_dsn(settings.redis_url)
-    return type(
-        "WorkerSettings", (), {**jobs(turn, retain), **hooks, "redis_settings": redis, "job_completion_wait": 1}
-    )
+    owner = RedisOwner(settings)
+    redis = {"redis_pool": open_arq(settings, owner.guard), "redis_settings": arq_settings(settings)}
+    return type("WorkerSettings", (), {**jobs(settings, turn, retain), **hooks, **redis, "job_completion_wait": 1})
 
 
 def _end(why: str) -> None:

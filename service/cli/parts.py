@@ -18,6 +18,8 @@ from service.embedded import embedded
 from service.embedded.process import CHILD
 from service.errors import StartError
 from service.migrate import migrate
+from service.preflight import check_redis
+from service.redis_owner import adopt
 from service.resources import backoff_s, connect
 from service.settings import Settings, variable
 
@@ -107,6 +109,8 @@ async def all_running(settings: Settings, workers: int) -> AsyncIterator[Running
     async with AsyncExitStack() as stack:
         whole = await stack.enter_async_context(embedded(settings))
         await migrate(whole)
+        # A Redis that was started here is nobody else's: whichever database came to this data folder has it.
+        await (check_redis(whole) if settings.redis_url else adopt(whole))
         found = {"DATABASE_URL": whole.database_url, "REDIS_URL": whole.redis_url}
         environment = {**os.environ, **found, variable("host"): whole.host, variable("port"): str(whole.port)}
         api = Child("API", "service", environment, STOP_TIMEOUT_S)

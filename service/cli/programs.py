@@ -34,7 +34,8 @@ def worker() -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only list what it would run, one name a line.")
-def migrate(dry_run: bool) -> None:
+@click.option("--adopt-redis", is_flag=True, help="Then take over the Redis of REDIS_URL from another database.")
+def migrate(dry_run: bool, adopt_redis: bool) -> None:
     """Bring the database schema up to date; safe to repeat, and by several at once.
 
     \b
@@ -42,6 +43,7 @@ def migrate(dry_run: bool) -> None:
     """
     from service.migrate import migrate as run
     from service.migrate import outstanding
+    from service.redis_owner import adopt
 
     setup()
     settings = load(os.environ)
@@ -50,6 +52,10 @@ def migrate(dry_run: bool) -> None:
         click.echo(name if dry_run else f"ran {name}")
     if not dry_run:
         click.echo("the schema is up to date")
+    if adopt_redis and not dry_run:
+        before, now = asyncio.run(adopt(running(settings)))
+        former = "as before" if before == now else f"and did to {before or 'nobody'}"
+        click.echo(f"Redis belongs to {now}, {former}")
 
 
 @click.command()

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from shlex import quote
 from typing import Final
-from urllib.parse import urlsplit
 
 import click
 from msgspec import json
@@ -20,8 +20,10 @@ from service.cli.parts import Running, address, all_running
 from service.embedded.redis import redis_cli
 from service.errors import CallboardError
 from service.log import setup
+from service.redis_address import RedisAddress, redis_address
 from service.release import ROOT
 from service.settings import PROVIDERS, Settings, load
+from service.stream import names_of
 
 SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
 SEED_SOURCE: Final = "/seed"
@@ -101,9 +103,7 @@ async def seed(settings: Settings) -> None:
 def _banner(live: Running) -> str:
     settings = live.settings
     here = address(settings)
-    redis = urlsplit(settings.redis_url)
-    number = redis.path.strip("/")
-    cli = f"{redis_cli()} -h {redis.hostname} -p {redis.port or 6379}" + (f" -n {number}" if number else "")
+    redis = redis_address(settings.redis_url)
     event = f'{{"type":"ticket.opened","data":{EXAMPLE}}}'
     where = "" if settings.url == here else f"CALLBOARD_URL={here} "
     return f"""
@@ -114,8 +114,8 @@ Callboard is up at {here}
               --data '{EXAMPLE}'
   curl      curl -i {here}/events -H 'Content-Type: application/json' \\
               -d '{event}'
-  Redis     {redis.hostname}:{redis.port or 6379}
-            {cli} XADD callboard:ingest '*' event \\
+  Redis     {redis.path or f"{redis.host}:{redis.port}"}
+            {_redis_cli(redis)} XADD {names_of(settings).ingest} '*' event \\
               '{event}'
   answers   {_answers(settings)}
   workers   {len(live.workers)}, started again when a file in {", ".join(USER_PLACES)} changes
@@ -123,6 +123,16 @@ Callboard is up at {here}
 
 Ctrl-C ends it all; the data stays.
 """
+
+
+def _redis_cli(redis: RedisAddress) -> str:
+    """The password is typed in: no terminal and no list of processes gets to show it."""
+    words = [redis_cli(), *(("-s", redis.path) if redis.path else ("-h", redis.host, "-p", str(redis.port)))]
+    words += ["--tls"] if redis.secure else []
+    words += [f"--cacert {quote(str(redis.tls['ssl_ca_certs']))}"] if "ssl_ca_certs" in redis.tls else []
+    words += [f"--user {quote(redis.username)}"] if redis.username else []
+    words += ["--askpass"] if redis.password else []
+    return " ".join([*words, f"-n {redis.db}"])
 
 
 def _answers(settings: Settings) -> str:

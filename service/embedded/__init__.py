@@ -15,13 +15,13 @@ from service.embedded.postgres import start_postgres
 from service.embedded.process import Server, command_line, noted, stop
 from service.embedded.redis import is_free, start_redis
 from service.errors import StartError
+from service.redis_address import redis_address
 from service.settings import Settings
 
 __all__ = ["Server", "embedded", "running", "start_postgres", "start_redis", "stop"]
 
 REDIS_PORT: Final = 6379
 MISSING: Final = {"database_url": ("Postgres", "DATABASE_URL"), "redis_url": ("Redis", "REDIS_URL")}
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 @asynccontextmanager
@@ -77,8 +77,11 @@ def running(settings: Settings) -> Settings:
 def _check(settings: Settings) -> None:
     """What is no address would be taken for a server that is away; it may hold a password, so it is not shown."""
     wrong = postgres_url.faults(settings.database_url) if settings.database_url else []
-    if settings.redis_url and settings.redis_url.partition("://")[0] not in REDIS_SCHEMES:
-        wrong += [f"REDIS_URL is no address that can be used: one begins with {REDIS_SCHEMES[0]}://."]
+    try:
+        if settings.redis_url:
+            redis_address(settings.redis_url)
+    except StartError as error:
+        wrong.append(str(error))
     if wrong:
         raise StartError("\n".join(wrong))
 

@@ -102,8 +102,9 @@ def _ordinary() -> Account:
 
 
 def enterable(path: Path, who: Account) -> bool:
-    """Whether `who` may go through `path` and every folder above it."""
-    return all(_may_enter(each.stat(), who) for each in (path, *path.parents))
+    """Whether `who` may go through `path` and every folder above it, and above the file that it is a link to."""
+    real = path.resolve()
+    return all(_may_enter(each.stat(), who) for each in {path, *path.parents, real, *real.parents})
 
 
 def _may_enter(facts: os.stat_result, who: Account) -> bool:

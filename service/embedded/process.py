@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 CHILD = Path(__file__).with_name("child.py")
 LOG_MAX = 10_000_000
 TAIL_MAX = 20_000
+# A program that was found by asking for its version is started with the libraries that it was asked with.
+LOADER = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
 
 Ending = tuple[tuple[signal.Signals, float], ...]  # each with the patience, in seconds, before the next
 
@@ -74,7 +76,8 @@ def spawn(command: list[str], folder: Path, who: Account, ending: Ending) -> sub
     """
     ids = (os.getpid(), int(ending[0][0]), who.uid, who.gid)
     launcher = (sys.executable, "-I", "-S", str(CHILD), *map(str, ids))
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
+    loader = {name: os.environ[name] for name in LOADER if name in os.environ}
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC", **loader}
     with log_file(folder).open("ab") as out:
         return subprocess.Popen(
             [*launcher, *command],

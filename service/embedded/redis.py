@@ -76,7 +76,8 @@ def _installed() -> Path | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     version = re.search(r"v=(\d+)\.(\d+)", told_version)
-    return Path(found).resolve() if version and (int(version[1]), int(version[2])) >= OLDEST else None
+    # By the name it was found by, and no other: Debian's is a link to redis-check-rdb, which looks at its own name.
+    return Path(found).absolute() if version and (int(version[1]), int(version[2])) >= OLDEST else None
 
 
 def _from_wheel(name: str) -> Path | None:

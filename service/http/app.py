@@ -26,8 +26,10 @@ from service.intake import open_intake
 from service.keys import open_keys
 from service.meters import Meters
 from service.readiness import Readiness
+from service.redis_owner import RedisOwner
 from service.resources import open_pool, open_redis
 from service.settings import Settings, load
+from service.stream import names_of
 from service.supervise import supervised
 
 
@@ -96,19 +98,22 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
-            redis = await stack.enter_async_context(open_redis(settings))
+            owner, names = RedisOwner(settings), names_of(settings)
+            redis = await stack.enter_async_context(open_redis(settings, guard=owner.guard))
             pool = await stack.enter_async_context(open_pool(settings, "api"))
             meters = Meters()
-            await stack.enter_async_context(supervised({"loop": meters.watch_loop}))
+            await stack.enter_async_context(
+                supervised({"loop": meters.watch_loop, "redis": lambda: owner.watch(redis)})
+            )
             measured = Measured(settings, redis, meters)
             stack.callback(measured.close)
             intake = await stack.enter_async_context(open_intake(settings, catalog, redis, meters))
             keys = await stack.enter_async_context(open_keys(settings))
-            followers = Followers(redis, pool, settings.streams_max)
+            followers = Followers(redis, names, pool, settings.streams_max)
             await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
             app.state.leave = followers.leave
             readiness = Readiness(pool, intake.commits)
-            made = (intake, keys, pool, redis, meters, measured, followers, Room(), readiness)
+            made = (intake, keys, pool, redis, meters, measured, followers, Room(), readiness, owner)
             yield State(door=Door(settings, catalog, told, *made))
 
     return lifespan

@@ -23,6 +23,7 @@ from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
 from service.readiness import Readiness
+from service.redis_owner import RedisOwner
 from service.resources import ACQUIRE_TIMEOUT_S, Pool
 from service.settings import Settings
 
@@ -83,6 +84,7 @@ class Door(Struct, frozen=True):
     followers: Followers
     room: Room
     readiness: Readiness
+    owner: RedisOwner
 
 
 def door(request: Request) -> Door:

@@ -1,7 +1,7 @@
 """`/healthz`, `/readyz`, `/workers`."""
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,7 +10,6 @@ import sql
 from service.http.door import door, fetch, raw, reply
 from service.http.problem import problem
 from service.release import release
-from service.resources import REDIS_ERRORS
 
 CHECK_TIMEOUT_S: Final = 2.0
 SQL: Final = sql.queries("read")
@@ -31,13 +30,12 @@ async def readyz(request: Request) -> Response:
     return reply({"status": "ready", "version": release(), "degraded": degraded})
 
 
-async def _degraded(request: Request) -> list[str]:
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            await door(request).redis.ping()
-    except REDIS_ERRORS:
-        return ["redis"]
-    return []
+async def _degraded(request: Request) -> list[dict[str, Any]]:
+    """What of Redis does not work now."""
+    here = door(request)
+    await here.owner.probe(here.redis)
+    trouble = here.owner.standing.trouble
+    return [{"part": "redis", "reason": trouble.reason, "since": trouble.since}] if trouble else []
 
 
 async def list_workers(request: Request) -> Response:

@@ -30,9 +30,8 @@ COUNT_MAX: Final = 100_000
 LOOK_MAX: Final = 1000
 LETTERS_MAX: Final = 10_000
 WORKERS_MAX: Final = 100
-STREAMS: Final = (stream.INGEST, stream.FRONT, stream.WORK, stream.DEAD)
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-STATES: Final = ("ready", "deaf", "disconnected", "draining")
+STATES: Final = ("ready", "disconnected", "draining")
 NO_ORDINAL: Final = "none"
 SQL: Final = sql.queries("metrics")
 
@@ -110,6 +109,8 @@ class Measured:
     """Looks at the fleet at most once in EVERY_S, however many scrape; made in the lifespan."""
 
     def __init__(self, settings: Settings, redis: Redis, meters: Meters) -> None:
+        names = stream.names_of(settings)
+        self._streams: Final = (names.ingest, names.front, names.work, names.dead)
         self._redis: Final = redis
         self._meters: Final = meters
         self._limit_usd: Final = settings.budget_day_usd
@@ -164,10 +165,10 @@ class Measured:
         up = 0.0
         with suppress(*REDIS_ERRORS):
             async with asyncio.timeout(DEADLINE_S), self._redis.pipeline(transaction=False) as asked:
-                for name in STREAMS:
+                for name in self._streams:
                     asked.xlen(name)
                 lengths = await asked.execute()
-            for name, length in zip(STREAMS, lengths, strict=True):
+            for name, length in zip(self._streams, lengths, strict=True):
                 gauges.set("callboard_stream_entries", float(length), (name,))
             up = 1.0
         gauges.set("callboard_redis_up", up)

@@ -15,6 +15,7 @@ from service.http.auth import caller
 from service.http.door import asked_by_body, asked_by_query, door, event_id_of, fetch, raw, reply
 from service.operate import Letters, Operator, StateMoved, UnknownStep
 from service.resources import ACQUIRE_TIMEOUT_S
+from service.stream import names_of
 
 SQL: Final = sql.queries("operate")
 CURSOR_MAX: Final = (1 << 63) - 1
@@ -99,7 +100,7 @@ async def get_actor(request: Request) -> Response:
 
 def _operator(request: Request) -> Operator:
     whole, who = door(request), caller(request)
-    return Operator(whole.pool, whole.redis, whole.intake, who.tenant, who.actor)
+    return Operator(whole.pool, whole.redis, names_of(whole.settings).cancel, whole.intake, who.tenant, who.actor)
 
 
 async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPException:

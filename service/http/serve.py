@@ -23,7 +23,8 @@ from service.http.problem import problem
 from service.keys import any_made
 from service.log import setup
 from service.postgres_errors import sentence
-from service.postgres_preflight import check_all, check_postgres, connections_max
+from service.postgres_preflight import check_all, connections_max
+from service.preflight import preflight
 from service.program import leave, on_end, settle
 from service.resources import POSTGRES_ERRORS
 from service.settings import Settings, load
@@ -44,7 +45,7 @@ def main() -> int:
         setup(secrets=settings.secrets)
         failpoints.check(settings)
         check_all(
-            lambda: asyncio.run(check_postgres(settings, "API")),
+            lambda: preflight(settings, "API"),
             lambda: refuse_open_door(settings),
             lambda: check_port(settings),
         )

@@ -50,14 +50,14 @@ group by reason;
 
 -- name: living
 -- Workers whose lease holds, with what they last reported.
-select w.version, w.state, w.slots, w.in_flight, m.ordinal, m.series,
+select w.version, case w.state when 'deaf' then 'disconnected' else w.state end as state, w.slots, w.in_flight, m.ordinal, m.series,
        extract(epoch from clock_timestamp() - w.beat_at)::double precision as beat_age_s
 from workers w left join worker_metrics m using (worker)
 where w.state not in ('dead', 'stopped') and w.lease_until >= now()
 order by w.started_at desc limit $1;
 
 -- name: of_host
-select pid, state, reason, lease_until >= clock_timestamp() as held,
+select pid, case state when 'deaf' then 'disconnected' else state end as state, reason, lease_until >= clock_timestamp() as held,
        extract(epoch from clock_timestamp() - beat_at)::double precision as beat_age_s
 from workers where host = $1 and state not in ('dead', 'stopped') and ($2::integer is null or pid = $2)
 order by beat_at desc limit 100;

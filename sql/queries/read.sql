@@ -47,8 +47,8 @@ order by e.event_id desc
 limit $9;
 
 -- name: workers
-select worker, ordinal, host, pid, version, started_at, beat_at, lease_until, state, reason, slots, in_flight, pipelines, lag_s,
-       breakers
+select worker, ordinal, host, pid, version, started_at, beat_at, lease_until,
+       case state when 'deaf' then 'disconnected' else state end as state, reason, slots, in_flight, pipelines, lag_s, breakers
 from workers left join worker_metrics using (worker) where state not in ('dead', 'stopped') order by started_at;
 
 -- name: pipelines

@@ -26,7 +26,7 @@ from service.store import accept
 from tests.bench import posting
 from tests.eventually import eventually
 from tests.processes import ROOT, alone, free_port, started
-from tests.servers import open_folder, postgres, redis
+from tests.servers import NAMES, open_folder, postgres, redis
 
 CALLS: Final = 3
 SLOTS: Final = 200
@@ -81,7 +81,7 @@ class Bench(Struct, frozen=True):
             piece = ids[begin : begin + PIECE]
             said = [Incoming(each, "/bench", str(each), kind, None, None, Attributes(), data) for each in piece]
             await accept(self.connection, said)
-            await stream.ring(self.redis, piece)
+            await stream.ring(self.redis, piece, NAMES.work)
         return ids
 
     async def run(self, kind: str, count: int, data: bytes = b"{}") -> float:

@@ -60,16 +60,16 @@ async def test_row_48_reader_with_a_bug(rig: Rig) -> None:
 
 @pytest.mark.slow_fault
 async def test_row_48_reader_that_never_reads(rig: Rig) -> None:
-    """Its worker says that it is deaf, where operators look; the other one does the work."""
+    """Its worker says that it is disconnected, where operators look; the other one does the work."""
     await rig.api()
-    deaf = await rig.worker(failpoints="reader_turn=raise")
+    silent = await rig.worker(failpoints="reader_turn=raise")
     rig.injected()
     await rig.worker()
     await rig.load.burst(60, ["probe.once", "probe.ask"], keys=5)
 
     async def told() -> bool:
         items = (await rig.ask("GET", "/workers")).json()["items"]
-        return [each["state"] for each in items if each["pid"] == deaf.pid] == ["deaf"]
+        return [each["state"] for each in items if each["pid"] == silent.pid] == ["disconnected"]
 
     await eventually(told, PATIENCE_S)
     await judge(rig)

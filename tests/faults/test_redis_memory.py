@@ -4,12 +4,13 @@ import shutil
 
 import pytest
 
-from service.stream import FRONT, GROUP, WORK
+from service.stream import GROUP
 from tests.eventually import eventually
 from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge
 from tests.faults.rig import Rig
 from tests.faults.stage import goes_on, under_load
+from tests.servers import NAMES
 
 
 async def test_row_10_redis_flushall(rig: Rig) -> None:
@@ -30,7 +31,7 @@ async def test_row_11_redis_stream_or_group_deleted(rig: Rig, what: str) -> None
     """Less than all: the epoch mark stays, so that nothing says that Redis forgot."""
     programs = [await rig.api(), await rig.worker(), await rig.worker()]
     async with under_load(rig, programs):
-        for name in (WORK, FRONT, WORK):
+        for name in (NAMES.work, NAMES.front, NAMES.work):
             if what == "stream":
                 await rig.client.delete(name)
             else:
@@ -79,7 +80,7 @@ async def test_row_20_redis_trimmed_under_pending(rig: Rig) -> None:
             victim = await rig.worker(wait=False, failpoints="claim_committed=kill")
             await victim.ended()
             assert await _pending(rig)
-            for name in (WORK, FRONT):
+            for name in (NAMES.work, NAMES.front):
                 await rig.client.xtrim(name, maxlen=0, approximate=False)
             rig.injected()
             await goes_on(rig, 20)
@@ -88,7 +89,7 @@ async def test_row_20_redis_trimmed_under_pending(rig: Rig) -> None:
 
 
 async def _pending(rig: Rig) -> int:
-    return sum([int((await rig.client.xpending(name, GROUP))["pending"]) for name in (WORK, FRONT)])
+    return sum([int((await rig.client.xpending(name, GROUP))["pending"]) for name in (NAMES.work, NAMES.front)])
 
 
 async def _none_pending(rig: Rig) -> bool:

@@ -6,12 +6,13 @@ from uuid import UUID
 import pytest
 from redis.exceptions import ResponseError
 
-from service.stream import FRONT, GROUP, WORK
+from service.stream import GROUP
 from service.supervise import end
 from tests.eventually import eventually
 from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge
 from tests.faults.rig import Rig
+from tests.servers import NAMES
 
 
 @pytest.mark.slow_fault
@@ -30,7 +31,7 @@ async def test_row_21_foreign_claims_of_entries(rig: Rig) -> None:
 
 async def _steal(rig: Rig) -> None:
     while True:
-        for name in (WORK, FRONT):
+        for name in (NAMES.work, NAMES.front):
             try:
                 await rig.client.xreadgroup(GROUP, "intruder", {name: ">"}, count=rig.random.randint(1, 3))
                 pending = await rig.client.xpending_range(name, GROUP, "-", "+", 100)
@@ -52,12 +53,12 @@ async def test_row_22_the_same_ring_a_hundred_times(rig: Rig) -> None:
     for _ in range(5):
         sent = await rig.load.send("probe.ask", rig.random.choice([None, "key"]))
         for n in range(100):
-            await rig.client.xadd(rig.random.choice([WORK, FRONT]), {"id": UUID(sent.event_id).bytes})
+            await rig.client.xadd(rig.random.choice([NAMES.work, NAMES.front]), {"id": UUID(sent.event_id).bytes})
             if n == 50:
                 await asyncio.sleep(rig.random.uniform(0, 1.5))
         rig.extra_rings += 100
         rig.injected(100)
-    await rig.client.xadd(WORK, {"id": b"no id"})
+    await rig.client.xadd(NAMES.work, {"id": b"no id"})
     evidence = await judge(rig)
     assert all(len(rows) == 1 for rows in evidence.attempts.values())
     assert len(rig.sink.calls) == 2 * len(rig.load.taken)

@@ -20,11 +20,13 @@ from service import stream
 from service.embedded import Server
 from service.embedded.redis import redis_cli
 from service.inbound import Inbound
+from service.redis_owner import RedisOwner
 from service.resources import open_redis
 from service.settings import Settings
 from service.supervise import end, keep
 from tests.board import Board
 from tests.eventually import eventually
+from tests.servers import NAMES
 
 LABELLED: dict[str, Any] = {"type": "message.labelled", "data": {"text": "a", "label": "b"}}
 GOOD = json.encode(LABELLED)
@@ -39,7 +41,7 @@ async def taking_in(settings: Settings) -> AsyncIterator[None]:
     """What a worker does with the stream, supervised as there."""
     holder = uuid4()
     async with open_redis(settings, 8) as redis:
-        inbound = Inbound(settings, discover(schemas.events), redis, lambda: holder)
+        inbound = Inbound(settings, discover(schemas.events), redis, lambda: holder, RedisOwner(settings))
         task = asyncio.create_task(keep("inbound", inbound.run))
         try:
             yield
@@ -63,15 +65,15 @@ async def sql(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
 async def add(redis: Redis, *bodies: bytes) -> list[str]:
     async with redis.pipeline(transaction=True) as pipe:
         for body in bodies:
-            pipe.xadd(stream.INGEST, {"event": body})
+            pipe.xadd(NAMES.ingest, {"event": body})
         return [entry_id.decode() for entry_id in await pipe.execute()]
 
 
 async def quiet(redis: Redis) -> bool:
     """Nothing in the stream, nothing pending."""
-    if await redis.xlen(stream.INGEST):
+    if await redis.xlen(NAMES.ingest):
         return False
-    return bool((await redis.xpending(stream.INGEST, stream.INGEST_GROUP))["pending"] == 0)
+    return bool((await redis.xpending(NAMES.ingest, stream.INGEST_GROUP))["pending"] == 0)
 
 
 async def ids(sql: asyncpg.Connection) -> list[str]:
@@ -97,7 +99,7 @@ async def test_from_a_plain_redis_cli(board: Board) -> None:
     assert shown["status"] == "succeeded"
     assert (shown["data"], shown["partitionkey"], shown["someext"]) == (LABELLED["data"], "customer-7", "kept")
     (unnamed,) = (await board.http.get("/events", params={"source": "/http"})).json()["items"]
-    assert unnamed["id"].startswith(f"{await stream.epoch(board.redis)}/")
+    assert unnamed["id"].startswith(f"{await stream.epoch(board.redis, NAMES)}/")
     await eventually(lambda: quiet(board.redis))
 
 
@@ -121,12 +123,12 @@ async def test_a_bad_entry_is_a_dead_letter_and_its_neighbours_are_events(
 ) -> None:
     bodies = [event(id="first"), *(body for body, _, _ in BAD), event(id="last")]
     entries = await add(redis, *bodies)
-    no_event = (await redis.xadd(stream.INGEST, {"evnt": GOOD})).decode()
+    no_event = (await redis.xadd(NAMES.ingest, {"evnt": GOOD})).decode()
     async with taking_in(replace(settings, body_max=2000)):
         await eventually(lambda: quiet(redis))
     assert await ids(sql) == ["first", "last"]
     letters = await sql.fetch("select * from dead_letters order by dead_no")
-    epoch = await stream.epoch(redis)
+    epoch = await stream.epoch(redis, NAMES)
     assert [row["origin"] for row in letters] == [f"ingest/{epoch}/{each}" for each in [*entries[1:-1], no_event]]
     for row, (body, reason, words) in zip(letters, BAD, strict=False):
         error = json.decode(row["error"])
@@ -172,7 +174,7 @@ async def test_read_twice_is_one_event(settings: Settings, redis: Redis, sql: as
         await sql.execute("lock table dead_letters")
         async with taking_in(settings):
             await eventually(lambda: _stored(settings, 2))
-        assert (await redis.xpending(stream.INGEST, stream.INGEST_GROUP))["pending"] == 3
+        assert (await redis.xpending(NAMES.ingest, stream.INGEST_GROUP))["pending"] == 3
     async with taking_in(settings):
         await eventually(lambda: quiet(redis))
     assert len(await ids(sql)) == 2
@@ -183,12 +185,12 @@ async def test_the_name_of_an_entry_is_its_id(settings: Settings, redis: Redis, 
     """A Redis that went back in time gives an entry again, under the name it had."""
     async with taking_in(settings):
         for _ in range(2):
-            await redis.xadd(stream.INGEST, {"event": GOOD}, id="5-1")
+            await redis.xadd(NAMES.ingest, {"event": GOOD}, id="5-1")
             await eventually(lambda: quiet(redis))
-            await redis.delete(stream.INGEST)
-        await redis.xadd(stream.INGEST, {"event": GOOD}, id="5-2")
+            await redis.delete(NAMES.ingest)
+        await redis.xadd(NAMES.ingest, {"event": GOOD}, id="5-2")
         await eventually(lambda: quiet(redis))
-    epoch = await stream.epoch(redis)
+    epoch = await stream.epoch(redis, NAMES)
     assert await ids(sql) == [f"{epoch}/5-1", f"{epoch}/5-2"]
 
 
@@ -196,9 +198,9 @@ async def test_an_entry_deleted_while_it_was_pending_is_no_dead_letter(
     settings: Settings, redis: Redis, sql: asyncpg.Connection
 ) -> None:
     entries = await add(redis, event(id="kept"), event(id="deleted"))
-    await stream.ensure_group(redis, stream.INGEST, stream.INGEST_GROUP)
-    await stream.read(redis, [stream.INGEST], stream.INGEST_GROUP, "intake", 10)
-    await redis.xdel(stream.INGEST, entries[1])
+    await stream.ensure_group(redis, NAMES.ingest, stream.INGEST_GROUP)
+    await stream.read(redis, [NAMES.ingest], stream.INGEST_GROUP, "intake", 10)
+    await redis.xdel(NAMES.ingest, entries[1])
     async with taking_in(settings):
         await eventually(lambda: quiet(redis))
     assert await ids(sql) == ["kept"]
@@ -212,8 +214,8 @@ async def test_a_group_that_was_destroyed_is_made_again(
         await add(redis, event(id="0"))
         await eventually(lambda: quiet(redis))
         ruins: list[Callable[[], Awaitable[object]]] = [
-            lambda: redis.xgroup_destroy(stream.INGEST, stream.INGEST_GROUP),
-            lambda: redis.delete(stream.INGEST),
+            lambda: redis.xgroup_destroy(NAMES.ingest, stream.INGEST_GROUP),
+            lambda: redis.delete(NAMES.ingest),
             redis.flushdb,
         ]
         for number, ruin in enumerate(ruins, 1):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import httpx
@@ -17,6 +18,7 @@ from service.settings import Settings
 from service.supervise import end
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
+from tests.servers import NAMES
 
 NOWHERE = "redis://127.0.0.1:9/0"  # discard: nothing listens there
 LABELLED = {"text": "Where is my card?", "label": "card_arrival"}
@@ -29,18 +31,18 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
 
 
 async def rung(redis: Redis) -> list[UUID | None]:
-    return [stream.event_id(fields) for _, fields in await redis.xrange(stream.WORK)]
+    return [stream.event_id(fields) for _, fields in await redis.xrange(NAMES.work)]
 
 
 async def test_rings_in_order(redis: Redis) -> None:
     ids = [uuid7() for _ in range(2500)]
-    box = Outbox(redis)
+    box = Outbox(redis, NAMES)
     running = asyncio.create_task(box.run())
     for each in ids:
         box.ring(each)
 
     async def all_rung() -> bool:
-        return bool(await redis.xlen(stream.WORK) == len(ids))
+        return bool(await redis.xlen(NAMES.work) == len(ids))
 
     await eventually(all_rung)
     assert await rung(redis) == ids
@@ -49,7 +51,7 @@ async def test_rings_in_order(redis: Redis) -> None:
 
 async def test_what_waits_at_the_end_is_rung(redis: Redis) -> None:
     ids = [uuid7() for _ in range(3)]
-    box = Outbox(redis)
+    box = Outbox(redis, NAMES)
     for each in ids:
         box.ring(each)
     await box.drained()
@@ -59,7 +61,7 @@ async def test_what_waits_at_the_end_is_rung(redis: Redis) -> None:
 async def test_it_is_bounded_and_the_oldest_fall_out(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "WAITING_MAX", 10)
     ids = [uuid7() for _ in range(25)]
-    box = Outbox(redis)
+    box = Outbox(redis, NAMES)
     for each in ids:
         box.ring(each)
     await box.drained()
@@ -76,7 +78,9 @@ async def test_a_redis_that_is_away_costs_no_202(settings: Settings) -> None:
         ]
         assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(202, "queued")] * 3
         ready = await http.get("/readyz")
-        assert (ready.status_code, ready.json()["degraded"]) == (200, ["redis"])
+        (degraded,) = ready.json()["degraded"]
+        assert (ready.status_code, degraded["part"], degraded["reason"]) == (200, "redis", "away")
+        assert datetime.now(UTC) - datetime.fromisoformat(degraded["since"]) < timedelta(seconds=30)
     async with board_on(settings) as board:
         for answer in answers:
             assert (await board.ended(answer.json()["event_id"]))["status"] == "succeeded"
@@ -90,7 +94,7 @@ async def test_what_a_redis_forgets_is_rung_again(settings: Settings) -> None:
         event = {"type": "message.labelled", "data": LABELLED}
         ids = [(await http.post("/events", json=event)).json()["event_id"] for _ in range(20)]
         async with Redis.from_url(redis_url) as redis:
-            await eventually(lambda: redis.xlen(stream.WORK))
+            await eventually(lambda: redis.xlen(NAMES.work))
             await redis.flushdb()
     async with board_on(settings) as board:
         for each in ids:
@@ -100,8 +104,8 @@ async def test_what_a_redis_forgets_is_rung_again(settings: Settings) -> None:
 
 async def test_streams_and_groups_may_vanish_while_they_are_read(board: Board) -> None:
     ruins: list[Callable[[], Awaitable[object]]] = [
-        lambda: board.redis.xgroup_destroy(stream.WORK, stream.GROUP),
-        lambda: board.redis.delete(stream.WORK, stream.FRONT),
+        lambda: board.redis.xgroup_destroy(NAMES.work, stream.GROUP),
+        lambda: board.redis.delete(NAMES.work, NAMES.front),
         board.redis.flushdb,
     ]
     for ruin in ruins:

@@ -9,6 +9,7 @@ from schemas.identity import uuid7
 from service import stream
 from service.resources import open_redis
 from service.settings import Settings
+from tests.servers import NAMES
 
 NAME = "callboard:test"
 GROUP = "readers"
@@ -76,8 +77,8 @@ async def test_several_streams_are_read_in_one_go(redis: Redis) -> None:
 
 
 async def test_the_epoch_names_one_memory(redis: Redis) -> None:
-    first = await stream.epoch(redis)
+    first = await stream.epoch(redis, NAMES)
     assert first
-    assert await stream.epoch(redis) == first
+    assert await stream.epoch(redis, NAMES) == first
     await redis.flushdb()
-    assert await stream.epoch(redis) not in ("", first)
+    assert await stream.epoch(redis, NAMES) not in ("", first)

@@ -79,10 +79,10 @@ async def test_a_deaf_worker_is_not_ready(settings: Settings) -> None:
     """Redis is away for it alone."""
     async with open_worker(program(replace(settings, redis_url=f"redis://127.0.0.1:{free_port()}/0"))):
 
-        async def deaf() -> bool:
-            return "is deaf" in (await ailing(settings, HOST, None) or "")
+        async def disconnected() -> bool:
+            return "is disconnected" in (await ailing(settings, HOST, None) or "")
 
-        assert await eventually(deaf, 30)
+        assert await eventually(disconnected, 30)
 
 
 async def test_a_postgres_that_stands_still_has_a_deadline(settings: Settings) -> None:

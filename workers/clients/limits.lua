@@ -5,6 +5,12 @@
 -- milliseconds it took, tokens it used; -1: nobody knows), permits that are renewed, what is asked for (permit, tokens).
 -- Gives two numbers for each that asks: milliseconds to wait (0: go), and why (1 requests, 2 tokens, 3 calls, 4 pause); and
 -- a last one: 1 where so much is left over that those who were told a time can't be there any more.
+-- A key that is there and is neither a hash nor a sorted set was made by mistake: it is deleted and made anew.
+for n, kind in ipairs({'hash', 'zset'}) do
+    local found = redis.call('TYPE', KEYS[n]).ok
+    if found ~= kind and found ~= 'none' then redis.call('DEL', KEYS[n]) end
+end
+
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local per_min, tokens_per_min, many = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])

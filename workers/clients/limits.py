@@ -62,7 +62,7 @@ class Gate:
         name = f"{target.provider}/{target.model}"
         self.name: Final = f"limit:{name}"
         self._name: Final = f"{target.provider} {target.model}"
-        self._keys: Final = [f"callboard:limit:{name}", f"callboard:permits:{name}"]
+        self._keys: Final = [f"{each}:{name}" for each in (shared.names.limit, shared.names.permits)] if shared else []
         self._limits: Final = target.limits
         self._shared: Final = shared
         self._clock: Final = clock

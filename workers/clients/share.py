@@ -6,6 +6,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from prompts import Limits
+from service.stream import Names
 
 AWAY_S: Final = 1.0
 HELD_S: Final = 10.0
@@ -19,9 +20,10 @@ class Script(Protocol):
 
 
 class Shared(Struct, frozen=True):
-    """Where the limits are kept: the script, and among how many workers they are divided where that can't be asked."""
+    """Where the limits are kept: the script, its keys, and how many workers share them where that can't be asked."""
 
     script: Script
+    names: Names
     workers: Callable[[], int]
 
 

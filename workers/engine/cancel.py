@@ -5,16 +5,15 @@ from uuid import UUID
 
 from redis.asyncio import Redis
 
-from service import stream
 from workers.engine.executor import Executor
 
 WAIT_S: Final = 5.0
 
 
-async def listen(redis: Redis, executor: Executor) -> None:
-    """End the runs of events that somebody cancels, until cancelled itself."""
+async def listen(redis: Redis, name: str, executor: Executor) -> None:
+    """End the runs of events that somebody cancels, told on the channel `name`, until cancelled itself."""
     async with redis.pubsub() as channel:
-        await channel.subscribe(stream.CANCEL)
+        await channel.subscribe(name)
         while True:
             message = await channel.get_message(ignore_subscribe_messages=True, timeout=WAIT_S)
             if message is not None and len(message["data"]) == 16:

@@ -3,21 +3,29 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from arq import ArqRedis, Worker, cron, func
+from arq.connections import RedisSettings
 from msgspec import msgpack
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.client import Pipeline
+from redis.exceptions import NoPermissionError, ResponseError
 
-from service.resources import REDIS_ERRORS, REDIS_TIMEOUT_S
+from service.errors import text_of
+from service.redis_address import redis_address
+from service.resources import REDIS_ERRORS, Guard, redis_pool
 from service.settings import Settings
+from service.stream import names_of, wrong_type
 
 HORIZON_S: Final = 3600.0
 JOB_TIMEOUT_S: Final = 60
-QUEUE: Final = "callboard:arq"
+CONNECTIONS_MAX: Final = 20
 WAKE: Final = "wake"
+ARQ: Final = "arq:"  # how the names of arq's own keys begin
+REFUSED_S: Final = 300.0
+ACL: Final = "deploy/README.md lists the keys and commands it needs"
 
 Turn = Callable[[], Awaitable[int]]
 
@@ -44,26 +52,67 @@ class Clock:
             log.debug("no alarm set: %s", error)
 
 
-def open_arq(settings: Settings) -> ArqRedis:
+class _Placed(ArqRedis):
+    """arq's client, for a prefix: the names of arq's keys are constants of its modules, and get it on their way out."""
+
+    prefix = ""
+
+    async def execute_command(self, *words: Any, **options: Any) -> Any:
+        return await super().execute_command(*_placed(self.prefix, words), **options)  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "Pipeline":
+        pipe = _PlacedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe.prefix = self.prefix
+        return pipe
+
+
+class _PlacedPipeline(Pipeline):
+    prefix = ""
+
+    def execute_command(self, *words: Any, **options: Any) -> Any:
+        return super().execute_command(*_placed(self.prefix, words), **options)
+
+
+def _placed(prefix: str, words: Sequence[Any]) -> list[Any]:
+    """Only names of keys begin so: jobs are bytes, and their ids are ours."""
+    return [f"{prefix}{each}" if isinstance(each, str) and each.startswith(ARQ) else each for each in words]
+
+
+def open_arq(settings: Settings, guard: Guard | None = None) -> ArqRedis:
     """A client with time limits, which arq's own settings can't give; msgpack, so that a job can't carry code."""
-    pool = BlockingConnectionPool.from_url(
-        settings.redis_url,
-        max_connections=20,
-        timeout=REDIS_TIMEOUT_S,
-        socket_timeout=REDIS_TIMEOUT_S,
-        socket_connect_timeout=REDIS_TIMEOUT_S,
-        socket_keepalive=True,
-        health_check_interval=15,
-    )
-    return ArqRedis(
+    pool = redis_pool(settings, most=CONNECTIONS_MAX)
+    if guard is not None:
+        guard(pool)
+    client = _Placed(
         pool,
         job_serializer=msgpack.Encoder(enc_hook=str).encode,
         job_deserializer=msgpack.decode,
-        default_queue_name=QUEUE,
+        default_queue_name=queue_of(settings),
+    )
+    client.prefix = settings.redis_prefix
+    return client
+
+
+def arq_settings(settings: Settings) -> RedisSettings:
+    """For `arq --check`, which opens a connection of its own."""
+    where = redis_address(settings.redis_url)
+    return RedisSettings(
+        host=where.host,
+        port=where.port,
+        unix_socket_path=where.path or None,
+        database=where.db,
+        username=where.username or None,
+        password=where.password or None,
+        ssl=where.secure,
+        **where.tls,  # type: ignore[arg-type]
     )
 
 
-def jobs(turn: Turn, retain: Turn) -> dict[str, Any]:
+def queue_of(settings: Settings) -> str:
+    return f"{names_of(settings).arq}:queue"
+
+
+def jobs(settings: Settings, turn: Turn, retain: Turn) -> dict[str, Any]:
     """The arguments of arq's worker: what it runs, and its bounds."""
 
     async def wake(ctx: dict[Any, Any], *args: Any, **kwargs: Any) -> int:
@@ -75,7 +124,7 @@ def jobs(turn: Turn, retain: Turn) -> dict[str, Any]:
     return {
         "cron_jobs": [cron(retention, second=0, timeout=JOB_TIMEOUT_S, keep_result=0, max_tries=1)],
         "functions": [func(wake, name=WAKE, keep_result=0, timeout=JOB_TIMEOUT_S, max_tries=1)],
-        "queue_name": QUEUE,
+        "queue_name": queue_of(settings),
         "max_jobs": 10,
         "poll_delay": 1.0,
         "timezone": UTC,
@@ -85,9 +134,24 @@ def jobs(turn: Turn, retain: Turn) -> dict[str, Any]:
     }
 
 
-async def run_arq(redis: ArqRedis, turn: Turn, retain: Turn) -> None:
-    """arq's worker as one supervised child: any loss of Redis ends it, and the supervisor starts another."""
-    worker = Worker(handle_signals=False, redis_pool=redis, **jobs(turn, retain))
+async def run_arq(settings: Settings, redis: ArqRedis, turn: Turn, retain: Turn) -> None:
+    """arq's worker as one supervised child: any loss of Redis ends it, and the supervisor starts another.
+
+    Where arq may not use Redis the worker lives on without alarms: upkeep looks each second at what is due.
+    """
+    while True:
+        try:
+            await _run_worker(Worker(handle_signals=False, redis_pool=redis, **jobs(settings, turn, retain)))
+        except NoPermissionError as error:
+            log.warning("arq sets no alarms, what is due starts up to a second later: %s (%s)", text_of(error), ACL)
+            await asyncio.sleep(REFUSED_S)
+        except ResponseError as error:
+            if wrong_type(error):
+                await redis.delete(queue_of(settings))  # no zset: made anew
+            raise
+
+
+async def _run_worker(worker: Worker) -> None:
     try:
         await worker.async_run()
     finally:

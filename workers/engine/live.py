@@ -19,6 +19,7 @@ from redis.exceptions import ResponseError
 
 from service import live
 from service.resources import REDIS_ERRORS, redis_passes
+from service.stream import Names, wrong_type
 from workers.clients.llm import Call
 from workers.engine.claimed import Claimed
 from workers.kit.memory import Step
@@ -126,8 +127,9 @@ class Voice:
 class Wire:
     """One per worker: what is said and not published yet, in bounds. Where Redis is away tokens are given up."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, names: Names) -> None:
         self._redis: Final = redis
+        self._names: Final = names
         self._waiting: Final[dict[Voice, None]] = {}
         self._moved: Final[set[UUID]] = set()
         self._more: Final = asyncio.Event()
@@ -174,19 +176,29 @@ class Wire:
         moved = list(self._moved)
         async with self._redis.pipeline(transaction=False) as pipe:
             for voice, items in taken.items():
-                name = live.log_of(voice.event_id)
+                name = live.log_of(self._names, voice.event_id)
                 for item in items:
                     if item.said is not None:
                         entry: dict[Any, Any] = {b"d": item.encoded()}
                         pipe.xadd(name, entry, id=f"{voice.claim}-{item.n}", maxlen=live.LENGTH_MAX, approximate=True)
                 pipe.expire(name, live.KEPT_S)
-            for channel, events in ((live.NEWS, [voice.event_id for voice in taken]), (live.MOVED, moved)):
+            for channel, events in (
+                (self._names.news, [voice.event_id for voice in taken]),
+                (self._names.moved, moved),
+            ):
                 if events:
                     pipe.publish(channel, live.ids(events))
-            _check(await pipe.execute(raise_on_error=False))
+            if _check(await pipe.execute(raise_on_error=False)):
+                await self._mend([live.log_of(self._names, voice.event_id) for voice in taken])
         self._moved.difference_update(moved)
         for voice, items in taken.items():
             self._drop(voice, len(items))
+
+    async def _mend(self, logs: list[str]) -> None:
+        for name in logs:
+            if await self._redis.type(name) not in (b"stream", b"none"):
+                log.warning("%s in Redis is no stream: it is deleted", name)
+                await self._redis.delete(name)
 
     def _take(self) -> dict[Voice, list[Item]]:
         taken: dict[Voice, list[Item]] = {}
@@ -208,10 +220,14 @@ class Wire:
             self._waiting.pop(voice, None)
 
 
-def _check(results: list[Any]) -> None:
-    """Refused entries are there already, from a try whose answer got lost, or are a lost claim's."""
+def _check(results: list[Any]) -> bool:
+    """Whether a log is something else than a stream.
+
+    Other entries that are refused are there already, from a try whose answer got lost, or are a lost claim's.
+    """
     for each in results:
         if isinstance(each, ResponseError) and "equal or smaller" not in str(each):
             if redis_passes(each):
                 raise each
             log.warning("Redis refuses what a run says: %s", each)
+    return any(isinstance(each, ResponseError) and wrong_type(each) for each in results)

@@ -10,10 +10,12 @@ from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from service import stream
 from service.failpoints import hit
 from service.meters import Meters
+from service.redis_faults import Standing
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from service.stream import Entry
@@ -27,9 +29,8 @@ FOREIGN_EVERY_S: Final = 10.0
 CLAIM_TIMEOUT_S: Final = 10.0
 CLAIM_TRIES: Final = 3
 STOP_S: Final = 1.5
-DEAF_S: Final = 12.0
+SILENT_S: Final = 12.0
 STANDING_BY_S: Final = 0.05
-STREAMS: Final = (stream.FRONT, stream.WORK)  # in the order they are read
 
 log = logging.getLogger("callboard.reader")
 
@@ -41,28 +42,42 @@ class Reader:
         self, settings: Settings, redis: Redis, lease: Lease, executor: Executor, meters: Meters | None = None
     ) -> None:
         self._meters: Final = meters or Meters()
+        self._names: Final = stream.names_of(settings)
+        self._streams: Final = (self._names.front, self._names.work)  # in the order they are read
         self._settings: Final = settings
         self._redis: Final = redis
         self._lease: Final = lease
         self._executor: Final = executor
+        self._standing: Final = Standing()
         self._foreign_at = 0.0
         self._heard_at = time.monotonic()
 
     @property
-    def deaf(self) -> bool:
-        """Whether nothing could be read for DEAF_S although there was room: alive, but not working."""
-        return self._executor.free > 0 and time.monotonic() - self._heard_at > DEAF_S
+    def disconnected(self) -> bool:
+        """Whether Redis is another's, or nothing could be read for SILENT_S although there was room: alive, but not
+        working."""
+        silent = self._executor.free > 0 and time.monotonic() - self._heard_at > SILENT_S
+        return silent or self.reason == "foreign"
+
+    @property
+    def reason(self) -> str | None:
+        """What was wrong with Redis at the last try to read from it."""
+        return self._standing.trouble.reason if self._standing.trouble else None
 
     async def run(self) -> None:
         """Read until cancelled. After an error the supervisor starts it again, and it takes its own pending first."""
         connection = await connect(self._settings, "reader")
         try:
-            for name in STREAMS:
+            await stream.mend(self._redis, self._names)
+            for name in self._streams:
                 await stream.ensure_group(self._redis, name, stream.GROUP)
             await self._recover(connection)
             while True:
                 hit(self._settings, "reader_turn")
                 await self._turn(connection)
+        except RedisError as error:
+            self._standing.failed(error)
+            raise
         finally:
             with suppress(*POSTGRES_ERRORS):
                 connection.terminate()
@@ -73,10 +88,11 @@ class Reader:
             await asyncio.sleep(STANDING_BY_S)
             return
         if free > 1:
-            await self._read(connection, STREAMS, free // 2, BLOCK_MS)
-        elif not await self._read(connection, STREAMS[:1], 1, None):
-            await self._read(connection, STREAMS[1:], 1, BLOCK_MS)
+            await self._read(connection, self._streams, free // 2, BLOCK_MS)
+        elif not await self._read(connection, self._streams[:1], 1, None):
+            await self._read(connection, self._streams[1:], 1, BLOCK_MS)
         self._heard_at = time.monotonic()
+        self._standing.worked()
         if time.monotonic() - self._foreign_at > FOREIGN_EVERY_S:
             await self._take_foreign(connection)
 
@@ -92,7 +108,7 @@ class Reader:
 
     async def _recover(self, connection: Connection) -> None:
         """What was read but not claimed when the last turn failed."""
-        for name in STREAMS:
+        for name in self._streams:
             while found := await self._pending(name):
                 await self._take(connection, name, found)
 
@@ -104,7 +120,7 @@ class Reader:
     async def _take_foreign(self, connection: Connection) -> None:
         """What a reader that is gone had read but not claimed."""
         self._foreign_at = time.monotonic()
-        for name in STREAMS:
+        for name in self._streams:
             free = self._executor.free
             if free > 0:
                 entries = await stream.take_over(self._redis, name, stream.GROUP, self._consumer, FOREIGN_IDLE_MS, free)

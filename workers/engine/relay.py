@@ -25,10 +25,13 @@ async def relay(settings: Settings, connection: Connection, redis: Redis) -> Non
     await connection.execute(SQL["number_letters"], BATCH)
     hit(settings, "letter_numbered")
     rows = await connection.fetch(SQL["unrelayed"], BATCH)
+    name = stream.names_of(settings).dead
     for row in rows:
         try:
-            await redis.xadd(stream.DEAD, _fields(row), id=f"{row['relay_no']}-0", maxlen=DEAD_MAX, approximate=True)
+            await redis.xadd(name, _fields(row), id=f"{row['relay_no']}-0", maxlen=DEAD_MAX, approximate=True)
         except ResponseError as error:
+            if stream.wrong_type(error):
+                raise stream.Misplaced(name) from error
             if "equal or smaller" not in str(error):
                 raise  # it is there already, from a turn that ended before it could say so
     await connection.execute(SQL["relayed"], [row["dead_id"] for row in rows])

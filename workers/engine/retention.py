@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
@@ -13,8 +14,9 @@ from redis.exceptions import ResponseError
 import sql
 from schemas.identity import first_id
 from service import stream
-from service.resources import Connection, connect
+from service.resources import REDIS_ERRORS, Connection, connect
 from service.settings import Settings
+from service.stream import Names
 from workers.engine.lease import Lease
 
 EVERY: Final = timedelta(minutes=1)
@@ -36,6 +38,13 @@ return -1
 log = logging.getLogger("callboard.retention")
 
 
+async def retain_often(turn: Callable[[], Awaitable[int]]) -> None:
+    """A turn each minute, until cancelled: retention does not wait for arq, whose keys may be gone or out of reach."""
+    while True:
+        await asyncio.sleep(EVERY.total_seconds())
+        await turn()
+
+
 async def retain(settings: Settings, redis: Redis, lease: Lease) -> int:
     """One turn, by one process at a time, at most once a minute; returns how many events were forgotten."""
     connection = await connect(settings, "retention")
@@ -45,7 +54,8 @@ async def retain(settings: Settings, redis: Redis, lease: Lease) -> int:
         forgotten = await _events(settings, connection)
         await connection.execute(SQL["forget_letters"], settings.dead_retention_days, BATCH)
         await connection.execute(SQL["forget_workers"])
-        await _consumers(connection, redis, lease)
+        with suppress(*REDIS_ERRORS):  # they are looked for again in a minute
+            await _consumers(connection, redis, stream.names_of(settings), lease)
         return forgotten
     finally:
         await connection.close(timeout=1)
@@ -67,10 +77,10 @@ async def _events(settings: Settings, connection: Connection) -> int:
     return forgotten
 
 
-async def _consumers(connection: Connection, redis: Redis, lease: Lease) -> None:
+async def _consumers(connection: Connection, redis: Redis, names: Names, lease: Lease) -> None:
     """Names of readers that are gone, in the group's list."""
     alive = {str(row["worker"]) for row in await connection.fetch(SQL["workers"])} | {str(lease.worker)}
-    for name in (stream.WORK, stream.FRONT):
+    for name in (names.work, names.front):
         with suppress(ResponseError):  # no such stream or group
             for consumer in await redis.xinfo_consumers(name, stream.GROUP):
                 reader = consumer["name"].decode()

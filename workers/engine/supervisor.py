@@ -18,8 +18,10 @@ from service.outbox import Outbox
 from service.postgres_errors import SENTENCES
 from service.postgres_preflight import connections_max
 from service.readiness import NOT_READY_S, CommitHealth
+from service.redis_owner import RedisOwner
 from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
+from service.stream import names_of
 from service.supervise import Part, supervised
 from workers.clients.limits import SCRIPT
 from workers.clients.llm import open_llm
@@ -37,7 +39,7 @@ from workers.engine.live import Wire
 from workers.engine.reader import Reader
 from workers.engine.recovery import Recovery
 from workers.engine.report import report
-from workers.engine.retention import retain
+from workers.engine.retention import retain, retain_often
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
 from workers.kit.failures import start_task
@@ -83,14 +85,17 @@ class Parts(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterator[Parts]:
-    """A running worker; leaving the context drains it. `with_arq=False`: arq hosts us, not we arq.
+async def open_worker(
+    program: Program, *, with_arq: bool = True, owner: RedisOwner | None = None
+) -> AsyncIterator[Parts]:
+    """A running worker; leaving the context drains it. `with_arq=False`: arq hosts us, not we arq, and `owner` guards
+    its connections too.
 
     Raises PromptError where a prompt was changed under the number of a version that has been used.
     """
     async with AsyncExitStack() as stack:
         _contain_tasks(stack)
-        parts = await _parts(program, stack)
+        parts = await _parts(program, stack, owner or RedisOwner(program.settings))
         if parts.ledger.versions is not None:
             await parts.ledger.versions.check(program.prompts)
         background = {
@@ -103,6 +108,7 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
             "graphs": lambda: _write_graphs(program),
             "loop": parts.meters.watch_loop,
             "report": parts.report,
+            "retention": lambda: retain_often(parts.retain),
         }
         intake = {
             "reader": parts.reader.run,
@@ -111,7 +117,7 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
             "cancels": parts.cancels,
         }
         if with_arq:
-            intake["arq"] = lambda: run_arq(parts.arq, parts.sweeper.turn, parts.retain)
+            intake["arq"] = lambda: run_arq(program.settings, parts.arq, parts.sweeper.turn, parts.retain)
         async with supervised(background), _drained(parts, program.settings.grace_s), supervised(intake):
             connections = connections_max(program.settings, "worker")
             what = "worker ready: %d pipelines, %d slots, up to %d connections to Postgres"
@@ -128,15 +134,15 @@ def _contain_tasks(stack: AsyncExitStack) -> None:
     loop.set_task_factory(start_task)
 
 
-async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
-    settings = program.settings
+async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> Parts:
+    settings, names = program.settings, names_of(program.settings)
     simulator = await stack.enter_async_context(running_simulator()) if settings.simulated else None
     if simulator and not settings.page_url:
         settings = replace(settings, page_url=f"{simulator}/pages")
-    redis = await stack.enter_async_context(open_redis(settings))
-    blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S))
+    redis = await stack.enter_async_context(open_redis(settings, guard=owner.guard))
+    blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S, owner.guard))
     pool = await stack.enter_async_context(open_pool(settings, "worker"))
-    shared = Shared(redis.register_script(SCRIPT.read_text()), lambda: lease.alive)
+    shared = Shared(redis.register_script(SCRIPT.read_text()), names, lambda: lease.alive)
     meters = Meters()
     clients = Clients(
         llm=await stack.enter_async_context(
@@ -146,10 +152,10 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         web=await stack.enter_async_context(open_web()),
         resources=await stack.enter_async_context(open_resources()),
     )
-    arq = open_arq(settings)
+    arq = open_arq(settings, owner.guard)
     stack.push_async_callback(arq.connection_pool.disconnect)
-    outbox, ledger, journal = Outbox(redis), Ledger(settings, pool, meters), Journal(settings, meters)
-    wire = Wire(redis)
+    outbox, ledger, journal = Outbox(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
+    wire = Wire(redis, names)
     settler = Settler(settings, outbox.ring, Clock(arq).wake_in, meters)
     stopping = asyncio.Event()
     commits = {"settle": settler.commits, "journal": journal.commits}
@@ -159,7 +165,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
-    keyed = _keyed(program.wiring)
+    keyed, recovery = _keyed(program.wiring), Recovery(clients.llm.doors, settings.concurrency)
     return Parts(
         executor=executor,
         reader=reader,
@@ -167,14 +173,14 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         ledger=ledger,
         journal=journal,
         lease=lease,
-        sweeper=Sweeper(settings, redis, lease, executor, Recovery(clients.llm.doors, settings.concurrency), meters),
-        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, keyed, meters),
+        sweeper=Sweeper(settings, redis, lease, executor, recovery, owner, meters),
+        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, owner, keyed, meters),
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
         outbox=outbox,
         wire=wire,
         arq=arq,
-        cancels=lambda: listen(blocking, executor),
+        cancels=lambda: listen(blocking, names.cancel, executor),
         retain=lambda: retain(settings, redis, lease),
         stopping=stopping,
     )
@@ -187,7 +193,7 @@ def _state(stopping: asyncio.Event, reader: Reader, commits: Mapping[str, Commit
     for name, health in commits.items():
         if reason := health.failing:
             return "disconnected", f"For {NOT_READY_S:g} s every commit of its {name} failed: {SENTENCES[reason]}"
-    return ("deaf" if reader.deaf else "ready"), None
+    return ("disconnected", reader.reason) if reader.disconnected else ("ready", None)
 
 
 def _keyed(wiring: Wiring) -> frozenset[str]:

@@ -17,6 +17,8 @@ from schemas.identity import uuid7
 from service import stream
 from service.errors import text_of
 from service.meters import Meters
+from service.redis_faults import reason_of
+from service.redis_owner import RedisOwner
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.settings import Settings
 from workers.engine import claimed
@@ -51,9 +53,12 @@ class Sweeper:
         lease: Lease,
         executor: Executor,
         recovery: Recovery,
+        owner: RedisOwner,
         meters: Meters | None = None,
     ) -> None:
         self._meters: Final = meters or Meters()
+        self._owner: Final = owner
+        self._names: Final = stream.names_of(settings)
         self._settings: Final = settings
         self._redis: Final = redis
         self._lease: Final = lease
@@ -63,7 +68,7 @@ class Sweeper:
         self._connection: Connection | None = None
         self._unknown_at = 0.0
         self._turns = 0
-        self._away = False
+        self._trouble = ""
 
     async def run(self) -> None:
         """Turn until cancelled; an error ends it, and the supervisor starts it again."""
@@ -107,9 +112,12 @@ class Sweeper:
         try:
             return await self._tell(connection, [*rescued, *unknown, *heads], row)
         except REDIS_ERRORS as error:
-            if not self._away:
-                log.warning("Redis is away, nothing is rung: %s", text_of(error))
-            self._away = True
+            self._owner.standing.failed(error)
+            if stream.wrong_type(error):
+                await self._mend()
+            elif self._trouble != text_of(error):
+                log.warning("Redis is %s, not all is rung: %s", reason_of(error), text_of(error))
+            self._trouble = text_of(error)
             return 0
 
     async def _tell(self, connection: Connection, front: Sequence[UUID], row: Any) -> int:
@@ -119,16 +127,21 @@ class Sweeper:
         if self._turns % EPOCH_TURNS and not (front or due or row["unrelayed"]):
             return 0
         forgot = await self._forgot(connection, row["epoch"])
-        self._away = False
-        await stream.ring(self._redis, front, stream.FRONT)
+        await stream.ring(self._redis, front, self._names.front)
+        rung = await self._sweep(connection) if due or forgot else 0
         if row["unrelayed"] and await self._on_duty(connection, "dead_stream"):
             await relay(self._settings, connection, self._redis)
-        return await self._sweep(connection) if due or forgot else 0
+        self._trouble = ""
+        return rung
+
+    async def _mend(self) -> None:
+        with suppress(*REDIS_ERRORS):
+            await stream.mend(self._redis, self._names)
 
     async def _forgot(self, connection: Connection, seen: str) -> bool:
         """Whether Redis has lost its memory since somebody last looked; then it is noted when."""
         async with asyncio.timeout(ANSWER_S):
-            mark = await stream.epoch(self._redis)
+            mark = await self._owner.look(self._redis)
         if mark != seen:
             await connection.execute(SQL["new_epoch"], seen, mark)
         return mark != seen
@@ -195,12 +208,12 @@ class Sweeper:
     async def _sweep(self, connection: Connection) -> int:
         if not await self._on_duty(connection, "sweep"):
             return 0
-        room = STREAM_MAX - int(await self._redis.xlen(stream.WORK))
+        room = STREAM_MAX - int(await self._redis.xlen(self._names.work))
         if room <= 0:
             return 0
-        read_to = [await self._read_to(connection, name) - LAG for name in (stream.WORK, stream.FRONT)]
+        read_to = [await self._read_to(connection, name) - LAG for name in (self._names.work, self._names.front)]
         ids: list[UUID] = [row["event_id"] for row in await connection.fetch(SQL["sweep"], *read_to, room)]
-        await stream.ring(self._redis, ids)
+        await stream.ring(self._redis, ids, self._names.work)
         return len(ids)
 
     async def _read_to(self, connection: Connection, name: str) -> datetime:

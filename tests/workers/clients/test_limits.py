@@ -15,6 +15,7 @@ from service.errors import Outage
 from service.resources import open_redis
 from service.settings import Settings
 from tests.eventually import eventually
+from tests.servers import NAMES
 from workers.clients.limits import PERMIT_MS, SCRIPT, Gate, open_gates
 from workers.clients.share import AWAY_S, Share, Shared
 
@@ -28,7 +29,7 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
 
 
 def sharing(redis: Redis, workers: int = 1) -> Shared:
-    return Shared(redis.register_script(SCRIPT.read_text()), lambda: workers)
+    return Shared(redis.register_script(SCRIPT.read_text()), NAMES, lambda: workers)
 
 
 def limited(**limits: int) -> Target:
@@ -192,7 +193,7 @@ async def test_without_redis_each_has_its_share_and_pays_back(settings: Settings
             raise ConnectionRefusedError
         return await script(keys=keys, args=args)  # type: ignore[no-any-return]
 
-    gate = Gate(limited(requests_per_min=1800, concurrency=9), Shared(away, lambda: 3))
+    gate = Gate(limited(requests_per_min=1800, concurrency=9), Shared(away, NAMES, lambda: 3))
     begun = time.monotonic()
     let = sum(await asyncio.gather(*(tried(gate) for _ in range(100))))
     took_s = time.monotonic() - begun

@@ -9,10 +9,11 @@ from uuid import UUID, uuid4
 import pytest
 from redis.asyncio import Redis
 
-from service.live import Answered, Stepped, Token, read_log
+from service.live import Answered, Stepped, Token, log_of, read_log
 from service.settings import Settings
 from service.supervise import end
 from tests.eventually import eventually
+from tests.servers import NAMES
 from workers.clients.llm import Call
 from workers.engine import live
 from workers.engine.claimed import Claimed
@@ -39,7 +40,7 @@ def _call(reply: str = "") -> Call:
 
 async def _said(redis: Redis, voice: Voice, count: int) -> list[Any]:
     async def fact() -> list[Any] | None:
-        entries = await read_log(redis, voice.event_id, (0, 0))
+        entries = await read_log(redis, log_of(NAMES, voice.event_id), (0, 0))
         return entries if len(entries) >= count else None
 
     found = await eventually(fact)
@@ -48,7 +49,7 @@ async def _said(redis: Redis, voice: Voice, count: int) -> list[Any]:
 
 
 async def test_tokens_go_in_batches_and_wait_for_the_reply_to_be_stored(redis: Redis) -> None:
-    wire = Wire(redis)
+    wire = Wire(redis, NAMES)
     voice, call = wire.voice(_claimed()), _call("abc")
     for each in "abc":
         voice.piece("s", call, each)
@@ -69,7 +70,7 @@ async def test_tokens_go_in_batches_and_wait_for_the_reply_to_be_stored(redis: R
 
 
 async def test_a_claim_that_is_lost_is_not_heard_behind_the_new_one(redis: Redis) -> None:
-    wire = Wire(redis)
+    wire = Wire(redis, NAMES)
     old, new = wire.voice(_claimed(1)), _call()
     running = [asyncio.create_task(wire.run())]
     old.piece("s", new, "old")
@@ -85,7 +86,7 @@ async def test_a_claim_that_is_lost_is_not_heard_behind_the_new_one(redis: Redis
 
 async def test_without_redis_tokens_are_given_up_and_memory_is_bounded() -> None:
     async with Redis(port=1, socket_timeout=0.1) as away:
-        wire = Wire(away)
+        wire = Wire(away, NAMES)
         running = [asyncio.create_task(wire.run())]
         voice, call = wire.voice(_claimed()), _call()
         for _ in range(3 * CHARS_MAX // 100_000):

@@ -13,6 +13,7 @@ from service.resources import Connection, connect
 from service.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
+from tests.servers import NAMES
 from workers.engine import relay, retention
 from workers.engine.lease import Lease
 from workers.engine.retention import BATCH, retain
@@ -80,15 +81,15 @@ async def test_letters_workers_and_readers_go_when_their_time_has_come(
             state,
         )
     monkeypatch.setattr(retention, "GONE_MS", -1)
-    await stream.ensure_group(redis, stream.WORK, stream.GROUP)
-    await stream.ring(redis, [young])
+    await stream.ensure_group(redis, NAMES.work, stream.GROUP)
+    await stream.ring(redis, [young], NAMES.work)
     for reader in ("has one pending", "has none"):
-        await stream.read(redis, [stream.WORK], stream.GROUP, reader, 1)
+        await stream.read(redis, [NAMES.work], stream.GROUP, reader, 1)
 
     await retain(settings, redis, _lease(settings))
     assert {row["dead_id"] for row in await connection.fetch("select dead_id from dead_letters")} == {young, unread}
     assert {row["state"] for row in await connection.fetch("select state from workers")} == {"ready", "stopped"}
-    readers = await redis.xinfo_consumers(stream.WORK, stream.GROUP)
+    readers = await redis.xinfo_consumers(NAMES.work, stream.GROUP)
     assert [each["name"] for each in readers] == [b"has one pending"]
 
 
@@ -99,7 +100,7 @@ async def test_the_dead_stream_is_bounded(
     letters = [uuid7() for _ in range(450)]
     await _write_letters(connection, letters, days_ago=0)
     await relay.relay(settings, connection, redis)
-    kept = [fields[b"dead_id"].decode() for _, fields in await redis.xrange(stream.DEAD)]
+    kept = [fields[b"dead_id"].decode() for _, fields in await redis.xrange(NAMES.dead)]
     assert 100 <= len(kept) < 300, "Redis trims by nodes of its own"
     assert kept == [str(each) for each in letters[-len(kept) :]]
 

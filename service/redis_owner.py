@@ -1,0 +1,160 @@
+"""Whose the Redis is: each database of ours has an id, and the Redis that rings for it carries that id as a mark.
+
+Two Callboards on the same keys would take each other's events. So each connection looks at the mark before its first
+command, and one look in two seconds finds a mark that was changed while connections were open. A Redis without a mark
+(new, or emptied) gets that of whoever comes first.
+"""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+import sql
+from service.errors import StartError, text_of
+from service.redis_faults import ForeignRedis, Standing, reason_of
+from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, connect, open_redis
+from service.settings import Settings
+from service.stream import Names, check, epoch, may_ring, mend, names_of, written
+
+LOOK_S: Final = 2.0
+LOOK_TIMEOUT_S: Final = 2.0
+SQL: Final = sql.queries("redis")
+
+log = logging.getLogger("callboard.redis")
+
+
+class RedisOwner:
+    """What one program knows of its Redis: whose it is, and whether it does what is asked of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.standing: Final = Standing()
+        self._settings: Final = settings
+        self._names: Final = names_of(settings)
+        self._alone: Final = asyncio.Lock()
+        self._pools: Final[list[BlockingConnectionPool]] = []
+        self._id = ""
+
+    def guard(self, pool: BlockingConnectionPool) -> None:
+        """From now on no connection of `pool` is used before it has seen our mark."""
+        self._pools.append(pool)
+        pool.connection_kwargs["redis_connect_func"] = self._connected
+
+    async def look(self, redis: Redis) -> str:
+        """Which memory this Redis has, and that it is ours; marks that are gone are written.
+
+        Raises ForeignRedis, behind which no connection is left open, and REDIS_ERRORS.
+        """
+        try:
+            found, mark = await redis.mget(self._names.epoch, self._names.owner)
+            ours = await self._ours()
+            if mark is None:
+                mark = (await written(redis, self._names.owner, ours)).encode()
+            self._check(mark, ours)
+            self.standing.worked()
+            return found.decode() if found else await epoch(redis, self._names)
+        except ForeignRedis:
+            await self._hang_up()
+            raise
+
+    async def watch(self, redis: Redis) -> None:
+        """Look until cancelled; what changes is said once."""
+        before = None
+        while True:
+            reason = await self.probe(redis)
+            if reason not in (before, None):
+                log.warning("Redis can't be used: %s", reason)
+            before = reason
+            await asyncio.sleep(LOOK_S)
+
+    async def probe(self, redis: Redis) -> str | None:
+        """What is wrong with Redis now, in words: found out by doing what a doorbell needs."""
+        try:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                await self.look(redis)
+                await may_ring(redis, self._names)
+                await mend(redis, self._names)
+                await check(redis, self._names)
+        except REDIS_ERRORS as error:
+            self.standing.failed(error)
+            return text_of(error)
+        return None
+
+    async def _connected(self, connection: Any) -> None:
+        """redis-py's handshake, and ours behind it."""
+        await connection.on_connect()
+        ours = await self._ours()
+        await connection.send_command("GET", self._names.owner, check_health=False)
+        try:
+            mark = await connection.read_response()
+        except ResponseError as error:
+            if reason_of(error) == "refused" and not str(error).startswith("WRONGTYPE"):
+                raise
+            return  # a mark that can't be read for a while, or is none: the next look mends it
+        if mark is not None:
+            self._check(mark, ours)
+
+    def _check(self, mark: bytes, ours: str) -> None:
+        if mark.decode(errors="replace") != ours:
+            raise ForeignRedis(f"Redis belongs to Callboard {mark.decode(errors='replace')[:64]!r}, and this is {ours}")
+
+    async def _ours(self) -> str:
+        if not self._id:
+            async with self._alone:
+                self._id = self._id or await owner_id(self._settings)
+        return self._id
+
+    async def _hang_up(self) -> None:
+        """What waits at a Redis that is another's, or was told of it, must not be answered."""
+        for pool in self._pools:
+            await pool.disconnect(inuse_connections=True)
+
+
+async def owner_id(settings: Settings) -> str:
+    """The id of this database. Raises redis-py's ConnectionError where Postgres can't say it: it is not known then
+    whether Redis may be used."""
+    try:
+        connection = await connect(settings, "owner")
+        try:
+            return str(await connection.fetchval(SQL["owner"]))
+        finally:
+            connection.terminate()
+    except POSTGRES_ERRORS as error:
+        raise RedisConnectionError(f"whose Redis this is can't be found out: {text_of(error)}") from error
+
+
+async def adopt(settings: Settings) -> tuple[str, str]:
+    """Make the Redis of REDIS_URL ours, whoever had it: the id of its owner before and now.
+
+    Dead letters go on behind those that are in its stream. Raises StartError where Postgres or Redis can't be asked.
+    """
+    keys = names_of(settings)
+    try:
+        ours = await owner_id(settings)
+        async with asyncio.timeout(LOOK_TIMEOUT_S * 5), open_redis(settings) as redis:
+            if await redis.type(keys.owner) != b"string":
+                await redis.delete(keys.owner)
+            before = (await redis.get(keys.owner) or b"").decode(errors="replace")
+            if before != ours:
+                await _go_on_behind(settings, redis, keys)
+                await redis.set(keys.owner, ours)
+    except (*REDIS_ERRORS, *POSTGRES_ERRORS) as error:
+        raise StartError(f"Redis can't be taken over: {text_of(error)}.") from None
+    return before, ours
+
+
+async def _go_on_behind(settings: Settings, redis: Redis, keys: Names) -> None:
+    """Redis refuses entries of the dead stream whose ids are smaller than one that it has seen."""
+    try:
+        facts = await redis.xinfo_stream(keys.dead)
+    except ResponseError:  # there is none
+        return
+    last = int(facts["last-generated-id"].decode().partition("-")[0])
+    connection = await connect(settings, "owner")
+    try:
+        await connection.fetchval(SQL["letters_behind"], last)
+    finally:
+        connection.terminate()
