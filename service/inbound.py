@@ -18,6 +18,7 @@ from schemas.envelope import SOURCE, TENANT
 from schemas.identity import uuid7
 from schemas.text import BadEvent, storable
 from service import stream
+from service.commits import BadRow
 from service.errors import kind_of
 from service.intake import Conflict, Intake
 from service.meters import Meters
@@ -110,7 +111,7 @@ class Inbound:
         epoch = await stream.epoch(self._redis)
         outcomes = await asyncio.gather(*(self._one(epoch, entry) for entry in entries), return_exceptions=True)
         for (entry_id, fields), outcome in zip(entries, outcomes, strict=True):
-            if isinstance(outcome, BadEvent | Conflict):
+            if isinstance(outcome, BadEvent | Conflict | BadRow):
                 await self._bury(connection, f"ingest/{epoch}/{entry_id}", fields, outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
@@ -127,9 +128,9 @@ class Inbound:
         await self._intake.take(body, tenant=TENANT, source=SOURCE, default_id=f"{epoch}/{entry_id}")
 
     async def _bury(
-        self, connection: Connection, origin: str, fields: dict[bytes, bytes], error: BadEvent | Conflict
+        self, connection: Connection, origin: str, fields: dict[bytes, bytes], error: BadEvent | Conflict | BadRow
     ) -> None:
-        path = error.path if isinstance(error, BadEvent) else "$.id"
+        path = error.path if isinstance(error, BadEvent) else "$.id" if isinstance(error, Conflict) else "$"
         reason = error.reason if isinstance(error, BadEvent) else "invalid"
         message = storable(f"{path}: {error}")
         told = {"kind": kind_of(error), "message": message, "step": None, "at": datetime.now(UTC), "where": None}
