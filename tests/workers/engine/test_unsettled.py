@@ -128,7 +128,7 @@ async def test_a_claim_whose_reply_got_lost_is_handed_back_and_no_strike(
     """Forced: the claim commits, and its worker never hears of it. However often that is so, nobody is dead for it."""
     async with hurried(settings, monkeypatch) as board:
         (worker,) = board.workers
-        take, lost = worker.reader._claimed, 7
+        take, lost = worker.reader._claimed, 5
 
         async def claims(connection: Any, asked: Any) -> Any:
             nonlocal lost
@@ -142,7 +142,7 @@ async def test_a_claim_whose_reply_got_lost_is_handed_back_and_no_strike(
         event = await board.ended(await board.send("poked", {"how": "good"}), 20)
         assert (event["status"], event["attempts"], lost) == ("succeeded", 1, 0)
         rows = await board.sql("select outcome, detail from attempts order by claim")
-        assert [(row["outcome"], row["detail"]) for row in rows[:-1]] == [("handed_back", None)] * 7
+        assert [(row["outcome"], row["detail"]) for row in rows[:-1]] == [("handed_back", None)] * 5
 
 
 async def test_an_event_that_comes_back_from_a_living_worker_is_no_suspect(
