@@ -19,6 +19,7 @@ from schemas.envelope import SOURCE, TENANT
 from schemas.identity import uuid7
 from schemas.text import BadEvent, storable
 from service import stream
+from service.commits import BadRow
 from service.errors import kind_of
 from service.intake import Conflict, Intake
 from service.meters import Meters
@@ -120,7 +121,7 @@ class Inbound:
         epoch = await self._owner.look(self._redis)  # entries of another's Redis are not stored
         outcomes = await asyncio.gather(*(self._one(epoch, entry) for entry in entries), return_exceptions=True)
         for (entry_id, fields), outcome in zip(entries, outcomes, strict=True):
-            if isinstance(outcome, BadEvent | Conflict):
+            if isinstance(outcome, BadEvent | Conflict | BadRow):
                 await self._bury(connection, f"ingest/{epoch}/{entry_id}", fields, outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
@@ -137,9 +138,9 @@ class Inbound:
         await self._intake.take(body, tenant=TENANT, source=SOURCE, default_id=f"{epoch}/{entry_id}")
 
     async def _bury(
-        self, connection: Connection, origin: str, fields: dict[bytes, bytes], error: BadEvent | Conflict
+        self, connection: Connection, origin: str, fields: dict[bytes, bytes], error: BadEvent | Conflict | BadRow
     ) -> None:
-        path = error.path if isinstance(error, BadEvent) else "$.id"
+        path = error.path if isinstance(error, BadEvent) else "$.id" if isinstance(error, Conflict) else "$"
         reason = error.reason if isinstance(error, BadEvent) else "invalid"
         raw = fields.get(b"event") or json.encode({_text(name): _text(value) for name, value in fields.items()})
         text = _text(raw[: self._settings.body_max])

@@ -1,12 +1,13 @@
 """Where in the user's own code an error was raised."""
 
+import asyncio
 import sysconfig
 import traceback
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Final
+from typing import Any, Final
 
 from schemas.text import storable
 
@@ -41,10 +42,18 @@ def users_frames(error: BaseException) -> list[str]:
     return [_place(each) for each in reversed(list(_users_frames(error.__traceback__)))]
 
 
-def place_of_stack(frames: list[FrameType]) -> str | None:
-    """The deepest of the user's own frames in a suspended stack."""
-    found = [(each, each.f_lineno) for each in frames if is_users(each.f_code.co_filename)]
-    return _place(found[-1]) if found else None
+def place_of_task(task: "asyncio.Task[Any]") -> str | None:
+    """Where a suspended task stands in the user's own files: what it awaits in another task is not seen."""
+    found: str | None = None
+    awaited: Any = task.get_coro()
+    for _ in range(_FRAMES_MAX):
+        frame = getattr(awaited, "cr_frame", None)
+        if frame is None:
+            break
+        if is_users(frame.f_code.co_filename):
+            found = _place((frame, frame.f_lineno))
+        awaited = getattr(awaited, "cr_await", None)
+    return found
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

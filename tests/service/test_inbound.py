@@ -133,7 +133,7 @@ async def test_a_bad_entry_is_a_dead_letter_and_its_neighbours_are_events(
     for row, (body, reason, words) in zip(letters, BAD, strict=False):
         error = json.decode(row["error"])
         assert row["reason"] == reason
-        assert set(error) == {"kind", "message", "step", "at"}
+        assert set(error) == {"kind", "message", "step", "at", "where"}
         assert error["message"].startswith(words)
         assert (row["event_id"], row["attempts"]) == (None, 0)
         if body:

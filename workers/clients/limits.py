@@ -82,7 +82,8 @@ class Gate:
     @asynccontextmanager
     async def permit(self, most_tokens: int) -> AsyncIterator[Permit]:
         """The right to make one call of at most so many tokens. Raises Outage, with the time to come again."""
-        permit = await self._enter(most_tokens)
+        with our_wait():
+            permit = await self._enter(most_tokens)
         try:
             yield permit
         finally:
@@ -123,8 +124,7 @@ class Gate:
         until = self._clock() + IN_PLACE_S
         while True:
             permit = Permit(next(self._ids), math.ceil(most_tokens * self._part), most_tokens, self._clock())
-            with our_wait():
-                wait_s, why = await self._ask(permit)
+            wait_s, why = await self._ask(permit)
             if not why:
                 self._held[permit.id] = permit
                 return permit
@@ -133,8 +133,7 @@ class Gate:
                 raise Outage(self._told(why), _spread(wait_s, why), exact=True, waits_for=[self.name])
             self._in_place += 1
             try:
-                with our_wait():
-                    await asyncio.sleep(wait_s)
+                await asyncio.sleep(wait_s)
             finally:
                 self._in_place -= 1
 

@@ -17,7 +17,7 @@ from workers.kit import Retry
 from workers.kit.memory import Facts
 
 SETTLE_TIMEOUT_S: Final = 60.0
-PAUSE_MAX_S: Final = 5.0
+PAUSE_S: Final = 1.0
 # While others are settled, an outage is not what keeps this one from it.
 ALONE_MAX: Final = 3
 UNSTORABLE: Final = "what this attempt came to could not be stored"
@@ -47,17 +47,16 @@ async def store_ending(settler: Settler, ending: Ending, retry: Retry, meters: M
 
 async def _stored(settler: Settler, ending: Ending) -> bool:
     """Tried again with pauses while Postgres is away; raises what is this ending's own."""
-    tries = alone = 0
+    tries, alone, written = 0, 0, settler.written
     while True:
-        before = settler.written
         try:
             return await settler.settle(ending, SETTLE_TIMEOUT_S)
         except (Unavailable, *POSTGRES_ERRORS):
             tries += 1
-            alone += settler.written > before
+            alone, written = alone + (settler.written > written), settler.written
             if alone >= ALONE_MAX:
                 raise
-            await asyncio.sleep(1.0 + backoff_s(tries, 0.5, PAUSE_MAX_S))
+            await asyncio.sleep(PAUSE_S + backoff_s(tries, PAUSE_S, PAUSE_S * 4))
 
 
 def _without_effects(ending: Ending, error: Exception, retry: Retry) -> Ending:

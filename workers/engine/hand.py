@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct
 
 from service.time_limit import TimeLimit
-from service.traces import place_of_stack
+from service.traces import place_of_task
 from workers.engine.claimed import Claimed
 from workers.engine.live import Voice
 from workers.kit.wiring import Wired
@@ -72,5 +72,4 @@ class Hand(Struct, eq=False):
     @property
     def place(self) -> str:
         """Where in the user's code it stands, as far as its own task shows."""
-        frames = [] if self.task is None else self.task.get_stack()
-        return place_of_stack(frames) or "no code of yours"
+        return (self.task and place_of_task(self.task)) or "no code of yours"

@@ -52,7 +52,8 @@ def judged(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) -
         log.error("event %s: a bug in judging an error", claimed.event_id, exc_info=bug)
         described = encoded(kind_of(error), "what it says can't be read, see the log of the worker", facts.now())
         outcome = charged(claimed, retry, Facts(), described, kind_of(error))
-    what, where = kind_of(original(error)), place_of(error) or "no code of yours"
+    decides = original(deciding(error))
+    what, where = kind_of(decides), place_of(decides) or place_of(error) or "no code of yours"
     if isinstance(outcome, Dead):
         # Never the error's text, which may quote the event; where attempts are spent, its traceback.
         trace = error if outcome.reason == "attempts_exhausted" else None

@@ -156,11 +156,14 @@ async def _side_by_side(works: Sequence[Work], at_once: int, collect: bool) -> l
 
     members = [partial(_or_none, work) for work in works] if collect else works
     starts = members if len(works) <= at_once else [partial(in_turn, member) for member in members]
+    failure: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(start()) for start in starts]
     except BaseExceptionGroup as errors:
-        raise stale_in(errors) or _first(errors) from None
+        failure = stale_in(errors) or _first(errors)
+    if failure is not None:
+        raise failure  # out here, so that it keeps its own cause
     with CONTAINED:  # a member that cancelled itself is no failure to its TaskGroup
         return [task.result() for task in tasks]
 

@@ -66,7 +66,9 @@ async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) ->
     except TimeoutError as error:
         if not limit.expired:
             raise
-        raise TimeoutError(f"{place} took longer than the {limit_s:g} s that `limits_s` gives it.") from error
+        late = TimeoutError(f"{place} took longer than the {limit_s:g} s that `limits_s` gives it.")
+        cut_off = error.__cause__ or error
+        raise late.with_traceback(cut_off.__traceback__) from error  # which says where the node was
 
 
 def check_size(what: str, size: int, size_max: int) -> None:
