@@ -1,7 +1,8 @@
 """The streams in Redis: names, groups, entries. Redis is the doorbell; nothing here is the record of anything."""
 
 from collections.abc import Sequence
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from redis.asyncio import Redis
@@ -15,6 +16,8 @@ EPOCH: Final = "callboard:epoch"
 CANCEL: Final = "callboard:cancel"  # pub/sub: the ids of cancelled events
 GROUP: Final = "workers"
 INGEST_GROUP: Final = "intake"
+PIECE: Final = 8  # entries that are read at a time where their bytes are bounded
+BOUNDED: Final = Path(__file__).with_name("stream_read.lua").read_text(encoding="utf-8")
 
 Entry = tuple[str, dict[bytes, bytes]]
 
@@ -61,6 +64,26 @@ async def read(
             await ensure_group(redis, name, group)
         return []
     return [(_text(name), [(_text(entry_id), fields) for entry_id, fields in entries]) for name, entries in reply]
+
+
+async def read_bounded(
+    redis: Redis, name: str, group: str, consumer: str, count: int, *, bytes_max: int, entry_max: int, after: str = ">"
+) -> list[Entry]:
+    """As `read`, of one stream and without waiting: entries up to `bytes_max` bytes, each cut off behind `entry_max`.
+
+    What a producer put there is never held whole where it is larger: the field `event` then has one byte too many. At
+    most PIECE entries, or one where it is larger than that, come on top of `bytes_max`.
+    """
+    piece = max(1, min(PIECE, bytes_max // (entry_max + 1)))
+    asked = (group, consumer, after, count, bytes_max, entry_max, piece)
+    try:
+        reply: Any = await redis.register_script(BOUNDED)(keys=[name], args=asked)
+    except ResponseError as error:
+        if "NOGROUP" not in str(error):
+            raise
+        await ensure_group(redis, name, group)
+        return []
+    return [(_text(entry_id), dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, *fields in reply]
 
 
 async def finish(redis: Redis, stream: str, group: str, entries: Sequence[str]) -> None:

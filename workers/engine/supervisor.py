@@ -151,7 +151,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         journal=journal,
         lease=lease,
         sweeper=Sweeper(settings, redis, lease, executor, Recovery(clients.llm.doors, settings.concurrency), meters),
-        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, keyed, meters),
+        inbound=Inbound(settings, program.catalog, blocking, lease.guard, keyed, meters),
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
         outbox=outbox,
