@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Final
@@ -11,7 +11,6 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct, json
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 
 import sql
 from schemas.catalog import Catalog
@@ -32,10 +31,11 @@ from service.stream import Entry, names_of
 from service.supervise import supervised
 
 COUNT: Final = 500  # one group commit
+BYTES_MAX: Final = 4 << 20  # of entries at a time: they are held several times, as text, decoded, as a row
 BLOCK_MS: Final = 4000
 DUTY: Final = timedelta(seconds=15)
 RENEW_S: Final = 5.0
-STAND_BY_S: Final = 2.0
+STAND_BY_S: Final = 1.0
 LEAVE_TIMEOUT_S: Final = 1.0
 CONSUMER: Final = "intake"
 _SQL: Final = {**sql.queries("store"), **sql.queries("lease")}
@@ -48,14 +48,18 @@ class _Typed(Struct, frozen=True):
 
 
 class Inbound:
-    """One process at a time takes the stream in; the others stand by."""
+    """One process at a time takes the stream in; the others stand by.
+
+    `holder` waits until this worker holds its lease and says under which id: the duty is held as long as that, so that
+    it is free when the lease is, and a worker that registers anew takes it anew.
+    """
 
     def __init__(
         self,
         settings: Settings,
         catalog: Catalog,
         redis: Redis,
-        holder: Callable[[], UUID],
+        holder: Callable[[], Awaitable[UUID]],
         owner: RedisOwner,
         keyed: Collection[str] = (),
         meters: Meters | None = None,
@@ -63,6 +67,9 @@ class Inbound:
         self._settings: Final = settings
         self._redis: Final = redis
         self._holder: Final = holder
+        self._held_as: UUID | None = None
+        self._renew_at = 0.0
+        self._entry_max: Final = settings.body_max
         self._store: Final = Store(settings, catalog, meters, via="stream")
         self._owner: Final = owner
         self._name: Final = names_of(settings).ingest
@@ -82,39 +89,68 @@ class Inbound:
 
     async def _leave(self, connection: Connection) -> None:
         """So that another takes over at once; what can't be said now runs out by itself."""
+        held_as, self._held_as = self._held_as, None
         with suppress(*POSTGRES_ERRORS):
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
-                await connection.execute(_SQL["release_duty"], "ingest", self._holder())
+                await connection.execute(_SQL["release_duty"], "ingest", held_as)
         with suppress(*POSTGRES_ERRORS):
             connection.terminate()
 
     async def _take_in(self, connection: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        held_until, pending = 0.0, True
+        """First what was read and not finished, one by one: among it may be what ended whoever read it in one piece."""
+        pending = True
         while True:
-            if loop.time() > held_until - DUTY.total_seconds() + RENEW_S:
-                asked_at = loop.time()
-                if await connection.fetchrow(_SQL["hold_duty"], "ingest", self._holder(), DUTY) is None:
-                    pending = True
-                    await asyncio.sleep(STAND_BY_S)
-                    continue
-                held_until = asked_at + DUTY.total_seconds()
-            entries = await self._read(pending)
+            if not await self._on_duty(connection):
+                pending = True
+                await asyncio.sleep(STAND_BY_S)
+                continue
+            entries = await self._pending() if pending else await self._new()
+            if entries and not await self._on_duty(connection):  # reading may have taken longer than the lease
+                pending = True
+                continue
             pending = pending and bool(entries)
             if entries:
                 await self._take(connection, entries)
 
-    async def _read(self, pending: bool) -> list[Entry]:
-        after, block_ms = ("0", None) if pending else (">", BLOCK_MS)
-        try:
+    async def _on_duty(self, connection: Connection) -> bool:
+        """Whether it is this worker that takes in, asked of Postgres every RENEW_S and whenever its id has changed."""
+        now, holder = asyncio.get_running_loop().time(), await self._holder()
+        if holder == self._held_as and now < self._renew_at:
+            return True
+        held = await connection.fetchrow(_SQL["hold_duty"], "ingest", holder, DUTY) is not None
+        same = self._held_as in (None, holder)
+        self._held_as, self._renew_at = (holder, now + RENEW_S) if held else (None, 0.0)
+        return held and same  # where it was lost in between, others may have read: pending entries come first again
+
+    async def _pending(self) -> list[Entry]:
+        return await self._read(1, "0")
+
+    async def _new(self) -> list[Entry]:
+        """What is there, up to a bound of bytes; where nothing is, the first entry that comes."""
+        if entries := await self._read(COUNT, ">"):
+            return entries
+        with stream.placed(self._name):
             found = await stream.read(
-                self._redis, [self._name], stream.INGEST_GROUP, CONSUMER, COUNT, after=after, block_ms=block_ms
+                self._redis, [self._name], stream.INGEST_GROUP, CONSUMER, 1, after=">", block_ms=BLOCK_MS
             )
-        except ResponseError as error:
-            if stream.wrong_type(error):
-                raise stream.Misplaced(self._name) from error
-            raise
-        return [entry for _, entries in found for entry in entries]
+        return [(entry_id, self._cut(fields)) for _, entries in found for entry_id, fields in entries]
+
+    async def _read(self, count: int, after: str) -> list[Entry]:
+        with stream.placed(self._name):
+            return await stream.read_bounded(
+                self._redis,
+                self._name,
+                stream.INGEST_GROUP,
+                CONSUMER,
+                count,
+                bytes_max=BYTES_MAX,
+                entry_max=self._entry_max,
+                after=after,
+            )
+
+    def _cut(self, fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """As entries are read that did not have to be waited for: what is too large is not held whole."""
+        return {name: value[: self._entry_max + 1] for name, value in fields.items()}
 
     async def _take(self, connection: Connection, entries: Sequence[Entry]) -> None:
         """Store or bury each; only then are the entries done with. A bad one harms no other."""

@@ -18,6 +18,7 @@ from service.intake import Conflict, Intake
 from service.resources import ACQUIRE_TIMEOUT_S, REDIS_ERRORS, Pool
 
 BATCH: Final = 200
+BYTES_MAX: Final = 4 << 20  # of entries that are taken again together
 SQL: Final = {**sql.queries("store"), **sql.queries("engine"), **sql.queries("operate")}
 
 
@@ -124,7 +125,9 @@ class Operator:
 
     async def _oldest(self, which: Letters, behind: int, last: int | None, limit: int) -> list[asyncpg.Record]:
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            return list(await connection.fetch(SQL["oldest_letters"], *self._asked(which), behind, last, limit))
+            return list(
+                await connection.fetch(SQL["oldest_letters"], *self._asked(which), behind, last, limit, BYTES_MAX)
+            )
 
     def _asked(self, which: Letters) -> tuple[Any, ...]:
         return (self._tenant, which.type, which.reason, which.since, which.until, which.ids)

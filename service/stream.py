@@ -1,8 +1,10 @@
 """The streams in Redis: names, groups, entries. Redis is the doorbell; nothing here is the record of anything."""
 
 import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 from msgspec import Struct
@@ -13,6 +15,8 @@ from service.settings import Settings
 
 GROUP: Final = "workers"
 INGEST_GROUP: Final = "intake"
+PIECE: Final = 8  # entries that are read at a time where their bytes are bounded
+BOUNDED: Final = Path(__file__).with_name("stream_read.lua").read_text(encoding="utf-8")
 
 log = logging.getLogger("callboard.redis")
 
@@ -100,6 +104,26 @@ async def read(
     return [(_text(name), [(_text(entry_id), fields) for entry_id, fields in entries]) for name, entries in reply]
 
 
+async def read_bounded(
+    redis: Redis, name: str, group: str, consumer: str, count: int, *, bytes_max: int, entry_max: int, after: str = ">"
+) -> list[Entry]:
+    """As `read`, of one stream and without waiting: entries up to `bytes_max` bytes, each cut off behind `entry_max`.
+
+    What a producer put there is never held whole where it is larger: the field `event` then has one byte too many. At
+    most PIECE entries, or one where it is larger than that, come on top of `bytes_max`.
+    """
+    piece = max(1, min(PIECE, bytes_max // (entry_max + 1)))
+    asked = (group, consumer, after, count, bytes_max, entry_max, piece)
+    try:
+        reply: Any = await redis.register_script(BOUNDED)(keys=[name], args=asked)
+    except ResponseError as error:
+        if "NOGROUP" not in str(error):
+            raise
+        await ensure_group(redis, name, group)
+        return []
+    return [(_text(entry_id), dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, *fields in reply]
+
+
 async def finish(redis: Redis, stream: str, group: str, entries: Sequence[str]) -> None:
     """Acknowledge and delete: an acknowledged entry would stay in memory for ever."""
     if not entries:
@@ -174,7 +198,18 @@ async def written(redis: Redis, name: str, text: str) -> str:
 
 def wrong_type(error: BaseException) -> bool:
     """Whether a key is there, and is not what it should be."""
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)  # in a script other words stand before it
+
+
+@contextmanager
+def placed(name: str) -> Iterator[None]:
+    """Around commands on a stream of producers or readers. Raises Misplaced where it is something else."""
+    try:
+        yield
+    except ResponseError as error:
+        if wrong_type(error):
+            raise Misplaced(name) from error
+        raise
 
 
 def _text(value: bytes | str) -> str:

@@ -14,7 +14,7 @@ from workers.boot import run
 from workers.engine.supervisor import Program
 from workers.kit import Pipeline, Retry, Run
 
-WAIT_S: Final = 2.0
+WAIT_S: Final = 1.0
 
 
 class Fails(Event, tag="skew.fails", frozen=True):
@@ -53,7 +53,7 @@ async def nothing(event: Child) -> None:
 def skewed(settings: Settings) -> Program:
     return program_of(
         settings,
-        fails=Pipeline(on=Fails, flow=[fail], retry=Retry(attempts=3, base_s=WAIT_S, cap_s=WAIT_S)),
+        fails=Pipeline(on=Fails, flow=[fail], retry=Retry(attempts=2, base_s=WAIT_S, cap_s=WAIT_S)),
         snoozes=Pipeline(on=Snoozes, flow=[snooze]),
         emits=Pipeline(on=Emits, flow=[emit]),
         child=Pipeline(on=Child, flow=[nothing]),

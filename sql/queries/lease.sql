@@ -245,8 +245,12 @@ where w.event_id = any (array(select event_id from locked))
 returning w.event_id;
 
 -- name: hold_duty
-update duties set holder = $2, held_until = clock_timestamp() + $3::interval
-where duty = $1 and (holder = $2 or held_until < clock_timestamp())
+-- A duty is free when it was not renewed in time, and when the lease of the worker that holds it is gone.
+update duties d set holder = $2, held_until = clock_timestamp() + $3::interval
+where duty = $1
+  and (holder = $2 or held_until < clock_timestamp()
+       or exists (select 1 from workers w where w.worker = d.holder
+                  and (w.state in ('dead', 'stopped') or w.lease_until < clock_timestamp())))
 returning duty;
 
 -- name: release_duty

@@ -125,10 +125,11 @@ order by dead_no desc
 limit $8;
 
 -- name: oldest_letters
--- Of those that fit the first behind the number $7, up to the number $8. Where $8 is null, up to the last one that is there
+-- Of those that fit the first $9 behind the number $7, up to the number $8, and no more than $10 bytes of what must be taken
+-- again, but for the first: that is only what never was an event. Where $8 is null, up to the last one that is there
 -- now: with how many that is, and its number.
 with fit as not materialized (
-    select dead_id, dead_no, event_id, event from dead_letters
+    select dead_id, dead_no, event_id, case when event_id is null then event end as event from dead_letters
     where tenant = $1
       and ($2::text is null or type = $2)
       and ($3::text is null or reason = $3)
@@ -137,9 +138,12 @@ with fit as not materialized (
       and ($6::uuid[] is null or dead_id = any ($6))
       and dead_no > $7 and ($8::bigint is null or dead_no <= $8)
 )
-select *, case when $8 is null then (select count(*) from fit) end as matched,
+select dead_id, dead_no, event_id, event, case when $8 is null then (select count(*) from fit) end as matched,
        coalesce($8, (select max(dead_no) from fit)) as last
-from fit order by dead_no limit $9;
+from (select *, sum(octet_length(event)) over (order by dead_no) as bytes, row_number() over (order by dead_no) as nth
+      from (select * from fit order by dead_no limit $9) as first) as bounded
+where coalesce(bytes, 0) <= $10 or nth = 1
+order by dead_no;
 
 -- name: discard
 with gone as (

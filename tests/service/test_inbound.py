@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -39,9 +39,13 @@ def event(**attributes: Any) -> bytes:
 @asynccontextmanager
 async def taking_in(settings: Settings) -> AsyncIterator[None]:
     """What a worker does with the stream, supervised as there."""
-    holder = uuid4()
+    worker = uuid4()
+
+    async def holder() -> UUID:
+        return worker
+
     async with open_redis(settings, 8) as redis:
-        inbound = Inbound(settings, discover(schemas.events), redis, lambda: holder, RedisOwner(settings))
+        inbound = Inbound(settings, discover(schemas.events), redis, holder, RedisOwner(settings))
         task = asyncio.create_task(keep("inbound", inbound.run))
         try:
             yield

@@ -86,7 +86,6 @@ class Executor:
         return [hand.claimed for hand in self._held if hand.attempting]
 
     def holds(self) -> list[Claimed]:
-        """All claims in hand."""
         return [hand.claimed for hand in self._held]
 
     async def free_slots(self) -> int:

@@ -14,6 +14,7 @@ from service.resources import Connection
 from service.settings import Settings
 
 BATCH: Final = 500
+BYTES_MAX: Final = 4 << 20
 DEAD_MAX: Final = 10_000
 SQL: Final = sql.queries("upkeep")
 
@@ -24,7 +25,7 @@ async def relay(settings: Settings, connection: Connection, redis: Redis) -> Non
     """Write what is not in the stream yet. Ids are drawn and committed first, so that Redis refuses a repeat."""
     await connection.execute(SQL["number_letters"], BATCH)
     hit(settings, "letter_numbered")
-    rows = await connection.fetch(SQL["unrelayed"], BATCH)
+    rows = await connection.fetch(SQL["unrelayed"], BATCH, BYTES_MAX)
     name = stream.names_of(settings).dead
     for row in rows:
         try:

@@ -174,7 +174,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
         journal=journal,
         lease=lease,
         sweeper=Sweeper(settings, redis, lease, executor, recovery, owner, meters),
-        inbound=Inbound(settings, program.catalog, blocking, lambda: lease.worker, owner, keyed, meters),
+        inbound=Inbound(settings, program.catalog, blocking, lease.guard, owner, keyed, meters),
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
         outbox=outbox,

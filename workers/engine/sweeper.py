@@ -203,6 +203,9 @@ class Sweeper:
                 await connection.execute(SQL["draw_places"], *both)
 
     async def _on_duty(self, connection: Connection, duty: str) -> bool:
+        """Only under an id that is registered: one that is drawn anew later would not be known as the holder's."""
+        if not self._lease.held:
+            return False
         return await connection.fetchrow(SQL["hold_duty"], duty, self._lease.worker, DUTY) is not None
 
     async def _sweep(self, connection: Connection) -> int:
