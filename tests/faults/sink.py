@@ -37,6 +37,7 @@ class Effect(Struct, frozen=True):
     key: str
     claim: int
     at: float
+    body: Any = None
 
 
 async def _nothing(place: str, call: Called) -> None:
@@ -75,10 +76,10 @@ async def open_sink() -> AsyncIterator[Sink]:
 def _hook(sink: Sink) -> Callable[[Request], Any]:
     async def hook(request: Request) -> Response:
         try:
-            claim = (await request.json())["claim"]
+            body = await request.json()
         except ClientDisconnect:  # its sender is gone: nothing was said
             return Response(status_code=400)
-        sink.effects.append(Effect(request.headers["idempotency-key"], claim, time.time()))
+        sink.effects.append(Effect(request.headers["idempotency-key"], body["claim"], time.time(), body))
         return Response(status_code=202)
 
     return hook

@@ -5,6 +5,7 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -65,23 +66,25 @@ class Strikes:
 
 
 class Proof:
-    def __init__(self, rig: Rig, tree: Path) -> None:
+    def __init__(self, rig: Rig, tree: Path, kind: str, data: Mapping[str, Any]) -> None:
         self.rig: Final = rig
         self.tree: Final = tree
+        self.kind: Final = kind
+        self.data: Final = data
         self.struck: Final[list[Struck]] = []
         self.events: Final[list[str]] = []
 
     async def send(self) -> str:
-        answer = await self.rig.ask("POST", "/events", {"type": "twenty", "data": {"text": TEXT}})
+        answer = await self.rig.ask("POST", "/events", {"type": self.kind, "data": self.data})
         assert answer.status_code == 202, answer.text
         self.events.append(answer.json()["event_id"])
         return self.events[-1]
 
     async def wave(self, failpoints: list[str], calls: list[tuple[str, str]]) -> None:
-        """One victim for each point; all of them die."""
+        """One victim for each point; all of them die. A failpoint kills unless it says what else it does."""
         strikes = Strikes(self.rig, calls)
         self.rig.sink.at = strikes.at
-        armed = [*(f"{each}=kill" for each in failpoints), *("" for _ in calls)]
+        armed = [*(each if "=" in each else f"{each}=kill" for each in failpoints), *("" for _ in calls)]
         victims = await asyncio.gather(
             *(self.rig.worker(tree=self.tree, concurrency=1, failpoints=each, wait=False) for each in armed)
         )
@@ -148,7 +151,7 @@ class Proof:
 async def prove(rig: Rig, failpoints: list[str], calls: list[tuple[str, str]]) -> Proof:
     tree = rig.newer({**usercode.FILES, **FILES})
     await rig.api(tree=tree)
-    proof = Proof(rig, tree)
+    proof = Proof(rig, tree, "twenty", {"text": TEXT})
     for begin in range(0, len(failpoints), WAVE):
         await proof.wave(failpoints[begin : begin + WAVE], [])
     for begin in range(0, len(calls), WAVE):

@@ -1,5 +1,6 @@
 """Entries of the journal: made when a step completes, stored with all before it, read in the place of the step."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
@@ -91,6 +92,8 @@ async def store(facts: Facts, keep: Callable[[Sequence[Kept]], Awaitable[None]])
     """
     if not facts.kept:
         return
+    if facts.storing is None:
+        facts.storing = asyncio.Lock()
     async with facts.storing:
         if entries := list(facts.kept):
             await keep(entries)

@@ -133,7 +133,7 @@ class Facts(Struct):
     kept: list[Kept] = []
     kept_bytes: int = 0
     progress: bool = False
-    storing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    storing: asyncio.Lock | None = None
     failed: dict[str, BaseException] = {}
     counts: dict[str, int] = {}
     children: list[Child] = []
@@ -156,9 +156,9 @@ class Facts(Struct):
         """Whether what is not stored yet fills a statement."""
         return len(self.kept) >= KEPT_MAX or self.kept_bytes >= KEPT_BYTES_MAX
 
-    def keep(self, *entries: Kept) -> None:
-        self.kept.extend(entries)
-        self.kept_bytes += sum(len(each.entry) for each in entries)
+    def keep(self, kept: Kept) -> None:
+        self.kept.append(kept)
+        self.kept_bytes += len(kept.entry)
 
     def stored(self, count: int) -> None:
         """The first `count` of `kept` are in the journal."""
@@ -175,18 +175,20 @@ class Facts(Struct):
 class Effects(Struct):
     """What one step did beside giving a result, and what was drawn in it since it last ran a step of its own.
 
-    `inner` are the entries, without their results, of the steps that ran within it.
+    `inner` are the entries, without their results, of the steps that ran within it; the body of a free form (`is_step`
+    is false) has no entry that would take them in.
     """
 
     documents: list[Document] = []
     outside: bool = False
     children: list[Child] = []
     over: bool = False
+    is_step: bool = False
     inner: list[Entry] = []
     drawn: list[Kept] = []
 
     def take_in(self, entry: Entry) -> None:
-        if entry.documents or entry.children or entry.states or entry.took_state:
+        if self.is_step and (entry.documents or entry.children or entry.states or entry.took_state):
             self.inner.append(replace(entry, result=Raw(b"null")))
 
 

@@ -171,7 +171,7 @@ class Run(Struct, frozen=True):
         if (stored := self.facts.found.get(key)) is not None:
             return json.decode(json.decode(stored, type=Entry).result, type=kind)
         value, drawn = draw(), self.effects.drawn
-        if len(drawn) <= DRAWN_MAX:  # one more than may be kept: then a step that is run behind them says so
+        if len(drawn) <= DRAWN_MAX:  # one more than may be kept, for a step that is run behind them to refuse
             drawn.append(Kept(key, self.facts.now(), json.encode(Entry(Raw(json.encode(value))))))
         if not self.step_key:
             if self.facts.counts[name] > DRAWN_MAX:
@@ -181,11 +181,11 @@ class Run(Struct, frozen=True):
 
     def _keep_drawn(self) -> None:
         """A step that is run now may depend on what was drawn before it."""
-        drawn = self.effects.drawn
-        if len(drawn) > DRAWN_MAX:
+        if len(self.effects.drawn) > DRAWN_MAX:
             raise _drew_much("now(), run.random() and run.uuid()")
-        self.facts.keep(*drawn)
-        drawn.clear()
+        for kept in self.effects.drawn:
+            self.facts.keep(kept)
+        self.effects.drawn.clear()
 
     def _numbered(self, name: str) -> str:
         """Of steps and draws within a step the key begins with its key: two steps may do the same within them."""
@@ -195,7 +195,7 @@ class Run(Struct, frozen=True):
 
     def at(self, step_key: str) -> "Run":
         """The same run, as another step sees it; when that is over, nothing more is started in its name."""
-        effects = Effects()
+        effects = Effects(is_step=bool(step_key))
         guard = partial(_guard, self.guard, effects)
         return replace(self, step_key=step_key, effects=effects, outer=self.effects, guard=guard)
 

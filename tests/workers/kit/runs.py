@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 import asyncpg
+from msgspec import Raw
 
 from prompts import Prompts
 from schemas.identity import uuid7
@@ -29,12 +30,23 @@ async def held() -> None:
     return
 
 
-async def keep_nothing(event_id: UUID, run: int, claim: int, entries: Sequence[Kept]) -> None:
-    return
+class Memory:
+    """A journal: what was stored by step, and what was stored together."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Raw] = {}
+        self.together: list[list[str]] = []
+
+    async def keep(self, event_id: UUID, run: int, claim: int, entries: Sequence[Kept]) -> None:
+        self.together.append([each.step for each in entries])
+        for each in entries:
+            self.entries.setdefault(each.step, Raw(each.entry))
 
 
 @asynccontextmanager
-async def open_run() -> AsyncIterator[Run]:
+async def open_run(memory: Memory | None = None) -> AsyncIterator[Run]:
+    """A run that finds what `memory` has, and stores there."""
+    memory = memory or Memory()
     async with open_web() as web:
         pool: asyncpg.Pool = asyncpg.create_pool(NOWHERE.database_url, min_size=0)
         llm = Llm(Prompts({}, {}), Caller({}, {}, Policy(), simulated=False))
@@ -48,8 +60,8 @@ async def open_run() -> AsyncIterator[Run]:
             claim=1,
             clients=Clients(llm, Vectors(pool), web),
             book=no_book,
-            facts=Facts([], []),
+            facts=Facts(found=dict(memory.entries)),
             settings=NOWHERE,
-            keep=keep_nothing,
+            keep=memory.keep,
             guard=held,
         )
