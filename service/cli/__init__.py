@@ -48,7 +48,8 @@ First steps:
 
 \b
 Where: CALLBOARD_URL (default http://127.0.0.1:8000), with CALLBOARD_API_KEY where keys are in use.
-Exit codes: 0 done; 1 the event is dead or the check failed; 2 wrong usage; 3 no service at CALLBOARD_URL.
+Exit codes: 0 done; 1 the event is dead or the check failed; 2 wrong usage; 3 no service at CALLBOARD_URL,
+or no worker that could run what `send --wait` waits for.
 """
 
 

@@ -31,13 +31,14 @@ EXAMPLE: Final = '{"ticket_id":"T-1","subject":"Cannot log in","body":"My passwo
 
 
 @click.command()
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="How many workers to run.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(0, 64), help="How many workers; 0: yours.")
 def up(workers: int) -> None:
     """Start everything on this machine: Postgres, Redis, the API and workers. Ctrl-C ends it all; the data stays.
 
     \b
     Nothing has to be installed or set before. With DATABASE_URL or REDIS_URL set, that one is used instead.
     Workers start again when a file of yours changes (events, nodes, pipelines, prompts).
+    With --workers 0 run `callboard worker` in another terminal: there breakpoint() works.
 
     \b
     Example:  callboard up --workers 2
@@ -119,11 +120,17 @@ Callboard is up at {here}
             {cli} XADD callboard:ingest '*' event \\
               '{event}'
   answers   {_answers(settings)}
-  workers   {len(live.workers)}, started again when a file in {", ".join(USER_PLACES)} changes
+  workers   {_workers(live)}
   data      {settings.data_path}
 
 Ctrl-C ends it all; the data stays.
 """
+
+
+def _workers(live: Running) -> str:
+    if not live.workers:
+        return "none: run `.venv/bin/callboard worker` in another terminal, where breakpoint() works"
+    return f"{len(live.workers)}, started again when a file in {', '.join(USER_PLACES)} changes"
 
 
 def _answers(settings: Settings) -> str:

@@ -46,7 +46,8 @@ order by e.event_id desc
 limit $9;
 
 -- name: workers
-select worker, host, pid, version, started_at, beat_at, lease_until, state, slots, in_flight, pipelines, lag_s, breakers
+select worker, host, pid, version, started_at, beat_at, lease_until, lease_until >= clock_timestamp() as alive, state, slots,
+       in_flight, pipelines, lag_s, breakers
 from workers left join worker_metrics using (worker) where state not in ('dead', 'stopped') order by started_at;
 
 -- name: pipelines

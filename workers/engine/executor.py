@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from uuid import UUID
 
-from msgspec import Struct, json
+from msgspec import Struct, field, json
 
 from schemas.catalog import Catalog
 from schemas.outcome import Done, HandedBack, Outcome
@@ -24,7 +24,7 @@ from workers.engine.retry import after, unknown_type
 from workers.engine.settle import Ending, Settler
 from workers.kit import Pipeline
 from workers.kit.handles import Clients
-from workers.kit.memory import Facts, Stale
+from workers.kit.memory import Facts, Limits, Stale
 from workers.kit.plan import execute
 from workers.kit.record import check_size
 from workers.kit.run import Run
@@ -50,6 +50,7 @@ class Stage(Struct, frozen=True):
     journal: Journal
     settler: Settler
     wire: Wire
+    limits: Limits = field(default_factory=Limits)
 
 
 class Hand(Struct, eq=False):
@@ -119,8 +120,7 @@ class Executor:
         self.drop_all()
 
     async def _wait(self, timeout_s: float) -> None:
-        tasks = [hand.task for hand in self._held if hand.task is not None]
-        if tasks:
+        if tasks := [hand.task for hand in self._held if hand.task is not None]:
             await asyncio.wait(tasks, timeout=timeout_s)
 
     def drop(self, event_id: UUID, claim: int | None = None) -> None:
@@ -143,7 +143,7 @@ class Executor:
             log.error("event %s was not settled; the lease will free it", hand.claimed.event_id, exc_info=error)
 
     async def _live(self, hand: Hand) -> None:
-        claimed, facts = hand.claimed, Facts(tell=hand.voice.step)
+        claimed, facts = hand.claimed, Facts(tell=hand.voice.step, limits=self._stage.limits)
         RUN.set(claimed.about)
         wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
@@ -158,7 +158,7 @@ class Executor:
             event = self._stage.catalog[claimed.type].decode(claimed.data)
             await recall(self._stage.pool, claimed, facts)
             gave = await self._gave(wired, claimed)
-            async with asyncio.timeout(wired.pipeline.timeout_s):
+            async with facts.limits.within(wired.pipeline.timeout_s):
                 result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event, gave)
             return Done(self._encoded(result, wired))
         except asyncio.CancelledError:

@@ -31,6 +31,7 @@ from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease
 from workers.engine.ledger import Ledger
 from workers.engine.live import Wire
+from workers.engine.loop_watch import LoopWatch
 from workers.engine.reader import Reader
 from workers.engine.recovery import Recovery
 from workers.engine.report import report
@@ -38,6 +39,7 @@ from workers.engine.retention import retain
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
 from workers.kit.handles import Clients
+from workers.kit.memory import Limits
 from workers.kit.resources import open_resources
 from workers.kit.wiring import Wired, Wiring, everyone, graph
 from workers.simulator import running_simulator
@@ -75,6 +77,7 @@ class Parts(Struct, frozen=True):
     report: Part
     meters: Meters
     retain: Turn
+    watch: LoopWatch
     stopping: asyncio.Event
 
 
@@ -97,6 +100,7 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
             "live": parts.wire.run,
             "graphs": lambda: _write_graphs(program),
             "loop": parts.meters.watch_loop,
+            "loop watch": parts.watch.run,
             "report": parts.report,
         }
         intake = {
@@ -107,7 +111,8 @@ async def open_worker(program: Program, *, with_arq: bool = True) -> AsyncIterat
         }
         if with_arq:
             intake["arq"] = lambda: run_arq(parts.arq, parts.sweeper.turn, parts.retain)
-        async with supervised(background), _drained(parts, program.settings.grace_s), supervised(intake):
+        explains, grace_s = parts.watch.explains, program.settings.grace_s
+        async with supervised(background, explains), _drained(parts, grace_s), supervised(intake, explains):
             log.info("worker ready: %d pipelines, %d slots", len(program.wiring), program.settings.concurrency)
             yield parts
             log.info("worker stops: %d events in hand", parts.executor.in_flight)
@@ -138,8 +143,12 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     settler = Settler(settings, outbox.ring, Clock(arq).wake_at, meters)
     stopping = asyncio.Event()
     pipelines = [wired.name for wired in everyone(program.wiring)]
-    lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader))
-    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire)
+    limits = Limits()
+    watch = LoopWatch(limits.lift)
+    lease = Lease(
+        settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader), lambda: watch.is_debugged
+    )
+    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, limits)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
     keyed = _keyed(program.wiring)
@@ -159,6 +168,7 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
         arq=arq,
         cancels=lambda: listen(blocking, executor),
         retain=lambda: retain(settings, redis, lease),
+        watch=watch,
         stopping=stopping,
     )
 

@@ -1,8 +1,10 @@
 """What a run remembers: its steps, and what the journal has and will have of them."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Raw, Struct, field
@@ -78,6 +80,38 @@ class Stale(BaseException):
     """The claim is somebody else's by now: this run ends, whatever user code catches."""
 
 
+class Limits:
+    """The time limits that run in a worker."""
+
+    def __init__(self) -> None:
+        self._running: Final[set[asyncio.Timeout]] = set()
+
+    def within(self, limit_s: float) -> "_Limited":
+        """As `asyncio.timeout`."""
+        return _Limited(self._running, asyncio.timeout(limit_s))
+
+    def lift(self) -> None:
+        """Somebody has stopped the worker in a debugger: what runs then is not ended for the time that he takes."""
+        for limit in self._running:
+            if not limit.expired():
+                limit.reschedule(None)
+
+
+class _Limited(Struct, frozen=True):
+    """Plain, since every event opens one: `contextlib`'s would cost it some microseconds."""
+
+    running: set[asyncio.Timeout]
+    limit: asyncio.Timeout
+
+    async def __aenter__(self) -> asyncio.Timeout:
+        self.running.add(self.limit)
+        return await self.limit.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        self.running.discard(self.limit)
+        await self.limit.__aexit__(*raised)
+
+
 def _untold(step: Step) -> Step:
     return step
 
@@ -88,7 +122,7 @@ class Facts(Struct):
     What is in `drawn` must be stored before anything else starts; `failed` says which step raised what.
     `states` is what the actor remembers, once it was asked for; `new_states` what steps set; `in_hand` what one has.
     `replies`, of earlier tries too, by what a step asked the how-manieth time; `spent_usd` is what those tries cost.
-    `tell` numbers a step and tells who follows.
+    `tell` numbers a step and tells who follows; `limits` are those of all runs.
     """
 
     steps: list[Step] = []
@@ -108,6 +142,7 @@ class Facts(Struct):
     states: Mapping[str, Raw] | None = None
     new_states: dict[str, Raw] = {}
     in_hand: set[str] = set()
+    limits: Limits = field(default_factory=Limits)
     begun: float = field(default_factory=time.perf_counter)
     tell: Callable[[Step], Step] = _untold
 

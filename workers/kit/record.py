@@ -51,11 +51,11 @@ def failed(facts: Facts, step: str, at: datetime, ms: float, error: BaseExceptio
     note(facts, step, at, ms, "failed", f"{type(error).__name__}: {error}"[:ERROR_MAX].replace("\0", "�"))
 
 
-async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) -> Any:
+async def in_time(running: Awaitable[Any], place: str, limit_s: float | None, facts: Facts) -> Any:
     if limit_s is None:
         return await running
     try:
-        async with asyncio.timeout(limit_s) as limit:
+        async with facts.limits.within(limit_s) as limit:
             return await running
     except TimeoutError:
         if not limit.expired():

@@ -189,7 +189,7 @@ async def step(
             given[place] = await run.clients.resources.get(opening)
         given = await open_states(given, run.facts, run.load)
         try:
-            result = await in_time(call(node, given, named), where(node), run.limits_s.get(node))
+            result = await in_time(call(node, given, named), where(node), run.limits_s.get(node), run.facts)
             await _keep(run, record, result, given)
         finally:
             close_states(given, run.facts)
