@@ -10,10 +10,11 @@ import msgspec
 from msgspec import Struct, json
 
 from schemas.event import TAG_FIELD, Event
+from schemas.origin import raised_at
 
 
 class CatalogError(Exception):
-    """Two events claim one type, or an event names none."""
+    """Two events claim one type, an event names none, or a file of the user's own can't be loaded."""
 
 
 class EventType(Struct, frozen=True):
@@ -76,12 +77,26 @@ def discover(package: ModuleType) -> Catalog:
 
 
 def modules(package: ModuleType) -> Iterator[ModuleType]:
-    """The modules of a package, below it too, in the order of their names."""
+    """The modules of a package, below it too, in the order of their names.
+
+    Raises CatalogError, with file and line, where one can't be loaded, whatever it raises.
+    """
     for each in sorted(iter_modules(package.__path__, f"{package.__name__}."), key=lambda module: module.name):
-        module = import_module(each.name)
+        module = _loaded(each.name)
         yield module
         if each.ispkg:
             yield from modules(module)
+
+
+def _loaded(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except (Exception, SystemExit) as error:
+        if type(error).__module__.partition(".")[0] in ("schemas", "service", "prompts"):
+            raise  # a sentence of ours
+        said = str(error.msg if isinstance(error, SyntaxError) else error).partition("\n")[0]
+        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise CatalogError(f"{raised_at(error) or name} can't be loaded: {what}") from error
 
 
 def _structs(package: ModuleType) -> Iterator[type[Event]]:

@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
+MISFIT: Final = 78
+"""The exit status of a program that can't start until somebody mends a file: EX_CONFIG of sysexits.h."""
 ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 # Python's own is 700, or 2,000: with hundreds of calls under way, whose frames all live, that is a third of the time.
 NEW_MAX: Final = 20_000

@@ -166,6 +166,7 @@ def redis_passes(error: BaseException) -> bool:
     return isinstance(error, ResponseError) and str(error).startswith(_TRANSIENT_REPLIES)
 
 
+TIMEOUTS: Final = (TimeoutError, RedisTimeoutError)
 REDIS_ERRORS: Final = (RedisError, OSError, TimeoutError)
 POSTGRES_ERRORS: Final = (
     asyncpg.PostgresError,

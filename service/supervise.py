@@ -17,14 +17,22 @@ CANCEL_AGAIN_S: Final = 2.0
 STOP_MAX_S: Final = 4.0
 
 Part = Callable[[], Awaitable[None]]
+Explains = Callable[[Exception], bool]
 
 log = logging.getLogger("callboard.supervise")
 
 
+def unexplained(_: Exception) -> bool:
+    return False
+
+
 @asynccontextmanager
-async def supervised(parts: Mapping[str, Part]) -> AsyncIterator[None]:
-    """Run parts until the end of the context, each started again whenever an error ends it."""
-    tasks = [asyncio.create_task(keep(name, part), name=name) for name, part in parts.items()]
+async def supervised(parts: Mapping[str, Part], explains: Explains = unexplained) -> AsyncIterator[None]:
+    """Run parts until the end of the context, each started again whenever an error ends it.
+
+    `explains`: whether it is known why an error came, and said elsewhere: then it isn't logged as if it were news.
+    """
+    tasks = [asyncio.create_task(keep(name, part, explains), name=name) for name, part in parts.items()]
     try:
         yield
     finally:
@@ -40,7 +48,7 @@ async def end(tasks: Iterable["asyncio.Task[None]"]) -> None:
         _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
 
 
-async def keep(name: str, part: Part) -> None:
+async def keep(name: str, part: Part, explains: Explains = unexplained) -> None:
     """Start a part again whenever an error ends it, with growing pauses; a part that returns is done."""
     tries = 0
     while True:
@@ -52,7 +60,8 @@ async def keep(name: str, part: Part) -> None:
             if asyncio.get_running_loop().time() - begun > LONG_ENOUGH_S:
                 tries = 0
             tries += 1
-            log.warning("%s ended and starts again: %s", name, kind_and_text(error))
+            level = logging.DEBUG if explains(error) else logging.WARNING
+            log.log(level, "%s ended and starts again: %s", name, kind_and_text(error))
             log.debug("%s ended", name, exc_info=error)
         await asyncio.sleep(backoff_s(tries, 0.2, PAUSE_MAX_S))
 

@@ -22,12 +22,13 @@ class TimeLimit:
     """
 
     def __init__(self, limit_s: float | None) -> None:
-        self._limit_s: Final = limit_s
+        self._limit_s = limit_s
         self._timeout: Final = asyncio.timeout(None)
         self._waits = 0  # that are under way
         self._waiting_since = self._begun = self._waited_s = 0.0
         self._handle: asyncio.TimerHandle | None = None
         self._over = False
+        self._within: Final[set[TimeLimit]] = set()  # those of the block's own blocks and tasks
 
     @property
     def expired(self) -> bool:
@@ -43,6 +44,8 @@ class TimeLimit:
         await self._timeout.__aenter__()
         self._begun = asyncio.get_running_loop().time()
         self._outer = _LIMITS.get()
+        for outer in self._outer:
+            outer._within.add(self)
         _LIMITS.set((*self._outer, self))
         self._look()
         return self
@@ -51,10 +54,20 @@ class TimeLimit:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over = True
+        for outer in self._outer:
+            outer._within.discard(self)
         _LIMITS.set(self._outer)  # by no token: a run that is thrown away ends in another context
         if self._handle is not None:
             self._handle.cancel()
         await self._timeout.__aexit__(kind, error, trace)
+
+    def lift(self) -> None:
+        """The block, and those in it, may take any time from now on: somebody has stopped the worker in a debugger."""
+        for limit in (self, *self._within):
+            limit._limit_s = None
+            if limit._handle is not None:
+                limit._handle.cancel()
+                limit._handle = None
 
     def stop(self) -> None:
         if not self._waits:

@@ -89,11 +89,11 @@ class Up(Struct, frozen=True):
 
 
 @contextmanager
-def up_on(folder: Path, environ: Mapping[str, str], at: Path = ROOT) -> Iterator[Up]:
+def up_on(folder: Path, environ: Mapping[str, str], at: Path = ROOT, *options: str) -> Iterator[Up]:
     """One that begins; when it is up, it has said LAST_WORDS."""
     port = str(free_port())
     own = {"CALLBOARD_DATA_DIR": str(folder / "data"), "CALLBOARD_PORT": port, **environ}
-    with started(UP, folder / f"up-{port}.log", own, at) as program:
+    with started((*UP, *options), folder / f"up-{port}.log", own, at) as program:
         yield Up(program, f"http://127.0.0.1:{port}", own)
 
 

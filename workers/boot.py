@@ -1,28 +1,33 @@
 """The worker's program: checked whole, then run until SIGTERM or Ctrl-C."""
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable
 
 from prompts import PromptError
 from schemas.catalog import CatalogError
+from schemas.origin import line_of
 from service import failpoints
 from service.embedded import running
-from service.errors import CallboardError
+from service.errors import CallboardError, WiringError
 from service.log import setup
 from service.postgres_preflight import check_all
 from service.preflight import preflight
-from service.program import ignore, on_end, settle
+from service.program import MISFIT, ignore, on_end, settle
 from service.settings import load
 from service.supervise import end_in_time
 from workers.clients.chains import check_keys
 from workers.engine.supervisor import Program, open_worker
 from workers.hosted import program
 
+log = logging.getLogger("callboard.worker")
+
 
 def main() -> int:
-    """Exit status 0 after an orderly stop, 1 with one sentence where the boot can't go on."""
+    """Exit status 0 after an orderly stop; with a sentence where the boot can't go on 1, for a user's file MISFIT."""
+    pass_over_breakpoints()
     return _told(lambda whole: asyncio.run(run(whole)), servers=True)
 
 
@@ -45,7 +50,7 @@ def _told(go: Callable[[Program], None], *, servers: bool) -> int:
         go(whole)
     except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard worker: {error}", file=sys.stderr)
-        return 1
+        return MISFIT if isinstance(error, WiringError | CatalogError | PromptError) else 1
     return 0
 
 
@@ -55,6 +60,21 @@ def check_models(whole: Program) -> None:
     if not whole.settings.simulated:
         with_key = [name for name, connect in whole.providers.items() if connect(whole.settings, None) is not None]
         check_keys(whole.prompts, with_key)
+
+
+def pass_over_breakpoints() -> None:
+    """Without a terminal a debugger could only end: what meets a forgotten breakpoint() goes on instead."""
+    if "PYTHONBREAKPOINT" not in os.environ and not (sys.stdin and sys.stdin.isatty()):
+        sys.breakpointhook = _passed_over
+
+
+def _passed_over(*_: object, **__: object) -> None:
+    caller = sys._getframe(1)
+    log.warning(
+        "breakpoint() at %s is passed over: this worker has no terminal. Run `callboard up --workers 0`, and "
+        "`callboard worker` in a terminal of its own",
+        line_of(caller.f_code.co_filename, caller.f_lineno),
+    )
 
 
 async def run(whole: Program) -> None:

@@ -62,7 +62,8 @@ elsewhere they are lines with tabs. --json gives what the API answers.
 
 \b
 Exit codes: 0 done; 1 the event is dead or the check failed; 2 wrong usage;
-3 no service at CALLBOARD_URL; 4 not found; 5 refused.
+3 no service at CALLBOARD_URL, or no worker that could run what `send --wait`
+waits for; 4 not found; 5 refused.
 """
 
 

@@ -19,6 +19,7 @@ from service.embedded.process import CHILD
 from service.errors import StartError
 from service.migrate import migrate
 from service.preflight import check_redis
+from service.program import MISFIT
 from service.redis_owner import adopt
 from service.resources import backoff_s, connect
 from service.settings import Settings, variable
@@ -55,6 +56,10 @@ class Child:
                     tries = 0
                     continue
                 self.failed = StartError(f"the {self.name} ended with status {status}; its sentence is above.")
+                if status == MISFIT:
+                    log.warning("the %s starts again when a file changes", self.name)
+                    await self._restart.wait()
+                    continue
                 tries = 1 if asyncio.get_running_loop().time() - begun > QUICK_S else tries + 1
                 await asyncio.sleep(backoff_s(tries, 0.5, 5.0))
                 log.warning("the %s had ended with status %d and starts again", self.name, status)
@@ -141,7 +146,7 @@ async def _until_ready(settings: Settings, children: list[Child]) -> None:
     """The API answers and a worker has registered; or a child ended, whose sentence stands on the terminal by then."""
     try:
         async with asyncio.timeout(READY_TIMEOUT_S), httpx.AsyncClient(base_url=address(settings)) as http:
-            while not await _is_ready(settings, http):
+            while not await _is_ready(settings, http, with_worker=len(children) > 1):
                 for child in children:
                     if child.failed:
                         raise child.failed
@@ -150,13 +155,15 @@ async def _until_ready(settings: Settings, children: list[Child]) -> None:
         raise StartError(f"API and worker were not ready within {READY_TIMEOUT_S:g} s.") from None
 
 
-async def _is_ready(settings: Settings, http: httpx.AsyncClient) -> bool:
+async def _is_ready(settings: Settings, http: httpx.AsyncClient, *, with_worker: bool) -> bool:
     """By the workers' own rows: the API tells of them to whoever has a key."""
     try:
         if (await http.get("/readyz")).status_code != 200:
             return False
     except httpx.HTTPError:
         return False
+    if not with_worker:
+        return True
     connection = await connect(settings, "up")
     try:
         return bool(await connection.fetch(SQL["workers"]))

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,10 +11,11 @@ import httpx
 import msgspec
 
 from schemas.outcome import ENDED
-from service.cli.api_client import as_json, at_service, get_event, open_client, patiently, request
+from service.cli.api_client import NoService, as_json, at_service, get_event, open_client, patiently, request
 from service.cli.show import present
 from service.settings import Settings
 
+NO_WORKER: Final = "No worker is running. Start one with `callboard worker` or `callboard up`, then the event goes on."
 POLL_S: Final = 0.05
 POLL_MAX_S: Final = 2.0
 POLL_GROWTH: Final = 1.5
@@ -33,7 +35,9 @@ Examples:
 )
 @click.option("--id", help="Your own id: sending the same event again under it changes nothing.")
 @click.option("--source", help="Where the event comes from; default /http.")
-@click.option("--wait", is_flag=True, help="Wait for the end and show it; exits with 1 unless it succeeded.")
+@click.option(
+    "--wait", is_flag=True, help="Wait for the end and show it; exits with 1 unless it succeeded, 3 without a worker."
+)
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Seconds.")
 @as_json
 @at_service
@@ -89,12 +93,24 @@ async def _send(settings: Settings, body: bytes, timeout_s: float | None) -> Any
             async with asyncio.timeout(timeout_s):
                 return await _end_of(client, event_id)
         except TimeoutError as error:
+            if not await _has_worker(client):
+                raise NoService(f"{event_id} was not run within {timeout_s:g} s: {NO_WORKER}") from error
             raise click.ClickException(
                 f"{event_id} has not ended within {timeout_s:g} s. It goes on; `callboard show {event_id}` tells how."
             ) from error
 
 
+async def _has_worker(client: httpx.AsyncClient) -> bool:
+    """Whether one lives; also where nobody can say: the service is away, or the key may not see it."""
+    with suppress(click.ClickException):
+        workers = (await request(client, "GET", "/workers"))["items"]
+        return any(each.get("alive", True) for each in workers)
+    return True
+
+
 async def _end_of(client: httpx.AsyncClient, event_id: str) -> Any:
+    if not await _has_worker(client):
+        click.echo(f"{event_id} is stored. {NO_WORKER}", err=True)
     pause_s = POLL_S
     while True:
         event = await patiently(lambda: get_event(client, event_id))

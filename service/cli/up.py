@@ -33,12 +33,13 @@ EXAMPLE: Final = '{"ticket_id":"T-1","subject":"Cannot log in","body":"My passwo
 
 
 @click.command()
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="How many workers to run.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(0, 64), help="How many workers; 0: yours.")
 def up(workers: int) -> None:
     """Start everything on this machine: Postgres, Redis, the API and workers. Ctrl-C ends it all; the data stays.
 
     Nothing has to be installed or set before. With DATABASE_URL or REDIS_URL set, that one is used instead.
     Workers start again when a file of yours changes (events, nodes, pipelines, prompts).
+    With --workers 0 run `callboard worker` in another terminal: there breakpoint() works.
 
     \b
     Example:  callboard up --workers 2
@@ -118,7 +119,7 @@ Callboard is up at {here}
             {_redis_cli(redis)} XADD {names_of(settings).ingest} '*' event \\
               '{event}'
   answers   {_answers(settings)}
-  workers   {len(live.workers)}, started again when a file in {", ".join(USER_PLACES)} changes
+  workers   {_workers(live)}
   data      {settings.data_path}
 
 Ctrl-C ends it all; the data stays.
@@ -133,6 +134,12 @@ def _redis_cli(redis: RedisAddress) -> str:
     words += [f"--user {quote(redis.username)}"] if redis.username else []
     words += ["--askpass"] if redis.password else []
     return " ".join([*words, f"-n {redis.db}"])
+
+
+def _workers(live: Running) -> str:
+    if not live.workers:
+        return "none: run `.venv/bin/callboard worker` in another terminal, where breakpoint() works"
+    return f"{len(live.workers)}, started again when a file in {', '.join(USER_PLACES)} changes"
 
 
 def _answers(settings: Settings) -> str:

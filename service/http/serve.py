@@ -25,7 +25,7 @@ from service.log import setup
 from service.postgres_errors import sentence
 from service.postgres_preflight import check_all, connections_max
 from service.preflight import preflight
-from service.program import leave, on_end, settle
+from service.program import MISFIT, leave, on_end, settle
 from service.resources import POSTGRES_ERRORS
 from service.settings import Settings, load
 from service.supervise import end_in_time
@@ -38,7 +38,7 @@ log = logging.getLogger("callboard.http")
 
 
 def main() -> int:
-    """Exit status 0 after an orderly stop, 1 with one sentence where the boot can't go on."""
+    """Exit status 0 after an orderly stop; with one sentence where the boot can't go on 1, MISFIT for a user's file."""
     setup()
     try:
         settings = running(load(os.environ))
@@ -52,7 +52,7 @@ def main() -> int:
         app = create_app(settings)
     except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard api: {error}", file=sys.stderr)
-        return 1
+        return MISFIT if isinstance(error, CatalogError | PromptError) else 1
     on_end(leave)  # when it has stopped in order, uvicorn raises the signal once more: no failure
     config = uvicorn.Config(
         to_the_last(app),

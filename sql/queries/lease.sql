@@ -9,6 +9,10 @@ set beat_at = clock_timestamp(), lease_until = clock_timestamp() + $2::interval,
 where worker = $1 and state not in ('dead', 'stopped')
 returning (select count(*)::integer from workers where state not in ('dead', 'stopped')) as alive;
 
+-- name: hold_deadlines
+-- Of a worker that was stopped in a debugger: what it runs has no time limit, so nobody takes it from it.
+update work set deadline_at = greatest(deadline_at, clock_timestamp() + interval '1 min') where worker = $1 and status = 'running';
+
 -- name: leave
 update workers set state = 'stopped', lease_until = clock_timestamp(), in_flight = 0 where worker = $1 and state <> 'dead';
 

@@ -88,6 +88,12 @@ class Executor:
     def holds(self) -> list[Claimed]:
         return [hand.claimed for hand in self._held]
 
+    def lift_limits(self) -> None:
+        """Somebody has stopped this worker in a debugger: what runs then is not ended for the time that he takes."""
+        for hand in self._held:
+            if hand.clock is not None:
+                hand.clock.lift()
+
     async def free_slots(self) -> int:
         """Wait for a free slot, then say how many there are."""
         while self.free <= 0:
@@ -112,8 +118,7 @@ class Executor:
         self.drop_all()
 
     async def _wait(self, timeout_s: float) -> None:
-        tasks = [hand.task for hand in self._held if hand.task is not None]
-        if tasks:
+        if tasks := [hand.task for hand in self._held if hand.task is not None]:
             await asyncio.wait(tasks, timeout=timeout_s)
 
     def drop(self, event_id: UUID, claim: int | None = None) -> None:

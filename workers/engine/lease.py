@@ -46,7 +46,12 @@ class Lease:
     """The worker's standing in Postgres. Each registration has a new id: a lost lease is never revived."""
 
     def __init__(
-        self, settings: Settings, pipelines: Sequence[str], in_flight: Callable[[], int], state: Callable[[], State]
+        self,
+        settings: Settings,
+        pipelines: Sequence[str],
+        in_flight: Callable[[], int],
+        state: Callable[[], State],
+        is_debugged: Callable[[], bool] = lambda: False,
     ) -> None:
         self.worker: UUID = uuid4()
         self.alive = 1  # workers, this one among them
@@ -54,6 +59,7 @@ class Lease:
         self._pipelines: Final = list(pipelines)
         self._in_flight: Final = in_flight
         self._state: Final = state
+        self._is_debugged: Final = is_debugged
         self._held = False
         self._renewed_at = 0.0
         self._steady_since = 0.0
@@ -135,6 +141,8 @@ class Lease:
             if row is not None:
                 self.alive = row["alive"]
                 self._renewed(asked_at)
+                if self._is_debugged():
+                    await connection.execute(SQL["hold_deadlines"], self.worker)
                 return
             self._held = False
             log.error("worker %s lost its lease; it registers anew", self.worker)
@@ -156,12 +164,13 @@ class Lease:
     def _check_loop(self) -> None:
         """A loop that has not run for so long will not come back: better to end, and say where it hangs.
 
-        Where this thread did not run either, the whole process stood still, and the loop gets its chance first.
+        Where this thread did not run either, the whole process stood still, and the loop gets its chance first. Where
+        somebody has stopped it in a debugger, it is for him to let it go on.
         """
         now, last_at = time.monotonic(), self._beat_at
         self._beat_at = now
         blocked_s = now - self._ticked_at
-        if blocked_s > BLOCKED_MAX_S and now - last_at < LEASE.total_seconds() * 2:
+        if blocked_s > BLOCKED_MAX_S and now - last_at < LEASE.total_seconds() * 2 and not self._is_debugged():
             log.critical("the event loop has not run for %.0f s; this worker ends. Where it hangs:", blocked_s)
             faulthandler.dump_traceback(sys.__stderr__ or sys.stderr, all_threads=True)
             os._exit(BLOCKED_STATUS)

@@ -36,6 +36,7 @@ from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease, State
 from workers.engine.ledger import Ledger
 from workers.engine.live import Wire
+from workers.engine.loop_watch import LoopWatch
 from workers.engine.reader import Reader
 from workers.engine.recovery import Recovery
 from workers.engine.report import report
@@ -81,6 +82,7 @@ class Parts(Struct, frozen=True):
     report: Part
     meters: Meters
     retain: Turn
+    watch: LoopWatch
     stopping: asyncio.Event
 
 
@@ -107,6 +109,7 @@ async def open_worker(
             "live": parts.wire.run,
             "graphs": lambda: _write_graphs(program),
             "loop": parts.meters.watch_loop,
+            "loop watch": parts.watch.run,
             "report": parts.report,
             "retention": lambda: retain_often(parts.retain),
         }
@@ -118,7 +121,8 @@ async def open_worker(
         }
         if with_arq:
             intake["arq"] = lambda: run_arq(program.settings, parts.arq, parts.sweeper.turn, parts.retain)
-        async with supervised(background), _drained(parts, program.settings.grace_s), supervised(intake):
+        explains, grace_s = parts.watch.explains, program.settings.grace_s
+        async with supervised(background, explains), _drained(parts, grace_s), supervised(intake, explains):
             connections = connections_max(program.settings, "worker")
             what = "worker ready: %d pipelines, %d slots, up to %d connections to Postgres"
             log.info(what, len(program.wiring), program.settings.concurrency, connections)
@@ -161,7 +165,14 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     commits = {"settle": settler.commits, "journal": journal.commits}
     commits |= dict(zip(("calls", "ledger"), ledger.commits, strict=True))
     pipelines = [wired.name for wired in everyone(program.wiring)]
-    lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader, commits))
+    watch = LoopWatch(lambda: executor.lift_limits())  # noqa: PLW0108 - it is made below
+    lease = Lease(
+        settings,
+        pipelines,
+        lambda: executor.in_flight,
+        lambda: _state(stopping, reader, commits),
+        lambda: watch.is_debugged,
+    )
     stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
@@ -182,6 +193,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
         arq=arq,
         cancels=lambda: listen(blocking, names.cancel, executor),
         retain=lambda: retain(settings, redis, lease),
+        watch=watch,
         stopping=stopping,
     )
 

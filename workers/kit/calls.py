@@ -8,13 +8,12 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from types import FunctionType
 from typing import Any, Final, get_type_hints
 
 from prompts import PromptError, Prompts, check_names
+from schemas.origin import line_of
 from service.errors import WiringError
-from service.release import ROOT
 from workers.clients.structured import schema_of
 from workers.kit.flow import Node
 from workers.kit.plan import Free, Plan
@@ -146,8 +145,7 @@ def _refuse(node: FunctionType, call: ast.Call, check: Callable[[], object]) -> 
 
 
 def _place(node: FunctionType, call: ast.Call) -> str:
-    file = Path(inspect.getsourcefile(node) or node.__module__)
-    return f"{file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}:{call.lineno}"
+    return line_of(inspect.getsourcefile(node) or node.__module__, call.lineno)
 
 
 def _value(node: FunctionType, name: ast.expr | None) -> Any:
