@@ -4,7 +4,7 @@ from typing import Final, Literal, TypeAlias
 
 import asyncpg
 
-from service.resources import Pool
+from service.resources import Pool, pooler_is_full
 
 Reason: TypeAlias = Literal[
     "away", "busy", "connections", "full", "read-only", "refused", "schema", "locked", "pgvector", "error"
@@ -41,6 +41,8 @@ class NoVectors(ValueError):
 def reason_of(error: BaseException, pool: Pool | None = None) -> Reason:
     """Why Postgres did not do it. With `pool`: a connection of which was waited for."""
     match error:
+        case asyncpg.PostgresError() if pooler_is_full(error):
+            return "connections"
         case asyncpg.PostgresError():
             state = error.sqlstate or ""
             fitting = [each for each in _STATES if state.startswith(each)]

@@ -87,7 +87,7 @@ async def _opened(settings: Settings, stack: AsyncExitStack) -> Connection:
 def _refused(error: BaseException, program: ProgramName) -> list[str]:
     """What is wrong, not away: it would not pass by itself."""
     match error:
-        case asyncpg.TooManyConnectionsError():
+        case asyncpg.PostgresError() if reason_of(error) == "connections":
             return [f"Postgres has no connection left for the {program}: {_line(error)}."]
         case ssl.SSLError():
             why = error.reason or type(error).__name__

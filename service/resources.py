@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final, TypeAlias
@@ -35,6 +36,7 @@ Pool: TypeAlias = asyncpg.Pool
 _TRANSIENT_STATES: Final = (
     *("08", "53", "57P", "40", "25006", "58030", "42P01", "42703", "55P03", "57014", "28", "3D000", "42501"),
 )
+_POOLER_IS_FULL: Final = re.compile(r"max clients reached|no more connections allowed|EMAXCONN", re.IGNORECASE)
 _TRANSIENT_REPLIES: Final = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "OOM")
 
 
@@ -78,7 +80,11 @@ class Held:
 async def open_pool(settings: Settings, application: str) -> AsyncIterator[Pool]:
     """A pool for reads, of CALLBOARD_POOL at most; it connects when first used, so a boot does not need Postgres."""
     pool: Pool = asyncpg.create_pool(
-        min_size=0, max_size=settings.pool, init=_begin, reset=_keep_session, **_arguments(settings, application)
+        min_size=0,
+        max_size=settings.pool,
+        init=_begin_in_pool,
+        reset=_keep_session,
+        **_arguments(settings, application),
     )
     await pool
     try:
@@ -110,6 +116,16 @@ def _arguments(settings: Settings, application: str) -> dict[str, Any]:
 
 async def _begin(connection: Any) -> None:
     await connection.execute(_SESSION)
+
+
+async def _begin_in_pool(connection: Any) -> None:
+    """Raises ReadOnlySQLTransactionError for a standby.
+
+    Behind an address that leads elsewhere after a failover the pool would keep it, and a worker read what was before.
+    """
+    if getattr(connection.get_settings(), "in_hot_standby", "off") == "on":  # servers before 14 don't say
+        raise asyncpg.ReadOnlySQLTransactionError("this server is a standby")
+    await _begin(connection)
 
 
 async def _keep_session(_: Any) -> None:
@@ -150,10 +166,15 @@ async def open_redis(
         await pool.disconnect()
 
 
+def pooler_is_full(error: asyncpg.PostgresError) -> bool:
+    """Poolers refuse with SQLSTATEs of their own: Supabase's XX000, PgBouncer's 08P01."""
+    return bool(_POOLER_IS_FULL.search(str(error)))
+
+
 def postgres_passes(error: BaseException) -> bool:
     """Whether Postgres is away, full, restarting or read-only, so that the same statement may succeed later."""
     if isinstance(error, asyncpg.PostgresError):
-        return (error.sqlstate or "").startswith(_TRANSIENT_STATES)
+        return (error.sqlstate or "").startswith(_TRANSIENT_STATES) or pooler_is_full(error)
     return isinstance(error, OSError | TimeoutError | asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 

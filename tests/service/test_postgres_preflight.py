@@ -17,7 +17,7 @@ from service.postgres_preflight import ProgramName, check_all, check_postgres, c
 from service.resources import connect, open_pool
 from service.settings import Settings
 from tests.board import board_on
-from tests.pgbouncer import pgbouncer, pgbouncer_in
+from tests.pgbouncer import PASSWORD, pgbouncer, pgbouncer_in
 from tests.processes import ROOT
 from tests.second_postgres import database, second_postgres
 from tests.servers import open_folder
@@ -197,6 +197,30 @@ async def test_sessions_of_a_pgbouncer_as_it_comes(pooled: Settings) -> None:
         ]
         assert {(await board.ended(each))["status"] for each in sent} == {"succeeded"}
         assert (await board.http.get("/readyz")).status_code == 200
+
+
+async def test_a_pgbouncer_that_takes_nobody_more(
+    bouncer: Path, settings: Settings, servers: tuple[Server, Server]
+) -> None:
+    async with pgbouncer(bouncer, servers[0], max_client_conn="1") as running:
+        full = replace(settings, database_url=f"{running.address}/migrated")
+        held = await asyncpg.connect(full.database_url)
+        (sentence,) = await refused(full)
+        assert sentence == (
+            "Postgres has no connection left for the API: no more connections allowed (max_client_conn)."
+        )
+        await held.close()
+
+
+async def test_a_wrong_password_and_no_tls(pooled: Settings) -> None:
+    """Neither passes by itself; neither sentence holds the password."""
+    wrong = pooled.database_url.replace(PASSWORD, "let-us-in")
+    (sentence,) = await refused(replace(pooled, database_url=wrong))
+    assert sentence.startswith("Postgres refuses the connection: ")
+    assert "let-us-in" not in sentence
+    (sentence,) = await refused(replace(pooled, database_url=f"{pooled.database_url}?sslmode=require"))
+    assert sentence == "Postgres offers no TLS, and sslmode in DATABASE_URL asks for it."
+    await check_postgres(replace(pooled, pool=2, database_url=f"{pooled.database_url}?sslmode=prefer"), "API")
 
 
 async def test_transactions_of_a_pgbouncer_are_refused(

@@ -17,7 +17,7 @@ from service.migrate import migrate
 from service.postgres_errors import SENTENCES, NoVectors, reason_of
 from service.postgres_preflight import ProgramName, check_postgres
 from service.readiness import NOT_READY_S, CommitHealth
-from service.resources import open_pool
+from service.resources import open_pool, postgres_passes
 from service.settings import Settings
 from tests.board import TICKET, board_on, serving
 from tests.eventually import eventually
@@ -57,7 +57,7 @@ def test_commits_that_fail_for_a_time_are_no_readiness() -> None:
     assert health.failed(TimeoutError(), begun) == "away"
     assert (seen(), health.idle_s) == (("away", None), 0)
     clock.now_s = begun + NOT_READY_S - 0.1
-    assert health.failed(asyncpg.TooManyConnectionsError(), clock.now_s) == "connections"
+    assert health.failed(asyncpg.TooManyConnectionsError("text"), clock.now_s) == "connections"
     assert seen() == ("connections", None)
     clock.now_s = begun + NOT_READY_S
     assert seen() == ("connections", "connections"), "since the first, by the last"
@@ -67,18 +67,29 @@ def test_commits_that_fail_for_a_time_are_no_readiness() -> None:
 
 def test_what_errors_mean() -> None:
     assert {
-        reason_of(asyncpg.TooManyConnectionsError()),
-        reason_of(asyncpg.DiskFullError()),
-        reason_of(asyncpg.ReadOnlySQLTransactionError()),
-        reason_of(asyncpg.InvalidPasswordError()),
-        reason_of(asyncpg.UndefinedColumnError()),
-        reason_of(asyncpg.QueryCanceledError()),
+        reason_of(asyncpg.TooManyConnectionsError("text")),
+        reason_of(asyncpg.DiskFullError("text")),
+        reason_of(asyncpg.ReadOnlySQLTransactionError("text")),
+        reason_of(asyncpg.InvalidPasswordError("text")),
+        reason_of(asyncpg.UndefinedColumnError("text")),
+        reason_of(asyncpg.QueryCanceledError("text")),
         reason_of(NoVectors()),
         reason_of(ConnectionRefusedError()),
-        reason_of(asyncpg.UniqueViolationError()),
+        reason_of(asyncpg.UniqueViolationError("text")),
     } == SENTENCES.keys() - {"busy"}
-    assert reason_of(asyncpg.AdminShutdownError()) == reason_of(TimeoutError()) == "away"
-    assert reason_of(asyncpg.InsufficientPrivilegeError()) == reason_of(asyncpg.InvalidCatalogNameError()) == "refused"
+    assert reason_of(asyncpg.AdminShutdownError("text")) == reason_of(TimeoutError()) == "away"
+    assert (
+        reason_of(asyncpg.InsufficientPrivilegeError("text"))
+        == reason_of(asyncpg.InvalidCatalogNameError("text"))
+        == "refused"
+    )
+    for full in (
+        asyncpg.InternalServerError("(EMAXCONNSESSION) max clients reached in session mode - limited to pool_size: 15"),
+        asyncpg.InternalServerError("MaxClientsInSessionMode: max clients reached - in Session mode"),
+        asyncpg.ProtocolViolationError("no more connections allowed (max_client_conn)"),
+    ):
+        assert (reason_of(full), postgres_passes(full)) == ("connections", True)
+    assert not postgres_passes(asyncpg.InternalServerError("cache lookup failed"))
     assert reason_of(asyncpg.TargetServerAttributeNotMatched()) == "read-only"
 
 
@@ -225,6 +236,9 @@ async def test_a_standby(settings: Settings, servers: tuple[Server, Server]) -> 
                 await check_postgres(standby, each)  # it may be promoted in a moment
             with pytest.raises(StartError, match=r"it is a standby, or read-only: no migration can run there\."):
                 await migrate(standby)
+            async with open_pool(standby, "test") as pool:
+                with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+                    await pool.fetch("select 1")
             async with serving(standby) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
                 assert await becomes(http, 503) == "Postgres takes no writes: it is a standby, or read-only"
                 async with open_worker(program(standby)):
