@@ -71,7 +71,7 @@ HOMES: Final = {
 
 FILE_LINES_MAX: Final = 250
 FUNCTION_LINES_MAX: Final = 50
-# Where any failure of user code becomes an outcome, where one at its import becomes a sentence, and where parts restart.
+# Where any failure of user code becomes an outcome, where one at its import becomes a sentence, where parts restart.
 CATCH_ALL: Final = {"workers.engine.executor", "schemas.catalog", "service.supervise"}
 STATEMENT: Final = re.compile(
     r"\b(select\b.+\bfrom|insert\s+into|delete\s+from|update\s+\w+(\s+\w+)?\s+set|truncate\s+\w+"
