@@ -26,7 +26,7 @@ def line_of(name: str, line: int) -> str:
 
 def raised_at(error: BaseException) -> str | None:
     """The innermost line of the user's own that it came through, or the one that Python can't read."""
-    if isinstance(error, SyntaxError) and error.filename and is_users(error.filename):
+    if isinstance(error, SyntaxError) and error.filename:
         return line_of(error.filename, error.lineno or 1)
     found, trace = None, error.__traceback__
     while trace is not None:

@@ -221,7 +221,7 @@ class GroupCommit(Generic[T, R]):
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     await held.connection()
-            except Exception as error:  # noqa: BLE001 - as in a commit
+            except (*POSTGRES_ERRORS, ValueError) as error:  # the last of the driver, of what it is told to know
                 held.drop()
                 self._failed(error, begun)
                 tries += 1

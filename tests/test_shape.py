@@ -72,8 +72,8 @@ HOMES: Final = {
 FILE_LINES_MAX: Final = 250
 FUNCTION_LINES_MAX: Final = 50
 # The one place where any failure of user code becomes an outcome; the net below it, for our own bugs while an outcome
-# is decided and while rows are written; the one that starts parts again; and what a stranger's
-# error says of itself, and what a user's file raises at its import.
+# is decided and while rows are written; the one that starts parts again; what a stranger's error says of itself; and
+# what a user's file raises at its import.
 CATCH_ALL: Final = {
     "workers.engine.executor",
     "workers.engine.retry",

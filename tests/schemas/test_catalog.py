@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 import schemas.events
+from schemas import origin
 from schemas.catalog import CatalogError, discover
 from tests.workers.kit.packages import package
 
@@ -115,3 +116,35 @@ def test_every_event_of_the_project_has_a_schema() -> None:
     catalog = discover(schemas.events)
     assert {"ticket.opened", "message.labelled"} <= catalog.keys()
     assert all("$type" not in str(each.schema()) for each in catalog.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a = 1\ndef broken(:\n", "more.py:2 can't be loaded: SyntaxError: invalid syntax"),
+        ("\t\n  a = 1\n", "more.py:2 can't be loaded: IndentationError: unexpected indent"),
+        ("import nothing_there\n", "more.py:1 can't be loaded: ModuleNotFoundError: No module named 'nothing_there'"),
+        (
+            "import os\nos.nothing()\n",
+            "more.py:2 can't be loaded: AttributeError: module 'os' has no attribute 'nothing'",
+        ),
+        ("raise SystemExit\n", "more.py:1 can't be loaded: SystemExit"),
+        ("import json\njson.loads('[')\n", "more.py:2 can't be loaded: JSONDecodeError: "),
+        ("raise ValueError('one\\ntwo')\n", "more.py:1 can't be loaded: ValueError: one"),
+        ("assert not 'all is well'\n", "more.py:1 can't be loaded: AssertionError"),
+    ],
+)
+def test_a_file_that_can_not_be_loaded_is_a_sentence_with_its_line(
+    text: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the folder were that of the product."""
+    monkeypatch.setattr(origin, "ROOT", tmp_path)
+    assert sentence in refusal(tmp_path, text)
+
+
+def test_so_is_one_that_another_file_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origin, "ROOT", tmp_path)
+    files = {"a.py": "from HERE import z\n", "z.py": "\n1 / 0\n"}
+    with package(tmp_path, files) as found, pytest.raises(CatalogError) as refused:
+        discover(found)
+    assert str(refused.value).startswith(f"{found.__name__}/z.py:2 can't be loaded: ZeroDivisionError")

@@ -1,4 +1,4 @@
-"""Every wiring error, through the program's own check: one sentence with its place and the nearest fix, and status 1.
+"""Every wiring error, through the program's own check: one sentence with its place and the nearest fix, and status 78.
 
 All in one process: test_extension.py has a process for each of a few."""
 
@@ -9,6 +9,7 @@ from textwrap import dedent
 
 import pytest
 
+from service.program import MISFIT
 from tests.processes import alone, product_in
 from tests.test_extension import NOWHERE
 
@@ -153,7 +154,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, 
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_wiring_error_is_one_sentence(told: dict[str, tuple[int, str, str]], flow: str) -> None:
     status, out, err = told[flow]
-    assert (status, out) == (1, ""), err
+    assert (status, out) == (MISFIT, ""), err
     (sentence,) = err.splitlines()
     assert sentence.startswith("callboard worker: ")
     assert sentence.endswith(".")
