@@ -10,8 +10,9 @@ from typing import Final, Generic, TypeVar
 import asyncpg
 
 from service.errors import CallboardError, Unavailable, text_of
+from service.log import Seldom
 from service.meters import Meters
-from service.postgres_errors import SENTENCES, Reason
+from service.postgres_errors import SENTENCES
 from service.readiness import CommitHealth
 from service.resources import POSTGRES_ERRORS, Connection, Held, backoff_s, postgres_passes
 from service.supervise import supervised
@@ -52,18 +53,18 @@ class GroupCommit(Generic[T, R]):
         *,
         warm: bool = False,
     ) -> None:
-        self.health: Final = CommitHealth()
+        self._meters: Final = meters or Meters()
+        self.health: Final = CommitHealth(name, self._meters)
         self._warm: Final = warm
         self._name: Final = name
         self._connect: Final = connect
         self._write: Final = write
         self._weigh: Final = weigh
-        self._meters: Final = meters or Meters()
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
         self._given_up = 0
-        self._quiet_until = 0.0
+        self._seldom: Final = Seldom(QUIET_S)
         self._idle.set()
 
     async def put(self, item: T, timeout_s: float) -> R:
@@ -73,7 +74,7 @@ class GroupCommit(Generic[T, R]):
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError as error:
-            raise self._late(timeout_s) from error
+            raise self.health.late(timeout_s) from error
         finally:
             self._let_go([future])
 
@@ -93,7 +94,7 @@ class GroupCommit(Generic[T, R]):
             self._let_go(futures)
         outcomes: list[R | Exception] = []
         for each in futures:
-            error = self._late(timeout_s) if each.cancelled() else each.exception()
+            error = self.health.late(timeout_s) if each.cancelled() else each.exception()
             outcomes.append(error if isinstance(error, Exception) else each.result())
         return outcomes
 
@@ -117,12 +118,6 @@ class GroupCommit(Generic[T, R]):
             self._waiting.clear()
             self._waiting.extend(kept)
             self._given_up = 0
-
-    def _late(self, timeout_s: float) -> Unavailable:
-        reason = self.health.reason
-        if reason in (None, "away"):
-            return Unavailable(f"Postgres did not answer within {timeout_s:g} s")
-        return Unavailable(f"not written within {timeout_s:g} s: {SENTENCES[reason]}")
 
     async def drained(self) -> None:
         await self._idle.wait()
@@ -176,7 +171,7 @@ class GroupCommit(Generic[T, R]):
                 tries += 1
                 await self._pause(error, tries, f", {len(batch)} writes wait")
                 continue
-            self._succeeded()
+            self.health.succeeded()
             self._meters.observe("callboard_commit_duration_seconds", time.monotonic() - begun, (self._name,))
             self._meters.observe("callboard_commit_rows", len(batch), (self._name,))
             for (_, future), result in zip(batch, results, strict=True):
@@ -192,25 +187,17 @@ class GroupCommit(Generic[T, R]):
         is_bug = not isinstance(error, POSTGRES_ERRORS)
         if is_bug or not _row_fault(error):
             held.drop()
-        if is_bug and connected and self._seldom():
+        if is_bug and connected and self._seldom.now():
             log.error("%s: a bug in writing %d items", self._name, len(batch), exc_info=error)
         if connected and (is_bug or _row_fault(error)):
             await self._halve(held, batch, error)
             return False
-        self._failed(error, begun)
+        self.health.failed(error, begun)
         if connected and not postgres_passes(error):
-            if self._seldom():
+            if self._seldom.now():
                 log.error("%s: %d writes refused: %s", self._name, len(batch), _short(error))
             _fail(batch, error)
             return False
-        return True
-
-    def _seldom(self) -> bool:
-        """Whether it is time to say once more what may come again with each write."""
-        now = time.monotonic()
-        if now < self._quiet_until:
-            return False
-        self._quiet_until = now + QUIET_S
         return True
 
     async def _warmed(self, held: Held) -> None:
@@ -223,27 +210,17 @@ class GroupCommit(Generic[T, R]):
                     await held.connection()
             except (*POSTGRES_ERRORS, ValueError) as error:  # the last of the driver, of what it is told to know
                 held.drop()
-                self._failed(error, begun)
+                self.health.failed(error, begun)
                 tries += 1
                 await self._pause(error, tries)
             else:
-                self._succeeded()
+                self.health.succeeded()
                 return
 
     async def _pause(self, error: Exception, tries: int, waiting: str = "") -> None:
         if (tries == 1 or tries % 20 == 0) and self.health.reason:
             log.warning("%s: %s%s: %s", self._name, SENTENCES[self.health.reason], waiting, _short(error))
         await asyncio.sleep(backoff_s(tries, cap_s=1.0))
-
-    def _failed(self, error: BaseException, begun: float) -> Reason:
-        reason = self.health.failed(error, begun)
-        self._meters.set("callboard_commits_failing", 1.0, (self._name, reason))
-        return reason
-
-    def _succeeded(self) -> None:
-        if reason := self.health.reason:
-            self._meters.set("callboard_commits_failing", 0.0, (self._name, reason))
-        self.health.succeeded()
 
     async def _halve(self, held: Held, batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:
         if len(batch) == 1:

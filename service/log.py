@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -82,3 +83,19 @@ def setup(level: int = logging.INFO, secrets: tuple[str, ...] = ()) -> None:
     logging.getLogger("asyncio").filters = [] if level <= logging.DEBUG else [_first_line]
     for noisy in ("arq", "httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class Seldom:
+    """For what may come again with each turn, and is to be said once in `every_s` seconds."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s: Final = every_s
+        self._quiet_until = 0.0
+
+    def now(self) -> bool:
+        """Whether it is time to say it once more."""
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + self._every_s
+        return True

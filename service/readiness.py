@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 import sql
-from service.errors import text_of
+from service.errors import Unavailable, text_of
+from service.meters import Meters
 from service.migrate import pending
 from service.postgres_errors import SENTENCES, Reason, reason_of
 from service.resources import POSTGRES_ERRORS, Pool
@@ -23,9 +24,12 @@ log = logging.getLogger("callboard.readiness")
 
 
 class CommitHealth:
-    """How the commits of one kind went lately. Written by the loop's thread; may be read by any."""
+    """How the commits of the kind `name` went lately, also for the meters. Written by the loop's thread; may be read by
+    any."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, meters: Meters, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name: Final = name
+        self._meters: Final = meters
         self._clock: Final = clock
         self._failed: tuple[float, Reason] | None = None
         self.tried_at = clock()
@@ -53,13 +57,25 @@ class CommitHealth:
         return self.tried_at
 
     def succeeded(self) -> None:
+        if self._failed:
+            self._meters.set("callboard_commits_failing", 0.0, (self._name, self._failed[1]))
         self.tried_at, self._failed = self._clock(), None
 
     def failed(self, error: BaseException, begun: float) -> Reason:
         """`begun`: when the attempt began, by `begin`."""
-        since = self._failed[0] if self._failed else begun
-        self.tried_at, self._failed = self._clock(), (since, reason_of(error))
-        return self._failed[1]
+        since, before = self._failed or (begun, None)
+        reason = reason_of(error)
+        if before not in (None, reason):
+            self._meters.set("callboard_commits_failing", 0.0, (self._name, before))
+        self._meters.set("callboard_commits_failing", 1.0, (self._name, reason))
+        self.tried_at, self._failed = self._clock(), (since, reason)
+        return reason
+
+    def late(self, timeout_s: float) -> Unavailable:
+        """What is said to who has waited for so long for a commit."""
+        if self.reason in (None, "away"):
+            return Unavailable(f"Postgres did not answer within {timeout_s:g} s")
+        return Unavailable(f"not written within {timeout_s:g} s: {SENTENCES[self.reason]}")
 
 
 class Readiness:

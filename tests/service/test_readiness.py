@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from service import readiness
 from service.embedded import Server
 from service.errors import StartError
+from service.meters import Meters
 from service.migrate import migrate
 from service.postgres_errors import SENTENCES, NoVectors, reason_of
 from service.postgres_preflight import ProgramName, check_postgres
@@ -41,7 +42,7 @@ class Clock:
 
 def test_commits_that_fail_for_a_time_are_no_readiness() -> None:
     clock = Clock()
-    health = CommitHealth(clock)
+    health = CommitHealth("store", Meters(), clock)
     assert (health.reason, health.failing) == (None, None)
     clock.now_s = 5
     assert health.idle_s == 5

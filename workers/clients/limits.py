@@ -7,7 +7,6 @@ import asyncio
 import itertools
 import logging
 import math
-import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -22,8 +21,7 @@ from service.errors import Outage
 from service.resources import REDIS_ERRORS
 from service.supervise import end, supervised
 from service.time_limit import our_wait
-from workers.clients.faults import jitter_s
-from workers.clients.share import AWAY_S, Share, Shared
+from workers.clients.share import AWAY_S, PAUSE, Share, Shared, spread
 
 SCRIPT: Final = Path(__file__).with_suffix(".lua")
 SCRIPT_TIMEOUT_S: Final = 1.0
@@ -33,8 +31,6 @@ BATCH: Final = 500
 IN_PLACE_S: Final = 2.0
 IN_PLACE_MAX: Final = 100
 IDLE_S: Final = 2.0
-TURN_MAX_S: Final = 600.0
-PAUSE: Final = 4
 WHY: Final = ("", "requests a minute", "tokens a minute", "calls at a time", "pause")
 
 log = logging.getLogger("callboard.limits")
@@ -130,7 +126,7 @@ class Gate:
                 return permit
             if self._clock() + wait_s > until or self._in_place >= IN_PLACE_MAX:
                 self._refused_at, self._free = self._clock(), False
-                raise Outage(self._told(why), _spread(wait_s, why), exact=True, waits_for=[self.name])
+                raise Outage(self._told(why), spread(wait_s, why), exact=True, waits_for=[self.name])
             self._in_place += 1
             try:
                 await asyncio.sleep(wait_s)
@@ -242,10 +238,3 @@ async def open_gates(targets: Iterable[Target], shared: Shared | None) -> AsyncI
         finally:
             for gate in gates.values():
                 await gate.close()
-
-
-def _spread(wait_s: float, why: int) -> float:
-    """A pause ends for all at once, and so far ahead nobody knows: who waits for these comes at a time of its own."""
-    if wait_s > TURN_MAX_S:
-        return random.uniform(TURN_MAX_S / 2, TURN_MAX_S)
-    return wait_s + jitter_s() if why == PAUSE else wait_s

@@ -1,5 +1,6 @@
 """Where the limits are kept for all workers, and what one of them may do while that is away."""
 
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
@@ -7,10 +8,13 @@ from msgspec import Struct
 
 from prompts import Limits
 from service.stream import Names
+from workers.clients.faults import jitter_s
 
 AWAY_S: Final = 1.0
 HELD_S: Final = 10.0
 CALLS: Final = 3
+PAUSE: Final = 4
+TURN_MAX_S: Final = 600.0
 
 
 class Script(Protocol):
@@ -56,3 +60,10 @@ class Share:
     def take(self, requests: int, tokens: int) -> None:
         self._requests, self._tokens = self._requests - requests, self._tokens - tokens
         self.spent = (self.spent[0] + requests, self.spent[1] + tokens)
+
+
+def spread(wait_s: float, why: int) -> float:
+    """A pause ends for all at once, and so far ahead nobody knows: who waits for these comes at a time of its own."""
+    if wait_s > TURN_MAX_S:
+        return random.uniform(TURN_MAX_S / 2, TURN_MAX_S)
+    return wait_s + jitter_s() if why == PAUSE else wait_s

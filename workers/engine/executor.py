@@ -91,8 +91,7 @@ class Executor:
     def lift_limits(self) -> None:
         """Somebody has stopped this worker in a debugger: what runs then is not ended for the time that he takes."""
         for hand in self._held:
-            if hand.clock is not None:
-                hand.clock.lift()
+            hand.lift_limit()
 
     async def free_slots(self) -> int:
         """Wait for a free slot, then say how many there are."""

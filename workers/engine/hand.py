@@ -51,6 +51,10 @@ class Hand(Struct, eq=False):
         self.clock = TimeLimit(limit_s)
         return self.clock
 
+    def lift_limit(self) -> None:
+        if self.clock is not None:
+            self.clock.lift()
+
     def timed_out(self, error: BaseException, wired: Wired) -> TimeoutError | None:
         """What an error says where our limit ran out; a TimeoutError of the user's own looks the same."""
         ran_out = self.clock is not None and self.clock.expired

@@ -196,3 +196,10 @@ def check_in_step(call: str, step_key: str, effects: Effects) -> None:
     """Raises WiringError between the steps of a free form, and where a node has returned and left a task running."""
     if not step_key or effects.over:
         raise WiringError(f"{call}: call it while a node runs, in the free form by `await run.step(…)`.")
+
+
+async def step_guard(outer: Guard, effects: Effects) -> None:
+    """The guard of a step, within `outer`: when the step is over, nothing more is started in its name."""
+    await outer()
+    if effects.over:
+        raise StepOver("this Run belongs to a step that is over: use the one that the node is given")

@@ -21,7 +21,7 @@ from workers.kit.emit import child, count
 from workers.kit.entries import complete, entry_of, name_of, replay, store
 from workers.kit.flow import Node, where
 from workers.kit.handles import Clients, RunVectors, RunWeb
-from workers.kit.memory import Effects, Entry, Facts, Guard, Keep, Kept, StepOver
+from workers.kit.memory import Effects, Entry, Facts, Guard, Keep, Kept, StepOver, step_guard
 from workers.kit.record import OnRecord, in_time
 from workers.kit.resources import Open, Uses, given_by
 from workers.kit.run_llm import RunLlm
@@ -196,18 +196,12 @@ class Run(Struct, frozen=True):
     def at(self, step_key: str) -> "Run":
         """The same run, as another step sees it; when that is over, nothing more is started in its name."""
         effects = Effects(is_step=bool(step_key))
-        guard = partial(_guard, self.guard, effects)
+        guard = partial(step_guard, self.guard, effects)
         return replace(self, step_key=step_key, effects=effects, outer=self.effects, guard=guard)
 
 
 def _drew_much(name: str) -> Reject:
     return Reject(f"run.{name}: {DRAWN_MAX} values may be drawn between steps. Draw them in a node that runs no steps.")
-
-
-async def _guard(outer: Guard, effects: Effects) -> None:
-    await outer()
-    if effects.over:
-        raise StepOver("this Run belongs to a step that is over: use the one that the node is given")
 
 
 async def step(

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -14,13 +14,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from schemas import Event
 from service.settings import Settings
+from service.time_limit import TimeLimit
 from tests.board import board_on
 from tests.eventually import eventually
 from tests.programs import program_of
 from workers.engine.lease import BLOCKED_MAX_S, LEASE, Lease
 from workers.engine.loop_watch import STILL_S, LoopWatch
 from workers.kit import Pipeline
-from workers.kit.memory import Limits
 
 BLOCKED_S = STILL_S + 0.8
 
@@ -60,8 +60,8 @@ def _said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @asynccontextmanager
-async def watching(limits: Limits) -> AsyncIterator[LoopWatch]:
-    watch = LoopWatch(limits.lift)
+async def watching(lift: Callable[[], None]) -> AsyncIterator[LoopWatch]:
+    watch = LoopWatch(lift)
     task = asyncio.create_task(watch.run())
     await asyncio.sleep(0)
     yield watch
@@ -70,7 +70,7 @@ async def watching(limits: Limits) -> AsyncIterator[LoopWatch]:
 
 
 async def test_a_timeout_behind_it_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
-    async with watching(Limits()) as watch:
+    async with watching(lambda: None) as watch:
         assert not watch.explains(TimeoutError())
         time.sleep(BLOCKED_S)  # noqa: ASYNC251 - as above
         for error in (TimeoutError(), RedisTimeoutError()):
@@ -86,17 +86,18 @@ exec(f"import time\ndef interaction(): time.sleep({BLOCKED_S})\n", DEBUGGER)
 async def test_a_debugger_lifts_the_limits_that_run(caplog: pytest.LogCaptureFixture) -> None:
     """Before they fire: they have run out by the time that the loop goes on."""
     caplog.set_level(logging.INFO, "callboard.loop")
-    limits = Limits()
-    async with watching(limits) as watch:
-        async with limits.within(0.2), limits.within(BLOCKED_S / 2) as inner:
+    limit = TimeLimit(0.2)
+    async with watching(limit.lift) as watch:
+        async with limit, TimeLimit(BLOCKED_S / 2) as inner:
             DEBUGGER["interaction"]()  # type: ignore[operator]
             await asyncio.sleep(0.2)
-            assert inner.when() is None
+        assert not limit.expired
+        assert not inner.expired
         assert watch.is_debugged
         (said,) = _said(caplog)
         assert "the worker stood in a debugger for " in said
         with pytest.raises(TimeoutError):
-            async with limits.within(0.01):
+            async with TimeLimit(0.01):
                 await asyncio.sleep(5)
 
 
@@ -107,7 +108,7 @@ async def test_a_loop_that_hangs_ends_the_worker_but_in_a_debugger(
     ends: list[int] = []
     monkeypatch.setattr(os, "_exit", ends.append)
     monkeypatch.setattr(faulthandler, "dump_traceback", lambda *_, **__: None)
-    lease = Lease(settings, [], lambda: 0, lambda: "ready", lambda: is_debugged)
+    lease = Lease(settings, [], lambda: 0, lambda: ("ready", None), lambda: is_debugged)
     lease._ticked_at = time.monotonic() - BLOCKED_MAX_S - 1
     lease._beat_at = time.monotonic() - LEASE.total_seconds() / 3
     lease._check_loop()
