@@ -34,6 +34,10 @@ class LoopWatch:
         self._place = ""
         self._is_stopped = False
 
+    def debugged(self) -> bool:
+        """Whether somebody has stopped the loop in a debugger, now or before."""
+        return self.is_debugged
+
     def explains(self, error: Exception) -> bool:
         """Whether it is a time-out of a loop that has just stood still, and no news of Redis or Postgres."""
         now = time.monotonic()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
 from arq import ArqRedis
@@ -19,12 +19,12 @@ from service.postgres_errors import SENTENCES
 from service.postgres_preflight import connections_max
 from service.readiness import NOT_READY_S, CommitHealth
 from service.redis_owner import RedisOwner
-from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
+from service.resources import POSTGRES_ERRORS, Connection, Pool, connect, open_pool, open_redis
 from service.settings import Settings
 from service.stream import names_of
 from service.supervise import Part, supervised
 from workers.clients.limits import SCRIPT
-from workers.clients.llm import open_llm
+from workers.clients.llm import Llm, open_llm
 from workers.clients.provider import Connect
 from workers.clients.share import Shared
 from workers.clients.vectors import Vectors
@@ -148,30 +148,20 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     pool = await stack.enter_async_context(open_pool(settings, "worker"))
     shared = Shared(redis.register_script(SCRIPT.read_text()), names, lambda: lease.alive)
     meters = Meters()
-    clients = Clients(
-        llm=await stack.enter_async_context(
-            open_llm(settings, program.prompts, simulator, providers=program.providers, shared=shared, meters=meters)
-        ),
-        vectors=Vectors(pool),
-        web=await stack.enter_async_context(open_web()),
-        resources=await stack.enter_async_context(open_resources()),
-    )
+    llm = open_llm(settings, program.prompts, simulator, providers=program.providers, shared=shared, meters=meters)
+    clients = await _open_clients(stack, llm, pool)
     arq = open_arq(settings, owner.guard)
     stack.push_async_callback(arq.connection_pool.disconnect)
     outbox, ledger, journal = Outbox(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
     wire = Wire(redis, names)
     settler = Settler(settings, outbox.ring, Clock(arq).wake_in, meters)
     stopping = asyncio.Event()
-    commits = {"settle": settler.commits, "journal": journal.commits}
-    commits |= dict(zip(("calls", "ledger"), ledger.commits, strict=True))
+    calls, ends = ledger.commits
+    commits = {"settle": settler.commits, "journal": journal.commits, "calls": calls, "ledger": ends}
     pipelines = [wired.name for wired in everyone(program.wiring)]
     watch = LoopWatch(lambda: executor.lift_limits())  # noqa: PLW0108 - it is made below
     lease = Lease(
-        settings,
-        pipelines,
-        lambda: executor.in_flight,
-        lambda: _state(stopping, reader, commits),
-        lambda: watch.is_debugged,
+        settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader, commits), watch.debugged
     )
     stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
     executor = Executor(stage, lease.guard)
@@ -195,6 +185,15 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
         retain=lambda: retain(settings, redis, lease),
         watch=watch,
         stopping=stopping,
+    )
+
+
+async def _open_clients(stack: AsyncExitStack, llm: AbstractAsyncContextManager[Llm], pool: Pool) -> Clients:
+    return Clients(
+        llm=await stack.enter_async_context(llm),
+        vectors=Vectors(pool),
+        web=await stack.enter_async_context(open_web()),
+        resources=await stack.enter_async_context(open_resources()),
     )
 
 
