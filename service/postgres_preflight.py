@@ -75,6 +75,7 @@ async def check_postgres(settings: Settings, program: ProgramName) -> None:
         try:
             refuse(await _faults(settings, program, first, stack))
         except POSTGRES_ERRORS as error:
+            refuse(_refused(error, program))
             log.warning("Postgres could not be looked at: %s: %s", SENTENCES[reason_of(error)], text_of(error))
 
 
@@ -120,11 +121,16 @@ async def _faults(settings: Settings, program: ProgramName, first: Connection, s
         log.warning("%s. The %s is not ready until that ends.", SENTENCES["read-only"], program)
     if server["vectors"] is False:
         found.append("This role may not use the schema of pgvector: grant usage on it to the role.")
-    if await _changes_between_statements(first, await _opened(settings, stack)):
-        return [*found, _TRANSACTIONS]
-    if first.get_server_pid() != server["pid"]:
-        return found + await _room_of_a_pooler(settings, program, stack)
-    return found + await _room(settings, program, first)
+    pooled = first.get_server_pid() != server["pid"]
+    try:
+        async with asyncio.timeout(POOLER_TIMEOUT_S):
+            if await _changes_between_statements(first, await _opened(settings, stack)):
+                return [*found, _TRANSACTIONS]
+    except TimeoutError:
+        if not pooled:
+            raise
+        return [*found, _too_few(settings, program, 1)]
+    return found + await (_room_of_a_pooler if pooled else _room)(settings, program, first, stack)
 
 
 async def _changes_between_statements(first: Connection, second: Connection) -> bool:
@@ -141,7 +147,7 @@ async def _changes_between_statements(first: Connection, second: Connection) -> 
     return bool(served[0] & served[1]) or max(map(len, served)) > 1
 
 
-async def _room(settings: Settings, program: ProgramName, first: Connection) -> list[str]:
+async def _room(settings: Settings, program: ProgramName, first: Connection, _stack: AsyncExitStack) -> list[str]:
     """Looked at for some seconds: the connections of a program that was killed take a moment to go."""
     need = connections_max(settings, program)
     for tries_left in reversed(range(ROOM_TRIES)):
@@ -169,7 +175,9 @@ def _left(row: Any) -> tuple[int, str]:
     return min(bounds)
 
 
-async def _room_of_a_pooler(settings: Settings, program: ProgramName, stack: AsyncExitStack) -> list[str]:
+async def _room_of_a_pooler(
+    settings: Settings, program: ProgramName, _first: Connection, stack: AsyncExitStack
+) -> list[str]:
     """A pooler's bounds can't be asked for: it gives what the program will take, or it doesn't."""
     need, given = connections_max(settings, program), 2
 
@@ -185,7 +193,10 @@ async def _room_of_a_pooler(settings: Settings, program: ProgramName, stack: Asy
         for task in late:
             task.cancel()
         await asyncio.gather(*opening, return_exceptions=True)
-    if given >= need:
-        return []
-    gave = f"DATABASE_URL leads to a pooler that gave {given} connections at once, and the {program} takes up to {need}"
-    return [f"{gave}: raise its bound (PgBouncer: default_pool_size), or {_lower(settings)}."]
+    return [_too_few(settings, program, given)] if given < need else []
+
+
+def _too_few(settings: Settings, program: ProgramName, given: int) -> str:
+    gave = f"DATABASE_URL leads to a pooler that gave {given} connections at once, and the {program} takes up to"
+    bound = "raise its bound (PgBouncer: default_pool_size)"
+    return f"{gave} {connections_max(settings, program)}: {bound}, or {_lower(settings)}."

@@ -111,6 +111,9 @@ async def test_a_role_that_may_not_open_enough_connections(settings: Settings, s
     assert sentence.startswith("Postgres has no connection left for the API: too many connections for role")
     for each in held:
         await each.close()
+    await admin(servers[0], "alter role small connection limit 1")
+    (sentence,) = await refused(small)
+    assert sentence.startswith("Postgres has no connection left for the API: too many connections for role")
     await admin(servers[0], "drop role small")
 
 
@@ -129,7 +132,7 @@ async def test_a_server_with_few_connections(settings: Settings) -> None:
             fits = replace(few, pool=2)
             async with board_on(fits) as board:
                 await asyncio.gather(
-                    *(board.send("ticket.opened", {"ticket_id": "T", "subject": "s", "body": "b"}) for _ in range(40))
+                    *(board.send("ticket.opened", {"ticket_id": "T", "subject": "s", "body": "b"}) for _ in range(20))
                 )
                 rows = await board.sql(
                     "select split_part(application_name, ' ', 2) as kind, count(*)::integer as n from pg_stat_activity"
@@ -210,6 +213,12 @@ async def test_a_pgbouncer_that_takes_nobody_more(
             "Postgres has no connection left for the API: no more connections allowed (max_client_conn)."
         )
         await held.close()
+
+
+async def test_a_pgbouncer_with_one_session(bouncer: Path, settings: Settings, servers: tuple[Server, Server]) -> None:
+    async with pgbouncer(bouncer, servers[0], default_pool_size="1") as running:
+        (sentence,) = await refused(replace(settings, database_url=f"{running.address}/migrated"))
+        assert "a pooler that gave 1 connections at once, and the API takes up to 15: raise its bound" in sentence
 
 
 async def test_a_wrong_password_and_no_tls(pooled: Settings) -> None:
