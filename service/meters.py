@@ -80,11 +80,13 @@ FAMILIES: Final = {
     # measured at a scrape
     "callboard_postgres_up": _gauge("Whether Postgres answered this measurement; what it knows is missing else."),
     "callboard_redis_up": _gauge("Whether Redis answered this measurement."),
+    "callboard_redis_degraded": _gauge("1 for what is wrong with Redis: this API can't ring.", "reason"),
     "callboard_backlog_events": _gauge("Open events; counted up to 100,000. queued: due now.", "status"),
     "callboard_backlog_oldest_age_seconds": _gauge("For how long the oldest event that is due has been due."),
     "callboard_dead_letters_last_hour": _gauge("Dead letters of the last hour, up to 10,000.", "reason"),
     "callboard_stream_entries": _gauge("Entries in a Redis stream.", "stream"),
     "callboard_workers": _gauge("Workers whose lease holds, by state.", "state"),
+    "callboard_workers_disconnected": _gauge("Workers that can't read from Redis, by what is wrong with it.", "reason"),
     "callboard_worker_info": Family("info", "Who a worker is.", ("worker", "host", "pid", "version")),
     "callboard_worker_slots": _gauge("Events it may run at a time.", "worker"),
     "callboard_worker_in_flight": _gauge("Events it has in hand.", "worker"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -18,6 +19,7 @@ import sql
 from service import stream
 from service.commits import Held
 from service.meters import FAMILIES, OTHER, Family, Labels, Meters, Row, Snapshot, decode
+from service.redis_faults import Standing
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.settings import Settings
 
@@ -77,9 +79,10 @@ def _route(scope: Scope) -> Labels:
 class Measured(Collector):
     """Measures at most once in EVERY_S, however many scrape; made in the lifespan, with a registry of its own."""
 
-    def __init__(self, settings: Settings, redis: Redis, meters: Meters) -> None:
+    def __init__(self, settings: Settings, redis: Redis, standing: Standing, meters: Meters) -> None:
         self._registry: Final = CollectorRegistry()
         self._redis: Final = redis
+        self._standing: Final = standing
         names = stream.names_of(settings)
         self._streams: Final = (names.ingest, names.front, names.work, names.dead)
         self._meters: Final = meters
@@ -147,6 +150,9 @@ class Measured(Collector):
                 gauges.set("callboard_stream_entries", float(length), (name,))
             up = 1.0
         gauges.set("callboard_redis_up", up)
+        trouble = self._standing.trouble
+        if trouble is not None:
+            gauges.set("callboard_redis_degraded", 1.0, (trouble.reason,))
 
 
 async def _backlog(gauges: Meters, connection: Connection) -> None:
@@ -162,6 +168,8 @@ async def _backlog(gauges: Meters, connection: Connection) -> None:
 def _workers(gauges: Meters, rows: Sequence[Any]) -> None:
     for state in STATES:
         gauges.set("callboard_workers", float(sum(row["state"] == state for row in rows)), (state,))
+    for reason, count in Counter(row["reason"] for row in rows if row["state"] == "disconnected").items():
+        gauges.set("callboard_workers_disconnected", float(count), (reason or "unknown",))
     for row in rows:
         worker = str(row["worker"])
         gauges.set("callboard_worker_info", 1.0, (worker, row["host"], str(row["pid"]), row["version"]))

@@ -32,7 +32,7 @@ group by reason;
 
 -- name: living
 -- Workers whose lease holds, with what they last reported.
-select w.worker, w.host, w.pid, w.version, case w.state when 'deaf' then 'disconnected' else w.state end as state, w.slots, w.in_flight, m.series,
+select w.worker, w.host, w.pid, w.version, case w.state when 'deaf' then 'disconnected' else w.state end as state, w.reason, w.slots, w.in_flight, m.series,
        extract(epoch from clock_timestamp() - w.beat_at)::double precision as beat_age_s
 from workers w left join worker_metrics m using (worker)
 where w.state not in ('dead', 'stopped') and w.lease_until >= now()
