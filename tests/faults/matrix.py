@@ -46,6 +46,7 @@ MATRIX: Final = {
     50: "operators replay the same dead letters at once",
     51: "a run of twenty nodes is killed at every boundary of a call and of the journal",
     52: "a worker is killed in the middle of streams that clients follow",
+    55: "Redis gets another owner: a second Callboard takes it over, and gives it back",
 }
 
 
