@@ -113,6 +113,7 @@ FAMILIES: Final = {
     # measured at a scrape
     "callboard_postgres_up": _gauge("Whether Postgres answered this measurement; what it knows is missing else."),
     "callboard_redis_up": _gauge("Whether Redis answered this measurement."),
+    "callboard_redis_degraded": _gauge("1 for what is wrong with Redis: this API can't ring.", "reason"),
     "callboard_backlog_events": _gauge("Open events; counted up to 100,000. queued: due now.", "status"),
     "callboard_backlog_oldest_age_seconds": _gauge("For how long the oldest event that is due has been due."),
     "callboard_budget_day_used_usd": _gauge(
@@ -122,6 +123,9 @@ FAMILIES: Final = {
     "callboard_dead_letters_last_hour": _gauge("Dead letters of the last hour, up to 10,000.", "reason"),
     "callboard_stream_entries": _gauge("Entries in a Redis stream.", "stream"),
     "callboard_workers": _gauge("Workers whose lease holds, by state.", "state"),
+    "callboard_workers_disconnected": _gauge(
+        "Workers that can't do their work, by what is wrong with Redis, or `postgres`.", "reason"
+    ),
     "callboard_worker_info": Family("info", "The release of a worker.", ("worker", "version")),
     "callboard_worker_slots": _gauge("Events it may run at a time.", "worker"),
     "callboard_worker_in_flight": _gauge("Events it has in hand.", "worker"),

@@ -55,7 +55,9 @@ class RedisAddress(Struct, frozen=True):
     def connection(self) -> dict[str, Any]:
         """The arguments of a redis-py connection pool, `connection_class` among them."""
         who = {"username": self.username, "password": self.password, "client_name": self.client_name}
-        common = {"db": self.db, **{name: value for name, value in who.items() if value}}
+        # redis-py would say its own name and version, for which Redis 6 wants a right that may also end connections.
+        quiet = {"lib_name": None, "lib_version": None}
+        common = {"db": self.db, **quiet, **{name: value for name, value in who.items() if value}}
         if self.path:
             return {"connection_class": UnixDomainSocketConnection, "path": self.path, **common}
         where = {"host": self.host, "port": self.port, "socket_keepalive": True, **common}

@@ -128,7 +128,7 @@ Ctrl-C ends it all; the data stays.
 
 def _redis_cli(redis: RedisAddress) -> str:
     """The password is typed in: no terminal and no list of processes gets to show it."""
-    words = [redis_cli(), *(("-s", redis.path) if redis.path else ("-h", redis.host, "-p", str(redis.port)))]
+    words = [redis_cli(), *(("-s", quote(redis.path)) if redis.path else ("-h", redis.host, "-p", str(redis.port)))]
     words += ["--tls"] if redis.secure else []
     words += [f"--cacert {quote(str(redis.tls['ssl_ca_certs']))}"] if "ssl_ca_certs" in redis.tls else []
     words += [f"--user {quote(redis.username)}"] if redis.username else []

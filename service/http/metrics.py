@@ -5,10 +5,11 @@ They are apart so that a sum over two APIs is true: each is scraped for itself, 
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import sql
 from service import stream
 from service.meters import FAMILIES, OTHER, Family, Labels, Meters, Row, Snapshot, decode
+from service.redis_faults import Reason, Standing
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, Held, connect
 from service.settings import Settings
 
@@ -108,10 +110,11 @@ class Shown(Collector):
 class Measured:
     """Looks at the fleet at most once in EVERY_S, however many scrape; made in the lifespan."""
 
-    def __init__(self, settings: Settings, redis: Redis, meters: Meters) -> None:
+    def __init__(self, settings: Settings, redis: Redis, standing: Standing, meters: Meters) -> None:
         names = stream.names_of(settings)
         self._streams: Final = (names.ingest, names.front, names.work, names.dead)
         self._redis: Final = redis
+        self._standing: Final = standing
         self._meters: Final = meters
         self._limit_usd: Final = settings.budget_day_usd
         self._postgres: Final = Held(lambda: connect(settings, "metrics"))
@@ -172,6 +175,9 @@ class Measured:
                 gauges.set("callboard_stream_entries", float(length), (name,))
             up = 1.0
         gauges.set("callboard_redis_up", up)
+        trouble = self._standing.trouble
+        if trouble is not None:
+            gauges.set("callboard_redis_degraded", 1.0, (trouble.reason,))
 
 
 async def _backlog(gauges: Meters, connection: Connection) -> None:
@@ -184,9 +190,18 @@ async def _backlog(gauges: Meters, connection: Connection) -> None:
         gauges.set("callboard_dead_letters_last_hour", float(each["count"]), (each["reason"],))
 
 
+def _why(reason: str | None) -> str:
+    """One of those of Redis; of Postgres, where the reason is a sentence, that it is Postgres."""
+    if reason is None:
+        return "unknown"
+    return reason if reason in get_args(Reason) else "postgres"
+
+
 def _workers(gauges: Meters, rows: Sequence[Any]) -> None:
     for state in STATES:
         gauges.set("callboard_workers", float(sum(row["state"] == state for row in rows)), (state,))
+    for reason, count in Counter(_why(row["reason"]) for row in rows if row["state"] == "disconnected").items():
+        gauges.set("callboard_workers_disconnected", float(count), (reason,))
     for row in rows:
         worker = _label(row)
         gauges.set("callboard_worker_info", 1.0, (worker, row["version"]))

@@ -50,7 +50,8 @@ group by reason;
 
 -- name: living
 -- Workers whose lease holds, with what they last reported.
-select w.version, case w.state when 'deaf' then 'disconnected' else w.state end as state, w.slots, w.in_flight, m.ordinal, m.series,
+select w.version, case w.state when 'deaf' then 'disconnected' else w.state end as state, w.reason, w.slots, w.in_flight, m.ordinal,
+       m.series,
        extract(epoch from clock_timestamp() - w.beat_at)::double precision as beat_age_s
 from workers w left join worker_metrics m using (worker)
 where w.state not in ('dead', 'stopped') and w.lease_until >= now()

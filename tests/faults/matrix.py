@@ -48,6 +48,7 @@ MATRIX: Final = {
     52: "a worker is killed in the middle of streams that clients follow",
     53: "a standby takes the place of Postgres, read-only and then promoted",
     54: "PgBouncer between, of sessions, killed twice; of transactions",
+    55: "Redis gets another owner: a second Callboard takes it over, and gives it back",
 }
 
 

@@ -1,7 +1,8 @@
 """What is wrong with Redis stops each program at boot with one sentence; what is away does not."""
 
+import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -190,3 +191,34 @@ async def test_an_adopted_redis_gets_letters_behind_those_it_has(settings: Setti
             return bool(await board.redis.xlen(NAMES.dead) == 2)
 
         assert await eventually(relayed)
+
+
+async def test_what_redis_does_not_take_has_its_reason(settings: Settings, folder: Path) -> None:
+    """Full, a replica, frozen: each is degraded with its reason, and gone when it is over; a PING would not tell."""
+    async with (
+        redis_server(folder / "hurt") as server,
+        Redis.from_url(server.url()) as client,
+        board_on(replace(settings, redis_url=server.url()), workers=0) as board,
+    ):
+
+        async def reasons() -> list[str]:
+            return [each["reason"] for each in (await board.http.get("/readyz")).json()["degraded"]]
+
+        assert await reasons() == []
+        await client.config_set("maxmemory", 1)
+        assert await reasons() == ["full"]
+        assert 'callboard_redis_degraded{reason="full"} 1.0' in (await board.http.get("/metrics")).text
+        await client.config_set("maxmemory", 0)
+        assert await reasons() == []
+        await client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        assert await reasons() == ["read-only"]
+        await client.execute_command("REPLICAOF", "NO", "ONE")
+        assert await reasons() == []
+        server.process.send_signal(signal.SIGSTOP)
+        assert await reasons() == ["away"]
+        server.process.send_signal(signal.SIGCONT)
+        assert await eventually(lambda: _none(reasons))
+
+
+async def _none(reasons: Callable[[], Awaitable[list[str]]]) -> bool:
+    return await reasons() == []

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.cli.up import _redis_cli
 from service.embedded import running
 from service.errors import StartError
 from service.redis_address import redis_address
@@ -131,3 +132,15 @@ def test_no_part_of_a_password_is_in_a_sentence(password: str, place: str, encod
             assert found.password == password
     parts = {password[at : at + 4] for at in range(len(password) - 3)}
     assert not [part for part in parts if part.strip() and part in told]
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("redis://127.0.0.1:6380/3", "-h 127.0.0.1 -p 6380 -n 3"),
+        ("rediss://default:pw@host", "-h host -p 6379 --tls --user default --askpass -n 0"),
+        ("unix://:pw@/run/a b.sock?db=1", "-s '/run/a b.sock' --askpass -n 1"),
+    ],
+)
+def test_the_line_that_up_prints_for_redis_cli(url: str, line: str) -> None:
+    assert _redis_cli(redis_address(url)).partition(" ")[2] == line
