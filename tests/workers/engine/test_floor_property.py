@@ -1,10 +1,10 @@
-"""Nodes that end in every way Python knows: each event ends as it should, within its attempts, on a worker that lives."""
+"""Nodes that end in every way Python knows: each event ends as it should, within its attempts, and its worker lives."""
 
 import asyncio
 import builtins
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -73,7 +73,7 @@ ERRORS = st.recursive(
     max_leaves=4,
 )
 RESULTS = st.one_of(
-    st.sampled_from([object, object(), print, iter([]), (each for each in ()), ..., NotImplemented, memoryview(b"x")]),
+    st.sampled_from([object, object(), print, iter([]), (n for n in range(1)), ..., NotImplemented, memoryview(b"x")]),
     st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.binary() | TEXTS,
     st.lists(TEXTS, max_size=3) | st.sets(st.integers(), max_size=3) | st.frozensets(TEXTS, max_size=3),
     st.dictionaries(TEXTS, TEXTS, max_size=3) | st.dictionaries(st.integers(), st.none(), max_size=3),
@@ -108,7 +108,7 @@ async def in_a_thread(error: BaseException) -> None:
 
 
 async def closing(error: BaseException) -> None:
-    async def values() -> AsyncIterator[int]:
+    async def values() -> AsyncGenerator[int, None]:
         try:
             yield 1
         finally:
@@ -164,9 +164,9 @@ class Case(Struct, frozen=True):
     strays: bool = False
 
 
-CASES = st.builds(Case, ERRORS, st.sampled_from(WAYS)) | st.builds(
-    Case, result=RESULTS, error=ERRORS, strays=st.booleans()
-)
+FAILING = st.builds(Case, ERRORS, st.sampled_from(WAYS))
+RETURNING = st.builds(Case, result=RESULTS, error=ERRORS, strays=st.booleans())
+CASES = FAILING | RETURNING
 RUNNING: list[Case] = []
 
 
@@ -214,9 +214,9 @@ async def check(board: Board, case: Case, event_id: str) -> None:
         assert (event["status"], event["attempts"]) in (("succeeded", 1), ("dead", ATTEMPTS)), told
 
 
-@given(st.lists(CASES, min_size=30, max_size=60), st.sampled_from(PIPELINES))
+@given(st.lists(CASES, min_size=20, max_size=40), st.sampled_from(PIPELINES))
 @example_settings(
-    max_examples=4,
+    max_examples=3,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -228,4 +228,4 @@ async def test_each_event_ends_as_it_should(settings: Settings, cases: list[Case
             await check(board, case, event_id)
         outcomes = {row["outcome"] for row in await board.sql("select distinct outcome from attempts")}
         assert outcomes <= {"succeeded", "failed", "dead"}, outcomes
-        assert board.workers[0].executor.in_flight == 0
+        assert board.workers[0].lease.held
