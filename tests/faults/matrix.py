@@ -46,6 +46,9 @@ MATRIX: Final = {
     50: "operators replay the same dead letters at once",
     51: "a run of twenty nodes is killed at every boundary of a call and of the journal",
     52: "a worker is killed in the middle of streams that clients follow",
+    56: "user code that won't end: it exits, is cancelled, swallows its cancellation",
+    57: "text of strangers that can't be stored as it is",
+    58: "claims that come back unsettled from a living worker",
 }
 
 
