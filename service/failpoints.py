@@ -17,6 +17,7 @@ NAMES: Final = (
     "accept_committed",  # behind the commit, before anybody is told
     "ring",  # before the ring
     "claim_committed",  # behind the claim, before XACK
+    "run_ended",  # behind a run, before its ending is stored
     "settle_begin",  # before the settling statement
     "settle_committed",  # behind it, before the next of the mailbox is rung
     "letter_numbered",  # before a dead letter goes to the stream

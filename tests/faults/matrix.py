@@ -49,6 +49,9 @@ MATRIX: Final = {
     53: "a standby takes the place of Postgres, read-only and then promoted",
     54: "PgBouncer between, of sessions, killed twice; of transactions",
     55: "Redis gets another owner: a second Callboard takes it over, and gives it back",
+    56: "user code that won't end: it exits, is cancelled, swallows its cancellation",
+    57: "text of strangers that can't be stored as it is",
+    58: "claims that come back unsettled from a living worker",
 }
 
 

@@ -66,6 +66,7 @@ NODES: Final = '''
 
 import asyncio
 import os
+import sys
 import time
 
 from msgspec import Struct
@@ -135,6 +136,22 @@ async def spoken(run: Run, event: Speak, second: Second) -> Told:
 async def poison(run: Run, event: Poison) -> Told:
     if event.how == "memory":
         raise MemoryError
+    if event.how == "exit":
+        sys.exit(3)
+    if event.how == "half":
+        raise ValueError("file caf\\udce9.pdf is \\0 broken")
+    if event.how == "document":
+        run.vectors.upsert("probe", str(run.event_id), "text", metadata={"bad": "\\0"})
+        return Told(event.token, run.claim)
+    if event.how == "cancelled":
+        task = asyncio.create_task(asyncio.sleep(60))
+        task.cancel()
+        await task
+    while event.how == "swallow":
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            continue
     if event.how == "late":
         await asyncio.sleep(3)
     if event.how in ("late", "reject"):
@@ -171,7 +188,7 @@ probe_slow = Pipeline(on=Slow, flow=[probe.slow], retry=RETRY)
 probe_ask = Pipeline(on=Ask, flow=[probe.first, probe.second, probe.told], retry=RETRY)
 probe_both = Pipeline(on=Both, flow=[parallel(probe.left, probe.right), probe.joined], retry=RETRY)
 probe_speak = Pipeline(on=Speak, flow=[probe.speak, probe.answer, probe.spoken], retry=RETRY)
-probe_poison = Pipeline(on=Poison, flow=[probe.poison], retry=RETRY)
+probe_poison = Pipeline(on=Poison, flow=[probe.poison], retry=RETRY, timeout_s=5)
 probe_crash = Pipeline(on=Crash, flow=[probe.crash], retry=RETRY)
 probe_block = Pipeline(on=Block, flow=[probe.block], retry=RETRY)
 '''

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.text import DEPTH_MAX, BadEvent, check, find_trouble
+from schemas.text import DEPTH_MAX, BadEvent, check, find_trouble, storable
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -125,3 +125,12 @@ def test_the_slow_second_look_finds_the_field(body: bytes, path: str, message: s
 @given(DOCUMENTS.filter(lambda value: "\\u0000" not in json.dumps(value)))
 def test_sound_documents_have_no_trouble(value: object) -> None:
     assert find_trouble(json.dumps(value).encode()) is None
+
+
+@given(st.text(st.characters(exclude_categories=())), st.none() | st.integers(0, 9))
+def test_any_text_becomes_storable_and_is_left_alone_where_it_is(text: str, length_max: int | None) -> None:
+    told = storable(text, length_max)
+    assert len(told) == len(text[:length_max])
+    assert "\0" not in told.encode().decode(), "and UTF-8 can say it"
+    assert [(a, b) for a, b in zip(text, told, strict=False) if a != b and b != "\ufffd"] == []
+    assert storable(told) == told

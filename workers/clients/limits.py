@@ -113,8 +113,7 @@ class Gate:
             self._decide()
 
     async def close(self) -> None:
-        if self._deciding is not None:
-            await end([self._deciding])
+        await end([self._deciding] if self._deciding else [])
 
     async def _enter(self, most_tokens: int) -> Permit:
         until = self._clock() + IN_PLACE_S

@@ -12,6 +12,7 @@ from msgspec import MsgspecError, Struct, field, json
 from schemas.catalog import Catalog
 from schemas.outcome import Done, HandedBack, Outcome
 from service.errors import Reject
+from service.failpoints import hit
 from service.log import RUN
 from service.meters import Meters
 from service.resources import Pool
@@ -161,6 +162,7 @@ class Executor:
         outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
         facts.failed.clear()  # a traceback holds its frames, and those hold the facts
         hand.attempting, hand.ended_at = False, time.monotonic()
+        hit(self._stage.settings, "run_ended", claimed.type)
         await self._settle(claimed, wired, outcome, facts)
 
     async def _attempt(self, wired: Wired, hand: Hand, facts: Facts) -> Outcome:
