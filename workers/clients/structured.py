@@ -27,6 +27,7 @@ ENUM_VALUES_MAX: Final = 1_000
 LETTERS_MAX: Final = 120_000
 LARGE_ENUM_VALUES: Final = 250
 LARGE_ENUM_LETTERS_MAX: Final = 15_000
+# In this order, since a bool is an int to Python.
 JSON_TYPES: Final[Mapping[type, str]] = {
     str: "string",
     bool: "boolean",
@@ -129,7 +130,8 @@ def _typed(values: Sequence[Any]) -> dict[str, Any]:
     """An enum with its type, which OpenAI wants beside it; values of several types are a branch for each type."""
     by_type: dict[str, list[Any]] = {}
     for value in values:
-        by_type.setdefault(JSON_TYPES[type(value)], []).append(value)
+        type_ = next(name for python, name in JSON_TYPES.items() if isinstance(value, python))
+        by_type.setdefault(type_, []).append(value)
     branches = [
         {"type": type_} if type_ == "null" else {"type": type_, "enum": group} for type_, group in by_type.items()
     ]
