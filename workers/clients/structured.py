@@ -27,6 +27,7 @@ ENUM_VALUES_MAX: Final = 1_000
 LETTERS_MAX: Final = 120_000
 LARGE_ENUM_VALUES: Final = 250
 LARGE_ENUM_LETTERS_MAX: Final = 15_000
+# In this order, since a bool is an int to Python.
 JSON_TYPES: Final[Mapping[type, str]] = {
     str: "string",
     bool: "boolean",
@@ -85,7 +86,7 @@ def schema_of(returns: type[Any]) -> Schema:
     except TypeError as error:  # a field whose type JSON has no schema for
         raise WiringError(f"{title} can't be what a model replies: {error}.") from error
     body = _strict(root, components, (title,))
-    return Schema(_name(title, f"{struct.__module__}.{struct.__qualname__}"), body, strict=_within_limits(body))
+    return Schema(_name(title, repr(returns)), body, strict=_within_limits(body))
 
 
 def _title(alias: Any) -> str:
@@ -93,11 +94,12 @@ def _title(alias: Any) -> str:
     return re.sub(r"(\w+\.)+", "", repr(alias))
 
 
-def _name(title: str, path: str) -> str:
-    """`title` as providers take names; one that had to be altered ends in a digest, so that two types stay apart."""
+def _name(title: str, full: str) -> str:
+    """`title` as providers take names. One that had to be altered ends in a digest of the `full` name, which says the
+    modules too, so that two types stay apart."""
     if len(title) <= NAME_MAX and not UNSAFE.search(title):
         return title
-    digest = blake2b(f"{path} {title}".encode(), digest_size=DIGEST_BYTES).hexdigest()
+    digest = blake2b(full.encode(), digest_size=DIGEST_BYTES).hexdigest()
     readable = UNSAFE.sub("_", title).strip("_")[: NAME_MAX - len(digest) - 1]
     return f"{readable}_{digest}" if readable else f"reply_{digest}"
 
@@ -131,7 +133,8 @@ def _typed(values: Sequence[Any]) -> dict[str, Any]:
     """An enum with its type, which OpenAI wants beside it; values of several types are a branch for each type."""
     by_type: dict[str, list[Any]] = {}
     for value in values:
-        by_type.setdefault(JSON_TYPES[type(value)], []).append(value)
+        type_ = next(name for python, name in JSON_TYPES.items() if isinstance(value, python))
+        by_type.setdefault(type_, []).append(value)
     branches = [
         {"type": type_} if type_ == "null" else {"type": type_, "enum": group} for type_, group in by_type.items()
     ]
