@@ -33,6 +33,7 @@ MATRIX: Final = {
     31: "network: everything vanishes, nobody says so",
     32: "network: replies get lost; half-open connections",
     33: "network: 200 ± 100 ms each way",
+    34: "the clock of a worker is an hour off, or steps by an hour",
     35: "an event that raises, runs out of memory, or ends its worker",
     36: "bytes that are no event, among good ones",
     37: "a node blocks the event loop, 20 s or for good",
@@ -46,6 +47,7 @@ MATRIX: Final = {
     50: "operators replay the same dead letters at once",
     51: "a run of twenty nodes is killed at every boundary of a call and of the journal",
     52: "a worker is killed in the middle of streams that clients follow",
+    59: "a stream of large entries, and a worker with little memory",
 }
 
 
