@@ -170,9 +170,9 @@ class Executor:
             hand.ours = False
             raise asyncio.CancelledError from error
         except Exception as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
-            told = _timed_out(error, wired) or error
-            log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(told).__name__)
-            return after(told, claimed, wired.pipeline.retry, facts)
+            log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(error).__name__)
+            # no second name for the error: it would hold this frame, with the event's data, until the garbage is collected
+            return after(_timed_out(error, wired) or error, claimed, wired.pipeline.retry, facts)
 
     async def _still_ours(self, hand: Hand) -> None:
         """Nothing is started while the lease may be lost, nor under a claim that is.
