@@ -20,7 +20,7 @@ local function bounded(fields)
     for n = 1, #fields, 2 do
         if left <= 0 then break end
         local name = string.sub(fields[n], 1, left)
-        local value = string.sub(fields[n + 1], 1, left)
+        local value = string.sub(fields[n + 1], 1, math.max(0, left - #name))
         kept[#kept + 1], kept[#kept + 2] = name, value
         left = left - #name - #value
     end

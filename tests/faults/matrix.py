@@ -33,6 +33,7 @@ MATRIX: Final = {
     31: "network: everything vanishes, nobody says so",
     32: "network: replies get lost; half-open connections",
     33: "network: 200 ± 100 ms each way",
+    34: "the clock of a worker is an hour off, or steps by an hour",
     35: "an event that raises, runs out of memory, or ends its worker",
     36: "bytes that are no event, among good ones",
     37: "a node blocks the event loop, 20 s or for good",
@@ -52,6 +53,7 @@ MATRIX: Final = {
     56: "user code that won't end: it exits, is cancelled, swallows its cancellation",
     57: "text of strangers that can't be stored as it is",
     58: "claims that come back unsettled from a living worker",
+    59: "a stream of large entries, and a worker with little memory",
 }
 
 

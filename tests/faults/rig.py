@@ -90,7 +90,7 @@ class Rig(Behind):
         return child
 
     async def worker(self, *, wait: bool = True, **told: Any) -> Child:
-        """Start a worker and, unless told not to, wait until it is registered."""
+        """Start a worker and, unless told not to, wait until it is registered. `environ`: variables of its own."""
         child = await self._spawn("worker", "workers", told)
         if wait:
             await self._until(child, lambda: self._registered(child))
@@ -135,6 +135,7 @@ class Rig(Behind):
 
     async def _spawn(self, name: str, module: str, told: dict[str, Any]) -> Child:
         tree, doors = told.pop("tree", self.machines.tree), told.pop("doors", False)
+        own: dict[str, str] = told.pop("environ", {})
         gates = await self._doors() if doors else {}
         model: Proxy | None = told.pop("model", None)
         database_url: str = told.pop("database_url", "") or _through(gates.get("postgres")) or self.database_url
@@ -154,6 +155,7 @@ class Rig(Behind):
             "PYTHONWARNINGS": "ignore",
             "PYTHONFAULTHANDLER": "1",
             **{f"CALLBOARD_{each.upper()}": str(value) for each, value in told.items()},
+            **own,
         }
         log = self._folder / f"{number}-{name}.log"
         child = Child(f"{name} {number}", (sys.executable, "-m", module), tree, environ, log)

@@ -21,7 +21,7 @@ READ: Final[dict[str, Any]] = {"bytes_max": 2_000_000, "entry_max": ENTRY_MAX}
 
 
 def large(name: str, size: int = LARGE) -> bytes:
-    return event(id=name, data={"text": "a" * size, "label": "b"})
+    return event(id=name, type="document.added", data={"document_id": name, "text": "a" * size})
 
 
 async def test_what_is_read_at_a_time_is_bounded_by_its_bytes(redis: Redis) -> None:

@@ -1,0 +1,41 @@
+"""A worker with little memory: in a cgroup of its own, version 2 or 1, as a container is."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path("/sys/fs/cgroup")
+
+
+@contextmanager
+def small_memory(pid: int, size: int) -> Iterator[Path]:
+    """The process `pid` and what it starts may use `size` bytes from now on; whoever uses more is killed by the kernel.
+
+    Skips the test where no cgroup can be made, but for CI, where that is a failure.
+    """
+    group = _made(size)
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        yield group
+    finally:
+        for each in (group / "cgroup.procs").read_text().split():
+            (group.parent / "cgroup.procs").write_text(each)
+        group.rmdir()
+
+
+def _made(size: int) -> Path:
+    version_2 = (ROOT / "cgroup.controllers").exists()
+    group = (ROOT if version_2 else ROOT / "memory") / f"callboard-test-{os.getpid()}"
+    try:
+        group.mkdir(exist_ok=True)
+        (group / ("memory.max" if version_2 else "memory.limit_in_bytes")).write_text(str(size))
+    except OSError as error:
+        reason = f"no cgroup with a bound of memory can be made: {error}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return group
