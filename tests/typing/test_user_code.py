@@ -113,6 +113,7 @@ nested = Pipeline(
 @pipeline(on=Opened, retry=Retry(attempts=2), timeout_s=60, limits_s={draft: 20, look: 3.5}, resources=[open_browser])
 async def critic(run: Run, ticket: Opened) -> tuple[datetime, float, UUID, Language] | None:
     browser: Browser = await run.resource(Browser)
+    await run.outside()
     for round_no in range(3):
         found = await run.step(draft, ticket.body, round_no=round_no)
         triage = await run.step(classify, ticket)
@@ -242,6 +243,14 @@ WRONG = {
     "a time that is a number": (
         "async def bad(run: Run) -> float:\n    return run.now()\n",
         'Incompatible return value type (got "datetime", expected "float")',
+    ),
+    "the outside by its name": (
+        "async def bad(run: Run) -> None:\n    await run.outside('mail')\n",
+        'Too many arguments for "outside" of "Run"',
+    ),
+    "the outside without a wait": (
+        "async def bad(run: Run) -> None:\n    done: bool = run.outside()\n",
+        'Incompatible types in assignment (expression has type "Coroutine[Any, Any, None]", variable has type "bool")',
     ),
     "a state of another type": (
         "async def bad(talk: State[Talk]) -> None:\n    talk.set(Triage('high'))\n",

@@ -10,6 +10,7 @@ from schemas.catalog import Catalog, type_name
 from schemas.text import BadEvent, check
 from service.errors import Reject, WiringError
 from workers.kit.memory import Child, Facts
+from workers.kit.ordered import ordered
 
 EMIT_MAX: Final = 1_000
 EMIT_BYTES_MAX: Final = 8 << 20
@@ -32,7 +33,7 @@ def child(
     if due_at is not None and due_at.tzinfo is None:
         raise Reject(f"{step} emits {kind.name} with a due_at that has no time zone: run.now() has one.")
     try:
-        data = kind.encode(event)
+        data = kind.encode(ordered(event))  # said again after a takeover, it is the same child
         kind.decode(data)
         check(data)
         check(json.encode(key))

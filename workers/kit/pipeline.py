@@ -73,8 +73,9 @@ def pipeline(**options: Any) -> Callable[[Body], Pipeline]:
     """The free form, for what a flow can't say (loops, critics that send back).
 
     `@pipeline(on=TicketOpened) async def support(run, ticket)` runs its nodes by `await run.step(node, …)`, and between
-    steps decides only by its arguments and by what steps gave: then a retry finds every step again. Behind `after`, its
-    parameters are bound by type, as a node's are: the run, the event, what the other pipeline gave.
+    steps decides only by its arguments and by what steps gave: then a retry finds every step again. Of `run` it has
+    `step`, `resource`, `outside`, `now`, `random` and `uuid`; models, posts, documents and events are for nodes. Behind
+    `after`, its parameters are bound by type, as a node's are: the run, the event, what the other pipeline gave.
     """
 
     def wrap(body: Body) -> Pipeline:

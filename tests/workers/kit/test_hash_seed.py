@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct, json
+from msgspec.structs import replace
 
 import prompts
 from schemas import Event
 from tests.processes import ROOT
+from tests.programs import event_type
 from tests.workers.kit.runs import open_run
 from workers.kit import Run
 from workers.kit.ordered import in_order, ordered
@@ -29,8 +31,8 @@ variables = ["tags", "ticket", "groups"]
 """
 
 
-class Job(Event, tag="job", frozen=True):
-    pass
+class Heard(Event, tag="heard", frozen=True):
+    tags: frozenset[str]
 
 
 class Mood(Enum):
@@ -92,6 +94,13 @@ async def keys(values: dict[str, Any]) -> list[str]:
         return [step.step for step in run.facts.steps]
 
 
+async def emitted() -> str:
+    async with open_run() as run:
+        own = replace(run, catalog={"heard": event_type(Heard)}).at("say")
+        own.emit(Heard(frozenset({"alpha", "beta", "gamma"})))
+        return bytes(own.effects.children[0].data).decode()
+
+
 def rendered(folder: Path) -> str:
     prompt = prompts.load(folder).get("sort")
     variables = {"tags": WITH_SETS["a set"], "ticket": Tagged(), "groups": [WITH_SETS["of sets"], {"of": set("abc")}]}
@@ -101,7 +110,7 @@ def rendered(folder: Path) -> str:
 def main(folder: Path) -> None:
     """What the test compares, as this process sees it."""
     posted = json.encode(ordered(list(WITH_SETS.values()))).decode()
-    print(json.encode([asyncio.run(keys(WITH_SETS)), rendered(folder), posted]).decode())
+    print(json.encode([asyncio.run(keys(WITH_SETS)), rendered(folder), posted, asyncio.run(emitted())]).decode())
 
 
 def test_two_processes_agree(tmp_path: Path) -> None:
@@ -116,7 +125,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         lines.add(done.stdout)
     (line,) = lines
-    names, text, _ = json.decode(line)
+    names, text, *_ = json.decode(line)
     assert len(set(names)) == len(WITH_SETS)
     assert text.splitlines()[0].startswith(
         "{'alpha', 'beta', 'gamma'} <alpha><beta><delta><gamma> Tagged(text='text', "
