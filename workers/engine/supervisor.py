@@ -141,13 +141,10 @@ async def _parts(program: Program, stack: AsyncExitStack) -> Parts:
     outbox, ledger, journal = Outbox(redis), Ledger(settings, pool, meters), Journal(settings, meters)
     wire = Wire(redis)
     settler = Settler(settings, outbox.ring, Clock(arq).wake_at, meters)
-    stopping = asyncio.Event()
-    pipelines = [wired.name for wired in everyone(program.wiring)]
-    limits = Limits()
+    stopping, limits = asyncio.Event(), Limits()
     watch = LoopWatch(limits.lift)
-    lease = Lease(
-        settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader), lambda: watch.is_debugged
-    )
+    pipelines = [wired.name for wired in everyone(program.wiring)]
+    lease = Lease(settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader), watch.debugged)
     stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, limits)
     executor = Executor(stage, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)

@@ -92,7 +92,7 @@ async def test_a_debugger_lifts_the_limits_that_run(caplog: pytest.LogCaptureFix
             DEBUGGER["interaction"]()  # type: ignore[operator]
             await asyncio.sleep(0.2)
             assert inner.when() is None
-        assert watch.is_debugged
+        assert watch.debugged()
         (said,) = _said(caplog)
         assert "the worker stood in a debugger for " in said
         with pytest.raises(TimeoutError):
