@@ -20,7 +20,7 @@ from workers.kit.plan import Free, Plan
 from workers.kit.reading import bounds
 from workers.kit.run import Run
 
-CALLS: Final = ("ask", "stream")
+CALLS: Final = ("ask", "stream", "embed")
 OPTIONS: Final = frozenset({"returns", "model"})
 
 
@@ -119,12 +119,14 @@ def _calls(part: ast.AST) -> Iterator[ast.Call]:
 def _check_call(node: FunctionType, call: ast.Call, prompts: Prompts) -> None:
     given = {each.arg: each.value for each in call.keywords if each.arg is not None}
     is_complete = len(given) == len(call.keywords) and len(call.args) == 1
-    match call.args:
-        case [ast.Constant(value=str(name))]:
-            _refuse(node, call, lambda: _check_prompt(name, given, prompts, is_complete))
     match given.get("model"):
         case ast.Constant(value=str(alias)):
             _refuse(node, call, lambda: prompts.chain(alias))
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "embed":
+        return
+    match call.args:
+        case [ast.Constant(value=str(name))]:
+            _refuse(node, call, lambda: _check_prompt(name, given, prompts, is_complete))
     if is_complete and "returns" not in given:
         raise WiringError(f"{_place(node, call)} does not say what it gives. Write returns=str or a Struct of yours.")
     if (returns := _value(node, given.get("returns"))) not in (None, str):

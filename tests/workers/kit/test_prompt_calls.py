@@ -60,6 +60,7 @@ def refusal(folder: Path, text: str) -> str:
         ('run.llm.ask("tickets/classify", returns=str)', "wants ticket: give it by that name."),
         ('run.llm.ask("tickets/classify", returns=str, ticket=asked, tone="kind")', "declares no tone"),
         ('run.llm.ask("tickets/classify", returns=str, ticket=asked, model="fest")', 'No model alias "fest"'),
+        ('run.llm.embed([asked.text], model="fest")', 'No model alias "fest"'),
         ('run.llm.ask("tickets/classify", ticket=asked)', "does not say what it gives. Write returns="),
         ('run.llm.ask("tickets/classify", returns=dict, ticket=asked)', "dict"),
         ('run.llm.ask("tickets/classify", returns=Open, ticket=asked)', "Open.rest is a dict"),
@@ -88,6 +89,7 @@ UNDECIDED = (
     "later = lambda run: run.llm.ask('no/such', returns=str)",
     "Reply = dict\n        await run.llm.ask('tickets/classify', returns=Reply, ticket=asked)",
     "await asked.llm.ask('no/such', returns=str)",
+    "await run.llm.embed([asked.text])",
     "await run.llm.ask('tickets/classify', returns=str, ticket=asked)",
 )
 
