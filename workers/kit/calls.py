@@ -43,8 +43,8 @@ def check_calls(plan: Plan, prompts: Prompts) -> None:
 
 
 def _check(node: FunctionType, run: str | None, prompts: Prompts) -> Iterator[Node]:
-    """Checks the calls in one function, whose Run has this name; gives the nodes that it runs as steps."""
-    definition = _source(node)
+    """Checks the calls in one function, whose Run has this name; gives the nodes that it runs, and what it calls."""
+    definition = _source(node) if run else None
     if definition is None or run is None or _is_bound(definition, run):
         return
     for call in _calls(definition):
@@ -55,6 +55,8 @@ def _check(node: FunctionType, run: str | None, prompts: Prompts) -> Iterator[No
             case ast.Attribute(attr="step", value=ast.Name(id=owner)) if owner == run and call.args:
                 if isinstance(step := _value(node, call.args[0]), FunctionType):
                     yield step
+            case ast.Name() as called if isinstance(helper := _value(node, called), FunctionType):
+                yield helper
 
 
 def _source(node: FunctionType) -> ast.AsyncFunctionDef | None:
