@@ -96,7 +96,7 @@ def _loaded(name: str) -> ModuleType:
             raise  # a sentence of ours
         said = str(error.msg if isinstance(error, SyntaxError) else error).partition("\n")[0]
         what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-        raise CatalogError(f"{raised_at(error) or name} can't be loaded: {what}") from error
+        raise CatalogError(f"{raised_at(error) or name} can't be loaded: {what}.") from error
 
 
 def _structs(package: ModuleType) -> Iterator[type[Event]]:

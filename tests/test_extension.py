@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.program import MISFIT
 from service.settings import Settings
 from tests.board import ENDED
 from tests.eventually import eventually
@@ -207,7 +208,7 @@ def test_a_mistake_stops_the_worker_with_a_sentence_that_names_both_places(copy:
         text=True,
         timeout=60,
     )
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (MISFIT, "")
     (sentence,) = ended.stderr.splitlines()
     assert sentence.startswith("callboard worker: ")
     assert sentence.endswith(".")

@@ -46,11 +46,11 @@ with old as (
     update states s set value = s.before, set_by = a.event_id || '/' || a.run, written_at = clock_timestamp()
     from again a
     where a.event_id = any ($6::uuid[]) and s.tenant = a.tenant and s.key = a.partitionkey
-      and s.set_by = a.event_id || '/' || (a.run - 1) and s.before is not null
+      and s.event_id = a.event_id and s.set_by = a.event_id || '/' || (a.run - 1) and s.before is not null
 ), unset as (
     delete from states s using again a
     where a.event_id = any ($6::uuid[]) and s.tenant = a.tenant and s.key = a.partitionkey
-      and s.set_by = a.event_id || '/' || (a.run - 1) and s.before is null
+      and s.event_id = a.event_id and s.set_by = a.event_id || '/' || (a.run - 1) and s.before is null
 ), dropped as (
     update calls c set memory = false from again a
     where c.event_id = a.event_id and c.memory and (c.at >= $4::timestamptz or c.step = $5::text)
@@ -64,7 +64,7 @@ select event_id, run from again;
 
 -- name: unmoved
 -- Of these ended events those whose actors' states are as their last runs found and left them: nothing else is in the mailbox,
--- and nobody else has written a state since. Of those of one mailbox only the first of $1: it will run before the others.
+-- and nobody else has written a state since (an older release changes event_id alone). Of those of one mailbox only the first of $1: it will run before the others.
 select e.event_id
 from (select distinct on (partitionkey) * from events
       where event_id = any ($1::uuid[]) and tenant = $2 and partitionkey is not null and status in ('succeeded', 'dead', 'cancelled')
@@ -72,7 +72,8 @@ from (select distinct on (partitionkey) * from events
 where not exists (select 1 from work w where w.tenant = e.tenant and w.key = e.partitionkey and w.ord is not null)
   and not exists (
       select 1 from states s
-      where s.tenant = e.tenant and s.key = e.partitionkey and s.set_by is distinct from e.event_id || '/' || e.run
+      where s.tenant = e.tenant and s.key = e.partitionkey
+        and (s.event_id, s.set_by) is distinct from (e.event_id, e.event_id || '/' || e.run)
         and (s.event_id = e.event_id or s.written_at > e.finished_at));
 
 -- name: stale_steps

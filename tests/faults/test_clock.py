@@ -1,4 +1,4 @@
-"""Row 34: the clock of a worker is off, from its start or from one moment to the next; that of its neighbour is right."""
+"""Row 34: the clock of a worker is off, from its start or all at once; that of its neighbour is right."""
 
 from pathlib import Path
 from typing import Final

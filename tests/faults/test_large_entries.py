@@ -1,4 +1,4 @@
-"""Row 59: producers have put a backlog of large entries on the stream; the worker that takes it in has little memory."""
+"""Row 59: producers have put a backlog of large entries on the stream; a worker with little memory takes it in."""
 
 import asyncio
 from typing import Final
@@ -28,7 +28,7 @@ async def test_row_59_large_entries_and_little_memory(rig: Rig) -> None:
     worker = await rig.start("worker", concurrency=10)
     with small_memory(worker.pid, MEMORY):
         await eventually(lambda: _all_dead(rig), 120)
-        await eventually(lambda: rig.quiet(), 60)
+        await eventually(rig.quiet, 60)
         assert worker.running, f"it ended with status {worker.process.returncode}: {worker.said[-2000:]}"
         rows = await rig.sql("select reason, count(*) as many from dead_letters group by reason order by reason")
         assert {row["reason"]: row["many"] for row in rows} == {"rejected": ENTRIES - TOO_LARGE, "too_large": TOO_LARGE}

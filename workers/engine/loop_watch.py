@@ -27,7 +27,7 @@ class LoopWatch:
     """Runs on the loop that it watches. `in_debugger` is called there when somebody has stopped it in a debugger."""
 
     def __init__(self, in_debugger: Callable[[], None]) -> None:
-        self.is_debugged = False
+        self._is_debugged = False
         self._in_debugger: Final = in_debugger
         self._ticked_at = time.monotonic()
         self._stood_at = float("-inf")
@@ -35,8 +35,8 @@ class LoopWatch:
         self._is_stopped = False
 
     def debugged(self) -> bool:
-        """Whether somebody has stopped the loop in a debugger, now or before."""
-        return self.is_debugged
+        """Whether somebody has ever stopped it in a debugger."""
+        return self._is_debugged
 
     def explains(self, error: Exception) -> bool:
         """Whether it is a time-out of a loop that has just stood still, and no news of Redis or Postgres."""
@@ -69,7 +69,7 @@ class LoopWatch:
             frames = list(_outward(frame))
             if any(each.f_globals.get("__name__") in DEBUGGERS for each in frames):
                 if not self._is_stopped:
-                    self._is_stopped = self.is_debugged = True
+                    self._is_stopped = self._is_debugged = True
                     loop.call_soon_threadsafe(self._in_debugger)  # it runs before the timers that are due by then
             else:
                 self._place = _place(frames, loop)

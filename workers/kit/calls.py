@@ -20,7 +20,7 @@ from workers.kit.plan import Free, Plan
 from workers.kit.reading import bounds
 from workers.kit.run import Run
 
-CALLS: Final = ("ask", "stream")
+CALLS: Final = ("ask", "stream", "embed")
 OPTIONS: Final = frozenset({"returns", "model"})
 
 
@@ -43,8 +43,8 @@ def check_calls(plan: Plan, prompts: Prompts) -> None:
 
 
 def _check(node: FunctionType, run: str | None, prompts: Prompts) -> Iterator[Node]:
-    """Checks the calls in one function, whose Run has this name; gives the nodes that it runs as steps."""
-    definition = _source(node)
+    """Checks the calls in one function, whose Run has this name; gives the nodes that it runs, and what it calls."""
+    definition = _source(node) if run else None
     if definition is None or run is None or _is_bound(definition, run):
         return
     for call in _calls(definition):
@@ -55,6 +55,8 @@ def _check(node: FunctionType, run: str | None, prompts: Prompts) -> Iterator[No
             case ast.Attribute(attr="step", value=ast.Name(id=owner)) if owner == run and call.args:
                 if isinstance(step := _value(node, call.args[0]), FunctionType):
                     yield step
+            case ast.Name() as called if isinstance(helper := _value(node, called), FunctionType):
+                yield helper
 
 
 def _source(node: FunctionType) -> ast.AsyncFunctionDef | None:
@@ -119,12 +121,14 @@ def _calls(part: ast.AST) -> Iterator[ast.Call]:
 def _check_call(node: FunctionType, call: ast.Call, prompts: Prompts) -> None:
     given = {each.arg: each.value for each in call.keywords if each.arg is not None}
     is_complete = len(given) == len(call.keywords) and len(call.args) == 1
-    match call.args:
-        case [ast.Constant(value=str(name))]:
-            _refuse(node, call, lambda: _check_prompt(name, given, prompts, is_complete))
     match given.get("model"):
         case ast.Constant(value=str(alias)):
             _refuse(node, call, lambda: prompts.chain(alias))
+    if isinstance(call.func, ast.Attribute) and call.func.attr == "embed":
+        return
+    match call.args:
+        case [ast.Constant(value=str(name))]:
+            _refuse(node, call, lambda: _check_prompt(name, given, prompts, is_complete))
     if is_complete and "returns" not in given:
         raise WiringError(f"{_place(node, call)} does not say what it gives. Write returns=str or a Struct of yours.")
     if (returns := _value(node, given.get("returns"))) not in (None, str):

@@ -26,7 +26,8 @@ class RunLlm(Struct, frozen=True):
         """Render `prompt`, ask the model its head names (or `model`, an alias), decode the reply as `returns`.
 
         Raises Outage while no provider of the alias answers, LlmRefused where the request or its answer can't succeed,
-        BudgetSpent or DaySpent where it may cost more than is left.
+        BudgetSpent or DaySpent where it may cost more than is left; WiringError where there is no such prompt or alias,
+        a variable is missing or unknown, or no model can reply what `returns` is.
         """
         self._begin("ask")
         return await self.llm.ask(

@@ -93,7 +93,7 @@ async def test_a_debugger_lifts_the_limits_that_run(caplog: pytest.LogCaptureFix
             await asyncio.sleep(0.2)
         assert not limit.expired
         assert not inner.expired
-        assert watch.is_debugged
+        assert watch.debugged()
         (said,) = _said(caplog)
         assert "the worker stood in a debugger for " in said
         with pytest.raises(TimeoutError):

@@ -178,6 +178,18 @@ async def test_nor_is_one_whose_state_an_older_release_wrote(settings: Settings)
         assert (await room.replayed(first, again=True))["result"] == "one after 1"
 
 
+async def test_nor_is_one_after_which_an_older_release_wrote(settings: Settings) -> None:
+    """As that does: it knows nothing of what was before, and leaves it as it is."""
+    async with chatting(settings) as room:
+        first = await room.say("one")
+        await room.board.sql(
+            """update states set value = '{"turns":["one after 0","theirs"]}', event_id = gen_random_uuid(),
+                                 written_at = clock_timestamp()"""
+        )
+        assert (await room.replay(first)).status_code == 409
+        assert await room.turns() == ["one after 0", "theirs"]
+
+
 async def test_two_dead_of_one_key_are_replayed_one_after_the_other(settings: Settings) -> None:
     """The second sees what the first has set, although nothing had changed when they were replayed together."""
     async with chatting(settings) as room:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 import prompts
@@ -14,6 +15,7 @@ from tests.workers.kit.packages import package
 from workers.kit.calls import check_calls
 from workers.kit.wiring import everyone, wire
 
+PROMPTS = prompts.load()
 HEAD = """
     from contextlib import suppress
     from functools import wraps
@@ -41,7 +43,7 @@ NODE = """
 def boot(folder: Path, text: str) -> None:
     with package(folder, {"all.py": HEAD + text}) as found:
         for each in everyone(wire(found, discover(found))):
-            check_calls(each.plan, prompts.load())
+            check_calls(each.plan, PROMPTS)
 
 
 def refusal(folder: Path, text: str) -> str:
@@ -60,6 +62,7 @@ def refusal(folder: Path, text: str) -> str:
         ('run.llm.ask("tickets/classify", returns=str)', "wants ticket: give it by that name."),
         ('run.llm.ask("tickets/classify", returns=str, ticket=asked, tone="kind")', "declares no tone"),
         ('run.llm.ask("tickets/classify", returns=str, ticket=asked, model="fest")', 'No model alias "fest"'),
+        ('run.llm.embed([asked.text], model="fest")', 'No model alias "fest"'),
         ('run.llm.ask("tickets/classify", ticket=asked)', "does not say what it gives. Write returns="),
         ('run.llm.ask("tickets/classify", returns=dict, ticket=asked)', "dict"),
         ('run.llm.ask("tickets/classify", returns=Open, ticket=asked)', "Open.rest is a dict"),
@@ -79,6 +82,12 @@ def test_a_body_and_the_nodes_that_it_runs_are_read_too(tmp_path: Path) -> None:
         assert 'No prompt "no/such"' in refusal(tmp_path, node + body.format(signature))
 
 
+def test_so_is_a_function_that_a_node_calls(tmp_path: Path) -> None:
+    helper = NODE.format(lines='await run.llm.ask("no/such", returns=str)').replace("answer", "helped")
+    said = refusal(tmp_path, helper + NODE.format(lines="await helped(run, asked)") + FLOW)
+    assert 'No prompt "no/such"' in said
+
+
 UNDECIDED = (
     "name = 'no/such'\n        await run.llm.ask(name, returns=str)",
     "given = {'ticket': asked}\n        await run.llm.ask('tickets/classify', returns=str, **given)",
@@ -88,6 +97,7 @@ UNDECIDED = (
     "later = lambda run: run.llm.ask('no/such', returns=str)",
     "Reply = dict\n        await run.llm.ask('tickets/classify', returns=Reply, ticket=asked)",
     "await asked.llm.ask('no/such', returns=str)",
+    "await run.llm.embed([asked.text])",
     "await run.llm.ask('tickets/classify', returns=str, ticket=asked)",
 )
 
@@ -97,7 +107,8 @@ def test_what_is_decided_when_it_runs_is_no_alarm(lines: str, tmp_path: Path) ->
     boot(tmp_path, NODE.format(lines=lines) + FLOW)
 
 
-@given(st.lists(st.sampled_from(UNDECIDED), min_size=1, max_size=4))
+@given(st.lists(st.sampled_from(UNDECIDED), min_size=2, max_size=4))
+@examples(max_examples=30, deadline=None)
 def test_nor_is_any_mixture_of_it(chosen: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:  # a fixture would be one for all examples
         boot(Path(folder), NODE.format(lines="\n        ".join(chosen)) + FLOW)
