@@ -97,17 +97,12 @@ async def open_pool(settings: Settings, application: str) -> AsyncIterator[Pool]
             pool.terminate()
 
 
-def connect_timeout_s(settings: Settings) -> float:
-    """How long one connection may take: DATABASE_URL's connect_timeout, else CONNECT_TIMEOUT_S."""
-    return postgres_url.read(settings.database_url).connect_timeout_s or CONNECT_TIMEOUT_S
-
-
 def _arguments(settings: Settings, application: str) -> dict[str, Any]:
     address = postgres_url.read(settings.database_url)
     name = f"callboard {application}" + (f" ({address.application_name})" if address.application_name else "")
     return {
         **address.arguments(),
-        "timeout": connect_timeout_s(settings),
+        "timeout": address.connect_timeout_s or CONNECT_TIMEOUT_S,
         "command_timeout": STATEMENT_TIMEOUT_S,
         # The two that a PgBouncer takes as it comes; the others are set by SQL.
         "server_settings": {"application_name": name, "timezone": "UTC", **address.server_settings()},

@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 import sql
 from service.errors import text_of
 from service.release import release
-from service.resources import POSTGRES_ERRORS, Connection, backoff_s, connect, connect_timeout_s
+from service.resources import CONNECT_TIMEOUT_S, POSTGRES_ERRORS, Connection, backoff_s, connect
 from service.settings import Settings
 from service.time_limit import our_wait
 
@@ -115,9 +115,8 @@ class Lease:
         try:
             while not self._stop.is_set():
                 self._check_loop()
-                connecting_s = 0.0 if connection else connect_timeout_s(self._settings)
                 try:
-                    async with asyncio.timeout(BEAT_TIMEOUT_S + connecting_s):
+                    async with asyncio.timeout(BEAT_TIMEOUT_S + (0.0 if connection else CONNECT_TIMEOUT_S)):
                         connection = connection or await connect(self._settings, "heart")
                         await self._beat(connection, lost)
                     tries = 0
