@@ -19,7 +19,7 @@ import sql
 from service import stream
 from service.commits import Held
 from service.meters import FAMILIES, OTHER, Family, Labels, Meters, Row, Snapshot, decode
-from service.redis_faults import Standing
+from service.redis_faults import RedisState
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.settings import Settings
 
@@ -79,10 +79,10 @@ def _route(scope: Scope) -> Labels:
 class Measured(Collector):
     """Measures at most once in EVERY_S, however many scrape; made in the lifespan, with a registry of its own."""
 
-    def __init__(self, settings: Settings, redis: Redis, standing: Standing, meters: Meters) -> None:
+    def __init__(self, settings: Settings, redis: Redis, redis_state: RedisState, meters: Meters) -> None:
         self._registry: Final = CollectorRegistry()
         self._redis: Final = redis
-        self._standing: Final = standing
+        self._redis_state: Final = redis_state
         names = stream.names_of(settings)
         self._streams: Final = (names.ingest, names.front, names.work, names.dead)
         self._meters: Final = meters
@@ -150,7 +150,7 @@ class Measured(Collector):
                 gauges.set("callboard_stream_entries", float(length), (name,))
             up = 1.0
         gauges.set("callboard_redis_up", up)
-        trouble = self._standing.trouble
+        trouble = self._redis_state.trouble
         if trouble is not None:
             gauges.set("callboard_redis_degraded", 1.0, (trouble.reason,))
 
