@@ -95,7 +95,7 @@ async def _tls_of(where: RedisAddress) -> str | None:
         async with asyncio.timeout(TLS_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(where.host, where.port, ssl=None if where.secure else anyone)
             try:
-                writer.write(b"PING\r\n")  # with TLS the handshake has told already
+                writer.write(b"PING\r\n")  # with TLS the handshake is answer enough
                 answers = not where.secure or (await reader.readline()).startswith((b"+PONG", b"-"))
             finally:
                 writer.transport.abort()

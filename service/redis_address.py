@@ -26,7 +26,7 @@ SCHEMES: Final = {
 FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 TLS: Final = (*FILES, "ssl_cert_reqs", "ssl_check_hostname")
 CERT_REQS: Final = ("none", "optional", "required")
-# What other clients are told there. Callboard sets its own time limits and bounds, and resolves names of either family.
+# Options of other clients: Callboard sets its own time limits and bounds, and resolves names of either family.
 IGNORED: Final = (
     *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "retry_on_timeout", "health_check_interval"),
     *("timeout", "max_connections", "family"),

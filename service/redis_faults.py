@@ -36,7 +36,7 @@ class Trouble(Struct, frozen=True):
     since: datetime
 
 
-class Standing:
+class RedisState:
     """Whether a server does what is asked of it, as the last attempt has shown."""
 
     def __init__(self) -> None:

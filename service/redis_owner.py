@@ -15,10 +15,10 @@ from redis.exceptions import ResponseError
 
 import sql
 from service.errors import StartError, text_of
-from service.redis_faults import ForeignRedis, Standing, reason_of
+from service.redis_faults import ForeignRedis, RedisState, reason_of
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, connect, open_redis
 from service.settings import Settings
-from service.stream import Names, check, epoch, may_ring, mend, names_of, written
+from service.stream import Names, check, epoch, may_notify, mend, names_of, written
 
 LOOK_S: Final = 2.0
 LOOK_TIMEOUT_S: Final = 2.0
@@ -28,10 +28,10 @@ log = logging.getLogger("callboard.redis")
 
 
 class RedisOwner:
-    """What one program knows of its Redis: whose it is, and whether it does what is asked of it."""
+    """What one program knows of its Redis: whose it is and, where it probes it, whether it does what is asked of it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.standing: Final = Standing()
+        self.state: Final = RedisState()
         self._settings: Final = settings
         self._names: Final = names_of(settings)
         self._alone: Final = asyncio.Lock()
@@ -54,7 +54,6 @@ class RedisOwner:
             if mark is None:
                 mark = (await written(redis, self._names.owner, ours)).encode()
             self._check(mark, ours)
-            self.standing.worked()
             return found.decode() if found else await epoch(redis, self._names)
         except ForeignRedis:
             await self._hang_up()
@@ -75,12 +74,13 @@ class RedisOwner:
         try:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 await self.look(redis)
-                await may_ring(redis, self._names)
+                await may_notify(redis, self._names)
                 await mend(redis, self._names)
                 await check(redis, self._names)
         except REDIS_ERRORS as error:
-            self.standing.failed(error)
+            self.state.failed(error)
             return text_of(error)
+        self.state.worked()
         return None
 
     async def _connected(self, connection: Any) -> None:
@@ -108,7 +108,7 @@ class RedisOwner:
         return self._id
 
     async def _hang_up(self) -> None:
-        """What waits at a Redis that is another's, or was told of it, must not be answered."""
+        """Nothing that waits at the Redis of another owner may get an answer from it."""
         for pool in self._pools:
             await pool.disconnect(inuse_connections=True)
 

@@ -60,7 +60,7 @@ async def ring(redis: Redis, ids: Sequence[UUID], stream: str) -> None:
         await pipe.execute()
 
 
-async def may_ring(redis: Redis, names: Names) -> None:
+async def may_notify(redis: Redis, names: Names) -> None:
     """Raises what an entry on the work stream would raise, but writes none: 0-0 is no id that an entry can have. Redis
     looks at the user's rights, at its memory and at its role before it looks at that."""
     try:

@@ -30,8 +30,8 @@ async def test_up_with_debians_redis_takes_over_what_an_older_database_has_left(
         await client.xadd(NAMES.dead, {"dead_id": "of that database"})
     environ = await asyncio.to_thread(redis_environment, folder / "debian")
     with up_on(folder, environ) as up:
-        told = await up.program.says(LAST_WORDS)
-        assert "Traceback" not in told
+        output = await up.program.says(LAST_WORDS)
+        assert "Traceback" not in output
         running = [command_line(pid) for pid in descendants(up.pid)]
         assert [line for line in running if line.startswith(str(folder / "debian" / "usr" / "bin" / "redis-server"))]
         async with httpx.AsyncClient(base_url=up.address, timeout=10) as http:

@@ -105,7 +105,7 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             await stack.enter_async_context(
                 supervised({"loop": meters.watch_loop, "redis": lambda: owner.watch(redis)})
             )
-            measured = Measured(settings, redis, owner.standing, meters)
+            measured = Measured(settings, redis, owner.state, meters)
             stack.callback(measured.close)
             intake = await stack.enter_async_context(open_intake(settings, catalog, redis, meters))
             keys = await stack.enter_async_context(open_keys(settings))

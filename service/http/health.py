@@ -34,7 +34,7 @@ async def _degraded(request: Request) -> list[dict[str, Any]]:
     """What of Redis does not work now."""
     here = door(request)
     await here.owner.probe(here.redis)
-    trouble = here.owner.standing.trouble
+    trouble = here.owner.state.trouble
     return [{"part": "redis", "reason": trouble.reason, "since": trouble.since}] if trouble else []
 
 

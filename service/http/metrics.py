@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import sql
 from service import stream
 from service.meters import FAMILIES, OTHER, Family, Labels, Meters, Row, Snapshot, decode
-from service.redis_faults import Reason, Standing
+from service.redis_faults import Reason, RedisState
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, Held, connect
 from service.settings import Settings
 
@@ -110,11 +110,11 @@ class Shown(Collector):
 class Measured:
     """Looks at the fleet at most once in EVERY_S, however many scrape; made in the lifespan."""
 
-    def __init__(self, settings: Settings, redis: Redis, standing: Standing, meters: Meters) -> None:
+    def __init__(self, settings: Settings, redis: Redis, redis_state: RedisState, meters: Meters) -> None:
         names = stream.names_of(settings)
         self._streams: Final = (names.ingest, names.front, names.work, names.dead)
         self._redis: Final = redis
-        self._standing: Final = standing
+        self._redis_state: Final = redis_state
         self._meters: Final = meters
         self._limit_usd: Final = settings.budget_day_usd
         self._postgres: Final = Held(lambda: connect(settings, "metrics"))
@@ -175,7 +175,7 @@ class Measured:
                 gauges.set("callboard_stream_entries", float(length), (name,))
             up = 1.0
         gauges.set("callboard_redis_up", up)
-        trouble = self._standing.trouble
+        trouble = self._redis_state.trouble
         if trouble is not None:
             gauges.set("callboard_redis_degraded", 1.0, (trouble.reason,))
 

@@ -6,10 +6,10 @@ from typing import Final
 import pytest
 from msgspec import json
 
-from service import stream
 from tests.eventually import eventually
 from tests.faults.memory import small_memory
 from tests.faults.rig import Rig
+from tests.servers import NAMES
 
 ENTRIES: Final = 509
 SIZE: Final = 516_000
@@ -19,12 +19,12 @@ MEMORY: Final = 320 << 20  # a worker at rest has half of it; the backlog is 263
 
 @pytest.mark.slow_fault
 async def test_row_59_large_entries_and_little_memory(rig: Rig) -> None:
-    """Each is stored and ends, or is a dead letter, and the worker is never killed; what it relays is as large again."""
+    """Each is stored and ends, or is a dead letter, and the worker is never killed; what it relays is as large."""
     rig.injected()
     for n in range(ENTRIES):
         data = {"token": "x" * (SIZE if n % 170 else 20_000_000), "how": "reject"}
         said = {"type": "probe.poison", "id": f"{n}", "source": "/large", "data": data}
-        await rig.client.xadd(stream.INGEST, {"event": json.encode(said)})
+        await rig.client.xadd(NAMES.ingest, {"event": json.encode(said)})
     worker = await rig.start("worker", concurrency=10)
     with small_memory(worker.pid, MEMORY):
         await eventually(lambda: _all_dead(rig), 120)
@@ -32,8 +32,8 @@ async def test_row_59_large_entries_and_little_memory(rig: Rig) -> None:
         assert worker.running, f"it ended with status {worker.process.returncode}: {worker.said[-2000:]}"
         rows = await rig.sql("select reason, count(*) as many from dead_letters group by reason order by reason")
         assert {row["reason"]: row["many"] for row in rows} == {"rejected": ENTRIES - TOO_LARGE, "too_large": TOO_LARGE}
-        assert await rig.client.xlen(stream.INGEST) == 0
-        assert await rig.client.xlen(stream.DEAD) == ENTRIES
+        assert await rig.client.xlen(NAMES.ingest) == 0
+        assert await rig.client.xlen(NAMES.dead) == ENTRIES
         assert len(await rig.sql("select 1 from workers")) == 1, "it never lost its lease"
 
 

@@ -10,9 +10,10 @@ from redis.asyncio import Redis
 from service import inbound, stream
 from service.settings import Settings
 from tests.eventually import eventually
+from tests.servers import NAMES
 from tests.service.test_inbound import add, event, ids, quiet, redis, sql, taking_in
 
-INGEST: Final = stream.names_of(Settings()).ingest
+INGEST: Final = NAMES.ingest
 
 __all__ = ["redis", "sql"]  # fixtures
 LARGE: Final = 300_000

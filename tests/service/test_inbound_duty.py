@@ -8,16 +8,16 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from service import stream
 from service.resources import Connection
 from service.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
+from tests.servers import NAMES
 from tests.service.test_inbound import GOOD, taking_in
 from workers.engine.lease import Lease
 from workers.engine.supervisor import Parts
 
-INGEST: Final = stream.names_of(Settings()).ingest
+INGEST: Final = NAMES.ingest
 
 LATE_S: Final = 2.0
 AT_ONCE_S: Final = 5.0  # a duty that is not tied to a lease is free after 15 s

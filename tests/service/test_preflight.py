@@ -207,6 +207,8 @@ async def test_what_redis_does_not_take_has_its_reason(settings: Settings, folde
         assert await reasons() == []
         await client.config_set("maxmemory", 1)
         assert await reasons() == ["full"]
+        (first,) = (await board.http.get("/readyz")).json()["degraded"]
+        assert (await board.http.get("/readyz")).json()["degraded"] == [first], "since it began"
         assert 'callboard_redis_degraded{reason="full"} 1.0' in (await board.http.get("/metrics")).text
         await client.config_set("maxmemory", 0)
         assert await reasons() == []

@@ -125,13 +125,13 @@ def test_no_part_of_a_password_is_in_a_sentence(password: str, place: str, encod
     try:
         found = redis_address(url)
     except StartError as error:
-        told = f"{error!r} {error.__cause__}"
+        message = f"{error!r} {error.__cause__}"
     else:
-        told = repr(found)
+        message = repr(found)
         if encoded and place.startswith("redis://:{}@"):
             assert found.password == password
     parts = {password[at : at + 4] for at in range(len(password) - 3)}
-    assert not [part for part in parts if part.strip() and part in told]
+    assert not [part for part in parts if part.strip() and part in message]
 
 
 @pytest.mark.parametrize(

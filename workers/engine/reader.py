@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from service import stream
 from service.failpoints import hit
 from service.meters import Meters
-from service.redis_faults import Standing
+from service.redis_faults import RedisState
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from service.stream import Entry
@@ -48,7 +48,7 @@ class Reader:
         self._redis: Final = redis
         self._lease: Final = lease
         self._executor: Final = executor
-        self._standing: Final = Standing()
+        self._redis_state: Final = RedisState()
         self._foreign_at = 0.0
         self._heard_at = time.monotonic()
 
@@ -62,7 +62,7 @@ class Reader:
     @property
     def reason(self) -> str | None:
         """What was wrong with Redis at the last try to read from it."""
-        return self._standing.trouble.reason if self._standing.trouble else None
+        return self._redis_state.trouble.reason if self._redis_state.trouble else None
 
     async def run(self) -> None:
         """Read until cancelled. After an error the supervisor starts it again, and it takes its own pending first."""
@@ -76,7 +76,7 @@ class Reader:
                 hit(self._settings, "reader_turn")
                 await self._turn(connection)
         except RedisError as error:
-            self._standing.failed(error)
+            self._redis_state.failed(error)
             raise
         finally:
             with suppress(*POSTGRES_ERRORS):
@@ -92,7 +92,7 @@ class Reader:
         elif not await self._read(connection, self._streams[:1], 1, None):
             await self._read(connection, self._streams[1:], 1, BLOCK_MS)
         self._heard_at = time.monotonic()
-        self._standing.worked()
+        self._redis_state.worked()
         if time.monotonic() - self._foreign_at > FOREIGN_EVERY_S:
             await self._take_foreign(connection)
 

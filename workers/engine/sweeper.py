@@ -112,11 +112,10 @@ class Sweeper:
         try:
             return await self._tell(connection, [*rescued, *unknown, *heads], row)
         except REDIS_ERRORS as error:
-            self._owner.standing.failed(error)
             if stream.wrong_type(error):
                 await self._mend()
             elif self._trouble != text_of(error):
-                log.warning("Redis is %s, not all is rung: %s", reason_of(error), text_of(error))
+                log.warning("Redis is %s, what is due waits for it: %s", reason_of(error), text_of(error))
             self._trouble = text_of(error)
             return 0
 

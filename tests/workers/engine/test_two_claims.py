@@ -9,6 +9,7 @@ from service.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of
+from tests.servers import NAMES
 from workers.kit import Pipeline, Run
 
 EVENTS: Final = 8  # a mapping that picks one of two claims at random is right for all of them once in 256 runs
@@ -77,7 +78,7 @@ async def test_an_unknown_claim_of_an_event_that_is_held_under_an_older_one_is_h
 async def _free(board: Board) -> None:
     """What a rescue does that takes the worker for dead, and the ring behind it."""
     rows = await board.sql("update work set status = 'queued', worker = null returning event_id")
-    await stream.ring(board.redis, [row["event_id"] for row in rows], stream.names_of(board.settings).front)
+    await stream.ring(board.redis, [row["event_id"] for row in rows], NAMES.front)
 
 
 async def _has(found: set[tuple[str, int]] | list[int], count: int) -> bool:
