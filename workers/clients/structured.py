@@ -84,7 +84,7 @@ def schema_of(returns: type[Any]) -> Schema:
             f"{title} holds two types that share a name with {error}: give them different names."
         ) from error
     body = _strict(root, components, (title,))
-    return Schema(_name(title, f"{struct.__module__}.{struct.__qualname__}"), body, strict=_within_limits(body))
+    return Schema(_name(title, repr(returns)), body, strict=_within_limits(body))
 
 
 def _title(alias: Any) -> str:
@@ -92,11 +92,12 @@ def _title(alias: Any) -> str:
     return re.sub(r"(\w+\.)+", "", repr(alias))
 
 
-def _name(title: str, path: str) -> str:
-    """`title` as providers take names; one that had to be altered ends in a digest, so that two types stay apart."""
+def _name(title: str, full: str) -> str:
+    """`title` as providers take names. One that had to be altered ends in a digest of the `full` name, which says the
+    modules too, so that two types stay apart."""
     if len(title) <= NAME_MAX and not UNSAFE.search(title):
         return title
-    digest = blake2b(f"{path} {title}".encode(), digest_size=DIGEST_BYTES).hexdigest()
+    digest = blake2b(full.encode(), digest_size=DIGEST_BYTES).hexdigest()
     readable = UNSAFE.sub("_", title).strip("_")[: NAME_MAX - len(digest) - 1]
     return f"{readable}_{digest}" if readable else f"reply_{digest}"
 
