@@ -99,8 +99,8 @@ def test_names_are_those_that_providers_take_and_different_types_have_different_
     assert all(len(name) <= 64 and name.isascii() for name in names)
     assert names[2].startswith("Page_int_")
     twins: list[Any] = [defstruct("Twin", [("text", str)], module=module) for module in ("one", "two")]
-    generic: Any = Page
-    first, second = [schema_of(generic[twin]).name for twin in twins]
+    page: Any = Page
+    first, second = [schema_of(page[twin]).name for twin in twins]
     assert first.startswith("Page_Twin_")
     assert first != second
 
