@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -92,5 +93,5 @@ async def _pauses_s(board: Board, event_id: str) -> list[float]:
     )
     return [
         (after["started_at"] - before["finished_at"]).total_seconds()
-        for before, after in zip(rows, rows[1:], strict=False)
+        for before, after in pairwise(rows)
     ]

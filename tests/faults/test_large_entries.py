@@ -1,4 +1,4 @@
-"""Row 59: producers have put a backlog of large entries on the stream; the worker that takes it in has little memory."""
+"""Row 59: a backlog of large entries is on the stream, and the worker that takes it in has little memory."""
 
 import asyncio
 from typing import Final
@@ -19,7 +19,7 @@ MEMORY: Final = 320 << 20  # a worker at rest has half of it; the backlog is 263
 
 @pytest.mark.slow_fault
 async def test_row_59_large_entries_and_little_memory(rig: Rig) -> None:
-    """Each is stored and ends, or is a dead letter, and the worker is never killed; what it relays is as large again."""
+    """Each is stored and ends, or is a dead letter, and the worker is never killed. What it relays is as large again."""
     rig.injected()
     for n in range(ENTRIES):
         data = {"token": "x" * (SIZE if n % 170 else 20_000_000), "how": "reject"}
@@ -28,7 +28,7 @@ async def test_row_59_large_entries_and_little_memory(rig: Rig) -> None:
     worker = await rig.start("worker", concurrency=10)
     with small_memory(worker.pid, MEMORY):
         await eventually(lambda: _all_dead(rig), 120)
-        await eventually(lambda: rig.quiet(), 60)
+        await eventually(rig.quiet, 60)
         assert worker.running, f"it ended with status {worker.process.returncode}: {worker.said[-2000:]}"
         rows = await rig.sql("select reason, count(*) as many from dead_letters group by reason order by reason")
         assert {row["reason"]: row["many"] for row in rows} == {"rejected": ENTRIES - TOO_LARGE, "too_large": TOO_LARGE}

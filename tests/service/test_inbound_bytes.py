@@ -1,6 +1,5 @@
 """Producers decide how large the entries are that are taken in: what a worker holds of them at a time is bounded."""
 
-import asyncio
 from typing import Any, Final
 
 import asyncpg

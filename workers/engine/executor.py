@@ -171,7 +171,7 @@ class Executor:
             raise asyncio.CancelledError from error
         except Exception as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
             log.info("event %s, attempt %d: %s", claimed.event_id, claimed.attempt, type(error).__name__)
-            # no second name for the error: it would hold this frame, with the event's data, until the garbage is collected
+            # A second name for the error would keep this frame, with the event's data, until a garbage collection.
             return after(_timed_out(error, wired) or error, claimed, wired.pipeline.retry, facts)
 
     async def _still_ours(self, hand: Hand) -> None:
