@@ -1,8 +1,8 @@
 """A worker whose clock is an hour off, and whose clock steps while it runs: nothing waits longer or shorter for it."""
 
 import asyncio
-import itertools
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -91,4 +91,4 @@ async def _pauses_s(board: Board, event_id: str) -> list[float]:
     rows = await board.sql(
         "select started_at, finished_at from attempts where event_id = $1::uuid order by claim", event_id
     )
-    return [(after["started_at"] - before["finished_at"]).total_seconds() for before, after in itertools.pairwise(rows)]
+    return [(after["started_at"] - before["finished_at"]).total_seconds() for before, after in pairwise(rows)]

@@ -1,4 +1,4 @@
-"""Row 59: producers have put a backlog of large entries on the stream; a worker with little memory takes it in."""
+"""Row 59: a backlog of large entries is on the stream, and the worker that takes it in has little memory."""
 
 import asyncio
 from typing import Final
@@ -19,7 +19,7 @@ MEMORY: Final = 320 << 20  # a worker at rest has half of it; the backlog is 263
 
 @pytest.mark.slow_fault
 async def test_row_59_large_entries_and_little_memory(rig: Rig) -> None:
-    """Each is stored and ends, or is a dead letter, and the worker is never killed; what it relays is as large."""
+    """Each is stored and ends, or is a dead letter, and the worker is never killed. What it relays is as large again."""
     rig.injected()
     for n in range(ENTRIES):
         data = {"token": "x" * (SIZE if n % 170 else 20_000_000), "how": "reject"}
