@@ -15,6 +15,7 @@ import click
 from msgspec import json
 from msgspec.structs import replace
 
+from schemas.origin import USER_PLACES
 from service.cli.api_client import open_client
 from service.cli.parts import Running, address, all_running
 from service.embedded.redis import redis_cli
@@ -27,7 +28,7 @@ from service.stream import names_of
 
 SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
 SEED_SOURCE: Final = "/seed"
-USER_PLACES: Final = ("schemas/events", "workers/nodes", "workers/pipelines", "workers/providers", "prompts")
+PLACES: Final = (*USER_PLACES, "prompts")
 SEED_TIMEOUT_S: Final = 30.0
 EXAMPLE: Final = '{"ticket_id":"T-1","subject":"Cannot log in","body":"My password is rejected."}'
 
@@ -139,7 +140,7 @@ def _redis_cli(redis: RedisAddress) -> str:
 def _workers(live: Running) -> str:
     if not live.workers:
         return "none: run `.venv/bin/callboard worker` in another terminal, where breakpoint() works"
-    return f"{len(live.workers)}, started again when a file in {', '.join(USER_PLACES)} changes"
+    return f"{len(live.workers)}, started again when a file in {', '.join(PLACES)} changes"
 
 
 def _answers(settings: Settings) -> str:
@@ -154,7 +155,7 @@ async def _watch(live: Running) -> None:
     from watchfiles import PythonFilter, awatch
 
     ours = PythonFilter(extra_extensions=(".md", ".toml"))
-    places = [ROOT / place for place in USER_PLACES]
+    places = [ROOT / place for place in PLACES]
     async for changes in awatch(*places, watch_filter=ours, debounce=300):
         names = sorted({str(Path(path).relative_to(ROOT)) for _, path in changes})
         click.echo(f"{', '.join(names[:3])} changed: workers start again")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
+from msgspec import Struct
+
 from schemas.origin import is_users, line_of
 from service.log import STEP
 from service.resources import TIMEOUTS
@@ -23,6 +25,16 @@ DEBUGGERS: Final = ("bdb", "pdb", "pydevd", "_pydevd_bundle.pydevd")
 log = logging.getLogger("callboard.loop")
 
 
+class Place(Struct, frozen=True):
+    """Where the loop was seen, for people; `is_users`: in a file that somebody wrote for this product."""
+
+    text: str
+    is_users: bool
+
+
+_NOWHERE: Final = Place("none of this process ran", is_users=False)
+
+
 class LoopWatch:
     """Runs on the loop that it watches. `in_debugger` is called there when somebody has stopped it in a debugger."""
 
@@ -31,7 +43,7 @@ class LoopWatch:
         self._in_debugger: Final = in_debugger
         self._ticked_at = time.monotonic()
         self._stood_at = float("-inf")
-        self._place = ""
+        self._place = _NOWHERE
         self._is_stopped = False
 
     def debugged(self) -> bool:
@@ -75,18 +87,16 @@ class LoopWatch:
                 self._place = _place(frames, loop)
 
     def _tell(self, still_s: float) -> None:
-        place, self._place = self._place, ""
+        place, self._place = self._place, _NOWHERE
         if self._is_stopped:
             self._is_stopped = False
             log.info("the worker stood in a debugger for %.1f s; its runs have no time limits any more", still_s)
-        elif place:
-            log.warning(
-                "the loop stood still for %.1f s in %s; blocking code belongs into asyncio.to_thread", still_s, place
-            )
+        elif place.is_users:
+            advice = "blocking code belongs into asyncio.to_thread"
+            log.warning("the loop stood still for %.1f s in %s; %s", still_s, place.text, advice)
         else:
-            log.warning(
-                "the loop stood still for %.1f s, and so did all of this process: was it stopped, or the machine?",
-                still_s,
+            log.info(
+                "the loop stood still for %.1f s in no code of yours (%s): is the machine busy?", still_s, place.text
             )
 
 
@@ -96,12 +106,13 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _place(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> str:
+def _place(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> Place:
     """`step odd (workers/nodes/odd.py:37)`: the innermost line of the user's own; where there is none, of anybody's."""
-    own = next((each for each in frames if is_users(each.f_code.co_filename)), frames[0])
-    line = line_of(own.f_code.co_filename, own.f_lineno)
-    key = _step(frames, loop)
-    return f"step {key} ({line})" if key else line
+    own = next((each for each in frames if is_users(each.f_code.co_filename)), None)
+    if own is None:
+        return Place(line_of(frames[0].f_code.co_filename, frames[0].f_lineno), is_users=False)
+    line, key = line_of(own.f_code.co_filename, own.f_lineno), _step(frames, loop)
+    return Place(f"step {key} ({line})" if key else line, is_users=True)
 
 
 def _step(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> str:
