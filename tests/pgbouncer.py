@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from service.embedded import Server
-from tests.debian import libraries, unpacked
+from tests.debian import unpacked
 from tests.eventually import eventually
 from tests.processes import free_port
 from tests.second_postgres import sockets_of
@@ -21,14 +21,23 @@ PASSWORD: Final = "let-me-in"
 
 
 def pgbouncer_in(folder: Path) -> Path:
-    """The package and those libraries of its own that a machine may lack, unpacked; their names differ by release."""
+    """The package, unpacked, and those of the libraries it names that this machine lacks."""
     root = unpacked(folder, "pgbouncer")
     (package,) = (folder / "downloads").glob("pgbouncer_*.deb")
-    told = subprocess.run(["dpkg-deb", "-f", package, "Depends"], capture_output=True, text=True, check=True).stdout
-    for name in re.findall(r"lib(?:event|c-ares)[\w.+-]*", told):
-        unpacked(folder / name, name)
-        shutil.copytree(folder / name / "usr", root / "usr", dirs_exist_ok=True, symlinks=True)
+    missing = re.findall(
+        r"^\s*(lib[a-z]+)\S* => not found", _output("ldd", root / "usr" / "sbin" / "pgbouncer"), re.MULTILINE
+    )
+    named = re.findall(r"lib[\w.+-]+", _output("dpkg-deb", "-f", package, "Depends"))
+    # libcares.so.2 is in libc-ares2, or in libcares2: that differs by release.
+    wanted = [name for name in named if name.replace("-", "").startswith(tuple(missing))]
+    if wanted:
+        unpacked(folder / "libraries", *wanted)
+        shutil.copytree(folder / "libraries" / "usr", root / "usr" / "own", symlinks=True)
     return root
+
+
+def _output(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 class PgBouncer:
@@ -46,7 +55,7 @@ class PgBouncer:
         as_root = os.geteuid() == 0
         self._process = subprocess.Popen(
             [self._root / "usr" / "sbin" / "pgbouncer", self._file],
-            env={"LD_LIBRARY_PATH": libraries(self._root)},
+            env={"LD_LIBRARY_PATH": _libraries(self._root)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -102,3 +111,7 @@ def configured(shipped: str, own: dict[str, str], databases: str) -> str:
     lines.insert(lines.index("[databases]") + 1, databases)
     lines.insert(lines.index("[pgbouncer]") + 1, "\n".join(f"{name} = {value}" for name, value in own.items()))
     return "\n".join(lines) + "\n"
+
+
+def _libraries(root: Path) -> str:
+    return ":".join(sorted({str(each.parent) for each in (root / "usr" / "own").rglob("*.so*")}))
