@@ -19,7 +19,7 @@ MEMORY: Final = 320 << 20  # a worker at rest has half of it; the backlog is 263
 
 @pytest.mark.slow_fault
 async def test_row_59_large_entries_and_little_memory(rig: Rig) -> None:
-    """Each is stored and ends, or is a dead letter, and the worker is never killed. What it relays is as large again."""
+    """Each is stored and ends, or is a dead letter, and the worker is never killed and relays it all."""
     rig.injected()
     for n in range(ENTRIES):
         data = {"token": "x" * (SIZE if n % 170 else 20_000_000), "how": "reject"}
