@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import click
-from rich.cells import cell_len, chop_cells
+from rich.cells import get_character_cell_size
 
 GAP: Final = "  "
 INDENT: Final = "    "
+WIDENS: Final = "\N{VARIATION SELECTOR-16}"  # shows the character before it as an emoji, which is a cell wider
 NUMBER: Final = re.compile(r"-?[\d,]+(\.\d+)?|")
 TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(\.\d+)?(Z|\+00:00)")
 
@@ -34,7 +35,7 @@ def fitted(columns: Row, rows: Sequence[Row], width: int) -> Iterator[str]:
     that is wider than the terminal is wrapped within its column. Nothing is cut. Times are in UTC, to the second.
     """
     shown = [[TIME.sub(r"\1 \2", field.replace("\n", " ").replace("\t", " ")) for field in row] for row in rows]
-    widths = [max(map(cell_len, column)) for column in zip(columns, *shown, strict=True)]
+    widths = [max(map(cells_of, column)) for column in zip(columns, *shown, strict=True)]
     numeric = [all(NUMBER.fullmatch(row[index]) for row in shown) for index in range(len(columns))]
     lines = _lines(widths, width)
     for row in (list(columns), *shown):
@@ -43,6 +44,15 @@ def fitted(columns: Row, rows: Sequence[Row], width: int) -> Iterator[str]:
             if number and not any(text for text, _, _ in cells):
                 continue
             yield from _wrapped(cells, INDENT if number else "")
+
+
+def cells_of(text: str) -> int:
+    """How many cells of a terminal the text takes, at most: what joins or colours emoji may take none."""
+    return sum(map(_size, text))
+
+
+def _size(char: str) -> int:
+    return 1 if char == WIDENS else get_character_cell_size(char)
 
 
 def _lines(widths: Sequence[int], width: int) -> list[list[tuple[int, int]]]:
@@ -62,11 +72,23 @@ def _lines(widths: Sequence[int], width: int) -> list[list[tuple[int, int]]]:
 
 def _wrapped(cells: Sequence[tuple[str, int, bool]], indent: str) -> Iterator[str]:
     """One line, and as many more as its longest cell needs."""
-    pieces = [chop_cells(text, room) or [""] for text, room, _ in cells]
+    pieces = [list(_pieces(text, room)) for text, room, _ in cells]
     for depth in range(max(map(len, pieces))):
         fields = []
         for (_, room, is_number), piece in zip(cells, pieces, strict=True):
             text = piece[depth] if depth < len(piece) else ""
-            space = " " * (room - cell_len(text))
+            space = " " * (room - cells_of(text))
             fields.append(space + text if is_number else text + space)
         yield (indent + GAP.join(fields)).rstrip()
+
+
+def _pieces(text: str, room: int) -> Iterator[str]:
+    """The text in pieces of at most `room` cells."""
+    begin, used = 0, 0
+    for index, char in enumerate(text):
+        size = _size(char)
+        if used + size > room and index > begin:
+            yield text[begin:index]
+            begin, used = index, 0
+        used += size
+    yield text[begin:]

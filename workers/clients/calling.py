@@ -111,15 +111,15 @@ class Caller:
     @asynccontextmanager
     async def _permit(self, begun: Try) -> AsyncIterator[Permit]:
         """The right to make the call, with the wait for it measured."""
-        target, asked_at, result = begun.target, time.perf_counter(), "refused"
+        target, since, result = begun.target, time.perf_counter(), "refused"
         try:
             async with self._gates[target].permit(begun.tokens_max) as permit:
                 result = "passed"
-                self._observe("callboard_llm_limiter_wait_seconds", asked_at, target, result)
+                self._observe("callboard_llm_limiter_wait_seconds", since, target, result)
                 yield permit
         finally:
             if result == "refused":
-                self._observe("callboard_llm_limiter_wait_seconds", asked_at, target, result)
+                self._observe("callboard_llm_limiter_wait_seconds", since, target, result)
 
     def listener(self, begun: Try) -> Callable[[str], None]:
         """Tells the pieces of a streamed reply to whoever follows, and measures when the first one came."""

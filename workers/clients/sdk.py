@@ -143,8 +143,8 @@ def _unreachable(provider: str, error: Exception) -> Fault:
 
 def _unmade(provider: str, error: Exception) -> Fault:
     """Without the error's own words, which may name a letter of the key."""
-    told = f"{provider} can't be asked ({type(error).__name__}): look for characters in its key or address that no "
-    return Fault("setup", f"{told}HTTP request can hold.", free=True)
+    message = f"{provider} can't be asked ({type(error).__name__}): look for characters in its key or address that no "
+    return Fault("setup", f"{message}HTTP request can hold.", free=True)
 
 
 def _why_not_sent(error: BaseException | None) -> BaseException | None:
