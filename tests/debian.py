@@ -10,7 +10,7 @@ import pytest
 
 PRIVATE: Final = ("-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User=root")
 TIMEOUT_S: Final = 120
-REDIS: Final = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
+REDIS: Final = ("redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1")
 
 
 def unpacked(folder: Path, *packages: str) -> Path:
