@@ -47,7 +47,7 @@ class _Typed(Struct, frozen=True):
 class Inbound:
     """One process at a time takes the stream in; the others stand by.
 
-    `holder` waits until this worker holds its lease and returns the id of that. The duty is free when the lease is, and a
+    `holder` waits until this worker holds its lease, and returns its id. The duty is free when the lease is, and a
     worker that registers anew takes it anew.
     """
 

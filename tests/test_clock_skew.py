@@ -91,7 +91,4 @@ async def _pauses_s(board: Board, event_id: str) -> list[float]:
     rows = await board.sql(
         "select started_at, finished_at from attempts where event_id = $1::uuid order by claim", event_id
     )
-    return [
-        (after["started_at"] - before["finished_at"]).total_seconds()
-        for before, after in pairwise(rows)
-    ]
+    return [(after["started_at"] - before["finished_at"]).total_seconds() for before, after in pairwise(rows)]
