@@ -50,8 +50,8 @@ class _Typed(Struct, frozen=True):
 class Inbound:
     """One process at a time takes the stream in; the others stand by.
 
-    `holder` waits until this worker holds its lease and returns the id of that. The duty is free when the lease is, and
-    a worker that registers anew takes it anew.
+    `holder` waits until this worker holds its lease, and returns its id. The duty is free when the lease is, and a
+    worker that registers anew takes it anew.
     """
 
     def __init__(

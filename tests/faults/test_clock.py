@@ -16,7 +16,7 @@ HOUR_S: Final = 3600
 @pytest.mark.slow_fault
 @pytest.mark.parametrize("off_s", [HOUR_S, -HOUR_S], ids=["ahead", "behind"])
 async def test_row_34_the_clock_of_a_worker_is_off_and_steps(rig: Rig, tmp_path: Path, off_s: int) -> None:
-    """Its neighbour's is right. Nothing is lost or taken over, and what backs off comes again in seconds."""
+    """Its neighbour's is right. Nothing is lost or taken over; what backs off comes again in seconds."""
     rig.expects_s = 15  # a wait of an hour, or of none, would not be at rest by then
     clock = WrongClock(tmp_path, off_s)
     programs = [await rig.api(), await rig.worker(concurrency=20)]

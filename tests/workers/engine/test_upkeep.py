@@ -1,6 +1,7 @@
 """Upkeep, turn by turn: what is rung again, what is freed, what is buried."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -51,6 +52,7 @@ class Desk:
         self.settings = settings
         self.redis = redis
         self.lease = Lease(settings, [], lambda: 0, lambda: ("ready", None))
+        self.lease._held, self.lease._renewed_at = True, time.monotonic() + 60  # its heart does not beat here
         program = program_of(settings, plain=Pipeline(on=Plain, flow=[nothing]))
 
         async def wake_in(_: object) -> None:
