@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -19,11 +20,13 @@ from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.listening import listening_on
 from tests.programs import program_of
+from tests.workers.engine.paying import open_shop, said
 from workers.kit import Pipeline, Retry, Run, State, Stop, each, parallel, pipeline
 from workers.kit.run import CHEAP_MS
 
 QUICK = Retry(attempts=2, base_s=0.02, cap_s=0.05)
 SLOW_S = CHEAP_MS * 4 / 1000
+REACHED_S = 30.0
 
 
 class Job(Event, tag="job", frozen=True):
@@ -99,7 +102,7 @@ async def running(settings: Settings, **pipelines: Pipeline) -> AsyncIterator[Bo
 
 async def lost_at(board: Board, cut: Cut, event_id: str) -> dict[str, Any]:
     """The worker is lost when the run reaches `cut`: what it had in memory only is gone. The event, once it ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(REACHED_S):
         await cut.reached.wait()
     executor = board.workers[0].executor
     executor.drop(UUID(event_id))
@@ -109,7 +112,7 @@ async def lost_at(board: Board, cut: Cut, event_id: str) -> dict[str, Any]:
 
     await eventually(empty_handed)
     await board.sql("update work set status = 'queued', worker = null, rung_at = null, due_at = now()")
-    return await board.ended(event_id)
+    return await board.ended(event_id, REACHED_S)
 
 
 async def ended_at(board: Board, cut: Cut, **data: Any) -> dict[str, Any]:
@@ -176,7 +179,7 @@ async def test_what_a_sibling_completed_before_is_stored_too(settings: Settings)
     job = Pipeline(on=Job, flow=[parallel([draw, say], pay), note])
     async with shop() as (url, posts), running(settings, job=job) as board:
         event_id = await board.send("job", {"url": url})
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(REACHED_S):
             await cut.reached.wait()
         stored = {row["step"]: json.decode(row["entry"]) for row in await board.sql("select step, entry from journal")}
         assert {"draw", "say", "pay"} <= stored.keys()
@@ -239,9 +242,6 @@ async def test_a_mail_is_sent_once_by_a_resource(settings: Settings) -> None:
         assert mailer.sent == [event["result"]["order"]]
 
 
-Send = Callable[[Run, Order], Awaitable[Charged]]
-
-
 async def _sent_once(settings: Settings, mailer: Mailer, job: Callable[[Cut], Pipeline]) -> None:
     cut = Cut()
     async with running(settings, job=job(cut)) as board:
@@ -301,6 +301,74 @@ async def test_a_mail_is_sent_once_by_a_client_that_only_the_node_knows(settings
         return Charged(order.id)
 
     await _sent_once(settings, mailer, lambda cut: _three_steps(cut, send, [], handed=False))
+
+
+async def _cut_off_in(settings: Settings, cut: Cut, send: Callable[..., Awaitable[Charged]], **options: Any) -> UUID:
+    """The order of the result, where the worker was lost in the step that sends it."""
+
+    async def conclude(order: Order, charged: Charged) -> Report:
+        return Report(order.id, charged.id)
+
+    job = Pipeline(on=Job, flow=[draw_order, send, conclude], **options)
+    async with running(settings, job=job) as board:
+        event_id = await board.send("job", {})
+        async with asyncio.timeout(REACHED_S):
+            await cut.reached.wait()
+        assert [row["step"] for row in await board.sql("select step from journal")] == ["draw_order"]
+        event = await lost_at(board, cut, event_id)
+        assert event["result"]["order"] == event["result"]["charged"]
+        return UUID(event["result"]["order"])
+
+
+async def test_a_step_cut_off_in_its_resource_does_the_same_again(settings: Settings) -> None:
+    cut, mailer = Cut(), Mailer()
+
+    @asynccontextmanager
+    async def open_mailer() -> AsyncIterator[Mailer]:
+        yield mailer
+
+    async def send(mailer: Mailer, order: Order) -> Charged:
+        mailer.sent.append(str(order.id))
+        await cut.here()
+        return Charged(order.id)
+
+    order = await _cut_off_in(settings, cut, send, resources=[open_mailer])
+    assert mailer.sent == [str(order)] * 2
+
+
+async def test_a_step_cut_off_in_a_post_posts_the_same_under_the_same_key(settings: Settings) -> None:
+    cut = Cut()
+    async with shop() as (url, posts):
+
+        async def send(run: Run, order: Order) -> Charged:
+            await run.web.post(url, {"order": order.id})
+            await cut.here()
+            return Charged(order.id)
+
+        order = await _cut_off_in(settings, cut, send)
+        assert [body for _, body in posts] == [{"order": str(order)}] * 2
+        assert len({key for key, _ in posts}) == 1
+
+
+async def test_a_model_is_asked_behind_what_was_stored(settings: Settings, tmp_path: Path) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> Response:
+        asked.set()
+        await go_on.wait()
+        return said("yes")
+
+    async def ask(run: Run, order: Order) -> str:
+        return await run.llm.ask("say", returns=str, text=str(order.id))
+
+    async with open_shop(settings, tmp_path, Pipeline(on=Job, flow=[draw_order, ask])) as (board, provider):
+        provider.answer = slowly
+        event_id = await board.send("job", {})
+        async with asyncio.timeout(REACHED_S):
+            await asked.wait()
+        assert [row["step"] for row in await board.sql("select step from journal")] == ["draw_order"]
+        go_on.set()
+        assert (await board.ended(event_id))["status"] == "succeeded"
 
 
 class Inner(Struct, frozen=True):

@@ -121,7 +121,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     for seed in ("1", "2", "3"):
         command = (sys.executable, "-m", "tests.workers.kit.test_hash_seed", str(tmp_path))
         environ = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         lines.add(done.stdout)
     (line,) = lines
