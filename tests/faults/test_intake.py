@@ -57,7 +57,7 @@ async def test_row_01_kill_the_worker_that_takes_the_stream_in(rig: Rig) -> None
 
 async def _said(rig: Rig, name: str) -> None:
     said = {"type": "probe.once", "id": name, "source": "/stream", "data": {"token": name}}
-    await rig.client.xadd(stream.INGEST, {"event": json.encode(said)})
+    await rig.client.xadd(NAMES.ingest, {"event": json.encode(said)})
 
 
 async def _stored(rig: Rig, name: str) -> bool:
