@@ -1,12 +1,9 @@
 """A clock that is off, for one program alone: libfaketime, from Debian's package `libfaketime`."""
 
-import os
 from pathlib import Path
 from typing import Final
 
-import pytest
-
-PLACES: Final = ("/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime")
+from tests.debian import unpacked
 
 
 class WrongClock:
@@ -19,7 +16,7 @@ class WrongClock:
         self._file: Final = folder / "clock"
         self.set(off_s)
         self.environ: Final = {
-            "LD_PRELOAD": str(_library()),
+            "LD_PRELOAD": str(_library(folder)),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
@@ -32,12 +29,7 @@ class WrongClock:
         written.replace(self._file)
 
 
-def _library() -> Path:
-    """Skips the test where the package is missing, but for CI, where that is a failure."""
-    for place in PLACES:
-        if (found := Path(place) / "libfaketime.so.1").exists():
-            return found
-    reason = "libfaketime is not installed (apt-get install libfaketime)"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
+def _library(folder: Path) -> Path:
+    """Skips the test where the package can't be had, but for CI, where that is a failure."""
+    (found,) = unpacked(folder / "libfaketime", "libfaketime").rglob("libfaketime.so.1")
+    return found

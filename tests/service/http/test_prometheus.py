@@ -1,7 +1,5 @@
 """A real Prometheus (Debian's package `prometheus`) scrapes two APIs as the README says, and its sums are true."""
 
-import os
-import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -13,19 +11,15 @@ import yaml
 
 from service.settings import Settings
 from tests.board import TICKET, board_on, serving
+from tests.debian import unpacked
 from tests.eventually import eventually
 from tests.processes import free_port
 
 SCRAPED_S = 40.0
-PROGRAMS = [name for name in ("prometheus", "promtool") if shutil.which(name) is None]
-
-pytestmark = pytest.mark.skipif(
-    bool(PROGRAMS) and not os.environ.get("CI"), reason=f"not on PATH: {', '.join(PROGRAMS)} (Debian: prometheus)"
-)
 
 
 @contextmanager
-def prometheus(folder: Path, apis: list[str]) -> Iterator[str]:
+def prometheus(programs: Path, folder: Path, apis: list[str]) -> Iterator[str]:
     """One that scrapes all `apis`, and the fleet from the first; its address."""
     jobs = [
         {"job_name": "callboard", "static_configs": [{"targets": apis}]},
@@ -33,11 +27,11 @@ def prometheus(folder: Path, apis: list[str]) -> Iterator[str]:
     ]
     config = folder / "prometheus.yaml"
     config.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
-    subprocess.run(["promtool", "check", "config", config], check=True, capture_output=True, timeout=30)
+    subprocess.run([programs / "promtool", "check", "config", config], check=True, capture_output=True, timeout=30)
     address = f"127.0.0.1:{free_port()}"
     options = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
     with (folder / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(["prometheus", *options], stdout=log, stderr=log)
+        process = subprocess.Popen([programs / "prometheus", *options], stdout=log, stderr=log)
     try:
         yield f"http://{address}"
     finally:
@@ -66,6 +60,7 @@ async def querying(url: str) -> AsyncIterator[Querying]:
 
 
 async def test_sums_over_two_apis_are_true(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = unpacked(tmp_path / "debian", "prometheus") / "usr" / "bin"
     monkeypatch.setattr("workers.engine.report.REPORT_S", 0.2)
     monkeypatch.setattr("service.http.metrics.EVERY_S", 0.1)
     async with board_on(settings, workers=2) as board, serving(settings) as second:
@@ -73,11 +68,16 @@ async def test_sums_over_two_apis_are_true(settings: Settings, tmp_path: Path, m
         for path in ("/metrics", "/metrics/fleet"):
             text = (await board.http.get(path)).text
             checked = subprocess.run(
-                ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False, timeout=30
+                [programs / "promtool", "check", "metrics"],
+                input=text,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=30,
             )
             assert checked.returncode == 0, checked.stderr
         apis = [url.removeprefix("http://").rstrip("/") for url in (str(board.http.base_url), second)]
-        with prometheus(tmp_path, apis) as url:
+        with prometheus(programs, tmp_path, apis) as url:
             async with querying(url) as query:
                 expected = {
                     "sum(callboard_llm_calls_total)": float(sum(event["calls"] for event in events)),
