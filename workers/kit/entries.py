@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import MsgspecError, Raw, json
 
 from service.errors import WiringError
+from service.time_limit import our_wait
 from workers.kit.emit import count
 from workers.kit.flow import Node, Stop, where
 from workers.kit.memory import Effects, Entry, Facts, JournalMismatch, Kept
@@ -94,7 +95,8 @@ async def store(facts: Facts, keep: Callable[[Sequence[Kept]], Awaitable[None]])
         return
     if facts.storing is None:
         facts.storing = asyncio.Lock()
-    async with facts.storing:
-        if entries := list(facts.kept):
-            await keep(entries)
-            facts.stored(len(entries))
+    with our_wait():  # for the commit of another branch, too
+        async with facts.storing:
+            if entries := list(facts.kept):
+                await keep(entries)
+                facts.stored(len(entries))
