@@ -18,6 +18,7 @@ from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from schemas.text import storable
 from service.commits import GroupCommit
 from service.failpoints import hit
+from service.log import Seldom
 from service.meters import Meters
 from service.postgres_errors import NoVectors
 from service.resources import Connection, connect
@@ -31,6 +32,7 @@ from workers.engine.retry import attempt
 from workers.kit.memory import Facts, Kept
 
 Row = tuple[Any, ...]
+QUIET_S: Final = 1.0
 SESSION_SQL: Final = sql.queries("session")
 
 
@@ -71,6 +73,7 @@ class Settler:
         self._wake_in: Final = wake_in
         self._settings: Final = settings
         self.written = 0  # endings, whatever became of them
+        self.seldom: Final = Seldom(QUIET_S)
         self._commits: Final = GroupCommit[Ending, bool](
             "settle", self._connect, self._write, lambda ending: ending.weight, self._meters, warm=True
         )
