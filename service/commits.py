@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 import asyncpg
 
 from service.errors import CallboardError, Unavailable, text_of
+from service.log import Seldom
 from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, backoff_s, postgres_passes
 from service.supervise import supervised
@@ -21,7 +22,6 @@ R = TypeVar("R")
 SIZE: Final = 500
 WAITING_MAX: Final = 10_000
 WRITE_TIMEOUT_S: Final = 10.0
-QUIET_S: Final = 1.0
 # 22 data, 23 constraint, 54 too complex: one row's fault, found by halving
 _ROW_FAULTS: Final = ("22", "23", "54")
 
@@ -57,7 +57,7 @@ class GroupCommit(Generic[T, R]):
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
         self._busy = self._given_up = 0
-        self._quiet_until = 0.0
+        self._seldom: Final = Seldom()
         self._idle.set()
 
     async def put(self, item: T, timeout_s: float) -> R:
@@ -176,27 +176,19 @@ class GroupCommit(Generic[T, R]):
         is_bug = not isinstance(error, POSTGRES_ERRORS)
         if is_bug or not _row_fault(error):
             held.drop()
-        if is_bug and self._seldom():
+        if is_bug and self._seldom.now():
             log.error("%s: a bug in writing %d items", self._name, len(batch), exc_info=error)
         if connected and (is_bug or _row_fault(error)):
             await self._halve(held, batch, error)
             return False
         if not is_bug and not postgres_passes(error):
-            if self._seldom():
+            if self._seldom.now():
                 log.error("%s: %d writes refused: %s", self._name, len(batch), _short(error))
             _fail(batch, error)
             return False
         if tries == 1 or tries % 20 == 0:
             log.warning("%s: Postgres is away, %d writes wait: %s", self._name, len(batch), _short(error))
         await asyncio.sleep(backoff_s(tries, cap_s=1.0))
-        return True
-
-    def _seldom(self) -> bool:
-        """Whether it is time to say once more what may come again with each write."""
-        now = time.monotonic()
-        if now < self._quiet_until:
-            return False
-        self._quiet_until = now + QUIET_S
         return True
 
     async def _halve(self, held: "Held", batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ RUN: Final[ContextVar[Callable[[], Mapping[str, Any]]]] = ContextVar("run", defa
 STEP: Final = ContextVar("step", default="")
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+QUIET_S: Final = 1.0
 # A caller's key or session, as service/keys.py makes them: its beginning names it, the rest is the secret.
 _CALLERS: Final = re.compile(r"\b(c[bs]_[A-Za-z0-9]{8})[A-Za-z0-9]{36}\b")
 
@@ -63,6 +65,20 @@ class Lines(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """Where it was raised and as what. An error's text may quote what an event said: it is for debug only."""
         return super().formatException(ei) if self._told else whole(ei[1]) if ei[1] else ""
+
+
+class Seldom:
+    """Whether it is time to say once more what may come with each write: once a second."""
+
+    def __init__(self) -> None:
+        self._quiet_until = 0.0
+
+    def now(self) -> bool:
+        at = time.monotonic()
+        if at < self._quiet_until:
+            return False
+        self._quiet_until = at + QUIET_S
+        return True
 
 
 def _first_line(record: logging.LogRecord) -> bool:

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from string import punctuation
 from typing import Final
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -14,6 +16,7 @@ from workers.clients.faults import ALONE_MAX, Fault, asked_wait_s, outcome_of
 
 CONNECTIONS_MAX: Final = 200
 REPLY_MAX: Final = 1_048_576
+SAFE: Final = f"{punctuation} "  # a header is ASCII: the rest, in the name of a node, is percent-encoded
 
 
 class Reply(Struct, frozen=True):
@@ -34,7 +37,7 @@ class Web:
         and for an address that is none. What has not passed in a day of waits is one of the event's attempts from then
         on, but for a 429.
         """
-        headers = {"idempotency-key": idempotency_key, "content-type": "application/json"}
+        headers = {"idempotency-key": quote(idempotency_key, safe=SAFE), "content-type": "application/json"}
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._send(self._http.build_request("POST", url, content=_encode(json), headers=headers))

@@ -40,7 +40,8 @@ async def store_ending(settler: Settler, ending: Ending, retry: Retry, meters: M
         except Exception as refused:  # our own bugs, too: there is a simpler ending
             error = refused
             meters.add("callboard_endings_refused_total", (kind_of(error),))
-            log.error("event %s: its ending can't be stored: %s", ending.claimed.event_id, kind_of(error))
+            if settler.seldom.now():
+                log.error("event %s: its ending can't be stored: %s", ending.claimed.event_id, kind_of(error))
             log.debug("event %s: its ending can't be stored", ending.claimed.event_id, exc_info=error)
     raise error
 

@@ -17,6 +17,7 @@ from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from schemas.text import storable
 from service.commits import GroupCommit
 from service.failpoints import hit
+from service.log import Seldom
 from service.meters import Meters
 from service.resources import Connection, connect
 from service.settings import Settings
@@ -68,6 +69,7 @@ class Settler:
         self._wake_at: Final = wake_at
         self._settings: Final = settings
         self.written = 0  # endings, whatever became of them
+        self.seldom: Final = Seldom()
         self._commits: Final = GroupCommit[Ending, bool](
             "settle", self._connect, self._write, lambda ending: ending.weight, self._meters
         )
