@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.embedded import Server, start_postgres, start_redis, stop
+from service.log import Lines
 from service.migrate import migrate
 from service.settings import Settings
 from tests.board import Board, board_on
@@ -20,6 +21,14 @@ REDIS_NUMBERS = itertools.cycle(range(1, 512))
 TEMPLATE = "migrated"
 # A file is one process's: begun last, these would keep it at work when the other has nothing left to do.
 LONG = ("test_order_property.py", "test_limits_under_load.py", "test_up.py", "test_readme.py", "test_twenty_nodes.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _storable_reports(pytestconfig: pytest.Config) -> None:
+    """Logs that a report quotes are formatted as the product does: half a surrogate in them would end pytest-xdist."""
+    plugin = pytestconfig.pluginmanager.get_plugin("logging-plugin")
+    if plugin is not None:
+        plugin.report_handler.setFormatter(Lines((), plain=True, told=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
