@@ -25,9 +25,9 @@ COLUMNS: Final = ("dead_id", "at", "type", "reason", "attempts", "error")
 def replay(event_id: object, step: str | None, again: bool, settings: Settings) -> None:
     """Run an ended event again, with what is stored of its steps. Its old run is kept.
 
-    \b
-    An event that is the last of its key begins with its actor's states as they were before it. Another one would add to
-    them a second time: it is refused, with what it would do and pay for again, unless --again is given.
+    An event that is the last of its key begins with its actor's states as
+    they were before it. Another one would add to them a second time: it is
+    refused, with what it would do and pay for again, unless --again is given.
     """
     body = {"from": step} | ({"again": True} if again else {})
     told = ask(settings, "POST", f"/events/{event_id}/replay", content=msgspec.json.encode(body))
