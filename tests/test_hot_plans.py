@@ -135,7 +135,10 @@ async def _plans(connection: Connection) -> AsyncIterator[tuple[str, dict[str, A
         "engine.settle": _arguments([_ending(n, each) for n, each in enumerate(running)]),
         "engine.heads": mailboxes,
         "engine.bring_forward": ("openai/model", BATCH, None),
-        "journal.keep": (ids, [1] * BATCH, claims, ["step"] * BATCH, [moment] * BATCH, ["{}"] * BATCH, [False] * BATCH),
+        "journal.keep": (
+            *(list(range(BATCH)), ids, [1] * BATCH, claims, ["step"] * BATCH),
+            *([moment] * BATCH, ["{}"] * BATCH, [False] * BATCH),
+        ),
         "lease.not_ours": ([each.event_id for each in own], [each.claim for each in own], worker),
         "lease.sweep": (moment - timedelta(hours=1), moment - timedelta(hours=1), BATCH),
         "ledger.open_calls": _opened(running, moment, worker),

@@ -76,7 +76,7 @@ async def everything(board: Board) -> None:
     parts: Any = board.workers[0]
     script = board.redis.register_script("return redis.call('HSET', KEYS[1], 'a', 1) + redis.call('ZCARD', KEYS[2])")
     assert await script(keys=[f"{NAMES.limit}:x/y", f"{NAMES.permits}:x/y"]) == 1
-    assert "callboard_redis_up 1.0" in (await board.http.get("/metrics")).text
+    assert "callboard_redis_up 1.0" in (await board.http.get("/metrics/fleet")).text
     await parts.retain()
     await parts.arq.enqueue_job("wake", _job_id="wake:1")
 

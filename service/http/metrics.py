@@ -130,7 +130,10 @@ class Measured:
     def own(self, accept: str) -> tuple[bytes, str]:
         """The numbers of this process, with their media type: OpenMetrics where the scraper takes it."""
         encode, media_type = choose_encoder(accept)
-        self._own.sources = [({}, self._meters.snapshot())]
+        gauges, trouble = Meters(), self._redis_state.trouble
+        if trouble is not None:
+            gauges.set("callboard_redis_degraded", 1.0, (trouble.reason,))
+        self._own.sources = [({}, self._meters.snapshot()), ({}, gauges.snapshot())]
         return encode(self._own.registry), media_type
 
     async def fleet(self, accept: str) -> tuple[bytes, str]:
@@ -175,9 +178,6 @@ class Measured:
                 gauges.set("callboard_stream_entries", float(length), (name,))
             up = 1.0
         gauges.set("callboard_redis_up", up)
-        trouble = self._redis_state.trouble
-        if trouble is not None:
-            gauges.set("callboard_redis_degraded", 1.0, (trouble.reason,))
 
 
 async def _backlog(gauges: Meters, connection: Connection) -> None:

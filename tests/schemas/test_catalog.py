@@ -122,7 +122,7 @@ def test_every_event_of_the_project_has_a_schema() -> None:
     ("text", "sentence"),
     [
         ("a = 1\ndef broken(:\n", "more.py:2 can't be loaded: SyntaxError: invalid syntax"),
-        ("\t\n  a = 1\n", "more.py:2 can't be loaded: IndentationError: unexpected indent"),
+        ("if True:\na = 1\n", "more.py:2 can't be loaded: IndentationError: expected an indented block"),
         ("import nothing_there\n", "more.py:1 can't be loaded: ModuleNotFoundError: No module named 'nothing_there'"),
         (
             "import os\nos.nothing()\n",

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cli import COMMANDS
+from service.cli import COMMANDS, command_line
 from service.cli.api_client import EventView, printable, refusal
 from service.cli.catalog import pipelines
 from service.cli.demo import demo, last_line, price_sentence, rows, took_ms
@@ -85,7 +85,7 @@ def test_help_names_every_command_and_imports_none() -> None:
 
 @pytest.mark.parametrize("command", [send, show, demo, new, pipelines])
 def test_each_command_has_an_example(command: click.Command) -> None:
-    told = CliRunner().invoke(command, ["--help"]).output
+    told = CliRunner().invoke(command_line({}), [str(command.name), "--help"]).output
     assert f"callboard {command.name}" in told[told.index("Example") :]
 
 

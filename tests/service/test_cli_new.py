@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from service.cli import command_line
 from service.cli import new as module
-from service.cli.new import new
 from tests.processes import ROOT, mypy_cache_in, product_in
 
 LONG = "a" * 28
@@ -24,7 +24,7 @@ def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(*arguments: str) -> Result:
-    return CliRunner().invoke(new, list(arguments))
+    return CliRunner().invoke(command_line({}), ["new", *arguments])
 
 
 def wrote(*arguments: str) -> list[str]:

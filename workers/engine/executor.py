@@ -200,10 +200,7 @@ class Executor:
             raise Unreadable from error
 
     async def _still_ours(self, hand: Hand) -> None:
-        """Nothing is started while the lease may be lost, nor under a claim that is.
-
-        The heart may register this worker anew before the loop hears that it had lost its lease.
-        """
+        """Nothing is started while the lease may be lost, nor under a claim of one that was: it may be a new one."""
         if await self._guard() != hand.claimed.worker or not hand.ours:
             raise Stale
 

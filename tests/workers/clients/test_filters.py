@@ -12,6 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from schemas.text import BadEvent
+from service.errors import WiringError
 from service.resources import open_pool
 from service.settings import Settings
 from workers.clients.vectors import Document, Search, Vectors
@@ -122,5 +123,5 @@ async def test_a_pipeline_searches_as_http_does(vectors: Vectors) -> None:
     assert await run.delete("notes", ["hashed", "unknown"]) == 1
     assert await run.delete("notes", ["hashed"], {"lang": {"eq": "en"}}) == 0
     assert [(each.id, each.embedding) for each in effects.documents[2:]] == [("own", None), ("hashed", None)]
-    with pytest.raises(ValueError, match="give `ids` or `where`"):
+    with pytest.raises(WiringError, match="Give `ids` or `where`"):
         await run.delete("notes")
