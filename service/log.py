@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec import json
 
 from schemas.text import storable
-from service.traces import whole
+from service.traces import formatted
 
 RUN: Final[ContextVar[Callable[[], Mapping[str, Any]]]] = ContextVar("run", default=dict)
 """Of whatever is logged while an event is run, by the user's code too: `event`, `run`, `attempt`, `trace`."""
@@ -63,7 +63,7 @@ class Lines(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """Where it was raised and as what. An error's text may quote what an event said: it is for debug only."""
-        return super().formatException(ei) if self._told else whole(ei[1]) if ei[1] else ""
+        return super().formatException(ei) if self._told else formatted(ei[1]) if ei[1] else ""
 
 
 def _first_line(record: logging.LogRecord) -> bool:

@@ -197,6 +197,6 @@ async def _room_of_a_pooler(
 
 
 def _too_few(settings: Settings, program: ProgramName, given: int) -> str:
-    gave = f"DATABASE_URL leads to a pooler that gave {given} connections at once, and the {program} takes up to"
+    found = f"DATABASE_URL leads to a pooler that gave {given} connections at once, and the {program} takes up to"
     bound = "raise its bound (PgBouncer: default_pool_size)"
-    return f"{gave} {connections_max(settings, program)}: {bound}, or {_lower(settings)}."
+    return f"{found} {connections_max(settings, program)}: {bound}, or {_lower(settings)}."

@@ -97,7 +97,7 @@ def _place(found: tuple[FrameType, int]) -> str:
     return storable(f"{shown}:{line} in {frame.f_code.co_name}", PLACE_MAX)
 
 
-def whole(error: BaseException) -> str:
+def formatted(error: BaseException) -> str:
     """Its traceback without a word of its text, which may quote what an event said: the user's frames first."""
     lines: list[str] = []
     if own := next((frames for each in causes(error) if (frames := users_frames(each))), None):

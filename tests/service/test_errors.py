@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import CallboardError, Outage, Reject, kind_and_text, kind_of, text_of
 from service.log import Lines
-from service.traces import is_users, place_of, whole
+from service.traces import formatted, is_users, place_of
 from tests.processes import ROOT
 
 HALF = "caf\udce9\0"
@@ -61,7 +61,7 @@ def test_a_place_is_the_deepest_of_the_users_own() -> None:
     error = raised()
     line = raised.__code__.co_firstlineno + 2
     assert place_of(error) == f"tests/service/test_errors.py:{line} in raised"
-    assert whole(error).splitlines()[1] == f"  tests/service/test_errors.py:{line} in raised"
+    assert formatted(error).splitlines()[1] == f"  tests/service/test_errors.py:{line} in raised"
     assert place_of(ValueError()) is None
 
 

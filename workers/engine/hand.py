@@ -61,9 +61,9 @@ class Hand(Struct, eq=False):
         if not ran_out or not isinstance(error, TimeoutError | asyncio.CancelledError):
             return None
         limit = f"{wired.pipeline.timeout_s:g} s (timeout_s)"
-        told = TimeoutError(f"not finished in time: an attempt of {wired.name} may take {limit}")
-        told.__cause__ = error
-        return told
+        late = TimeoutError(f"not finished in time: an attempt of {wired.name} may take {limit}")
+        late.__cause__ = error
+        return late
 
     @property
     def late_s(self) -> float:

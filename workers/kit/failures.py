@@ -114,15 +114,15 @@ def _all_of(members: list[BaseException]) -> BaseException:
         return max(spent, key=lambda each: each.wait_s)
     outages = [each if isinstance(each, Outage) else as_outage(each) for each in members]
     free = [each.free_max for each in outages]
-    whole = Outage(
+    combined = Outage(
         " ".join(dict.fromkeys(each.cause for each in outages)),
         max(each.after_s for each in outages),
         exact=all(each.exact for each in outages),
         free_max=None if None in free else max(each for each in free if each is not None),
         waits_for=list(dict.fromkeys(name for each in outages for name in each.waits_for)),
     )
-    whole.__cause__ = members[0]
-    return whole
+    combined.__cause__ = members[0]
+    return combined
 
 
 def as_outage(error: BaseException) -> Outage:
