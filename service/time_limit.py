@@ -7,7 +7,7 @@ bounds of their own and charge nobody, so they are no time of the user's.
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Final
 
@@ -91,7 +91,8 @@ class TimeLimit:
         if loop.time() >= ends_at:
             self._timeout.reschedule(loop.time())
         else:
-            self._handle = loop.call_at(ends_at, self._look)
+            # A timer that was cancelled holds its context for as long as the loop likes: none of the run's.
+            self._handle = loop.call_at(ends_at, self._look, context=Context())
 
 
 @contextmanager

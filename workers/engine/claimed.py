@@ -1,6 +1,8 @@
 """A claimed event: what the claim statement returns."""
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -45,11 +47,19 @@ class Claimed(Struct, frozen=True):
         """The number this try has, if it turns out to be an attempt."""
         return self.attempts + 1
 
-    def about(self) -> dict[str, Any]:
-        """What each line has that is logged while it is run."""
-        told = {"event": self.event_id, "run": self.run, "attempt": self.attempt}
-        parent = json.decode(self.attributes, type=Attributes).traceparent
-        return {**told, "trace": parent.split("-")[1]} if parent else told
+    @property
+    def about(self) -> Callable[[], dict[str, Any]]:
+        """What each line has that is logged while it is run.
+
+        Without the event's data: contexts hold this, and a timer that was cancelled may hold its context for minutes.
+        """
+        return partial(_about, self.event_id, self.run, self.attempt, self.attributes)
+
+
+def _about(event_id: UUID, run: int, attempt: int, attributes: str) -> dict[str, Any]:
+    fields = {"event": event_id, "run": run, "attempt": attempt}
+    parent = json.decode(attributes, type=Attributes).traceparent
+    return {**fields, "trace": parent.split("-")[1]} if parent else fields
 
 
 def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:
