@@ -15,6 +15,7 @@ from service.settings import Settings
 
 BATCH: Final = 500
 BYTES_MAX: Final = 4 << 20
+ROUNDS: Final = 8
 DEAD_MAX: Final = 10_000
 SQL: Final = sql.queries("upkeep")
 
@@ -22,7 +23,14 @@ log = logging.getLogger("callboard.relay")
 
 
 async def relay(settings: Settings, connection: Connection, redis: Redis) -> None:
-    """Write what is not in the stream yet. Ids are drawn and committed first, so that Redis refuses a repeat."""
+    """Write what is not in the stream yet: ROUNDS times BYTES_MAX at most, of which one is in memory at a time."""
+    for _ in range(ROUNDS):
+        if not await _relay_some(settings, connection, redis):
+            return
+
+
+async def _relay_some(settings: Settings, connection: Connection, redis: Redis) -> bool:
+    """Whether more may be left. Ids are drawn and committed first, so that Redis refuses a repeat."""
     await connection.execute(SQL["number_letters"], BATCH)
     hit(settings, "letter_numbered")
     rows = await connection.fetch(SQL["unrelayed"], BATCH, BYTES_MAX)
@@ -36,6 +44,7 @@ async def relay(settings: Settings, connection: Connection, redis: Redis) -> Non
             if "equal or smaller" not in str(error):
                 raise  # it is there already, from a turn that ended before it could say so
     await connection.execute(SQL["relayed"], [row["dead_id"] for row in rows])
+    return len(rows) == BATCH or 2 * sum(len(row["event"]) for row in rows) > BYTES_MAX
 
 
 def _fields(row: Any) -> dict[Any, Any]:
