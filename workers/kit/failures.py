@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Coroutine, Generator
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 from service.errors import Outage, Reject, Unavailable, WiringError, kind_of, text_of
 from service.log import RUN
+from service.traces import is_users
 from workers.clients.calling import LlmRefused
 from workers.clients.ledger import DaySpent
 from workers.kit.memory import JournalMismatch, Stale, StepOver, TooLarge
@@ -16,6 +19,7 @@ OUTAGES: Final = (Outage, Unavailable, DaySpent)
 """What is somebody else's failure."""
 ENDS_THE_LOOP: Final = (SystemExit, KeyboardInterrupt)
 LEAVES_MAX: Final = 1000
+PRODUCT: Final = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("service", "workers"))
 
 
 class Escaped(Exception):
@@ -162,8 +166,19 @@ class _Contained(Coroutine[Any, Any, Any]):
         return getattr(self._inner, name)
 
 
+def _is_ours(coro: Any) -> bool:
+    """Whether it is a function of Callboard's, which contains user code itself: to wrap it too would cost each call."""
+    code = getattr(coro, "cr_code", None)
+    return code is not None and _is_in_product(code.co_filename)
+
+
+@cache
+def _is_in_product(file: str) -> bool:
+    return file.startswith(PRODUCT) and not is_users(file)
+
+
 def start_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> "asyncio.Task[Any]":
     """A loop's task factory: no task that a run has started ends the worker by SystemExit or KeyboardInterrupt."""
-    if isinstance(coro, Coroutine) and RUN.get() is not dict:
+    if isinstance(coro, Coroutine) and RUN.get() is not dict and not _is_ours(coro):
         coro = _Contained(coro)
     return asyncio.Task(coro, loop=loop, **options)
