@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 import pytest
@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 from msgspec import json
 
 from schemas import Event
+from service.cli import command_line
 from service.cli.catalog import drawn, pipelines, prompts
 from tests.board import TICKET, Board
 from workers.kit import Pipeline, Run, each, parallel, pipeline, route
@@ -67,8 +68,8 @@ def test_a_graph_is_readable(shape: str) -> None:
 
 
 async def call(board: Board, command: click.Command, *arguments: str) -> Result:
-    line: Any = [*arguments, "--url", str(board.http.base_url)]
-    return await asyncio.to_thread(CliRunner().invoke, command, line)
+    line = [str(command.name), *arguments, "--url", str(board.http.base_url)]
+    return await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
 
 
 async def test_a_running_callboard_is_drawn(board: Board) -> None:

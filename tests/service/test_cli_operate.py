@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from msgspec import json
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from schemas import Event
-from service.cli import api_client
+from service.cli import api_client, command_line
 from service.cli.events import events
 from service.cli.operate import cancel, dead, replay
 from service.settings import Settings
@@ -37,9 +38,9 @@ async def refusing(settings: Settings) -> AsyncIterator[Board]:
         yield board
 
 
-async def call(board: Board, command: object, *arguments: str) -> Result:
-    line = [*arguments, "--url", str(board.http.base_url)]
-    return await asyncio.to_thread(CliRunner().invoke, command, line)  # type: ignore[arg-type]
+async def call(board: Board, command: click.Command, *arguments: str) -> Result:
+    line = [str(command.name), *arguments, "--url", str(board.http.base_url)]
+    return await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
 
 
 async def test_dead_letters_from_the_command_line(refusing: Board) -> None:
@@ -77,8 +78,8 @@ async def test_what_is_done_to_many_is_waited_for(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(api_client, "REQUEST_TIMEOUT_S", 0.05)
     routes = [Route("/dead-letters/replay", slow, methods=["POST"])]
     async with listening_on(Starlette(routes=routes), lifespan="off") as url:
-        line = ["replay", "--type", "refused", "--url", url]
-        told = await asyncio.to_thread(CliRunner().invoke, dead, line)
+        line = ["dead", "replay", "--type", "refused", "--url", url]
+        told = await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
     assert told.output == "20000 fit, 20000 replayed\n"
 
 

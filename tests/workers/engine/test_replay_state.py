@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from msgspec import Struct
 
 from schemas import Event
-from service.cli.operate import replay
+from service.cli import command_line
 from service.settings import Settings
 from tests.board import Board, board_on
 from tests.programs import program_of
@@ -206,10 +206,10 @@ async def test_the_command_line_says_so_and_takes_again(settings: Settings) -> N
     async with chatting(settings) as room:
         first = await room.say("one")
         await room.say("two")
-        line = [first, "--from", "conclude", "--url", str(room.board.http.base_url)]
-        refused = await asyncio.to_thread(CliRunner().invoke, replay, line)
+        line = ["replay", first, "--from", "conclude", "--url", str(room.board.http.base_url)]
+        refused = await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
         assert refused.exit_code != 0
         assert "do again, and pay for again: recall, answer" in refused.output
-        taken = await asyncio.to_thread(CliRunner().invoke, replay, [*line, "--again"])
+        taken = await asyncio.to_thread(CliRunner().invoke, command_line({}), [*line, "--again"])
         assert (taken.exit_code, taken.output.split()) == (0, [first, "queued,", "run", "2"])
         assert (await room.board.ended(first))["result"] == "one after 2"
