@@ -71,6 +71,7 @@ class Outage(CallboardError):
 
     `exact`: it is known when it will be there, so that waits in a row need not double. `free_max`: so many in a row are
     no attempt; where others are answered meanwhile it may be the event. `waits_for`: whose recovery brings it forward.
+    `wait_max_s`: waits in a row double up to it.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Outage(CallboardError):
         exact: bool = False,
         free_max: int | None = None,
         waits_for: Sequence[str] = (),
+        wait_max_s: float = 600.0,
     ) -> None:
         super().__init__(cause)
         self.cause: Final = storable(cause)
@@ -88,3 +90,4 @@ class Outage(CallboardError):
         self.exact: Final = exact
         self.free_max: Final = free_max
         self.waits_for: Final = waits_for
+        self.wait_max_s: Final = wait_max_s

@@ -183,6 +183,7 @@ def _spent(outages: Sequence[Outage]) -> Outage:
         exact=any(outage.exact for outage in outages),
         free_max=None if None in free else max(each for each in free if each is not None),
         waits_for=[name for outage in outages for name in outage.waits_for],
+        wait_max_s=min(outage.wait_max_s for outage in outages),
     )
 
 

@@ -17,6 +17,8 @@ from workers.engine.claimed import Claimed
 DRAW_TIMEOUT_S: Final = 10.0
 TIDY_EVERY_S: Final = 2.0
 SPREAD_S: Final = 60.0
+# Calls under way end within seconds, and nobody says when: who waits for what they hold asks again at least so often.
+HELD_WAIT_MAX_S: Final = 10.0
 SQL: Final = sql.queries("ledger")
 
 Draw = Callable[[float], Awaitable[bool]]
@@ -92,7 +94,8 @@ class Purse:
         spent_usd = await self._ask(SQL["settled"], claimed.tenant, day)
         told = f"${spent_usd:.4f} of ${self._limit_usd:g} for {day} are spent and this call may cost ${usd:.4f}"
         if spent_usd + usd <= self._limit_usd:
-            raise Outage(f"the day's budget: {told}; calls under way hold the rest", 1.0 + random.random())
+            cause = f"the day's budget: {told}; calls under way hold the rest"
+            raise Outage(cause, 1.0 + random.random(), wait_max_s=HELD_WAIT_MAX_S)
         tomorrow = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
         wait_s = (tomorrow - now).total_seconds() + random.uniform(0, SPREAD_S)
         raise DaySpent(f"the day's budget: {told}", wait_s)

@@ -20,7 +20,6 @@ from workers.kit import Retry
 from workers.kit.failures import OUTAGES, as_outage, deciding, leaves, original
 from workers.kit.memory import Facts, JournalMismatch, TooLarge
 
-PUT_OFF_CAP_S: Final = 600.0
 BUDGET: Final = "budget"
 UNKNOWN_TYPE_S: Final = 10.0
 # What passed another release's door may fit again when this one has been replaced: ten minutes are enough for that.
@@ -104,7 +103,7 @@ def _put_off(outage: Outage, claimed: Claimed, described: bytes) -> Later:
     """Waits double, but for one whose end is known."""
     how: Literal["away", "missed", "turn"] = "turn" if outage.exact else "away" if outage.free_max is None else "missed"
     wait_s = outage.after_s * (1.0 if outage.exact else 2.0 ** min(claimed.put_offs, 16))
-    wait_s = min(wait_s, PUT_OFF_CAP_S)
+    wait_s = min(wait_s, outage.wait_max_s)
     return Later(wait_s, outage.cause, charged=False, error=described, put_off=how, waits_for=outage.waits_for)
 
 

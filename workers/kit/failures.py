@@ -124,6 +124,7 @@ def _all_of(members: list[BaseException]) -> BaseException:
         exact=all(each.exact for each in outages),
         free_max=None if None in free else max(each for each in free if each is not None),
         waits_for=list(dict.fromkeys(name for each in outages for name in each.waits_for)),
+        wait_max_s=max(each.wait_max_s for each in outages),
     )
     combined.__cause__ = members[0]
     return combined

@@ -141,6 +141,26 @@ async def test_a_thousand_calls_at_once_on_one_dollar(settings: Settings, tmp_pa
         assert max(*charged, day["drawn_usd"]) <= LIMIT_USD + DUST_USD
 
 
+async def test_what_others_hold_is_waited_for_without_long_waits(settings: Settings, tmp_path: Path) -> None:
+    """A call under way elsewhere reserves the rest of the day; what it does not cost is free within seconds."""
+    job = Pipeline(on=Job, flow=[sample], retry=QUICK)
+    async with open_shop(settings, tmp_path, job, budget_day_usd=MOST_USD) as (board, _):
+        await board.sql("insert into budgets (tenant, day, drawn_usd) values ('default', current_date, $1)", MOST_USD)
+        held = "insert into allowances (worker, tenant, day, drawn_usd) select worker, 'default', current_date, $1 from workers"
+        await board.sql(held, MOST_USD)
+        waits = await board.send("job", {})
+        await eventually(lambda: _status(board, waits, "scheduled"))
+        await board.sql("update work set put_offs = 30, due_at = clock_timestamp()")
+        await eventually(lambda: _put_off_again(board, 30))
+        (row,) = await board.sql("select extract(epoch from due_at - clock_timestamp()) as wait_s, cause from work")
+        assert "calls under way hold the rest" in row["cause"]
+        assert row["wait_s"] <= 10
+
+
+async def _put_off_again(board: Board, times: int) -> bool:
+    return bool(await board.sql("select 1 from work where put_offs > $1 and status = 'scheduled'", times))
+
+
 async def test_what_a_worker_does_not_need_goes_back(settings: Settings, tmp_path: Path) -> None:
     job = Pipeline(on=Job, flow=[sample], retry=QUICK)
     async with open_shop(settings, tmp_path, job, budget_day_usd=100) as (board, _):

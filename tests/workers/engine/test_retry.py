@@ -5,6 +5,7 @@ from uuid import uuid4
 
 from schemas.identity import uuid7
 from schemas.outcome import Later
+from service.errors import Outage
 from workers.engine.claimed import Claimed
 from workers.engine.retry import after
 from workers.kit import Retry
@@ -13,8 +14,8 @@ from workers.kit.memory import Facts
 POLICY = Retry(attempts=9, base_s=2.0, cap_s=10.0)
 
 
-def _waits_s(failures: int) -> list[float]:
-    claimed = Claimed(
+def _claimed(failures: int = 0, put_offs: int = 0) -> Claimed:
+    return Claimed(
         event_id=uuid7(),
         tenant="default",
         key=None,
@@ -28,12 +29,16 @@ def _waits_s(failures: int) -> list[float]:
         run=1,
         attempts=failures,
         lost=0,
-        put_offs=0,
+        put_offs=put_offs,
         misses=0,
         claim=1,
         claimed_at=datetime.now(UTC),
         worker=uuid4(),
     )
+
+
+def _waits_s(failures: int) -> list[float]:
+    claimed = _claimed(failures)
     waits = []
     for _ in range(300):
         outcome = after(ValueError("boom"), claimed, POLICY, Facts())
@@ -48,3 +53,12 @@ def test_waits_double_up_to_the_cap_of_the_pipeline_and_lie_anywhere_below() -> 
         waits = _waits_s(failures)
         assert 0.9 * most_s < max(waits) <= most_s
         assert -0.01 < min(waits) < 0.1 * most_s, "full jitter: those that failed together don't come together"
+
+
+def test_waits_for_what_is_away_double_up_to_the_most_that_it_names() -> None:
+    def waits_s(outage: Outage) -> list[float]:
+        outcomes = [after(outage, _claimed(put_offs=put_offs), POLICY, Facts()) for put_offs in (0, 1, 2, 3, 40)]
+        return [each.wait_s for each in outcomes if isinstance(each, Later)]
+
+    assert waits_s(Outage("away", 1.0)) == [1, 2, 4, 8, 600]
+    assert waits_s(Outage("held by others", 2.0, wait_max_s=10.0)) == [2, 4, 8, 10, 10]
