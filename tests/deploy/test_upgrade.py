@@ -57,24 +57,25 @@ def test_another_major_version_of_postgres(host: Host, product: Product) -> None
     running = since(host)
     assert "What was there serves" in upgrade(host, "localhost/redis:test", "|| true")
     assert since(host) == running
+    stops = all_stops(host)
     begin_upgrade(host)
-    until(lambda: "All stop" in host.ssh(f"tail -n 1 {THERE}/log"), 60)
+    until(lambda: all_stops(host) > stops, 120)
     host.ssh("kill -INT -- -$(systemctl show -P MainPID upgrade)")  # the group, as a terminal does
-    until(lambda: "What was there serves" in host.ssh(f"tail -n 1 {THERE}/log"), 60)
+    until(lambda: "What was there serves" in host.ssh(f"tail -n 1 {THERE}/log"), 120)
     assert curl(host, "/types") == "200"
     begin_upgrade(host)
-    until(lambda: "accepting" in next_one(host, "pg_isready"), 60)
+    until(lambda: "accepting" in next_one(host, "pg_isready"), 120)
     next_one(host, f"psql -U callboard postgres -c {shlex.quote(HELD)}", "-d")
-    until(lambda: next_one(host, f"psql -XAtU callboard postgres -c {shlex.quote(WAITING)}").strip() == "1", 90)
+    until(lambda: next_one(host, f"psql -XAtU callboard postgres -c {shlex.quote(WAITING)}").strip() == "1", 120)
     host.cut_power()
     host.boot()
-    until(lambda: curl(host, "/types") == "200", 60)
+    until(lambda: curl(host, "/types") == "200", 120)
     assert query(host, "show server_version_num").startswith("17")
     assert "was cut off" in product.make("status")
     succeeded(host, send_nap(host, 0.1))
     events = query(host, "select count(*), max(event_id::text) from events")
     begin_upgrade(host)
-    until(lambda: "yes" in host.ssh(f"! grep -q POSTGRES_VOLUME=. {THERE}/settings || echo yes"), 120)
+    until(lambda: "yes" in host.ssh(f"! grep -q POSTGRES_VOLUME=. {THERE}/settings || echo yes"), 180)
     host.ssh("systemctl kill -s KILL upgrade")
     assert "PostgreSQL 18" in upgrade(host, NEXT)
     assert query(host, "select count(*), max(event_id::text) from events") == events
@@ -90,6 +91,11 @@ def test_another_major_version_of_postgres(host: Host, product: Product) -> None
 
 def since(host: Host) -> str:
     return host.ssh(f"docker inspect -f '{{{{.State.StartedAt}}}}' callboard-postgres-1 {live(host)}")
+
+
+def all_stops(host: Host) -> int:
+    """How often that was said so far. It is the log's last line for as long as nothing has stopped, which is short."""
+    return int(host.ssh(f"grep -c 'All stop' {THERE}/log || true"))
 
 
 def begin_upgrade(host: Host) -> None:

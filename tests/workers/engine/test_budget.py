@@ -146,8 +146,8 @@ async def test_what_others_hold_is_waited_for_without_long_waits(settings: Setti
     job = Pipeline(on=Job, flow=[sample], retry=QUICK)
     async with open_shop(settings, tmp_path, job, budget_day_usd=MOST_USD) as (board, _):
         await board.sql("insert into budgets (tenant, day, drawn_usd) values ('default', current_date, $1)", MOST_USD)
-        held = "insert into allowances (worker, tenant, day, drawn_usd) select worker, 'default', current_date, $1 from workers"
-        await board.sql(held, MOST_USD)
+        held = "select worker, 'default', current_date, $1 from workers"
+        await board.sql(f"insert into allowances (worker, tenant, day, drawn_usd) {held}", MOST_USD)
         waits = await board.send("job", {})
         await eventually(lambda: _status(board, waits, "scheduled"))
         await board.sql("update work set put_offs = 30, due_at = clock_timestamp()")
