@@ -13,6 +13,8 @@ KIDS: Final = 3
 KEYS: Final = 4
 OPEN_MAX: Final = 20
 KILLS: Final = 5
+# An event that was lost several times waits 2, 4, 8, 16 s, each behind a takeover, and others of its key behind it.
+REST_S: Final = 150
 ODDS: Final = "step=kill@0.02,claim_committed=kill@0.05,settle_begin=kill@0.1,settle_committed=kill@0.1"
 
 FAMILY: Final = {
@@ -81,8 +83,8 @@ async def test_row_02_children_followers_and_state_happen_once(rig: Rig) -> None
         for key in range(KEYS):
             await rig.load.send("probe.family", key=f"key-{key}", n=sent + key)
         sent += KEYS
-        await eventually(lambda: _at_most(rig, OPEN_MAX), 60)
-    await eventually(lambda: _at_most(rig, 0), 60)
+        await eventually(lambda: _at_most(rig, OPEN_MAX), REST_S)
+    await eventually(lambda: _at_most(rig, 0), REST_S)
     rows = await rig.sql("select * from events")
     assert {row["status"] for row in rows} == {"succeeded"}
     by_parent: dict[Any, list[str]] = {}
