@@ -74,8 +74,8 @@ class Prompt(Struct, frozen=True):
     text: str
     file: Path
     head: Head
-    system: Template | None
-    user: Template
+    system: Template | str | None
+    user: Template | str
 
     @property
     def model(self) -> str:
@@ -145,10 +145,14 @@ def render(prompt: Prompt, variables: Mapping[str, object]) -> Rendered:
     """
     check_names(prompt, variables)
     try:
-        system = prompt.system.render(variables).strip() if prompt.system else None
-        return Rendered(system, prompt.user.render(variables).strip())
+        system = None if prompt.system is None else _filled(prompt.system, variables)
+        return Rendered(system, _filled(prompt.user, variables))
     except (TemplateError, TypeError) as error:
         raise PromptError(f"{_where(prompt)} can't be rendered: {error}.") from error
+
+
+def _filled(part: Template | str, variables: Mapping[str, object]) -> str:
+    return part if isinstance(part, str) else part.render(variables).strip()
 
 
 def check_names(prompt: Prompt, given: Collection[str]) -> None:
@@ -227,7 +231,10 @@ def _split(file: Path, raw: bytes) -> tuple[Head, str | None, str]:
     raise PromptError(f"{file}: the body is plain text, or --- system --- and then --- user ---, with nothing before.")
 
 
-def _compile(file: Path, environment: ImmutableSandboxedEnvironment, source: str) -> Template:
+def _compile(file: Path, environment: ImmutableSandboxedEnvironment, source: str) -> Template | str:
+    """Text without a brace has no blank: it is what it renders to, where its lines end as Jinja2's do."""
+    if "{" not in source and "\r" not in source:
+        return source.strip()
     try:
         return environment.from_string(source)
     except TemplateError as error:

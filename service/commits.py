@@ -9,6 +9,7 @@ from typing import Final, Generic, TypeVar
 
 import asyncpg
 
+from service.deadlines import Deadlines
 from service.errors import CallboardError, Unavailable, text_of
 from service.log import Seldom
 from service.meters import Meters
@@ -63,20 +64,29 @@ class GroupCommit(Generic[T, R]):
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
+        self._deadlines: Final = Deadlines(self._late)
         self._given_up = 0
         self._seldom: Final = Seldom(QUIET_S)
         self._idle.set()
 
     async def put(self, item: T, timeout_s: float) -> R:
         """Raises Unavailable after `timeout_s` or when WAITING_MAX items wait, BadRow where Postgres refuses it."""
-        (future,) = self._queue([item])
+        future = self.begin(item, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError as error:
-            raise self.health.late(timeout_s) from error
-        finally:
-            self._let_go([future])
+            return await future
+        except asyncio.CancelledError:
+            self._let_go(1)
+            raise
+
+    def begin(self, item: T, timeout_s: float) -> "asyncio.Future[R]":
+        """As `put`, without waiting. Raises Unavailable when WAITING_MAX items wait; all else is the future's."""
+        (future,) = self._queue([item])
+        self._deadlines.hold(future, timeout_s)
+        return future
+
+    def _late(self, timeout_s: float) -> Unavailable:
+        self._let_go(1)
+        return self.health.late(timeout_s)
 
     async def put_all(self, items: Sequence[T], timeout_s: float) -> list[R | Exception]:
         """What each came to, its result or what `put` would raise for it.
@@ -91,7 +101,7 @@ class GroupCommit(Generic[T, R]):
         except TimeoutError:
             pass  # each says so below
         finally:
-            self._let_go(futures)
+            self._let_go(sum(each.cancelled() for each in futures))
         outcomes: list[R | Exception] = []
         for each in futures:
             error = self.health.late(timeout_s) if each.cancelled() else each.exception()
@@ -110,9 +120,9 @@ class GroupCommit(Generic[T, R]):
             self._more.set()
         return futures
 
-    def _let_go(self, futures: Sequence[asyncio.Future[R]]) -> None:
+    def _let_go(self, given_up: int) -> None:
         """What was given up does not wait for a Postgres that is away for hours: others need its room and memory."""
-        self._given_up += sum(each.cancelled() for each in futures)
+        self._given_up += given_up
         if self._given_up and self._given_up * 2 >= len(self._waiting):
             kept = [each for each in self._waiting if not each[1].done()]
             self._waiting.clear()

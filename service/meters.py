@@ -6,6 +6,7 @@ shows these by it (service/http/metrics.py): its own, and at another address tho
 """
 
 import asyncio
+import time
 from bisect import bisect_left
 from typing import Final, Literal, TypeAlias
 
@@ -194,3 +195,19 @@ def decode(text: str) -> Snapshot:
 
 def _fits(family: Family, labels: Labels, row: Row) -> bool:
     return len(labels) == len(family.labels) and len(row) == family.width
+
+
+class Waited:
+    """`with Waited(meters, name, labels):` around a wait for a right: its seconds, by whether it ended in an error."""
+
+    __slots__ = ("_begun", "_labels", "_meters", "_name")
+
+    def __init__(self, meters: Meters, name: str, labels: tuple[str, ...]) -> None:
+        self._meters, self._name, self._labels = meters, name, labels
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        result = "passed" if error is None else "refused"
+        self._meters.observe(self._name, time.perf_counter() - self._begun, (*self._labels, result))

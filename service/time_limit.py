@@ -5,8 +5,6 @@ bounds of their own and charge nobody, so they are no time of the user's.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Final
@@ -19,33 +17,34 @@ class TimeLimit:
 
     The block then raises TimeoutError, and `expired` tells it from one of the user's own. The limit holds for the
     tasks that the block starts, too: while one of them waits for us, the clock stands for all.
+
+    As asyncio.timeout does, whose object can't be told to stand still: it counts the requests to cancel its task.
     """
+
+    expired = False
 
     def __init__(self, limit_s: float | None) -> None:
         self._limit_s = limit_s
-        self._timeout: Final = asyncio.timeout(None)
         self._waits = 0  # that are under way
-        self._waiting_since = self._begun = self._waited_s = 0.0
-        self._handle: asyncio.TimerHandle | None = None
+        self._waiting_since = self._waited_s = 0.0
+        self._handle: asyncio.Handle | None = None
         self._over = False
-        self._within: Final[set[TimeLimit]] = set()  # those of the block's own blocks and tasks
-
-    @property
-    def expired(self) -> bool:
-        return self._timeout.expired()
+        self._within: set[TimeLimit] | None = None  # those of the block's own blocks and tasks
 
     @property
     def waited_s(self) -> float:
         """For how long the clock has stood, so far."""
-        now = asyncio.get_running_loop().time()
-        return self._waited_s + (now - self._waiting_since if self._waits else 0.0)
+        return self._waited_s + (self._loop.time() - self._waiting_since if self._waits else 0.0)
 
     async def __aenter__(self) -> "TimeLimit":
-        await self._timeout.__aenter__()
-        self._begun = asyncio.get_running_loop().time()
+        task = asyncio.current_task()
+        assert task is not None, "a time limit holds for a task"
+        self._task, self._cancelling = task, task.cancelling()
+        self._loop = task.get_loop()
+        self._begun = self._loop.time()
         self._outer = _LIMITS.get()
         for outer in self._outer:
-            outer._within.add(self)
+            outer._take_in(self)
         _LIMITS.set((*self._outer, self))
         self._look()
         return self
@@ -55,15 +54,24 @@ class TimeLimit:
     ) -> None:
         self._over = True
         for outer in self._outer:
-            outer._within.discard(self)
+            outer._let_out(self)
         _LIMITS.set(self._outer)  # by no token: a run that is thrown away ends in another context
         if self._handle is not None:
             self._handle.cancel()
-        await self._timeout.__aexit__(kind, error, trace)
+        if self.expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def _take_in(self, limit: "TimeLimit") -> None:
+        self._within = self._within or set()
+        self._within.add(limit)
+
+    def _let_out(self, limit: "TimeLimit") -> None:
+        if self._within is not None:
+            self._within.discard(limit)
 
     def lift(self) -> None:
         """The block, and those in it, may take any time from now on: somebody has stopped the worker in a debugger."""
-        for limit in (self, *self._within):
+        for limit in (self, *(self._within or ())):
             limit._limit_s = None
             if limit._handle is not None:
                 limit._handle.cancel()
@@ -71,38 +79,46 @@ class TimeLimit:
 
     def stop(self) -> None:
         if not self._waits:
-            self._waiting_since = asyncio.get_running_loop().time()
+            self._waiting_since = self._loop.time()
         self._waits += 1
 
     def go_on(self) -> None:
         self._waits -= 1
         if not self._waits:
-            self._waited_s += asyncio.get_running_loop().time() - self._waiting_since
+            self._waited_s += self._loop.time() - self._waiting_since
             if self._handle is None:  # it has run out meanwhile, or was not to be looked at
                 self._look()
 
     def _look(self) -> None:
-        """Ends the block where its time is up, else looks again when it may be; while the clock stands `go_on` does."""
+        """Ends the block where its time is up, else looks again when it may be; while the clock stands `go_on` does.
+
+        Not at once: a block that is left before its next await is not cancelled behind its end.
+        """
         self._handle = None
-        if self._limit_s is None or self._over or self._waits or self._timeout.expired():
+        if self._limit_s is None or self._over or self._waits or self.expired:
             return
-        loop = asyncio.get_running_loop()
         ends_at = self._begun + self._limit_s + self._waited_s
-        if loop.time() >= ends_at:
-            self._timeout.reschedule(loop.time())
+        # A timer that was cancelled holds its context for as long as the loop likes: none of the run's.
+        if self._loop.time() >= ends_at:
+            self._handle = self._loop.call_soon(self._expire, context=Context())
         else:
-            # A timer that was cancelled holds its context for as long as the loop likes: none of the run's.
-            self._handle = loop.call_at(ends_at, self._look, context=Context())
+            self._handle = self._loop.call_at(ends_at, self._look, context=Context())
+
+    def _expire(self) -> None:
+        self.expired = True
+        self._task.cancel()
 
 
-@contextmanager
-def our_wait() -> Iterator[None]:
+class our_wait:  # noqa: N801 - read as `with our_wait():`
     """While it is open, the clocks of the time limits around it stand."""
-    limits = _LIMITS.get()
-    for each in limits:
-        each.stop()
-    try:
-        yield
-    finally:
-        for each in limits:
+
+    __slots__ = ("_limits",)
+
+    def __enter__(self) -> None:
+        self._limits = _LIMITS.get()
+        for each in self._limits:
+            each.stop()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        for each in self._limits:
             each.go_on()

@@ -3,15 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from msgspec.structs import replace
 
 from prompts import Target
 from service.errors import CallboardError, Outage
-from service.meters import Meters
+from service.meters import Meters, Waited
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
 from workers.clients.faults import ALONE_MAX, SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
@@ -93,7 +92,9 @@ class Caller:
         breaker, waits_for, asker = self._breakers[begun.target], [_name(begun.target)], begun.question.book.asker
         try:
             breaker.check(asker)  # of what it would not make, nothing is taken off the limits
-            async with self._permit(begun) as permit:
+            target = begun.target
+            waited = Waited(self._meters, "callboard_llm_limiter_wait_seconds", (target.provider, target.model))
+            async with self._gates[target].permit(begun.tokens_max, waited) as permit:
                 answer = await breaker.call(lambda: self._booked(begun, send, permit), asker)
                 permit.used = answer.tokens_in + answer.tokens_out or None  # what is not said is not nothing
                 return answer
@@ -107,19 +108,6 @@ class Caller:
                     self._gates[begun.target].pause(fault.after_s)
                 raise fault.outage() from fault
             raise LlmRefused(f"{begun.where}: {fault}") from fault
-
-    @asynccontextmanager
-    async def _permit(self, begun: Try) -> AsyncIterator[Permit]:
-        """The right to make the call, with the wait for it measured."""
-        target, since, result = begun.target, time.perf_counter(), "refused"
-        try:
-            async with self._gates[target].permit(begun.tokens_max) as permit:
-                result = "passed"
-                self._observe("callboard_llm_limiter_wait_seconds", since, target, result)
-                yield permit
-        finally:
-            if result == "refused":
-                self._observe("callboard_llm_limiter_wait_seconds", since, target, result)
 
     def listener(self, begun: Try) -> Callable[[str], None]:
         """Tells the pieces of a streamed reply to whoever follows, and measures when the first one came."""

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from prompts import Target
 from service.errors import Outage
+from service.meters import Waited
 from service.resources import REDIS_ERRORS
 from service.supervise import end, supervised
 from service.time_limit import our_wait
@@ -51,6 +52,23 @@ class Permit(Struct, eq=False):
     used: int | None = None
 
 
+class Permission:
+    """A permit from where it is asked for until it goes back."""
+
+    __slots__ = ("_gate", "_most_tokens", "_permit", "_waited")
+
+    def __init__(self, gate: "Gate", most_tokens: int, waited: Waited | None) -> None:
+        self._gate, self._most_tokens, self._waited = gate, most_tokens, waited
+
+    async def __aenter__(self) -> Permit:
+        with our_wait(), self._waited or nullcontext():
+            self._permit = await self._gate.enter(self._most_tokens)
+        return self._permit
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        self._gate.leave(self._permit)
+
+
 class Gate:
     """In front of one model. Where no limits are declared it only keeps the pause that its provider asks for."""
 
@@ -75,15 +93,12 @@ class Gate:
         self._share: Share | None = None
         self._deciding: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def permit(self, most_tokens: int) -> AsyncIterator[Permit]:
-        """The right to make one call of at most so many tokens. Raises Outage, with the time to come again."""
-        with our_wait():
-            permit = await self._enter(most_tokens)
-        try:
-            yield permit
-        finally:
-            self._leave(permit)
+    def permit(self, most_tokens: int, waited: Waited | None = None) -> "Permission":
+        """`async with`: the right to make one call of at most so many tokens; the wait for it is measured by `waited`.
+
+        Raises Outage, with the time to come again.
+        """
+        return Permission(self, most_tokens, waited)
 
     @property
     def state(self) -> str:
@@ -115,7 +130,7 @@ class Gate:
     async def close(self) -> None:
         await end([self._deciding] if self._deciding else [])
 
-    async def _enter(self, most_tokens: int) -> Permit:
+    async def enter(self, most_tokens: int) -> Permit:
         until = self._clock() + IN_PLACE_S
         while True:
             permit = Permit(next(self._ids), math.ceil(most_tokens * self._part), most_tokens, self._clock())
@@ -145,7 +160,7 @@ class Gate:
         self._decide()
         return await answer
 
-    def _leave(self, permit: Permit) -> None:
+    def leave(self, permit: Permit) -> None:
         if self._held.pop(permit.id, None) is None or self._limits is None:
             return
         requests, tokens = (0, 0) if permit.made else (1, permit.tokens)

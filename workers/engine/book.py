@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from prompts import Prompt
 from service.errors import Unavailable
+from service.meters import Waited
 from service.time_limit import our_wait
 from workers.clients.ledger import Source
 from workers.clients.llm import Book, Call
@@ -15,7 +16,6 @@ from workers.engine.budget import Till, reserve_own
 from workers.engine.claimed import Claimed
 from workers.engine.ledger import Ledger, Row, opening
 from workers.engine.live import Voice
-from workers.engine.measured import budget_wait
 from workers.kit.memory import Facts, Guard, Stale, Step
 
 T = TypeVar("T")
@@ -123,11 +123,11 @@ class StepBook:
         if account.ledger.versions is not None:
             await account.ledger.versions.use(call)
         if account.limit_usd is not None:
-            with budget_wait(account.ledger.meters, "event"):
+            with Waited(account.ledger.meters, "callboard_budget_wait_seconds", ("event",)):
                 await reserve_own(account.till, account.limit_usd, call.cost_usd)
             self._tills.append(account.till)
         if account.ledger.purse is not None and call.cost_usd > 0:
-            with budget_wait(account.ledger.meters, "day"):
+            with Waited(account.ledger.meters, "callboard_budget_wait_seconds", ("day",)):
                 till = await account.ledger.purse.reserve(account.claimed, call.at, call.cost_usd)
             self._tills.append(till)
 

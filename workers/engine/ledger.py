@@ -50,8 +50,8 @@ class Ledger:
             "ledger", lambda: connect(settings, "ledger"), _close, meters=self.meters
         )
         self.commits: Final = (self._opens.health, self._closes.health)
-        self._calling: Final[set[asyncio.Task[Any]]] = set()
-        self._closing: Final[set[asyncio.Task[Any]]] = set()
+        self._calling: Final[set[asyncio.Future[Any]]] = set()
+        self._closing: Final[set[asyncio.Future[Any]]] = set()
 
     async def run(self) -> None:
         parts: dict[str, Part] = {"calls": self._opens.run, "ledger": self._closes.run}
@@ -69,7 +69,7 @@ class Ledger:
             with our_wait():
                 return await self._opens.put(row, RECORD_TIMEOUT_S)
         except Unavailable:
-            _kept(self._closing, self._closes.put(_ended(row, unsent), CLOSE_TIMEOUT_S))
+            self._close_later(_ended(row, unsent))
             raise
 
     async def close(self, row: Row, call: Call, told_no: int | None = None) -> bool:
@@ -81,26 +81,30 @@ class Ledger:
         ended = _ended(row, call, told_no)
         try:
             with our_wait():
-                return await asyncio.shield(_kept(self._closing, self._closes.put(ended, RECORD_TIMEOUT_S)))
+                return await asyncio.shield(_kept(self._closing, self._closes.begin(ended, RECORD_TIMEOUT_S)))
         except BadRow:
             bare = replace(call, reply=None, cause="its reply could not be stored", streamed=False)
-            _kept(self._closing, self._closes.put(_ended(row, bare), CLOSE_TIMEOUT_S))
+            self._close_later(_ended(row, bare))
             raise
         except Unavailable:
-            _kept(self._closing, self._closes.put(ended, CLOSE_TIMEOUT_S))
+            self._close_later(ended)
             raise
+
+    def _close_later(self, ended: Opened) -> None:
+        with suppress(Unavailable):  # as many wait as may: the claim's end closes it
+            _kept(self._closing, self._closes.begin(ended, CLOSE_TIMEOUT_S))
 
     async def whole(self, call: Coroutine[Any, Any, T]) -> T:
         """Await a call that goes on when the run that made it is cut off: it is paid for, so it is booked."""
-        return await asyncio.shield(_kept(self._calling, call))
+        return await asyncio.shield(_kept(self._calling, asyncio.create_task(call)))
 
     async def drain(self) -> None:
         """Ends the calls under way: they are booked as unknown, and what was drawn and not used goes back."""
-        for task in self._calling:
-            task.cancel()
-        for tasks in (self._calling, self._closing):
-            if tasks:
-                await asyncio.wait([*tasks], timeout=DRAIN_TIMEOUT_S)
+        for call in self._calling:
+            call.cancel()
+        for under_way in (self._calling, self._closing):
+            if under_way:
+                await asyncio.wait([*under_way], timeout=DRAIN_TIMEOUT_S)
         if self.purse is not None:
             with suppress(Outage):  # whoever rescues finds it
                 await self.purse.give_back()
@@ -112,17 +116,16 @@ class Ledger:
         return connection
 
 
-def _kept(tasks: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    task = asyncio.create_task(work)
-    tasks.add(task)
+def _kept(under_way: set[asyncio.Future[Any]], future: asyncio.Future[T]) -> asyncio.Future[T]:
+    under_way.add(future)
 
-    def done(task: asyncio.Task[T]) -> None:
-        tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # fetched, since the run that would have been told may be gone
+    def done(future: asyncio.Future[T]) -> None:
+        under_way.discard(future)
+        if not future.cancelled():
+            future.exception()  # fetched, since the run that would have been told may be gone
 
-    task.add_done_callback(done)
-    return task
+    future.add_done_callback(done)
+    return future
 
 
 def _ended(row: Row, call: Call, told_no: int | None = None) -> Opened:

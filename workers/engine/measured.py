@@ -1,10 +1,8 @@
 """What is counted of runs, steps and calls, each where it is stored."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import Struct, json
 
@@ -51,17 +49,6 @@ def called(meters: Meters, call: Call) -> None:
     version = (call.prompt, str(call.version))
     meters.add("callboard_llm_prompt_calls_total", (*version, call.outcome))
     meters.add("callboard_llm_prompt_cost_usd_total", version, call.cost_usd)
-
-
-@contextmanager
-def budget_wait(meters: Meters, budget: Literal["event", "day"]) -> Iterator[None]:
-    """Measures how long a call waits until it has its part of a budget, or is refused one."""
-    begun, result = time.perf_counter(), "refused"
-    try:
-        yield
-        result = "passed"
-    finally:
-        meters.observe("callboard_budget_wait_seconds", time.perf_counter() - begun, (budget, result))
 
 
 def _name(outcome: Outcome) -> str:

@@ -85,7 +85,8 @@ class Settler:
         held = await self._commits.put(ending, timeout_s)
         if held and isinstance(ending.outcome, Later):
             await self._wake_in(ending.outcome.wait_s)
-        if held and ending.succeeded and (due := waits_s(ending.facts.children, ending.facts.now())):
+        if held and ending.succeeded and ending.facts.children:
+            due = waits_s(ending.facts.children, ending.facts.now())
             await asyncio.gather(*map(self._wake_in, due))
         return held
 
@@ -177,7 +178,10 @@ def _to_keep(ending: Ending) -> Sequence[Kept]:
     kept = ending.facts.kept
     if not ending.succeeded:
         return kept
-    return kept[: max((n for n, each in enumerate(kept, 1) if each.lasting), default=0)]
+    for n in range(len(kept), 0, -1):
+        if kept[n - 1].lasting:
+            return kept[:n]
+    return ()
 
 
 def _columns(rows: Sequence[Row], width: int) -> Sequence[Sequence[Any]]:

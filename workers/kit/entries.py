@@ -52,9 +52,9 @@ def entry_of(
     else:
         encoded, goes_on = round_trip(what, result, decoder_of(node))
     check_size(what, len(encoded), size_max)
-    took_state = any(isinstance(each, State) for each in given)
+    states = [each for each in given if isinstance(each, State)]
     stopped = isinstance(result, Stop)
-    entry = Entry(Raw(encoded), stopped, effects.documents, effects.children, set_states(given), took_state)
+    entry = Entry(Raw(encoded), stopped, effects.documents, effects.children, set_states(states), bool(states))
     return entry, goes_on
 
 

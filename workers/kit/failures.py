@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Coroutine, Generator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import Any, Final
 
 from service.errors import Outage, Reject, Unavailable, WiringError, kind_of, text_of
@@ -137,49 +138,46 @@ def as_outage(error: BaseException) -> Outage:
     return outage
 
 
-class _Contained(Coroutine[Any, Any, Any]):
-    """A coroutine of a task that user code starts. Not one of ours around it: a task that is cancelled before it begins
-    would leave its own unawaited."""
+class _Begin:
+    """Awaited once, before anything else."""
 
-    def __init__(self, inner: Coroutine[Any, Any, Any]) -> None:
-        self._inner: Final = inner
-
-    def send(self, value: Any) -> Any:
-        try:
-            return self._inner.send(value)
-        except ENDS_THE_LOOP as error:
-            raise Escaped(error) from error
-
-    def throw(self, *error: Any) -> Any:
-        try:
-            return self._inner.throw(*error)
-        except ENDS_THE_LOOP as raised:
-            raise Escaped(raised) from raised
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self._inner.__await__()
-
-    def __getattr__(self, name: str) -> Any:
-        """`cr_frame` and the like, which say where a task stands."""
-        return getattr(self._inner, name)
+    def __await__(self) -> Generator[None, None, None]:
+        yield
 
 
-def _is_ours(coro: Any) -> bool:
+_BEGIN: Final = _Begin()
+
+
+async def _contained(inner: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        await _BEGIN
+    except BaseException:  # the task was cancelled before it began, or thrown away
+        inner.close()
+        raise
+    try:
+        return await inner
+    except ENDS_THE_LOOP as error:
+        raise Escaped(error) from error
+
+
+def _begun(inner: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+    """What a task is to run in the place of `inner`. It has begun already: a task that is cancelled before it begins
+    would leave `inner` unawaited."""
+    outer = _contained(inner)
+    outer.send(None)
+    named: Any = outer
+    named.__name__, named.__qualname__ = getattr(inner, "__name__", "task"), getattr(inner, "__qualname__", "task")
+    return outer
+
+
+@lru_cache(4096)
+def _is_ours(code: CodeType | None) -> bool:
     """Whether it is a function of Callboard's, which contains user code itself: to wrap it too would cost each call."""
-    code = getattr(coro, "cr_code", None)
-    return code is not None and _is_in_product(code.co_filename)
-
-
-@cache
-def _is_in_product(file: str) -> bool:
-    return file.startswith(PRODUCT) and not is_users(file)
+    return code is not None and code.co_filename.startswith(PRODUCT) and not is_users(code.co_filename)
 
 
 def start_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> "asyncio.Task[Any]":
     """A loop's task factory: no task that a run has started ends the worker by SystemExit or KeyboardInterrupt."""
-    if isinstance(coro, Coroutine) and RUN.get() is not dict and not _is_ours(coro):
-        coro = _Contained(coro)
+    if RUN.get() is not dict and not _is_ours(getattr(coro, "cr_code", None)) and isinstance(coro, Coroutine):
+        coro = _begun(coro)
     return asyncio.Task(coro, loop=loop, **options)

@@ -10,6 +10,7 @@ from msgspec import MsgspecError, Raw, Struct, json
 from msgspec.structs import fields, force_setattr
 
 PLAIN: Final = (str, bytes, int, float, type(None))
+_PLAIN: Final = frozenset((*PLAIN, bool))
 DEPTH_MAX: Final = 64
 
 Replace = Callable[[set[Any] | frozenset[Any], Sequence[tuple[bytes, Any]]], Any]
@@ -55,7 +56,7 @@ def _walked(value: set[Any] | frozenset[Any], elements: Sequence[tuple[bytes, An
 
 def _replaced(value: Any, replace: Replace, depth: int) -> Any:
     """`value` itself where it holds no set."""
-    if isinstance(value, PLAIN) or depth == 0:
+    if isinstance(value, PLAIN) or depth == 0 or _is_flat(value):
         return value
     if isinstance(value, set | frozenset):
         try:
@@ -79,6 +80,12 @@ def _replaced(value: Any, replace: Replace, depth: int) -> Any:
     for name, new in changed.items():
         (force_setattr if isinstance(other, Struct) else object.__setattr__)(other, name, new)
     return other
+
+
+def _is_flat(value: Any) -> bool:
+    """Whether it plainly holds no set: most values are so, and this takes no walk."""
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    return members is not None and _PLAIN.issuperset(map(type, members))
 
 
 def attributes(value: Any) -> Iterator[tuple[str, str, Any]]:

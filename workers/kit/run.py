@@ -84,7 +84,8 @@ class Run(Struct, frozen=True):
         and resources need no such call.
         """
         self.effects.outside = True
-        await self._store()
+        if self.facts.kept:
+            await self._store()
         await self.guard()
 
     async def _store(self) -> None:

@@ -98,7 +98,6 @@ def close_states(arguments: Sequence[Any], facts: Facts) -> None:
     facts.in_hand -= {type(each.value).__name__ for each in arguments if isinstance(each, State)}
 
 
-def set_states(arguments: Sequence[Any]) -> dict[str, Raw]:
+def set_states(states: "Sequence[State[Any]]") -> dict[str, Raw]:
     """What a step set, by type."""
-    states = [each for each in arguments if isinstance(each, State)]
     return {type(each.value).__name__: each.told for each in states if each.told is not None}
