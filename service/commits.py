@@ -5,7 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, cast
 
 import asyncpg
 
@@ -80,8 +80,7 @@ class GroupCommit(Generic[T, R]):
 
     def begin(self, item: T, timeout_s: float) -> "asyncio.Future[R]":
         """As `put`, without waiting. Raises Unavailable when WAITING_MAX items wait; all else is the future's."""
-        (future,) = self._queue([item])
-        self._deadlines.hold(future, timeout_s)
+        (future,) = self._queue([item], timeout_s)
         return future
 
     def _late(self, timeout_s: float) -> Unavailable:
@@ -94,27 +93,21 @@ class GroupCommit(Generic[T, R]):
         They are written by one writer, in this order: in one statement, or in halves where one of them is bad.
         Raises Unavailable when WAITING_MAX items wait before them.
         """
-        futures = self._queue(items)
+        futures = self._queue(items, timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                await asyncio.gather(*futures, return_exceptions=True)
-        except TimeoutError:
-            pass  # each says so below
-        finally:
-            self._let_go(sum(each.cancelled() for each in futures))
-        outcomes: list[R | Exception] = []
-        for each in futures:
-            error = self.health.late(timeout_s) if each.cancelled() else each.exception()
-            outcomes.append(error if isinstance(error, Exception) else each.result())
-        return outcomes
+            return cast("list[R | Exception]", await asyncio.gather(*futures, return_exceptions=True))
+        except asyncio.CancelledError:
+            self._let_go(len(futures))
+            raise
 
-    def _queue(self, items: Sequence[T]) -> list[asyncio.Future[R]]:
+    def _queue(self, items: Sequence[T], timeout_s: float) -> list[asyncio.Future[R]]:
         if len(self._waiting) >= WAITING_MAX:
             raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
         loop, last = asyncio.get_running_loop(), len(items) - 1
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
         for n, item in enumerate(items):
             self._waiting.append((item, futures[n], n < last))
+            self._deadlines.hold(futures[n], timeout_s)
         if futures:
             self._idle.clear()
             self._more.set()

@@ -14,7 +14,8 @@ from service.meters import Meters, Waited
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
 from workers.clients.faults import ALONE_MAX, SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
-from workers.clients.limits import Gate, Permit
+from workers.clients.limits import Gate
+from workers.clients.permit import Permit
 from workers.clients.prices import Prices
 from workers.clients.provider import Answer, Client, Embedder
 

@@ -9,19 +9,17 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
-
-from msgspec import Struct
 
 from prompts import Target
 from service.errors import Outage
 from service.meters import Waited
 from service.resources import REDIS_ERRORS
 from service.supervise import end, supervised
-from service.time_limit import our_wait
+from workers.clients.permit import Permission, Permit
 from workers.clients.share import AWAY_S, PAUSE, Share, Shared, spread
 
 SCRIPT: Final = Path(__file__).with_suffix(".lua")
@@ -39,34 +37,6 @@ log = logging.getLogger("callboard.limits")
 Clock = Callable[[], float]
 Asks = Sequence[tuple["Permit", asyncio.Future[tuple[float, int]]]]
 Returned = tuple[str, int, int, int, int]
-
-
-class Permit(Struct, eq=False):
-    """The right to make one call, for about so many `tokens`; `used`: those it took, None where nobody knows."""
-
-    id: str
-    tokens: int
-    most: int
-    begun: float
-    made: bool = False
-    used: int | None = None
-
-
-class Permission:
-    """A permit from where it is asked for until it goes back."""
-
-    __slots__ = ("_gate", "_most_tokens", "_permit", "_waited")
-
-    def __init__(self, gate: "Gate", most_tokens: int, waited: Waited | None) -> None:
-        self._gate, self._most_tokens, self._waited = gate, most_tokens, waited
-
-    async def __aenter__(self) -> Permit:
-        with our_wait(), self._waited or nullcontext():
-            self._permit = await self._gate.enter(self._most_tokens)
-        return self._permit
-
-    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
-        self._gate.leave(self._permit)
 
 
 class Gate:

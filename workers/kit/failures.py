@@ -149,11 +149,13 @@ _BEGIN: Final = _Begin()
 
 
 async def _contained(inner: Coroutine[Any, Any, Any]) -> Any:
+    begun = False
     try:
         await _BEGIN
-    except BaseException:  # the task was cancelled before it began, or thrown away
-        inner.close()
-        raise
+        begun = True
+    finally:
+        if not begun:  # the task was cancelled before it began, or thrown away
+            inner.close()
     try:
         return await inner
     except ENDS_THE_LOOP as error:

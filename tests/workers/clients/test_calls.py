@@ -12,8 +12,10 @@ from starlette.responses import JSONResponse, Response
 
 from prompts import Price, Prompts, Target
 from service.errors import Outage
+from service.meters import Waited
 from tests.workers.clients.asking import MODELS, PROVIDERS, Ledger, Sorted, ask, opened, provider
-from workers.clients.limits import Gate, Permit
+from workers.clients.limits import Gate
+from workers.clients.permit import Permit
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -125,8 +127,8 @@ async def test_a_limit_of_tokens_holds_a_server_that_does_not_say_them(
     permits, permitted = list[Permit](), Gate.permit
 
     @asynccontextmanager
-    async def permit(gate: Gate, most_tokens: int) -> AsyncIterator[Permit]:
-        async with permitted(gate, most_tokens) as made:
+    async def permit(gate: Gate, most_tokens: int, waited: Waited) -> AsyncIterator[Permit]:
+        async with permitted(gate, most_tokens, waited) as made:
             yield made
         permits.append(made)
 

@@ -1,0 +1,45 @@
+"""The right to make one call, from where it is asked for until it goes back."""
+
+from contextlib import nullcontext
+from typing import Protocol
+
+from msgspec import Struct
+
+from service.meters import Waited
+from service.time_limit import our_wait
+
+
+class Permit(Struct, eq=False):
+    """The right to make one call, for about so many `tokens`; `used`: those it took, None where nobody knows."""
+
+    id: str
+    tokens: int
+    most: int
+    begun: float
+    made: bool = False
+    used: int | None = None
+
+
+class Giving(Protocol):
+    """Who gives permits and takes them back."""
+
+    async def enter(self, most_tokens: int) -> Permit: ...
+
+    def leave(self, permit: Permit) -> None: ...
+
+
+class Permission:
+    """A permit from where it is asked for until it goes back."""
+
+    __slots__ = ("_gate", "_most_tokens", "_permit", "_waited")
+
+    def __init__(self, gate: Giving, most_tokens: int, waited: Waited | None) -> None:
+        self._gate, self._most_tokens, self._waited = gate, most_tokens, waited
+
+    async def __aenter__(self) -> Permit:
+        with our_wait(), self._waited or nullcontext():
+            self._permit = await self._gate.enter(self._most_tokens)
+        return self._permit
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        self._gate.leave(self._permit)
