@@ -149,7 +149,7 @@ class Facts(Struct):
     def now(self) -> datetime:
         """The time on the clock of Postgres, to within what a claim takes: this machine's own clock may be wrong, and
         what is written here is compared with what other workers write."""
-        return self.started_at + timedelta(seconds=time.perf_counter() - self.begun)
+        return self.started_at + timedelta(0, 0, int((time.perf_counter() - self.begun) * 1e6))
 
     @property
     def kept_much(self) -> bool:
