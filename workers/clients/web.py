@@ -1,8 +1,10 @@
 """The web client: POST with an idempotency key, a deadline over all of it and a bound on the answer."""
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from string import punctuation
 from typing import Final
 from urllib.parse import quote
@@ -16,6 +18,8 @@ from workers.clients.faults import ALONE_MAX, Fault, asked_wait_s, outcome_of
 
 CONNECTIONS_MAX: Final = 200
 REPLY_MAX: Final = 1_048_576
+GZIP: Final = ("gzip", "x-gzip")
+AS_GZIP: Final = zlib.MAX_WBITS | 16  # how zlib is told of gzip's head
 SAFE: Final = f"{punctuation} "  # a header is ASCII: the rest, in the name of a node, is percent-encoded
 
 
@@ -37,7 +41,11 @@ class Web:
         and for an address that is none. What has not passed in a day of waits is one of the event's attempts from then
         on, but for a 429.
         """
-        headers = {"idempotency-key": quote(idempotency_key, safe=SAFE), "content-type": "application/json"}
+        headers = {
+            "idempotency-key": quote(idempotency_key, safe=SAFE),
+            "content-type": "application/json",
+            "accept-encoding": "gzip",  # which is unfolded here: httpx unfolds each piece without a bound
+        }
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._send(self._http.build_request("POST", url, content=_encode(json), headers=headers))
@@ -63,7 +71,9 @@ class Web:
 async def open_web() -> AsyncIterator[Web]:
     limits = httpx.Limits(max_connections=CONNECTIONS_MAX)
     # The deadline of each call is the total one of `post`: httpx's own bounds a single read.
-    async with httpx.AsyncClient(limits=limits, timeout=None) as http:  # noqa: S113
+    # A cookie that one tenant's address sets is no other event's: none is kept.
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    async with httpx.AsyncClient(limits=limits, timeout=None, cookies=no_cookies) as http:  # noqa: S113
         yield Web(http)
 
 
@@ -88,11 +98,20 @@ def _outage(fault: Fault) -> Outage:
 
 
 async def _body(response: httpx.Response) -> bytes:
-    body = bytearray()
-    async for chunk in response.aiter_bytes():
-        body += chunk
+    """Unfolded, with a bound on what comes out of it: a few bytes of gzip may become a thousand times as many."""
+    host, coding = response.url.host, response.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", "", *GZIP):
+        raise Reject(f"{host} answered in the encoding {coding[:20]!r}, which was not asked for.")
+    body, unfolding = bytearray(), zlib.decompressobj(wbits=AS_GZIP) if coding in GZIP else None
+    async for chunk in response.aiter_raw():
+        try:
+            body += unfolding.decompress(chunk, REPLY_MAX + 1 - len(body)) if unfolding else chunk
+        except zlib.error as error:
+            raise _outage(Fault("server", f"{host} answered with gzip that is broken ({error}).")) from error
         if len(body) > REPLY_MAX:
-            raise Reject(f"{response.url.host} answered with more than {REPLY_MAX} bytes.")
+            raise Reject(f"{host} answered with more than {REPLY_MAX} bytes.")
+    if unfolding is not None and not unfolding.eof:
+        raise _outage(Fault("server", f"{host} answered with gzip that is cut off."))
     return bytes(body)
 
 

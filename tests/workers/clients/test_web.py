@@ -1,6 +1,8 @@
 """The web client against real servers that behave badly."""
 
 import asyncio
+import gzip
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -141,3 +143,47 @@ async def test_what_can_never_be_posted_is_rejected(url: str, json: object) -> N
     async with open_web() as web:
         with pytest.raises(Reject):
             await web.post(url, json=json, idempotency_key="k")
+
+
+BOMB = gzip.compress(bytes(400_000_000), 9)
+
+
+async def test_gzip_is_unfolded_as_far_as_an_answer_may_go() -> None:
+    """400 MB in 400 KB, twenty at once: neither is ever held."""
+    packed = gzip.compress(b'{"ok": true}')
+    async with server(always("200 OK", packed, "content-encoding: gzip\r\n")) as url, open_web() as web:
+        assert (await web.post(url, json={}, idempotency_key="k")).body == b'{"ok": true}'
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with server(always("200 OK", BOMB, "content-encoding: gzip\r\n")) as url, open_web() as web:
+        posts = [web.post(url, json={}, idempotency_key="k") for _ in range(20)]
+        for each in await asyncio.gather(*posts, return_exceptions=True):
+            assert isinstance(each, Reject), each
+            assert f"more than {REPLY_MAX} bytes" in str(each)
+    grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown_mb < 100
+
+
+@pytest.mark.parametrize("packed", [b"no gzip at all", gzip.compress(bytes(1000))[:-4]])
+async def test_gzip_that_is_none_is_an_outage(packed: bytes) -> None:
+    async with server(always("200 OK", packed, "content-encoding: gzip\r\n")) as url, open_web() as web:
+        with pytest.raises(Outage, match="gzip that is"):
+            await web.post(url, json={}, idempotency_key="k")
+
+
+async def test_an_encoding_that_was_not_asked_for_is_a_refusal() -> None:
+    async with server(always("200 OK", b"x", "content-encoding: br\r\n")) as url, open_web() as web:
+        with pytest.raises(Reject, match="in the encoding 'br'"):
+            await web.post(url, json={}, idempotency_key="k")
+
+
+async def test_a_cookie_of_one_answer_goes_out_with_no_other_post() -> None:
+    seen: list[bytes] = []
+
+    async def answer(request: bytes) -> bytes:
+        seen.append(request.lower())
+        return b"HTTP/1.1 200 OK\r\nset-cookie: tenant=a; path=/\r\ncontent-length: 0\r\n\r\n"
+
+    async with server(answer) as url, open_web() as web:
+        for _ in range(2):
+            await web.post(url, json={}, idempotency_key="k")
+    assert [b"cookie:" in each for each in seen] == [False, False]
