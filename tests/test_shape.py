@@ -65,7 +65,7 @@ HOMES: Final = {
     "redis": ("service", "workers.engine"),
     "rich": ("service.cli",),
     "starlette": ("service.http", "service.dashboard", "workers.simulator"),
-    "uvicorn": ("service.http.serve", "workers.simulator.serve"),
+    "uvicorn": ("service.http.serve", "service.http.connections", "workers.simulator.serve"),
     "watchfiles": ("service.cli.up",),
 }
 

@@ -19,6 +19,7 @@ from service.cli.parts import check_port
 from service.embedded import running
 from service.errors import CallboardError, StartError, text_of
 from service.http.app import create_app
+from service.http.connections import Connection, expire_all
 from service.http.problem import problem
 from service.keys import any_made
 from service.log import setup
@@ -32,6 +33,7 @@ from service.supervise import end_in_time
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 65
+EXPIRE_TICKS = 10
 AGAIN = {"Retry-After": "1", "Connection": "close"}
 
 log = logging.getLogger("callboard.http")
@@ -64,6 +66,7 @@ def main() -> int:
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.grace_s,
+        http=Connection,
     )
     log.info("the API takes up to %d connections to Postgres", connections_max(settings, "API"))
     server = _Server(config, app, settings.lame_duck_s)
@@ -98,6 +101,12 @@ class _Server(uvicorn.Server):
         await super().main_loop()
         self._app.state.draining = True
         await asyncio.sleep(self._lame_duck_s)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % EXPIRE_TICKS == 0:
+            expire_all(self.server_state.connections, asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         end_in_time(self.config.timeout_graceful_shutdown or 0)

@@ -1,0 +1,123 @@
+"""Connections: the head of a request has a bound and a deadline, and nobody keeps others out by holding connections.
+
+uvicorn's protocol for HTTP, with these bounds: by itself it takes a head of any size, for as long as that takes.
+"""
+
+import asyncio
+import resource
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Final
+
+from msgspec import json
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_MAX: Final = 64 << 10
+HEAD_S: Final = 10.0
+CONNECTIONS_MAX: Final = 2_000
+FILES_KEPT: Final = 200  # of those that this process may open: for Postgres, Redis, logs
+AGAIN_S: Final = 1
+
+LARGE: Final = f"the head of this request, its address and headers, is larger than {HEAD_MAX} bytes"
+LATE: Final = f"the head of this request did not arrive within {HEAD_S:g} s"
+FULL: Final = "not now: as many requests as it has connections for are under way"
+TITLES: Final = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
+
+
+class Connection(HttpToolsProtocol):
+    """`since`: when the head that is awaited began to come, or the connection was made or became idle."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.since: float = self.loop.time()
+        self.refused = self._was_asked = False
+        self._in_head = True
+        self._head_bytes = 0  # of the head that is awaited, as far as it has come
+        make_room(self)
+
+    @property
+    def address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def data_received(self, data: bytes) -> None:
+        if self.refused:
+            return
+        if self._in_head:
+            if not self._head_bytes:
+                self.since = self.loop.time()
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > HEAD_MAX:
+            self.refuse(431, LARGE)
+
+    def on_headers_complete(self) -> None:
+        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > HEAD_MAX:
+            self.refuse(431, LARGE)
+            return
+        self._was_asked, self._in_head, self._head_bytes = True, False, 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        if not self.refused:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self.since = self.loop.time()
+        super().on_response_complete()
+
+    def expire(self, now: float) -> None:
+        """Ends a head that takes too long. Of a connection that is kept open uvicorn's own timer knows."""
+        if self.is_busy or self.refused or now - self.since <= HEAD_S:
+            return
+        if self._in_head and self._head_bytes:
+            self.refuse(408, LATE)
+        elif not self._was_asked:
+            self.transport.close()  # nothing ever came
+
+    def refuse(self, status: int, detail: str) -> None:
+        """Answers with a problem and hangs up; behind an answer that is under way it only hangs up."""
+        self.refused = True
+        if self.is_busy:
+            self.transport.close()
+            return
+        title = TITLES[status]
+        body = json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": []})
+        again = f"Retry-After: {AGAIN_S}\r\n" if status == 503 else ""
+        head = f"HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(f"{head}{again}Cache-Control: no-store\r\nConnection: close\r\n\r\n".encode() + body)
+        self.transport.close()
+
+
+def connections_max() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(CONNECTIONS_MAX, max(files - FILES_KEPT, FILES_KEPT // 4))
+
+
+def make_room(new: Connection) -> None:
+    """Where there are as many as may be, one goes: the oldest that is idle, of the address with most of those."""
+    connections: set[Any] = new.connections
+    if len(connections) <= connections_max():
+        return
+    waiting = [each for each in connections if each is not new and not each.is_busy and not each.refused]
+    if not waiting:
+        new.refuse(503, FULL)
+        return
+    held = Counter(each.address for each in waiting)
+    last = max(waiting, key=lambda each: (held[each.address], -each.since))
+    last.refused = True
+    last.transport.close()
+
+
+def expire_all(connections: Iterable[Any], now: float) -> None:
+    for each in list(connections):
+        each.expire(now)
