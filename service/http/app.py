@@ -19,9 +19,10 @@ from service.follow import Followers
 from service.http import batch, documents, events, health, metrics, openapi, operations, stream
 from service.http import catalog as catalogue
 from service.http.auth import Endpoint, Need, guarded
-from service.http.door import Door, Room, leaving
+from service.http.door import Door
 from service.http.metrics import Measured
 from service.http.problem import HANDLERS
+from service.http.room import Room, leaving
 from service.intake import open_intake
 from service.keys import open_keys
 from service.meters import Meters

@@ -11,7 +11,6 @@ from redis.asyncio import Redis
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompts import Prompts
 from schemas.catalog import Catalog
@@ -19,6 +18,7 @@ from schemas.text import BadEvent, check, malformed, misfit
 from service.errors import Unavailable
 from service.follow import Followers
 from service.http.metrics import Measured
+from service.http.room import Room
 from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
@@ -30,43 +30,9 @@ from service.settings import Settings
 JSON: Final = "application/json"
 BODY_TIMEOUT_S: Final = 30.0
 DISCARD_MAX: Final = 8 << 20
-HELD_MAX: Final = 64 << 20
 
 Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 T = TypeVar("T")
-
-
-class Room:
-    """For the bodies in hand, of all requests together: while Postgres is slow they wait, and would fill memory."""
-
-    def __init__(self, most: int = HELD_MAX) -> None:
-        self._most: Final = most
-        self._held = 0
-
-    def take(self, request: Request, size: int) -> bool:
-        """Whether there was room for so much more. One body that is alone always has it."""
-        if self._held and self._held + size > self._most:
-            return False
-        self._held += size
-        request.state.held = getattr(request.state, "held", 0) + size
-        return True
-
-    def leave(self, scope: Scope) -> None:
-        """The request is over."""
-        self._held -= scope["state"].pop("held", 0)
-
-
-def leaving(app: ASGIApp) -> ASGIApp:
-    """Behind every request, whoever read its body, there is room again."""
-
-    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await app(scope, receive, send)
-        finally:
-            if scope["type"] == "http":
-                scope["state"]["door"].room.leave(scope)
-
-    return answered
 
 
 class Door(Struct, frozen=True):
@@ -118,23 +84,22 @@ async def asked_by_body(request: Request, shape: type[T]) -> T:
 
 
 async def read_body(request: Request, size_max: int) -> bytes:
-    """Raises BadEvent 413 over `size_max` bytes, HTTPException 408 where they do not come in time, and Unavailable
-    where there is no room for them.
+    """Raises BadEvent 413 over `size_max` bytes, HTTPException 408 where they do not come in time and 429 where there
+    is no room for more of this caller's, Unavailable where there is none for anybody's.
 
     What is too large by less than DISCARD_MAX is read to its end and dropped, as is what there is no room for: an
     answer on a connection that closes with bytes still coming would be lost on the way.
     """
-    told, room = request.headers.get("content-length", ""), door(request).room
-    sized = told.isdecimal()
-    if sized and int(told) > size_max + DISCARD_MAX:
+    promised, room = request.headers.get("content-length", ""), door(request).room
+    if promised.isdecimal() and int(promised) > size_max + DISCARD_MAX:
         raise _too_large(size_max)
-    body, size, roomy = bytearray(), 0, not sized or room.take(request, min(int(told), size_max))
+    body, size, full = bytearray(), 0, None
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for chunk in request.stream():
                 size += len(chunk)
-                if roomy and size <= size_max:
-                    roomy = sized or room.take(request, len(chunk))
+                if chunk and not full and size <= size_max:
+                    full = room.take(request, len(chunk))
                     body += chunk
                 elif size > size_max + DISCARD_MAX:
                     break
@@ -144,7 +109,9 @@ async def read_body(request: Request, size_max: int) -> bytes:
         ) from error
     if size > size_max:
         raise _too_large(size_max)
-    if not roomy:
+    if full == "this caller":
+        raise HTTPException(429, "more of your bodies are in hand than one caller may have", {"Retry-After": "1"})
+    if full:
         raise Unavailable("it has more bodies in hand than it keeps")
     return bytes(body)
 
