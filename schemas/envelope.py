@@ -23,6 +23,8 @@ _EXTENSION: Final = re.compile(r"[a-z0-9]{1,20}")
 _OURS: Final = frozenset(
     ("status", "attempts", "run", "worker", "pipeline", "result", "error", "calls", "timeline", "parent")
 )
+EXTENSIONS_MAX: Final = 32
+EXTENSIONS_BYTES_MAX: Final = 8 << 10
 _NOT_JSON: Final = (msgspec.DecodeError, RecursionError)
 
 
@@ -153,10 +155,19 @@ def _with_extensions(body: bytes) -> tuple[Envelope, dict[str, str | int | bool]
         value = _extension_value(name, raw)
         if value is not None:
             extensions[name] = value
+    _check_extensions(members)
     try:
         return _envelopes.decode(json.encode(known)), extensions
     except ValidationError as error:
         raise misfit(error) from error
+
+
+def _check_extensions(members: dict[str, Raw]) -> None:
+    """They are kept, and answered in each list: what is large belongs in `data`. Raises BadEvent."""
+    size = sum(len(name.encode()) + len(bytes(raw)) for name, raw in members.items())
+    if len(members) > EXTENSIONS_MAX or size > EXTENSIONS_BYTES_MAX:
+        message = f"at most {EXTENSIONS_MAX} extensions of {EXTENSIONS_BYTES_MAX} bytes together are taken, here are"
+        raise BadEvent(422, f"{message} {len(members)} of {size} bytes. Put what is large into `data`.")
 
 
 def _extension_value(name: str, raw: Raw) -> str | int | bool | None:

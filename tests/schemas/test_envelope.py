@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from schemas import Event
 from schemas.catalog import EventType
-from schemas.envelope import Envelope, Incoming, attributes_of, read
+from schemas.envelope import EXTENSIONS_MAX, Envelope, Incoming, attributes_of, read
 from schemas.text import DEPTH_MAX, BadEvent
 
 
@@ -225,6 +225,25 @@ def test_an_extension_has_a_name_that_cloudevents_allows(name: str) -> None:
         assert take(body).attributes.extensions == {name: "red"}
     else:
         assert refused(body).status in (400, 422)
+
+
+@pytest.mark.parametrize(
+    ("extensions", "taken"),
+    [
+        ({f"x{n}": 1 for n in range(EXTENSIONS_MAX)}, True),
+        ({f"x{n}": 1 for n in range(EXTENSIONS_MAX + 1)}, False),
+        ({f"x{n}": "a" * 1_990 for n in range(4)}, True),
+        ({f"x{n}": "a" * 1_990 for n in range(5)}, False),
+        ({f"x{n}": "\u00e9" * 1_990 for n in range(3)}, False),
+    ],
+)
+def test_extensions_are_few_and_short(extensions: dict[str, Any], taken: bool) -> None:
+    body = {**VALID, **extensions}
+    if taken:
+        assert take(body).attributes.extensions == extensions
+    else:
+        error = refused(body)
+        assert (error.status, "Put what is large into `data`" in error.message) == (422, True)
 
 
 @pytest.mark.parametrize("name", SHOWN)
