@@ -14,16 +14,18 @@ sandboxed Jinja2: {{ ticket.body }}
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from jinja2 import StrictUndefined, Template, TemplateError, meta
+from jinja2 import StrictUndefined, TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec import Meta, Struct
 
+Fill = Callable[[Mapping[str, object]], str]
 HERE: Final = Path(__file__).parent
+DIGITS_MAX: Final = 9  # Python converts at most 4,300 digits, and raises for more
 HEAD: Final = re.compile(r"\A\+\+\+[ \t]*\n(.*?)^\+\+\+[ \t]*\n(.*)\Z", re.DOTALL | re.MULTILINE)
 PART: Final = re.compile(r"^--- (\w+) ---[ \t]*\n", re.MULTILINE)
 FILE: Final = re.compile(r"v([1-9]\d*)\.md")
@@ -74,8 +76,8 @@ class Prompt(Struct, frozen=True):
     text: str
     file: Path
     head: Head
-    system: Template | str | None
-    user: Template | str
+    system: Fill | None
+    user: Fill
 
     @property
     def model(self) -> str:
@@ -112,7 +114,8 @@ class Prompts(Struct, frozen=True):
             raise PromptError(f'No prompt "{plain}" (there are: {", ".join(self.versions) or "none"}).')
         if not wanted:
             return versions[max(versions)]
-        if not wanted.isdecimal() or int(wanted) not in versions:
+        if len(wanted) > DIGITS_MAX or not wanted.isdecimal() or int(wanted) not in versions:
+            wanted = wanted if len(wanted) <= DIGITS_MAX else f"{wanted[:DIGITS_MAX]}…"
             raise PromptError(f'Prompt "{plain}" has no version {wanted} (it has: {", ".join(map(str, versions))}).')
         return versions[int(wanted)]
 
@@ -145,14 +148,9 @@ def render(prompt: Prompt, variables: Mapping[str, object]) -> Rendered:
     """
     check_names(prompt, variables)
     try:
-        system = None if prompt.system is None else _filled(prompt.system, variables)
-        return Rendered(system, _filled(prompt.user, variables))
+        return Rendered(prompt.system and prompt.system(variables), prompt.user(variables))
     except (TemplateError, TypeError) as error:
         raise PromptError(f"{_where(prompt)} can't be rendered: {error}.") from error
-
-
-def _filled(part: Template | str, variables: Mapping[str, object]) -> str:
-    return part if isinstance(part, str) else part.render(variables).strip()
 
 
 def check_names(prompt: Prompt, given: Collection[str]) -> None:
@@ -166,7 +164,9 @@ def check_names(prompt: Prompt, given: Collection[str]) -> None:
 
 
 def _where(prompt: Prompt) -> str:
-    return f'Prompt "{prompt.name}" ({prompt.file})'
+    """Its file by the path below the project's folder: callers of the API see this, and not where that folder is."""
+    is_ours = prompt.file.is_relative_to(HERE.parent)
+    return f'Prompt "{prompt.name}" ({prompt.file.relative_to(HERE.parent) if is_ours else prompt.file.name})'
 
 
 def _models(file: Path) -> dict[str, tuple[Target, ...]]:
@@ -231,14 +231,15 @@ def _split(file: Path, raw: bytes) -> tuple[Head, str | None, str]:
     raise PromptError(f"{file}: the body is plain text, or --- system --- and then --- user ---, with nothing before.")
 
 
-def _compile(file: Path, environment: ImmutableSandboxedEnvironment, source: str) -> Template | str:
+def _compile(file: Path, environment: ImmutableSandboxedEnvironment, source: str) -> Fill:
     """Text without a brace has no blank: it is what it renders to, where its lines end as Jinja2's do."""
     if "{" not in source and "\r" not in source:
-        return source.strip()
+        return lambda _: source.strip()
     try:
-        return environment.from_string(source)
+        template = environment.from_string(source)
     except TemplateError as error:
         raise PromptError(f"{file}: the body is no Jinja2: {error}.") from error
+    return lambda variables: template.render(variables).strip()
 
 
 def _check_variables(file: Path, environment: ImmutableSandboxedEnvironment, head: Head, body: str) -> None:

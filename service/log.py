@@ -19,6 +19,8 @@ RUN: Final[ContextVar[Callable[[], Mapping[str, Any]]]] = ContextVar("run", defa
 STEP: Final = ContextVar("step", default="")
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+# Control characters of ASCII and of ISO 8859-1 but for tab and newline, and those that turn the direction of text.
+_COMMANDS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 # A caller's key or session, as service/keys.py makes them: its beginning names it, the rest is the secret.
 _CALLERS: Final = re.compile(r"\b(c[bs]_[A-Za-z0-9]{8})[A-Za-z0-9]{36}\b")
 
@@ -33,7 +35,7 @@ class Lines(logging.Formatter):
         self._told: Final = told
 
     def format(self, record: logging.LogRecord) -> str:
-        line = storable(super().format(record)) if self._plain else self._json(record)
+        line = _printable(super().format(record)) if self._plain else self._json(record)
         for secret in self._secrets:
             line = line.replace(secret, "***")
         return _CALLERS.sub(r"\1***", line)
@@ -64,6 +66,11 @@ class Lines(logging.Formatter):
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """Where it was raised and as what. An error's text may quote what an event said: it is for debug only."""
         return super().formatException(ei) if self._told else formatted(ei[1]) if ei[1] else ""
+
+
+def _printable(text: str) -> str:
+    """For a terminal, to which some characters are commands: a stranger's text may hold them."""
+    return _COMMANDS.sub(lambda found: ascii(found[0])[1:-1], storable(text))
 
 
 def _first_line(record: logging.LogRecord) -> bool:

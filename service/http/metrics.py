@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sql
 from service import stream
+from service.http.headers import add_defaults
 from service.meters import FAMILIES, OTHER, Family, Labels, Meters, Row, Snapshot, decode
 from service.redis_faults import Reason, RedisState
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, Held, connect
@@ -55,7 +56,7 @@ async def fleet(request: Request) -> Response:
 
 
 def counted(app: ASGIApp) -> ASGIApp:
-    """Rate, errors and duration by the route's template: a path is anybody's text."""
+    """Rate, errors and duration by the route's template: a path is anybody's text. Each answer gets its headers."""
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,6 +69,7 @@ def counted(app: ASGIApp) -> ASGIApp:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                add_defaults(message)
             await send(message)
 
         meters.add("callboard_http_requests_in_flight")

@@ -227,6 +227,13 @@ def test_every_secret_is_blanked_out(settings: Settings, secret: str) -> None:
     assert json.loads(line)["message"] == "it is ***!"
 
 
+def test_a_terminal_is_given_no_commands_by_a_strangers_text() -> None:
+    told = "GET /\x1b]0;own\x07\x1b[2J\x9b31m\r\u202eevil\tx"
+    record = logging.LogRecord("a", logging.INFO, "", 0, "%s failed\nhere", (told,), None)
+    line = Lines((), plain=True, told=False).format(record)
+    assert line.endswith("GET /\\x1b]0;own\\x07\\x1b[2J\\x9b31m\\r\\u202eevil\tx failed\nhere")
+
+
 @pytest.mark.parametrize("kind", ["cb_", "cs_"])
 def test_of_a_callers_key_only_its_name_is_logged(kind: str) -> None:
     key = mint(kind)

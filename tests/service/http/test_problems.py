@@ -226,3 +226,16 @@ async def test_postgres_away(settings: Settings) -> None:
             assert_problem(response, 503)
             assert int(response.headers["retry-after"]) >= 1
         assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_every_answer_says_what_it_is_and_is_kept_by_nobody(api: httpx.AsyncClient) -> None:
+    """Errors, pages, files, streams and health too; what may be kept says so itself."""
+    event_id = (await api.post("/events", json={**LABELLED, "dueat": "2099-01-01T00:00:00Z"})).json()["event_id"]
+    paths = [f"/events/{event_id}", "/events", "/nowhere", "/healthz", "/readyz", "/metrics", "/types", "/openapi.json"]
+    for path in (*paths, "/", "/events/none", "/types/message.labelled/schema", "/ui/static/none"):
+        headers = (await api.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert headers["cache-control"] == "no-store", path
+        assert len(headers.get_list("cache-control")) == 1
+    async with api.stream("GET", f"/events/{event_id}/stream") as stream:
+        assert (stream.headers["cache-control"], stream.headers["x-content-type-options"]) == ("no-cache", "nosniff")

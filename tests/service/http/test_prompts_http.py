@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 
 from tests.board import TICKET, Board
+from tests.processes import ROOT
 
 
 async def test_every_prompt_with_its_versions_and_models(api: httpx.AsyncClient) -> None:
@@ -24,6 +25,20 @@ async def test_one_prompt_by_name_and_version(api: httpx.AsyncClient) -> None:
     for name in ("tickets/nothing", "tickets/classify@9", "tickets"):
         answer = await api.get(f"/prompts/{name}")
         assert (answer.status_code, name.partition("@")[0] in answer.json()["detail"]) == (404, True)
+
+
+async def test_a_version_of_any_length_is_a_404(api: httpx.AsyncClient) -> None:
+    """Python converts no text of more than 4,300 digits to a number."""
+    for digits in (4_300, 4_301, 5_000):
+        answer = await api.get(f"/prompts/tickets/classify@{'9' * digits}")
+        assert answer.status_code == 404
+        assert "has no version 999999999…" in answer.json()["detail"]
+
+
+async def test_an_error_names_a_file_by_its_path_in_the_project(api: httpx.AsyncClient) -> None:
+    refused = await api.post("/prompts/tickets/classify/render", json={"variables": {}})
+    assert "(prompts/tickets/classify/v1.md)" in refused.json()["detail"]
+    assert str(ROOT) not in refused.text
 
 
 async def test_a_prompt_is_rendered(api: httpx.AsyncClient) -> None:
