@@ -25,6 +25,7 @@ KEY: Final = "cb_"
 SESSION: Final = "cs_"
 PREFIX_CHARS: Final = 11
 SECRET_CHARS: Final = 36  # of 62: 214 bits
+IDLE_MAX: Final = timedelta(hours=12)
 HELD_S: Final = 2.0
 HELD_MAX: Final = 10_000
 LOOK_UP_TIMEOUT_S: Final = 3.0
@@ -106,7 +107,8 @@ async def open_keys(settings: Settings) -> AsyncIterator[Keys]:
 
 async def look_up(connection: Connection, asked: Sequence[Presented]) -> list[Verdict]:
     """Unknown, expired, revoked and valid ones alike: found by prefix, then compared in constant time."""
-    rows = await connection.fetch(SQL["look_up"], [each.prefix for each in asked], [each.hash for each in asked])
+    prefixes, hashes = [each.prefix for each in asked], [each.hash for each in asked]
+    rows = await connection.fetch(SQL["look_up"], prefixes, hashes, IDLE_MAX)
     verdicts = []
     for each, row in zip(asked, rows, strict=True):
         fits = hmac.compare_digest(row["hash"] or NOBODY, each.hash)
@@ -127,11 +129,11 @@ async def any_made(settings: Settings) -> bool:
 
 
 async def sign_in(pool: Pool, key: Key, lasts: timedelta) -> str:
-    """A new session of this key: its secret."""
+    """A new session of this key: its secret. It ends after `lasts`, or when it was not used for IDLE_MAX."""
     token = mint(SESSION)
     told = presented(token)
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        await connection.execute(SQL["sign_in"], told.prefix, told.hash, key.prefix, lasts)
+        await connection.execute(SQL["sign_in"], told.prefix, told.hash, key.prefix, lasts, IDLE_MAX)
     return token
 
 

@@ -1,4 +1,4 @@
-"""`callboard keys create | list | revoke`: straight to Postgres, so that the first key needs none."""
+"""`callboard keys create | list | revoke | sign-out`: straight to Postgres, so that the first key needs none."""
 
 import asyncio
 import os
@@ -102,6 +102,16 @@ def revoke(prefix: str) -> None:
     if not _ask(SQL["revoke"], short, ACTOR):
         raise NotFound(f"no key {short} that is not revoked yet: `callboard keys list` shows them")
     click.echo(f"{short} is revoked")
+
+
+@keys.command("sign-out", epilog="Example: callboard keys sign-out cb_x4f7Qa2k")
+@click.argument("prefix")
+def sign_out(prefix: str) -> None:
+    """End all sessions that were signed in with the key of this PREFIX, within 2 seconds. The key itself goes on."""
+    short = prefix[:PREFIX_CHARS]
+    if not (rows := _ask(SQL["end_sessions"], short, ACTOR)):
+        raise NotFound(f"no key {short}: `callboard keys list` shows them")
+    click.echo(f"{rows[0]['count']} sessions of {short} are ended")
 
 
 def _ask(statement: str, *arguments: Any) -> list[asyncpg.Record]:

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from service.dashboard.look import Look
-from service.http.auth import COOKIES, refuse_cross_site, session
+from service.http.auth import SECURE, cookie_of, of_kind, refuse_cross_site, session
 from service.http.door import door, read_body
-from service.keys import sign_in, sign_out
+from service.keys import KEY, sign_in, sign_out
 
 LASTS: Final = timedelta(days=7)
 FORM_MAX: Final = 4_096
@@ -33,7 +33,7 @@ async def login_page(mine: Look, request: Request, common: dict[str, Any]) -> Re
     refuse_cross_site(request)
     form = parse_qs((await read_body(request, FORM_MAX)).decode("utf-8", "replace"))
     text, ahead = (form.get(name, [""])[0].strip() for name in ("key", "next"))
-    key = (await door(request).keys.verdict(text)).key
+    key = (await door(request).keys.verdict(of_kind(text, KEY))).key
     if key is None or not key.may("read"):
         wrong, status = (NO_KEY, 401) if key is None else (NOT_TO_READ, 403)
         return mine.page("login.html", status, **common, next=own_path(ahead), wrong=wrong)
@@ -56,13 +56,12 @@ def own_path(text: str) -> str:
 
 def _with_cookie(request: Request, ahead: str, token: str, lasts: timedelta) -> Response:
     response = RedirectResponse(ahead, 303, {"Cache-Control": "no-store"})
-    scheme = request.scope["scheme"]
     response.set_cookie(
-        COOKIES[scheme],
+        cookie_of(request),
         token,
         max_age=int(lasts.total_seconds()),
         path="/",
-        secure=scheme == "https",
+        secure=request.scope["scheme"] in SECURE,
         httponly=True,
         samesite="lax",
     )

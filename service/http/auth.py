@@ -13,14 +13,14 @@ from starlette.responses import Response
 
 from schemas.envelope import TENANT
 from service.http.door import door
-from service.keys import Key, Scope
+from service.keys import KEY, SESSION, Key, Scope
 
 Need = Literal["open"] | Scope
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 REALM: Final = 'Bearer realm="callboard"'
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
-COOKIES: Final = {"https": "__Host-callboard", "http": "callboard"}
+SECURE: Final = ("https", "wss")  # a proxy may say either in X-Forwarded-Proto
 NO_KEY: Final = "a key is needed: send the header `Authorization: Bearer cb_…` (`callboard keys create` makes one)"
 WRONG_KEY: Final = "the key that was sent is none that is valid here: it may be mistyped, expired or revoked"
 STRANGER: Final = (
@@ -65,15 +65,26 @@ async def admit(request: Request, scope: Scope) -> None:
     Before the first key was made, whoever is on this machine may do everything.
     """
     bearer = _bearer(request)
-    verdict = await door(request).keys.verdict(session(request) if bearer is None else bearer)
+    presented, kind = (session(request), SESSION) if bearer is None else (bearer, KEY)
+    verdict = await door(request).keys.verdict(of_kind(presented, kind))
     if bearer is None or not verdict.any_made:
         refuse_cross_site(request)
     request.state.caller = _keyed(verdict.key, bearer, scope) if verdict.any_made else _on_this_machine(request)
 
 
+def of_kind(text: str, kind: str) -> str:
+    """A key is a bearer's, a session a browser's cookie's: neither does in the other's place."""
+    return text if text.startswith(kind) else ""
+
+
 def session(request: Request) -> str:
     """What the browser has from signing in, or nothing."""
-    return request.cookies.get(COOKIES[request.scope["scheme"]], "")
+    return request.cookies.get(cookie_of(request), "")
+
+
+def cookie_of(request: Request) -> str:
+    """The name of the session's cookie; over https one that no other host can set."""
+    return "__Host-callboard" if request.scope["scheme"] in SECURE else "callboard"
 
 
 def refuse_cross_site(request: Request) -> None:

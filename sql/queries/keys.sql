@@ -1,6 +1,6 @@
 -- name: look_up
 -- For each presented text, by prefix and hash: the key, or the key of the session, that may be meant. Whether the hash fits
--- is for the caller to compare. What fits counts as used, once a minute at most.
+-- is for the caller to compare. What fits counts as used, once a minute at most. $3: how long a session may lie idle.
 with asked as (
     select * from unnest($1::text[], $2::bytea[]) with ordinality as a (prefix, given, n)
 ), found as (
@@ -10,7 +10,15 @@ with asked as (
     union all
     select a.n, a.given, s.hash, k.prefix, k.tenant, k.scopes,
            k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) and s.expires_at > clock_timestamp()
+           and s.used_at > clock_timestamp() - $3::interval
     from asked a join sessions s using (prefix) join keys k on k.prefix = s.key
+), seen as (
+    update sessions set used_at = clock_timestamp()
+    where prefix = any (array(
+        select s.prefix from sessions s join asked a using (prefix)
+        where s.hash = a.given and s.expires_at > clock_timestamp() and s.used_at > clock_timestamp() - $3::interval
+          and s.used_at < clock_timestamp() - interval '1 minute'
+        order by s.prefix for update of s skip locked))
 ), used as (
     update keys set last_used_at = clock_timestamp()
     where prefix = any (array(
@@ -47,6 +55,17 @@ with revoked as (
 )
 select tenant, name from revoked;
 
+-- name: end_sessions
+with ended as (
+    delete from sessions where key = $1 returning 1
+), counted as (
+    select k.prefix, k.tenant, (select count(*)::integer from ended) as count from keys k where k.prefix = $1
+), noted as (
+    insert into operations (op_id, tenant, actor, action, detail)
+    select gen_random_uuid(), tenant, $2, 'end_sessions', json_build_object('prefix', prefix, 'count', count) from counted
+)
+select count from counted;
+
 -- name: keys
 select prefix, name, tenant, scopes, created_at, expires_at, last_used_at, revoked_at,
        case when revoked_at is not null then 'revoked' when expires_at <= clock_timestamp() then 'expired' else 'valid' end as state
@@ -54,7 +73,7 @@ from keys order by created_at;
 
 -- name: sign_in
 with old as (
-    delete from sessions where expires_at < clock_timestamp()
+    delete from sessions where expires_at < clock_timestamp() or used_at < clock_timestamp() - $5::interval
 )
 insert into sessions (prefix, hash, key, expires_at) values ($1, $2, $3, clock_timestamp() + $4::interval);
 

@@ -1,18 +1,22 @@
 """Signing in at the page: a key becomes a session, which shows its tenant's events and ends with it."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from msgspec import json
 
 from service.dashboard.sign_in import own_path
 from service.keys import HELD_S
+from service.resources import connect
 from service.settings import Settings
 from tests.board import TICKET, serving
 from tests.eventually import eventually
 from tests.keys import bearer, make_key, revoke
+from tests.processes import CALLBOARD, run
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
 
@@ -128,6 +132,71 @@ async def test_another_sites_page_can_do_nothing(settings: Settings, headers: di
             "/dead-letters/replay", json={"reason": "deadline"}, headers={**headers, **bearer(key)}
         )
         assert answer.status_code == 200, "a page can't send a key that it has not"
+
+
+async def test_a_session_signs_nobody_in_and_is_no_bearers_key(settings: Settings) -> None:
+    """Else it would renew itself for ever; nor is a key taken from a cookie."""
+    key = await make_key(settings, "admin")
+    async with browser(settings) as http:
+        token = (await sign_in(http, key)).headers["set-cookie"].partition(";")[0].split("=")[1]
+        http.cookies.clear()
+        assert (await sign_in(http, token)).status_code == 401
+        assert (await http.get("/events", headers=bearer(token))).status_code == 401
+        assert (await http.get("/events", headers={"Cookie": f"callboard={key}"})).status_code == 401
+        assert (await http.get("/events", headers={"Cookie": f"callboard={token}"})).status_code == 200
+
+
+async def test_a_session_ends_when_it_lies_idle(settings: Settings) -> None:
+    key = await make_key(settings, "read")
+    connection = await connect(settings, "test")
+    try:
+        async with browser(settings) as http:
+            await sign_in(http, key)
+            await connection.execute("update sessions set used_at = used_at - interval '11 hours 59 minutes'")
+            assert (await http.get("/")).status_code == 200
+            assert await connection.fetchval("select used_at > clock_timestamp() - interval '1 minute' from sessions")
+            await connection.execute("update sessions set used_at = used_at - interval '12 hours 1 minute'")
+
+            async def is_out() -> bool:
+                return (await http.get("/")).status_code == 303
+
+            await eventually(is_out, HELD_S + 5)
+            await sign_in(http, key)
+            assert await connection.fetchval("select count(*) from sessions") == 1, "those that are over are swept away"
+    finally:
+        await connection.close()
+
+
+async def test_all_sessions_of_a_key_can_be_ended(settings: Settings) -> None:
+    key, other = [await make_key(settings, "read") for _ in range(2)]
+    async with browser(settings) as http, browser(settings) as second, browser(settings) as others:
+        for each, with_key in ((http, key), (second, key), (others, other)):
+            await sign_in(each, with_key)
+        environ = {"DATABASE_URL": settings.database_url, "CALLBOARD_DATA_DIR": settings.data_dir}
+        done = await asyncio.to_thread(run, (*CALLBOARD, "keys", "sign-out", key), environ)
+        assert (done.returncode, done.stdout) == (0, f"2 sessions of {key[:11]} are ended\n")
+
+        async def are_out() -> bool:
+            return [(await each.get("/")).status_code for each in (http, second, others)] == [303, 303, 200]
+
+        await eventually(are_out, HELD_S + 5)
+        assert (await http.get("/events", headers=bearer(key))).status_code == 200, "the key itself goes on"
+    connection = await connect(settings, "test")
+    try:
+        row = await connection.fetchrow("select action, detail from operations order by at desc limit 1")
+    finally:
+        await connection.close()
+    assert row is not None
+    assert (row["action"], json.decode(row["detail"])) == ("end_sessions", {"prefix": key[:11], "count": 2})
+
+
+async def test_a_proxy_may_call_its_own_side_wss(settings: Settings) -> None:
+    key = await make_key(settings, "read")
+    async with browser(settings) as http:
+        answer = await sign_in(http, key, **{"X-Forwarded-Proto": "wss"})
+        assert answer.headers["set-cookie"].startswith("__Host-callboard=")
+        assert "Secure" in answer.headers["set-cookie"]
+        assert (await http.get("/events", headers={"X-Forwarded-Proto": "wss"})).status_code == 401
 
 
 async def test_before_the_first_key_there_is_nothing_to_sign_in_to(settings: Settings) -> None:
