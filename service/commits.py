@@ -7,13 +7,11 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar, cast
 
-import asyncpg
-
 from service.deadlines import Deadlines
 from service.errors import CallboardError, Unavailable, text_of
 from service.log import Seldom
 from service.meters import Meters
-from service.postgres_errors import SENTENCES
+from service.postgres_errors import SENTENCES, is_row_fault
 from service.readiness import CommitHealth
 from service.resources import POSTGRES_ERRORS, Connection, Held, backoff_s, postgres_passes
 from service.supervise import supervised
@@ -25,8 +23,6 @@ SIZE: Final = 500
 WAITING_MAX: Final = 10_000
 WRITE_TIMEOUT_S: Final = 10.0
 QUIET_S: Final = 1.0
-# 22 data, 23 constraint, 54 too complex: one row's fault, found by halving.
-_ROW_FAULTS: Final = ("22", "23", "54")
 
 log = logging.getLogger("callboard.commits")
 
@@ -64,7 +60,7 @@ class GroupCommit(Generic[T, R]):
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
-        self._deadlines: Final = Deadlines(self._late)
+        self._deadlines: Final = Deadlines[asyncio.Future[R]](self._late)
         self._given_up = 0
         self._seldom: Final = Seldom(QUIET_S)
         self._idle.set()
@@ -80,12 +76,12 @@ class GroupCommit(Generic[T, R]):
 
     def begin(self, item: T, timeout_s: float) -> "asyncio.Future[R]":
         """As `put`, without waiting. Raises Unavailable when WAITING_MAX items wait; all else is the future's."""
-        (future,) = self._queue([item], timeout_s)
-        return future
+        self._check_room()
+        return self._queue(item, timeout_s, together=False)
 
-    def _late(self, timeout_s: float) -> Unavailable:
+    def _late(self, future: "asyncio.Future[R]", timeout_s: float) -> None:
         self._let_go(1)
-        return self.health.late(timeout_s)
+        future.set_exception(self.health.late(timeout_s))
 
     async def put_all(self, items: Sequence[T], timeout_s: float) -> list[R | Exception]:
         """What each came to, its result or what `put` would raise for it.
@@ -93,25 +89,27 @@ class GroupCommit(Generic[T, R]):
         They are written by one writer, in this order: in one statement, or in halves where one of them is bad.
         Raises Unavailable when WAITING_MAX items wait before them.
         """
-        futures = self._queue(items, timeout_s)
+        self._check_room()
+        last = len(items) - 1
+        futures = [self._queue(item, timeout_s, together=n < last) for n, item in enumerate(items)]
         try:
             return cast("list[R | Exception]", await asyncio.gather(*futures, return_exceptions=True))
         except asyncio.CancelledError:
             self._let_go(len(futures))
             raise
 
-    def _queue(self, items: Sequence[T], timeout_s: float) -> list[asyncio.Future[R]]:
+    def _check_room(self) -> None:
         if len(self._waiting) >= WAITING_MAX:
             raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
-        loop, last = asyncio.get_running_loop(), len(items) - 1
-        futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
-        for n, item in enumerate(items):
-            self._waiting.append((item, futures[n], n < last))
-            self._deadlines.hold(futures[n], timeout_s)
-        if futures:
-            self._idle.clear()
-            self._more.set()
-        return futures
+
+    def _queue(self, item: T, timeout_s: float, *, together: bool) -> "asyncio.Future[R]":
+        """`together` with the one that is queued next."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future, together))
+        self._deadlines.hold(future, timeout_s)
+        self._idle.clear()
+        self._more.set()
+        return future
 
     def _let_go(self, given_up: int) -> None:
         """What was given up does not wait for a Postgres that is away for hours: others need its room and memory."""
@@ -188,11 +186,11 @@ class GroupCommit(Generic[T, R]):
         """Whether the cause may pass; where not, each item of the batch has its result or its error."""
         self._meters.add("callboard_commit_failures_total", (self._name,))
         is_bug = not isinstance(error, POSTGRES_ERRORS)
-        if is_bug or not _row_fault(error):
+        if is_bug or not is_row_fault(error):
             held.drop()
         if is_bug and connected and self._seldom.now():
             log.error("%s: a bug in writing %d items", self._name, len(batch), exc_info=error)
-        if connected and (is_bug or _row_fault(error)):
+        if connected and (is_bug or is_row_fault(error)):
             await self._halve(held, batch, error)
             return False
         self.health.failed(error, begun)
@@ -232,11 +230,6 @@ class GroupCommit(Generic[T, R]):
         middle = len(batch) // 2
         await self._commit(held, batch[:middle])
         await self._commit(held, batch[middle:])
-
-
-def _row_fault(error: Exception) -> bool:
-    refused = isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_ROW_FAULTS)
-    return refused or isinstance(error, asyncpg.DataError)
 
 
 def _fail(batch: list[tuple[T, asyncio.Future[R]]], error: Exception) -> None:

@@ -1,49 +1,58 @@
-"""Time limits of many futures: one timer for all that have the same, since one each costs as much as their writes."""
+"""Time limits of many things: one timer for all that have the same, since one each costs as much as their work."""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Final
+from typing import Final, Generic, Protocol, TypeVar
 
 CLEARED_MIN: Final = 1000
 
 
-class Deadlines:
-    """A future that is held is done within its limit: by others, or with what `late` gives for that limit."""
+class Timed(Protocol):
+    def done(self) -> bool: ...
 
-    def __init__(self, late: Callable[[float], Exception]) -> None:
+
+T = TypeVar("T", bound=Timed)
+
+
+class Deadlines(Generic[T]):
+    """What is held is done within its limit, or `late` is called with it and its limit, in seconds."""
+
+    def __init__(self, late: Callable[[T, float], object]) -> None:
         self._late: Final = late
-        self._held: Final[dict[float, _Held]] = {}
+        self._held: Final[dict[float, _Held[T]]] = {}
 
-    def hold(self, future: "asyncio.Future[Any]", limit_s: float) -> None:
+    def hold(self, timed: T, limit_s: float) -> None:
+        """From now on, on the loop that runs."""
         held = self._held.get(limit_s)
         if held is None:
             held = self._held[limit_s] = _Held(limit_s, self._late)
-        held.add(future)
+        held.add(timed)
 
 
-class _Held:
-    """The futures of one limit, in the order in which their time is up. While there are any, a timer runs."""
+class _Held(Generic[T]):
+    """All of one limit, in the order in which their time is up. While there are any, a timer runs.
 
-    def __init__(self, limit_s: float, late: Callable[[float], Exception]) -> None:
+    What is done is let go of when its time would have been up, or before where there is much of it.
+    """
+
+    def __init__(self, limit_s: float, late: Callable[[T, float], object]) -> None:
         self._limit_s: Final = limit_s
         self._late: Final = late
-        self._futures: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._timed: deque[tuple[float, T]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._clear_at = CLEARED_MIN
 
-    def add(self, future: "asyncio.Future[Any]") -> None:
-        futures, loop = self._futures, future.get_loop()
-        while futures and futures[0][1].done():
-            futures.popleft()
+    def add(self, timed: T) -> None:
+        loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._limit_s
-        futures.append((ends_at, future))
+        self._timed.append((ends_at, timed))
         if self._timer is None:
             self._start(loop, ends_at)
-        if len(futures) >= self._clear_at:  # one that takes its time does not keep those behind it
-            self._futures = deque(each for each in futures if not each[1].done())
-            self._clear_at = max(CLEARED_MIN, 2 * len(self._futures))
+        if len(self._timed) >= self._clear_at:
+            self._timed = deque(each for each in self._timed if not each[1].done())
+            self._clear_at = max(CLEARED_MIN, 2 * len(self._timed))
 
     def _start(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
         self._timer = loop.call_at(at, self._look, loop, context=Context())
@@ -51,11 +60,11 @@ class _Held:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
         now = loop.time()
-        while self._futures:
-            ends_at, future = self._futures[0]
-            if not future.done() and ends_at > now:
+        while self._timed:
+            ends_at, timed = self._timed[0]
+            if not timed.done() and ends_at > now:
                 self._start(loop, ends_at)
                 return
-            self._futures.popleft()
-            if not future.done():
-                future.set_exception(self._late(self._limit_s))
+            self._timed.popleft()
+            if not timed.done():
+                self._late(timed, self._limit_s)

@@ -32,6 +32,8 @@ _STATES: Final[dict[str, Reason]] = {
     **dict.fromkeys(("42P01", "42703", "42704", "42883", "3F000"), "schema"),
     **dict.fromkeys(("55P03", "57014", "40"), "locked"),
 }
+# 22 data, 23 constraint, 54 too complex.
+_ROW_FAULTS: Final = ("22", "23", "54")
 
 
 class NoVectors(ValueError):
@@ -60,3 +62,9 @@ def reason_of(error: BaseException, pool: Pool | None = None) -> Reason:
 
 def sentence(error: BaseException, pool: Pool | None = None) -> str:
     return SENTENCES[reason_of(error, pool)]
+
+
+def is_row_fault(error: Exception) -> bool:
+    """Whether Postgres, or the driver, refuses a value that is in one row: without that row it would do the rest."""
+    refused = isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "").startswith(_ROW_FAULTS)
+    return refused or isinstance(error, asyncpg.DataError)

@@ -9,6 +9,8 @@ from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Final
 
+from service.deadlines import Deadlines
+
 _LIMITS: Final[ContextVar[tuple["TimeLimit", ...]]] = ContextVar("limits", default=())
 
 
@@ -19,12 +21,15 @@ class TimeLimit:
     tasks that the block starts, too: while one of them waits for us, the clock stands for all.
 
     As asyncio.timeout does, whose object can't be told to stand still: it counts the requests to cancel its task.
+    `deadlines` are those of many that have the same limit.
     """
 
     expired = False
 
-    def __init__(self, limit_s: float | None) -> None:
+    def __init__(self, limit_s: float | None, deadlines: "Deadlines[TimeLimit] | None" = None) -> None:
         self._limit_s = limit_s
+        self._deadlines = deadlines
+        self._held = False  # by the deadlines, which will look
         self._waits = 0  # that are under way
         self._waiting_since = self._waited_s = 0.0
         self._handle: asyncio.Handle | None = None
@@ -46,7 +51,11 @@ class TimeLimit:
         for outer in self._outer:
             outer._take_in(self)
         _LIMITS.set((*self._outer, self))
-        self._look()
+        if self._deadlines is not None and self._limit_s is not None:
+            self._held = True
+            self._deadlines.hold(self, self._limit_s)
+        else:
+            self._look()
         return self
 
     async def __aexit__(
@@ -58,8 +67,18 @@ class TimeLimit:
         _LIMITS.set(self._outer)  # by no token: a run that is thrown away ends in another context
         if self._handle is not None:
             self._handle.cancel()
-        if self.expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        task = self._task
+        del self._task  # the deadlines may hold this object for a while yet
+        if self.expired and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
+
+    def done(self) -> bool:
+        return self._over
+
+    def late(self) -> None:
+        """Its time would be up, had nobody waited for us."""
+        self._held = False
+        self._look()
 
     def _take_in(self, limit: "TimeLimit") -> None:
         self._within = self._within or set()
@@ -86,7 +105,7 @@ class TimeLimit:
         self._waits -= 1
         if not self._waits:
             self._waited_s += self._loop.time() - self._waiting_since
-            if self._handle is None:  # it has run out meanwhile, or was not to be looked at
+            if self._handle is None and not self._held:  # it has run out meanwhile, or was not to be looked at
                 self._look()
 
     def _look(self) -> None:
@@ -107,6 +126,11 @@ class TimeLimit:
     def _expire(self) -> None:
         self.expired = True
         self._task.cancel()
+
+
+def shared_limits() -> Deadlines[TimeLimit]:
+    """What the time limits of many runs are given."""
+    return Deadlines(lambda limit, _: limit.late())
 
 
 class our_wait:  # noqa: N801 - read as `with our_wait():`

@@ -1,4 +1,4 @@
-"""Futures whose time limits share timers."""
+"""Things whose time limits share timers: here, futures."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -18,6 +18,10 @@ HELD = st.tuples(st.floats(0, 10), LIMITS_S, st.none() | st.floats(0, 5))
 
 class Late(Exception):
     pass
+
+
+def late(future: "asyncio.Future[Any]", limit_s: float) -> None:
+    future.set_exception(Late(limit_s))
 
 
 class VirtualTime(asyncio.SelectorEventLoop):
@@ -45,7 +49,9 @@ def test_each_future_is_done_by_others_or_late_at_its_own_time(held: list[tuple[
         if not future.done():
             future.set_result("done")
 
-    async def one(limits: Deadlines, begins_s: float, limit_s: float, done_s: float | None) -> None:
+    async def one(
+        limits: Deadlines[asyncio.Future[Any]], begins_s: float, limit_s: float, done_s: float | None
+    ) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(begins_s)
         future: asyncio.Future[str] = loop.create_future()
@@ -65,7 +71,7 @@ def test_each_future_is_done_by_others_or_late_at_its_own_time(held: list[tuple[
         assert took_s <= limit_s + 0.001
 
     async def all_of_them() -> None:
-        limits = Deadlines(Late)
+        limits = Deadlines[asyncio.Future[Any]](late)
         await asyncio.gather(*(one(limits, *each) for each in held))
 
     run_in_virtual_time(all_of_them())
@@ -73,14 +79,14 @@ def test_each_future_is_done_by_others_or_late_at_its_own_time(held: list[tuple[
 
 def test_one_that_takes_its_time_does_not_keep_those_behind_it() -> None:
     async def many() -> None:
-        limits, loop = Deadlines(Late), asyncio.get_running_loop()
+        limits, loop = Deadlines[asyncio.Future[Any]](late), asyncio.get_running_loop()
         slow: asyncio.Future[None] = loop.create_future()
         limits.hold(slow, 60.0)
         for _ in range(10 * deadlines.CLEARED_MIN):
             quick: asyncio.Future[None] = loop.create_future()
             limits.hold(quick, 60.0)
             quick.set_result(None)
-        assert len(limits._held[60.0]._futures) <= deadlines.CLEARED_MIN
+        assert len(limits._held[60.0]._timed) <= deadlines.CLEARED_MIN
         slow.set_result(None)
 
     asyncio.run(many())
@@ -88,7 +94,7 @@ def test_one_that_takes_its_time_does_not_keep_those_behind_it() -> None:
 
 def test_there_is_one_timer_for_each_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     async def some() -> None:
-        limits, loop, timers = Deadlines(Late), asyncio.get_running_loop(), list[float]()
+        limits, loop, timers = Deadlines[asyncio.Future[Any]](late), asyncio.get_running_loop(), list[float]()
         call_at = loop.call_at
 
         def counted(when: float, *rest: Any, **options: Any) -> asyncio.TimerHandle:

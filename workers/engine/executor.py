@@ -17,6 +17,7 @@ from service.log import RUN
 from service.meters import Meters
 from service.resources import Pool
 from service.settings import Settings
+from service.time_limit import shared_limits
 from workers.engine.book import account
 from workers.engine.claimed import Claimed
 from workers.engine.ending import store_ending
@@ -68,6 +69,7 @@ class Executor:
         self._held: Final[set[Hand]] = set()  # an event may be in it twice, under a claim that is lost and a new one
         self._freed: Final = asyncio.Event()
         self._draining = False
+        self._limits: Final = shared_limits()
         self.unsettled: Final = Unsettled()
 
     @property
@@ -168,7 +170,7 @@ class Executor:
     async def _attempt(self, wired: Wired, hand: Hand, facts: Facts) -> Outcome:
         """Run the pipeline once; whatever it raises becomes an outcome here."""
         try:
-            async with hand.limit(wired.pipeline.timeout_s):
+            async with hand.limit(wired.pipeline.timeout_s, self._limits):
                 event, gave = await self._read(wired, hand.claimed, facts)
                 result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event, gave)
             return Done(self._encoded(result, wired))
@@ -240,9 +242,8 @@ class Executor:
 
     async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
         """Until it is settled, or refused because the claim is not ours any more."""
-        name = wired.name if wired else claimed.reaction
         followers = [each.name for each in wired.followers] if wired else ()
-        ending = Ending(claimed, outcome, name, facts, followers)
+        ending = Ending(claimed, outcome, wired.name if wired else claimed.reaction, facts, followers)
         retry = wired.pipeline.retry if wired else RETRY
         if not await store_ending(self._stage.settler, ending, retry, self._stage.meters):
             log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)

@@ -6,6 +6,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from service.deadlines import Deadlines
 from service.time_limit import TimeLimit
 from service.traces import place_of_task
 from workers.engine.claimed import Claimed
@@ -47,8 +48,8 @@ class Hand(Struct, eq=False):
         while self.task is not None and self.task.cancelling():
             self.task.uncancel()
 
-    def limit(self, limit_s: float) -> TimeLimit:
-        self.clock = TimeLimit(limit_s)
+    def limit(self, limit_s: float, deadlines: Deadlines[TimeLimit]) -> TimeLimit:
+        self.clock = TimeLimit(limit_s, deadlines)
         return self.clock
 
     def lift_limit(self) -> None:
