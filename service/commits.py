@@ -31,6 +31,16 @@ class BadRow(CallboardError):
     """Postgres refuses this row, alone too."""
 
 
+class _Together(Generic[R]):
+    """What was put together, which is late together."""
+
+    def __init__(self, futures: Sequence["asyncio.Future[R]"]) -> None:
+        self.futures: Final = futures
+
+    def done(self) -> bool:
+        return all(future.done() for future in self.futures)
+
+
 class GroupCommit(Generic[T, R]):
     """Items put by many callers are written together; each caller gets its own result or its own error.
 
@@ -60,7 +70,7 @@ class GroupCommit(Generic[T, R]):
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
-        self._deadlines: Final = Deadlines[asyncio.Future[R]](self._late)
+        self._deadlines: Final = Deadlines[asyncio.Future[R] | _Together[R]](self._late)
         self._given_up = 0
         self._seldom: Final = Seldom(QUIET_S)
         self._idle.set()
@@ -76,12 +86,14 @@ class GroupCommit(Generic[T, R]):
 
     def begin(self, item: T, timeout_s: float) -> "asyncio.Future[R]":
         """As `put`, without waiting. Raises Unavailable when WAITING_MAX items wait; all else is the future's."""
-        self._check_room()
-        return self._queue(item, timeout_s, together=False)
+        return self._queue([item], timeout_s)[0]
 
-    def _late(self, future: "asyncio.Future[R]", timeout_s: float) -> None:
-        self._let_go(1)
-        future.set_exception(self.health.late(timeout_s))
+    def _late(self, late: "asyncio.Future[R] | _Together[R]", timeout_s: float) -> None:
+        futures = late.futures if isinstance(late, _Together) else [late]
+        for future in futures:
+            if not future.done():
+                self._let_go(1)
+                future.set_exception(self.health.late(timeout_s))
 
     async def put_all(self, items: Sequence[T], timeout_s: float) -> list[R | Exception]:
         """What each came to, its result or what `put` would raise for it.
@@ -89,27 +101,23 @@ class GroupCommit(Generic[T, R]):
         They are written by one writer, in this order: in one statement, or in halves where one of them is bad.
         Raises Unavailable when WAITING_MAX items wait before them.
         """
-        self._check_room()
-        last = len(items) - 1
-        futures = [self._queue(item, timeout_s, together=n < last) for n, item in enumerate(items)]
+        futures = self._queue(items, timeout_s) if items else []
         try:
             return cast("list[R | Exception]", await asyncio.gather(*futures, return_exceptions=True))
         except asyncio.CancelledError:
             self._let_go(len(futures))
             raise
 
-    def _check_room(self) -> None:
+    def _queue(self, items: Sequence[T], timeout_s: float) -> list["asyncio.Future[R]"]:
         if len(self._waiting) >= WAITING_MAX:
             raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
-
-    def _queue(self, item: T, timeout_s: float, *, together: bool) -> "asyncio.Future[R]":
-        """`together` with the one that is queued next."""
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future, together))
-        self._deadlines.hold(future, timeout_s)
+        loop, last = asyncio.get_running_loop(), len(items) - 1
+        futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
+        self._waiting.extend([(item, futures[n], n < last) for n, item in enumerate(items)])
+        self._deadlines.hold(_Together(futures) if last else futures[0], timeout_s)
         self._idle.clear()
         self._more.set()
-        return future
+        return futures
 
     def _let_go(self, given_up: int) -> None:
         """What was given up does not wait for a Postgres that is away for hours: others need its room and memory."""

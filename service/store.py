@@ -124,24 +124,22 @@ async def accept(connection: Connection, batch: Sequence[Incoming]) -> dict[UUID
 
     Where one has a key, its mailbox is locked.
     """
-    columns = zip(
-        *(
-            (
-                each.event_id,
-                each.tenant,
-                each.source,
-                each.id,
-                each.type,
-                each.partitionkey,
-                json.encode(each.attributes).decode(),
-                each.data.decode(),
-                each.due_at,
-                each.parent,
-                each.reaction,
-            )
-            for each in batch
-        ),
-        strict=True,
+    rows = await connection.fetch(_SQL["accept"], *sql.columns([_row(each) for each in batch]))
+    return {row[0]: row[1] for row in rows}
+
+
+def _row(each: Incoming) -> Sequence[object]:
+    """The arguments of the accept statement, in its order."""
+    return (
+        each.event_id,
+        each.tenant,
+        each.source,
+        each.id,
+        each.type,
+        each.partitionkey,
+        json.encode(each.attributes).decode(),
+        each.data.decode(),
+        each.due_at,
+        each.parent,
+        each.reaction,
     )
-    rows = await connection.fetch(_SQL["accept"], *columns)
-    return {row["event_id"]: row["due"] for row in rows}

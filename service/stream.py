@@ -16,6 +16,7 @@ from service.settings import Settings
 GROUP: Final = "workers"
 INGEST_GROUP: Final = "intake"
 PIECE: Final = 8  # entries that are read at a time where their bytes are bounded
+RING: Final = Path(__file__).with_name("stream_ring.lua").read_text(encoding="utf-8")
 BOUNDED: Final = Path(__file__).with_name("stream_read.lua").read_text(encoding="utf-8")
 
 log = logging.getLogger("callboard.redis")
@@ -51,13 +52,10 @@ def names_of(settings: Settings) -> Names:
 
 
 async def ring(redis: Redis, ids: Sequence[UUID], stream: str) -> None:
-    """Put event ids on a stream, one entry each, in one round trip. A second ring of the same event is harmless."""
+    """Put event ids on a stream, one entry each, in one command. A second ring of the same event is harmless."""
     if not ids:
         return
-    async with redis.pipeline(transaction=False) as pipe:
-        for each in ids:
-            pipe.xadd(stream, {"id": each.bytes})
-        await pipe.execute()
+    await redis.register_script(RING)(keys=[stream], args=[each.bytes for each in ids])
 
 
 async def may_notify(redis: Redis, names: Names) -> None:

@@ -1,9 +1,9 @@
 """What is kept: migrations in number order, and named statements. SQL stands nowhere else."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 _NAME: Final = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 
@@ -23,6 +23,15 @@ def queries(topic: str) -> Mapping[str, str]:
     if len(set(names)) != len(names):
         raise ValueError(f"sql/queries/{topic}.sql names a statement twice")
     return dict(zip(names, bodies, strict=True))
+
+
+def columns(rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+    """The arrays of a statement that unnests them side by side: at least one row, each with a value for each array.
+
+    One that would hold nothing but null is empty: unnest fills it up, and the driver looks at every element.
+    """
+    arrays = zip(*rows, strict=True)
+    return [() if array[0] is None and array.count(None) == len(array) else array for array in arrays]
 
 
 def topics() -> list[str]:

@@ -30,13 +30,11 @@ returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.
 -- event may be there twice, under a claim that is lost and a new one. `status || ''`: so that the row is looked up by its key;
 -- else the planner may take work_held, the index on running rows, and filter every running event for each one that is settled.
 with given as (
-    select g.*, u.error, u.wait_s, u.cause, u.reason, u.dead_id, u.put_off, u.waits_for
-    from unnest($1::uuid[], $2::bigint[], $3::text[], $4::json[], $5::text[], $6::integer[], $7::integer[], $8::uuid[],
-                $9::timestamptz[], $10::json[])
-        with ordinality as g (event_id, claim, outcome, result, pipeline, run, attempt, worker, started_at, steps, n)
-    left join unnest($11::bigint[], $12::json[], $13::double precision[], $14::text[], $15::text[], $16::uuid[], $17::text[],
-                     $18::text[])
-        as u (n, error, wait_s, cause, reason, dead_id, put_off, waits_for) using (n)
+    select * from unnest($1::uuid[], $2::bigint[], $3::text[], $4::json[], $5::json[], $6::double precision[], $7::text[],
+                         $8::text[], $9::uuid[], $10::text[], $11::integer[], $12::integer[], $13::uuid[], $14::timestamptz[],
+                         $15::json[], $30::text[], $31::text[])
+        with ordinality as g (event_id, claim, outcome, result, error, wait_s, cause, reason, dead_id, pipeline, run, attempt,
+                              worker, started_at, steps, put_off, waits_for, n)
 ), held as (
     select g.*, w.tenant, w.key
     from (select * from given order by event_id) as g
@@ -76,7 +74,7 @@ with given as (
     on conflict (origin) do nothing
 ), last_said as (
     select distinct on (h.tenant, d.collection, d.id) h.tenant, d.collection, d.id, d.text, d.embedding, d.metadata
-    from unnest($19::bigint[], $20::text[], $21::text[], $22::text[], $23::vector[], $24::jsonb[])
+    from unnest($16::bigint[], $17::text[], $18::text[], $19::text[], $20::vector[], $21::jsonb[])
         with ordinality as d (n, collection, id, text, embedding, metadata, nth)
     join held h using (n)
     order by h.tenant, d.collection, d.id, d.embedding is null, d.nth desc
@@ -92,14 +90,14 @@ with given as (
 ), remembered as (
     insert into journal (event_id, run, step, at, entry, took_state)
     select h.event_id, h.run, j.step, j.at, j.entry, j.took_state
-    from unnest($25::bigint[], $26::text[], $27::timestamptz[], $28::json[], $29::boolean[])
+    from unnest($22::bigint[], $23::text[], $24::timestamptz[], $25::json[], $26::boolean[])
         as j (n, step, at, entry, took_state)
     join held h using (n)
     on conflict (event_id, run, step) do nothing
 ), stated as (
     insert into states (tenant, key, type, value, event_id, set_by)
     select h.tenant, h.key, s.type, s.value, h.event_id, h.event_id || '/' || h.run
-    from unnest($30::bigint[], $31::text[], $32::json[]) as s (n, type, value)
+    from unnest($27::bigint[], $28::text[], $29::json[]) as s (n, type, value)
     join held h using (n)
     order by h.tenant, h.key, s.type
     on conflict (tenant, key, type) do update

@@ -23,7 +23,7 @@ class _Told(Struct, frozen=True):
 def settled(meters: Meters, claimed: Claimed, pipeline: str | None, outcome: Outcome, facts: Facts) -> None:
     """A claim that has ended, under the claim."""
     name = pipeline or UNKNOWN
-    what = name_of(outcome)
+    what = _name(outcome)
     meters.observe("callboard_run_duration_seconds", time.perf_counter() - facts.begun, (name, what))
     if isinstance(outcome, Done | Dead):
         meters.add("callboard_events_ended_total", (claimed.type, what))
@@ -51,7 +51,7 @@ def called(meters: Meters, call: Call) -> None:
     meters.add("callboard_llm_prompt_cost_usd_total", version, call.cost_usd)
 
 
-def name_of(outcome: Outcome) -> str:
+def _name(outcome: Outcome) -> str:
     match outcome:
         case Done():
             return "succeeded"

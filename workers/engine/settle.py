@@ -14,7 +14,7 @@ from pgvector.asyncpg import register_vector
 import sql
 from schemas.envelope import Incoming
 from schemas.identity import uuid7
-from schemas.outcome import Dead, Done, Later, Outcome
+from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from schemas.text import storable
 from service.commits import GroupCommit
 from service.failpoints import hit
@@ -27,7 +27,7 @@ from service.store import lock_mailboxes
 from workers.clients.vectors import Document
 from workers.engine.children import accept_children, incoming, is_displaced, waits_s, weight
 from workers.engine.claimed import SQL, Claimed
-from workers.engine.measured import name_of, settled
+from workers.engine.measured import settled
 from workers.engine.retry import attempt
 from workers.kit.memory import Facts, Kept
 
@@ -164,13 +164,12 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
         for n, ending in places
         for each in _to_keep(ending)
     ]
-    unfinished = [(n, *_unfinished(ending.outcome)) for n, ending in places if not ending.succeeded]
     return [
-        *zip(*map(_row, batch), strict=True),
-        *_columns(unfinished, 8),
+        *sql.columns([_row(each) for each in batch]),
         *_columns(documents, 6),
         *_columns(kept, 5),
         *_columns(states, 3),
+        *sql.columns([_waiting(each) for each in batch]),
     ]
 
 
@@ -190,27 +189,34 @@ def _columns(rows: Sequence[Row], width: int) -> Sequence[Sequence[Any]]:
 
 
 def _row(ending: Ending) -> Row:
-    """What the settle statement is told of every ending, in its order."""
-    claimed, outcome = ending.claimed, ending.outcome
-    result = outcome.result.decode() if isinstance(outcome, Done) else None
-    name = name_of(outcome)
-    number = attempt(claimed, ending.facts) if name == "failed" else claimed.attempt
+    """The arguments of the settle statement, in its order."""
+    claimed = ending.claimed
+    result = error = wait_s = cause = reason = dead_id = None
+    match ending.outcome:
+        case Done():
+            outcome, result = "succeeded", ending.outcome.result.decode()
+        case Later():
+            outcome = "failed" if ending.outcome.charged else "put_off"
+            wait_s, cause = ending.outcome.wait_s, storable(ending.outcome.cause)
+            error = ending.outcome.error.decode() if ending.outcome.error else None
+        case Dead():
+            outcome, reason, dead_id = "dead", ending.outcome.reason, uuid7()
+            error = ending.outcome.error.decode()
+        case HandedBack():
+            outcome = "handed_back"
     steps = json.encode(ending.facts.steps).decode()
-    where = (claimed.run, number, claimed.worker, claimed.claimed_at, steps)
-    return (claimed.event_id, claimed.claim, name, result, ending.pipeline, *where)
+    number = attempt(claimed, ending.facts) if outcome == "failed" else claimed.attempt
+    end = (outcome, result, error, wait_s, cause, reason, dead_id, ending.pipeline)
+    who = (claimed.run, number, claimed.worker, claimed.claimed_at, steps)
+    return (claimed.event_id, claimed.claim, *end, *who)
 
 
-def _unfinished(outcome: Outcome) -> Row:
-    """What it is told besides where the run did not succeed: a column costs as much for a success, which has none."""
-    match outcome:
-        case Later(wait_s, cause, charged, error, put_off, waits_for):
-            told = None if error is None else error.decode()
-            how = (None, None) if charged else (put_off, " ".join(waits_for) or None)
-            return (told, wait_s, storable(cause), None, None, *how)
-        case Dead(reason, error):
-            return (error.decode(), None, None, reason, uuid7(), None, None)
-        case _:
-            return (None,) * 7
+def _waiting(ending: Ending) -> Row:
+    """How an event was put off, and for whom: the last arguments of the settle statement."""
+    match ending.outcome:
+        case Later(charged=False, put_off=how, waits_for=names):
+            return (how, " ".join(names) or None)
+    return (None, None)
 
 
 def _document(n: int, document: Document) -> Row:
