@@ -14,6 +14,7 @@ import asyncpg
 from msgspec import Struct
 
 import sql
+from schemas.envelope import TENANT
 from service.commits import GroupCommit
 from service.resources import ACQUIRE_TIMEOUT_S, Connection, Pool, connect
 from service.settings import Settings
@@ -22,6 +23,7 @@ from service.supervise import supervised
 Scope = Literal["ingest", "read", "operate", "admin"]
 
 KEY: Final = "cb_"
+LOCAL: Final = "cl_"  # the local token: see service/local_token.py
 SESSION: Final = "cs_"
 PREFIX_CHARS: Final = 11
 SECRET_CHARS: Final = 36  # of 62: 214 bits
@@ -30,6 +32,7 @@ HELD_S: Final = 2.0
 HELD_MAX: Final = 10_000
 LOOK_UP_TIMEOUT_S: Final = 3.0
 NOBODY: Final = bytes(32)
+KEYS: Final = (KEY, LOCAL)
 SQL: Final = sql.queries("keys")
 
 
@@ -44,11 +47,8 @@ class Key(Struct, frozen=True):
         return not self.scopes.isdisjoint((scope, "admin"))
 
 
-class Verdict(Struct, frozen=True):
-    """What a presented text is: a valid key, or none. `any_made`: whether a key was ever made here."""
-
-    key: Key | None
-    any_made: bool
+AT_HOME: Final = Key("local", TENANT, frozenset(("admin",)))
+"""Whoever has the local token."""
 
 
 class Presented(Struct, frozen=True):
@@ -70,28 +70,39 @@ def presented(text: str) -> Presented:
 
 
 class Keys:
-    """Verdicts, held for HELD_S so that few requests cost a query; what is no key costs the same as what is one."""
+    """What was found, held for HELD_S so that few requests cost a query; what is no key costs the same as what is one.
+
+    `token` is the hash of the local token, where there is one.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._look_ups: Final = GroupCommit[Presented, Verdict]("keys", lambda: connect(settings, "keys"), look_up)
-        self._held: Final[dict[bytes, tuple[float, Verdict]]] = {}
+        self.token: Final = presented(settings.local_token).hash if settings.local_token else None
+        self._look_ups: Final = GroupCommit[Presented, Key | None](
+            "keys", lambda: connect(settings, "keys"), lambda connection, asked: look_up(connection, asked, self.token)
+        )
+        self._held: Final[dict[bytes, tuple[float, Key | None]]] = {}
 
     async def run(self) -> None:
         """Look up until cancelled."""
         await self._look_ups.run()
 
-    async def verdict(self, text: str) -> Verdict:
-        """Raises Unavailable while Postgres is away."""
+    async def find(self, text: str) -> Key | None:
+        """The key that is valid now and is this, or the key of this session. Raises Unavailable while Postgres is away.
+
+        The local token needs no Postgres.
+        """
         asked = presented(text)
+        if self.token is not None and hmac.compare_digest(self.token, asked.hash):
+            return AT_HOME
         now = asyncio.get_running_loop().time()
-        until, verdict = self._held.get(asked.hash, (now, None))
-        if verdict is None or until <= now:
-            verdict = await self._look_ups.put(asked, LOOK_UP_TIMEOUT_S)
+        held = self._held.get(asked.hash)
+        if held is None or held[0] <= now:
+            key = await self._look_ups.put(asked, LOOK_UP_TIMEOUT_S)
             self.forget(text)
             if len(self._held) >= HELD_MAX:
                 del self._held[next(iter(self._held))]
-            self._held[asked.hash] = (now + HELD_S, verdict)
-        return verdict
+            self._held[asked.hash] = held = (now + HELD_S, key)
+        return held[1]
 
     def forget(self, text: str) -> None:
         """Look it up anew the next time."""
@@ -105,16 +116,18 @@ async def open_keys(settings: Settings) -> AsyncIterator[Keys]:
         yield keys
 
 
-async def look_up(connection: Connection, asked: Sequence[Presented]) -> list[Verdict]:
-    """Unknown, expired, revoked and valid ones alike: found by prefix, then compared in constant time."""
+async def look_up(connection: Connection, asked: Sequence[Presented], token: bytes | None) -> list[Key | None]:
+    """Unknown, expired, revoked and valid ones alike: found by prefix, then compared in constant time.
+
+    Sessions of the local token count where it is this one still.
+    """
     prefixes, hashes = [each.prefix for each in asked], [each.hash for each in asked]
-    rows = await connection.fetch(SQL["look_up"], prefixes, hashes, IDLE_MAX)
-    verdicts = []
+    rows = await connection.fetch(SQL["look_up"], prefixes, hashes, IDLE_MAX, token)
+    found: list[Key | None] = []
     for each, row in zip(asked, rows, strict=True):
         fits = hmac.compare_digest(row["hash"] or NOBODY, each.hash)
-        key = Key(row["key"], row["tenant"], frozenset(row["scopes"])) if fits and row["live"] else None
-        verdicts.append(Verdict(key, row["any_made"]))
-    return verdicts
+        found.append(Key(row["key"], row["tenant"], frozenset(row["scopes"])) if fits and row["live"] else None)
+    return found
 
 
 async def any_made(settings: Settings) -> bool:
@@ -128,13 +141,17 @@ async def any_made(settings: Settings) -> bool:
         await connection.close()
 
 
-async def sign_in(pool: Pool, key: Key, lasts: timedelta) -> str:
-    """A new session of this key: its secret. It ends after `lasts`, or when it was not used for IDLE_MAX."""
-    token = mint(SESSION)
-    told = presented(token)
+async def sign_in(pool: Pool, key: Key, lasts: timedelta, token: bytes | None) -> str:
+    """A new session of this key: its secret. It ends after `lasts`, or when it was not used for IDLE_MAX.
+
+    One AT_HOME is the local token's, whose hash is `token`.
+    """
+    secret = mint(SESSION)
+    told = presented(secret)
+    whose = (None, token) if key == AT_HOME else (key.prefix, None)
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        await connection.execute(SQL["sign_in"], told.prefix, told.hash, key.prefix, lasts, IDLE_MAX)
-    return token
+        await connection.execute(SQL["sign_in"], told.prefix, told.hash, *whose, lasts, IDLE_MAX)
+    return secret
 
 
 async def sign_out(pool: Pool, token: str) -> None:

@@ -27,6 +27,8 @@ ADDRESSES = ("url", "page_url")
 ADDRESS_ENDINGS = ("_base_url", "_endpoint")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
+LOCAL_TOKEN = "cl_[A-Za-z0-9_-]{43}"  # noqa: S105 - the form of it
+
 SECRET_MIN = 4  # shorter ones are parts of words
 _PASSWORD = re.compile(r"://[^/?#@:]*:([^/?#]*)@|[?&]password=([^&]+)")
 
@@ -61,6 +63,7 @@ class Settings(Outside, frozen=True, kw_only=True):
     data_dir: str = ".callboard"
     url: str = "http://127.0.0.1:8000"
     api_key: str = ""
+    local_token: Annotated[str, Meta(pattern=f"^({LOCAL_TOKEN})?$")] = ""
     concurrency: Positive = 200
     pool: Annotated[int, Meta(ge=1, le=1000)] = 10
     grace_s: Positive = 30
@@ -86,7 +89,7 @@ class Settings(Outside, frozen=True, kw_only=True):
         given = {field.name: str(getattr(self, field.name)) for field in fields(self)}
         urls = (value for name, value in given.items() if name.endswith(("_url", "_endpoint")))
         passwords = [match[1] or match[2] or "" for url in urls if (match := _PASSWORD.search(url))]
-        keys = (value for name, value in given.items() if name.endswith("api_key"))
+        keys = (value for name, value in given.items() if name.endswith(("api_key", "local_token")))
         found = {*keys, *passwords, *map(unquote, passwords), *postgres_url.secrets(self.database_url)}
         found |= {json.encode(each).decode()[1:-1] for each in found}
         return tuple(sorted((each for each in found if len(each) >= SECRET_MIN), key=len, reverse=True))
@@ -109,8 +112,8 @@ class Settings(Outside, frozen=True, kw_only=True):
 
     @property
     def simulated(self) -> bool:
-        """Whether answers come from the simulator: asked for, or `auto` on loopback without a provider key."""
-        return self.simulate == "on" or (self.simulate == "auto" and self.on_loopback and not self.has_provider_key)
+        """Whether answers come from the simulator. `auto` is for `callboard up` to decide; to all others it says no."""
+        return self.simulate == "on"
 
 
 def variable(name: str) -> str:

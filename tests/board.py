@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from service.http.app import create_app
 from service.settings import Settings
 from tests.eventually import eventually
+from tests.keys import AT_HOME
 from tests.listening import listening_on
 from workers.engine.supervisor import Parts, Program, open_worker
 from workers.hosted import program
@@ -70,7 +71,9 @@ async def board_on(settings: Settings, whole: Program | None = None, workers: in
     async with AsyncExitStack() as stack:
         redis = await stack.enter_async_context(Redis.from_url(settings.redis_url))
         base_url = await stack.enter_async_context(serving(settings, whole))
-        http = await stack.enter_async_context(httpx.AsyncClient(base_url=base_url, timeout=30, verify=False))
+        http = await stack.enter_async_context(
+            httpx.AsyncClient(headers=AT_HOME, base_url=base_url, timeout=30, verify=False)
+        )
         hands = [await stack.enter_async_context(open_worker(whole)) for _ in range(workers)]
         board = Board(settings, http, redis, hands)
         await eventually(lambda: _ready(board, workers))

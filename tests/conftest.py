@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import asyncpg
 import pytest
@@ -16,6 +17,7 @@ from service.log import Lines
 from service.migrate import migrate
 from service.settings import Settings
 from tests.board import Board, board_on
+from tests.keys import TOKEN
 
 REDIS_NUMBERS = itertools.cycle(range(1, 512))
 TEMPLATE = "migrated"
@@ -59,7 +61,9 @@ async def settings(servers: tuple[Server, Server], tmp_path: Path) -> AsyncItera
     redis_url = f"{redis.url.rpartition('/')[0]}/{next(REDIS_NUMBERS)}"
     async with Redis.from_url(redis_url) as client:
         await client.flushdb()
-    yield Settings(port=0, data_dir=str(tmp_path), database_url=database_url, redis_url=redis_url, grace_s=5)
+    servers_of_its_own = {"database_url": database_url, "redis_url": redis_url}
+    as_up_does: dict[str, Any] = {"local_token": TOKEN, "simulate": "on"}
+    yield Settings(port=0, data_dir=str(tmp_path), grace_s=5, **servers_of_its_own, **as_up_does)
     with suppress(asyncpg.PostgresError):
         await _admin(postgres.url, f'drop database "{name}" with (force)', name)
 

@@ -1,10 +1,18 @@
 """Keys for tests, made as the command line makes them."""
 
 from datetime import timedelta
+from typing import Final
 
 from service.keys import KEY, SQL, mint, presented
 from service.resources import connect
 from service.settings import Settings
+
+TOKEN: Final = f"cl_{'t' * 43}"
+AT_HOME: Final = {"Authorization": f"Bearer {TOKEN}"}
+"""What a test's own client sends to an API that was started with TOKEN."""
+AUTHORIZED: Final = b"Authorization: Bearer " + TOKEN.encode() + b"\r\n"
+AS_UP_DOES: Final = {"CALLBOARD_LOCAL_TOKEN": TOKEN, "CALLBOARD_SIMULATE": "on"}
+"""What `callboard up` sets for the programs that it starts."""
 
 
 async def make_key(settings: Settings, *scopes: str, tenant: str = "default", lasts: timedelta | None = None) -> str:

@@ -19,6 +19,7 @@ from service.program import MISFIT
 from service.settings import Settings
 from tests.board import ENDED
 from tests.eventually import eventually
+from tests.keys import AT_HOME
 from tests.processes import START_S
 
 ROOT = Path(__file__).parent.parent
@@ -167,7 +168,7 @@ async def test_four_new_files_are_a_running_pipeline(copy: Path, settings: Setti
     async with (
         _program("service", copy, environment),
         _program("workers", copy, environment),
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http,
+        httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http,
     ):
         said = {"type": "refund.asked", "data": {"order": "O-1", "why": "It came broken."}}
 

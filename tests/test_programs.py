@@ -14,6 +14,7 @@ import pytest
 from service.settings import Settings
 from tests.board import ENDED, TICKET
 from tests.eventually import eventually
+from tests.keys import AT_HOME
 from tests.processes import CALLBOARD, START_S, Program, free_port, run, started
 
 API: Final = (sys.executable, "-m", "service")
@@ -57,7 +58,7 @@ async def test_ours_do_their_part_and_end_with_0(settings: Settings, tmp_path: P
         started((*CALLBOARD, "api"), tmp_path / "api", given) as api,
         started((*CALLBOARD, "worker"), tmp_path / "worker", given) as worker,
     ):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
             await succeeds(http, api, worker)
             assert (await http.get("/readyz")).json()["degraded"] == []
             assert await worker.ends(signal.SIGTERM) == 0
@@ -73,7 +74,7 @@ async def test_an_api_that_is_told_to_stop_still_serves_though_it_is_not_ready(
     port = free_port()
     given = environment(settings, CALLBOARD_PORT=str(port), CALLBOARD_LAME_DUCK_S="2")
     with started((*CALLBOARD, "api"), tmp_path / "api", given) as api:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
 
             async def says(status: int) -> bool:
                 try:
@@ -95,7 +96,7 @@ async def test_those_of_uvicorn_and_arq_do_too(settings: Settings, tmp_path: Pat
         started((*UVICORN, "--port", str(port)), tmp_path / "api", given) as api,
         started(ARQ, tmp_path / "worker", given) as worker,
     ):
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
             await succeeds(http, api, worker)
             # Their own way: uvicorn raises the signal again when it has stopped in order.
             assert await worker.ends(signal.SIGTERM) in (0, -signal.SIGTERM)

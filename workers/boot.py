@@ -18,9 +18,8 @@ from service.preflight import preflight
 from service.program import MISFIT, ignore, on_end, settle
 from service.settings import load
 from service.supervise import end_in_time
-from workers.clients.chains import check_keys
 from workers.engine.supervisor import Program, open_worker
-from workers.hosted import program
+from workers.hosted import check_models, program
 
 log = logging.getLogger("callboard.worker")
 
@@ -52,14 +51,6 @@ def _told(go: Callable[[Program], None], *, servers: bool) -> int:
         print(f"callboard worker: {error}", file=sys.stderr)
         return MISFIT if isinstance(error, WiringError | CatalogError | PromptError) else 1
     return 0
-
-
-def check_models(whole: Program) -> None:
-    """Raises CallboardError where a prompt's models can't answer: production never answers with simulated text by
-    accident."""
-    if not whole.settings.simulated:
-        with_key = [name for name, connect in whole.providers.items() if connect(whole.settings, None) is not None]
-        check_keys(whole.prompts, with_key)
 
 
 def pass_over_breakpoints() -> None:

@@ -19,6 +19,7 @@ from service.preflight import preflight
 from service.program import settle
 from service.redis_owner import RedisOwner
 from service.settings import Settings, load
+from workers.clients.chains import check_keys
 from workers.engine.clock import arq_settings, jobs, open_arq
 from workers.engine.supervisor import Parts, Program, open_worker
 from workers.kit.calls import check_calls
@@ -38,12 +39,20 @@ def program(settings: Settings) -> Program:
     return Program(settings, catalog, wiring, told, workers.providers.discover(workers.providers))
 
 
+def check_models(whole: Program) -> None:
+    """Raises CallboardError where a prompt's models can't answer: nobody gets simulated text who did not ask for it."""
+    if not whole.settings.simulated:
+        with_key = [name for name, connect in whole.providers.items() if connect(whole.settings, None) is not None]
+        check_keys(whole.prompts, with_key)
+
+
 def worker_settings() -> type:
     """arq hosts the worker: its hooks open and drain it. A lost Redis ends that process, arq's way."""
     try:
         settings = running(load(os.environ))
         preflight(settings, "worker")
         whole = program(settings)
+        check_models(whole)
     except (CallboardError, CatalogError, PromptError) as error:
         sys.exit(f"callboard worker: {error}")
     stack = AsyncExitStack()

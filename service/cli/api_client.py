@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from service.local_token import noted_token
 from service.settings import LOOPBACK, Settings, load
 
 REQUEST_TIMEOUT_S = 30.0
@@ -20,7 +21,8 @@ BULK_TIMEOUT_S = 3600.0  # what is done to many at once takes a millisecond or t
 PAUSE_S = 0.5
 PAUSE_MAX_S = 30.0
 KEY_HINTS = {
-    401: "\nSet CALLBOARD_API_KEY to a key that is valid there.",
+    401: "\nSet CALLBOARD_API_KEY to a key that is valid there. Beside a `callboard up` none is needed where its data "
+    "folder is (CALLBOARD_DATA_DIR).",
     403: "\nSet CALLBOARD_API_KEY to a key that may do this.",
 }
 
@@ -98,13 +100,11 @@ def open_client(settings: Settings) -> httpx.AsyncClient:
     url = urlsplit(settings.url)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise click.UsageError(f"CALLBOARD_URL={settings.url} is not an http:// or https:// address.")
+    key = settings.api_key or (noted_token(settings.data_path) if url.hostname in LOOPBACK else "")
     return httpx.AsyncClient(
         base_url=settings.url,
         timeout=REQUEST_TIMEOUT_S,
-        headers={
-            "Content-Type": "application/json",
-            **({"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}),
-        },
+        headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
         # A proxy from the environment can't reach this machine's own loopback.
         trust_env=url.hostname not in LOOPBACK,
     )

@@ -12,6 +12,7 @@ from typing import Final
 
 import httpx
 from msgspec import Struct
+from msgspec.structs import replace
 
 import sql
 from service.embedded import embedded
@@ -112,18 +113,26 @@ async def all_running(settings: Settings, workers: int) -> AsyncIterator[Running
     """
     check_port(settings)
     async with AsyncExitStack() as stack:
-        whole = await stack.enter_async_context(embedded(settings))
+        whole = await stack.enter_async_context(embedded(decided(settings)))
         await migrate(whole)
         # A Redis that was started here is nobody else's: whichever database came to this data folder has it.
         await (check_redis(whole) if settings.redis_url else adopt(whole))
-        found = {"DATABASE_URL": whole.database_url, "REDIS_URL": whole.redis_url}
-        environment = {**os.environ, **found, variable("host"): whole.host, variable("port"): str(whole.port)}
-        api = Child("API", "service", environment, STOP_TIMEOUT_S)
+        shared = ("database_url", "redis_url", "host", "port", "simulate")
+        environment = {**os.environ, **{variable(name): str(getattr(whole, name)) for name in shared}}
+        with_token = {**environment, variable("local_token"): whole.local_token}
+        api = Child("API", "service", with_token, STOP_TIMEOUT_S)
         hands = [Child("worker", "workers", environment, whole.grace_s + STOP_TIMEOUT_S) for _ in range(workers)]
         tasks = [asyncio.create_task(child.run()) for child in (api, *hands)]
         stack.push_async_callback(_end_all, tasks)
         await _until_ready(whole, [api, *hands])
         yield Running(whole, api, hands)
+
+
+def decided(settings: Settings) -> Settings:
+    """`auto` simulates where no provider's key is set, but never on a database that somebody brings."""
+    if settings.simulate != "auto":
+        return settings
+    return replace(settings, simulate="off" if settings.has_provider_key or settings.database_url else "on")
 
 
 def check_port(settings: Settings) -> None:

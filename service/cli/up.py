@@ -17,9 +17,10 @@ from msgspec.structs import replace
 
 from schemas.origin import USER_PLACES
 from service.cli.api_client import open_client
-from service.cli.parts import Running, address, all_running
+from service.cli.parts import Running, address, all_running, decided
 from service.embedded.redis import redis_cli
 from service.errors import CallboardError
+from service.local_token import FILE, local_token
 from service.log import setup
 from service.redis_address import RedisAddress, redis_address
 from service.release import ROOT
@@ -35,7 +36,8 @@ EXAMPLE: Final = '{"ticket_id":"T-1","subject":"Cannot log in","body":"My passwo
 
 @click.command()
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(0, 64), help="How many workers; 0: yours.")
-def up(workers: int) -> None:
+@click.option("--no-token", is_flag=True, help="Let nobody in without a key, you neither.")
+def up(workers: int, no_token: bool) -> None:
     """Start everything on this machine: Postgres, Redis, the API and workers. Ctrl-C ends it all; the data stays.
 
     Nothing has to be installed or set before. With DATABASE_URL or REDIS_URL set, that one is used instead.
@@ -46,9 +48,13 @@ def up(workers: int) -> None:
     Example:  callboard up --workers 2
     """
     setup()
-    settings = load(os.environ)
+    settings = decided(load(os.environ))
     refuse_no_model(settings)
-    sys.exit(asyncio.run(_up(settings, workers)))
+    sys.exit(asyncio.run(_up(with_token(settings, none=no_token), workers)))
+
+
+def with_token(settings: Settings, *, none: bool = False) -> Settings:
+    return replace(settings, local_token="" if none else local_token(settings.data_path))
 
 
 def refuse_no_model(settings: Settings) -> None:
@@ -56,14 +62,14 @@ def refuse_no_model(settings: Settings) -> None:
     if not settings.simulated and not settings.has_provider_key and not own:
         raise CallboardError(
             "no model can answer: set ANTHROPIC_API_KEY, OPENAI_API_KEY or what deploy/env.example names for another "
-            "provider, or CALLBOARD_SIMULATE=on for simulated answers."
+            "provider, or CALLBOARD_SIMULATE=on for simulated answers (beside a DATABASE_URL only then)."
         )
 
 
 @asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Settings]:
     """A Callboard for the duration of a block, on the port of the settings; yields settings with its address."""
-    async with all_running(settings, 1) as live:
+    async with all_running(with_token(settings), 1) as live:
         await seed(live.settings)
         yield replace(live.settings, url=address(live.settings))
 
@@ -90,14 +96,15 @@ async def _run(settings: Settings, workers: int) -> None:
 
 async def seed(settings: Settings) -> None:
     """The examples of the worked example, once: each has an id of its own, so a second time changes nothing."""
-    async with asyncio.timeout(SEED_TIMEOUT_S), open_client(replace(settings, url=address(settings))) as http:
+    known = replace(settings, url=address(settings), api_key=settings.local_token or settings.api_key)
+    async with asyncio.timeout(SEED_TIMEOUT_S), open_client(known) as http:
         for line in SEED.read_text(encoding="utf-8").splitlines():
             message = json.decode(line, type=dict[str, str])
             name = blake2b(line.encode(), digest_size=8).hexdigest()
             event = {"type": "message.labelled", "source": SEED_SOURCE, "id": name, "data": message}
             response = await http.post("/events", json=event)
             if response.status_code in (401, 403):
-                click.echo("No examples were sent: CALLBOARD_API_KEY is no key that may send events here.", err=True)
+                click.echo("No examples were sent: that takes CALLBOARD_API_KEY, a key that may send events.", err=True)
                 return
             response.raise_for_status()
 
@@ -108,13 +115,17 @@ def _banner(live: Running) -> str:
     redis = redis_address(settings.redis_url)
     event = f'{{"type":"ticket.opened","data":{EXAMPLE}}}'
     where = "" if settings.url == here else f"CALLBOARD_URL={here} "
+    page, header = here + "/", "$CALLBOARD_API_KEY"
+    if settings.local_token:
+        page, header = f"{page}?token={settings.local_token}", f"$(cat {quote(str(settings.data_path / FILE))})"
     return f"""
 Callboard is up at {here}
 
-  page      {here}/
+  page      {page}
   send      {where}.venv/bin/callboard send ticket.opened --wait \\
               --data '{EXAMPLE}'
   curl      curl -i {here}/events -H 'Content-Type: application/json' \\
+              -H "Authorization: Bearer {header}" \\
               -d '{event}'
   Redis     {redis.path or f"{redis.host}:{redis.port}"}
             {_redis_cli(redis)} XADD {names_of(settings).ingest} '*' event \\
@@ -146,7 +157,7 @@ def _workers(live: Running) -> str:
 def _answers(settings: Settings) -> str:
     if not settings.simulated:
         return "from the providers whose keys are set"
-    why = "CALLBOARD_SIMULATE is on" if settings.simulate == "on" else "no provider key is set"
+    why = "CALLBOARD_SIMULATE is on" if settings.has_provider_key else "no provider key is set"
     return f"simulated: {why} (README.md, Models)"
 
 

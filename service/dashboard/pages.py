@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from itertools import takewhile
+from shlex import quote
 from typing import Any, Final
 from urllib.parse import urlencode
 from uuid import UUID
@@ -17,12 +18,14 @@ from starlette.routing import Route
 import sql
 from schemas.outcome import ENDED
 from service.dashboard.look import STATIC, Look, look
-from service.dashboard.sign_in import login_page, logout, to_login
+from service.dashboard.sign_in import TOKEN, login_page, logout, take_token, to_login
 from service.dashboard.waterfall import calls, waterfall
 from service.errors import Unavailable
 from service.http.auth import Caller, admit, caller
 from service.http.door import Door, door, fetch
 from service.http.events import Filter, find, load
+from service.keys import AT_HOME
+from service.local_token import FILE
 from service.resources import POSTGRES_ERRORS, postgres_passes
 
 OPEN: Final = ("queued", "scheduled", "running", "waiting")
@@ -62,6 +65,8 @@ def _shown(mine: Look, show: Show, *, is_open: bool = False) -> Callable[[Reques
 
     async def endpoint(request: Request) -> Response:
         try:
+            if TOKEN in request.query_params:
+                return await take_token(request)
             if not is_open:
                 await admit(request, "read")
             return await show(mine, request)
@@ -86,7 +91,7 @@ async def list_page(mine: Look, request: Request) -> Response:
     newest = asked.cursor is None
     return mine.page(
         "events.html",
-        **_common(request, live=newest),
+        **_common(request, live=newest, simulated=await _simulated(request)),
         items=[{"partitionkey": None, **each, "error": _failure(each["error"])} for each in items],
         asked=asked,
         is_filtered=replace(asked, limit=50, cursor=None) != Filter(),
@@ -97,6 +102,7 @@ async def list_page(mine: Look, request: Request) -> Response:
         workers=await fetch(request, SQL["workers"]),
         latest=LATEST,
         example=_example(here),
+        shown_key=_shown_key(request),
         url=str(request.base_url).rstrip("/"),
     )
 
@@ -111,7 +117,7 @@ async def event_page(mine: Look, request: Request) -> Response:
     if event is None:
         told = request.path_params["event_id"]
         return _trouble(mine, request, 404, "No such event", f"There is no event {told}, or it has been forgotten.")
-    common = _common(request, live=event["status"] in OPEN)
+    common = _common(request, live=event["status"] in OPEN, simulated=await _simulated(request))
     children = await find(request, Filter(parent=event_id, limit=CHILDREN_MAX + 1))
     return mine.page(
         "event.html",
@@ -126,9 +132,13 @@ async def event_page(mine: Look, request: Request) -> Response:
     )
 
 
-def _common(request: Request, live: bool) -> dict[str, Any]:
+async def _simulated(request: Request) -> bool:
+    ((said,),) = await fetch(request, SQL["simulated"])
+    return bool(said)
+
+
+def _common(request: Request, *, live: bool, simulated: bool = False) -> dict[str, Any]:
     """What `base.html` needs."""
-    simulated = door(request).settings.simulated
     who: Caller | None = getattr(request.state, "caller", None)
     return {
         "now": datetime.now(UTC),
@@ -182,6 +192,12 @@ def _failure(error: Any) -> dict[str, Any] | None:
     told = json.decode(error)
     known = told if isinstance(told, dict) else {"message": str(told)}
     return {"kind": "error", "message": "", "step": None, "where": None, **known}
+
+
+def _shown_key(request: Request) -> str:
+    """What stands for the key in a line for the shell."""
+    token = door(request).settings.data_path / FILE
+    return f"$(cat {quote(str(token))})" if caller(request).key == AT_HOME else "$CALLBOARD_API_KEY"
 
 
 def _example(here: Door) -> str | None:

@@ -1,8 +1,8 @@
-"""`/login` and `/logout`: a key becomes a session, so that a browser holds no key."""
+"""`/login` and `/logout`: a key, or the local token, becomes a session, so that a browser holds neither."""
 
 from datetime import timedelta
 from typing import Any, Final
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, urlencode
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -10,9 +10,10 @@ from starlette.responses import RedirectResponse, Response
 from service.dashboard.look import Look
 from service.http.auth import SECURE, cookie_of, of_kind, refuse_cross_site, session
 from service.http.door import door, read_body
-from service.keys import KEY, sign_in, sign_out
+from service.keys import AT_HOME, KEYS, Key, sign_in, sign_out
 
 LASTS: Final = timedelta(days=7)
+TOKEN: Final = "token"  # noqa: S105 - the name of it in an address
 FORM_MAX: Final = 4_096
 NO_KEY: Final = "That is no key that is valid here: it may be mistyped, expired or revoked."
 NOT_TO_READ: Final = "That key may not read: sign in with one that has the scope `read`."
@@ -25,20 +26,32 @@ def to_login(request: Request) -> Response:
 
 
 async def login_page(mine: Look, request: Request, common: dict[str, Any]) -> Response:
-    """The form; of a key sent by it a new session, or why not. Before the first key there is nothing to sign in to."""
-    if not (await door(request).keys.verdict("")).any_made:
-        return RedirectResponse("/", 303)
+    """The form; of a key sent by it a new session, or why not."""
     if request.method != "POST":
         return mine.page("login.html", **common, next=own_path(request.query_params.get("next", "")), wrong=None)
     refuse_cross_site(request)
     form = parse_qs((await read_body(request, FORM_MAX)).decode("utf-8", "replace"))
     text, ahead = (form.get(name, [""])[0].strip() for name in ("key", "next"))
-    key = (await door(request).keys.verdict(of_kind(text, KEY))).key
+    key = await door(request).keys.find(of_kind(text, *KEYS))
     if key is None or not key.may("read"):
         wrong, status = (NO_KEY, 401) if key is None else (NOT_TO_READ, 403)
         return mine.page("login.html", status, **common, next=own_path(ahead), wrong=wrong)
-    token = await sign_in(door(request).pool, key, LASTS)
-    return _with_cookie(request, own_path(ahead), token, LASTS)
+    return await _signed_in(request, key, own_path(ahead))
+
+
+async def take_token(request: Request) -> Response:
+    """The address that `callboard up` prints: its token becomes a session, and the address goes on without it."""
+    kept = [each for each in request.query_params.multi_items() if each[0] != TOKEN]
+    ahead = own_path(request.url.path + (f"?{urlencode(kept)}" if kept else ""))
+    key = await door(request).keys.find(of_kind(request.query_params[TOKEN], *KEYS))
+    if key != AT_HOME:
+        return RedirectResponse(f"/login?next={quote(ahead, safe='')}", 303)
+    return await _signed_in(request, key, ahead)
+
+
+async def _signed_in(request: Request, key: Key, ahead: str) -> Response:
+    here = door(request)
+    return _with_cookie(request, ahead, await sign_in(here.pool, key, LASTS, here.keys.token), LASTS)
 
 
 async def logout(request: Request) -> Response:
@@ -55,7 +68,7 @@ def own_path(text: str) -> str:
 
 
 def _with_cookie(request: Request, ahead: str, token: str, lasts: timedelta) -> Response:
-    response = RedirectResponse(ahead, 303, {"Cache-Control": "no-store"})
+    response = RedirectResponse(ahead, 303, {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"})
     response.set_cookie(
         cookie_of(request),
         token,

@@ -60,7 +60,8 @@ async def _start_redis(folder: Path) -> Server:
 
 
 def running(settings: Settings) -> Settings:
-    """The settings with both addresses, as the running `make up` of the same data folder has told them.
+    """The settings with both addresses, as the running `make up` of the same data folder has told them, and whether it
+    simulates.
 
     Raises StartError with one sentence where one is missing and none runs, or is none.
     """
@@ -71,6 +72,8 @@ def running(settings: Settings) -> Settings:
         if not value:
             what, variable = MISSING[name]
             raise StartError(f"No {what}: set {variable}, or start `make up` (its data folder: {settings.data_path}).")
+    if settings.simulate == "auto" and not settings.database_url:
+        found["simulate"] = told_addresses.get("simulate", "auto")
     return replace(settings, **found)
 
 
@@ -91,11 +94,13 @@ def _addresses(settings: Settings) -> Path:
 
 
 def _tell(settings: Settings, found: dict[str, str]) -> None:
-    """Writes the addresses of what was started, and no other: those may hold a password."""
+    """Writes the addresses of what was started, and no other: those may hold a password; and who answers."""
     path = _addresses(settings)
     fresh = path.with_suffix(".new")
     with told(path), os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump({"database_url": "", "redis_url": "", **found, "pid": os.getpid()}, file)
+        json.dump(
+            {"database_url": "", "redis_url": "", **found, "simulate": settings.simulate, "pid": os.getpid()}, file
+        )
     fresh.replace(path)
 
 
@@ -103,5 +108,5 @@ def _read(settings: Settings) -> dict[str, str]:
     with suppress(FileNotFoundError, ValueError):
         told_addresses: dict[str, str | int] = json.loads(_addresses(settings).read_text(encoding="utf-8"))
         if command_line(int(told_addresses["pid"])):
-            return {name: str(told_addresses[name]) for name in MISSING}
+            return {name: str(told_addresses[name]) for name in (*MISSING, "simulate") if name in told_addresses}
     return {}

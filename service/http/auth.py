@@ -1,19 +1,16 @@
 """Who asks, and may they? Each route names the scope it takes; `caller(request)` is who was let in."""
 
 from collections.abc import Awaitable, Callable
-from functools import lru_cache, wraps
-from ipaddress import ip_address
+from functools import wraps
 from typing import Final, Literal
-from urllib.parse import urlsplit
 
 from msgspec import Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from schemas.envelope import TENANT
 from service.http.door import door
-from service.keys import KEY, SESSION, Key, Scope
+from service.keys import KEYS, SESSION, Key, Scope
 
 Need = Literal["open"] | Scope
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -21,12 +18,11 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 REALM: Final = 'Bearer realm="callboard"'
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
 SECURE: Final = ("https", "wss")  # a proxy may say either in X-Forwarded-Proto
-NO_KEY: Final = "a key is needed: send the header `Authorization: Bearer cb_…` (`callboard keys create` makes one)"
-WRONG_KEY: Final = "the key that was sent is none that is valid here: it may be mistyped, expired or revoked"
-STRANGER: Final = (
-    "no key was made yet, so nobody but this machine itself is let in (at 127.0.0.1 or localhost): "
-    "make a key with `callboard keys create`"
+NO_KEY: Final = (
+    "a key is needed: send the header `Authorization: Bearer cb_…` (`callboard keys create` makes one; "
+    "on the machine of a `callboard up`, the file `token` in its data folder has one)"
 )
+WRONG_KEY: Final = "the key that was sent is none that is valid here: it may be mistyped, expired or revoked"
 CROSS_SITE: Final = "another site's page sent this; only this one's own pages and programs may"
 
 
@@ -35,10 +31,7 @@ class Caller(Struct, frozen=True):
 
     tenant: str
     actor: str
-    key: Key | None = None
-
-
-ANYBODY: Final = Caller(TENANT, "http")
+    key: Key
 
 
 def caller(request: Request) -> Caller:
@@ -62,19 +55,20 @@ def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
 async def admit(request: Request, scope: Scope) -> None:
     """Raises HTTPException 401 without a valid key, 403 without the scope, and Unavailable while Postgres is away.
 
-    Before the first key was made, whoever is on this machine may do everything.
+    Where somebody comes from counts for nothing: whatever a proxy forwards comes from this machine.
     """
     bearer = _bearer(request)
-    presented, kind = (session(request), SESSION) if bearer is None else (bearer, KEY)
-    verdict = await door(request).keys.verdict(of_kind(presented, kind))
-    if bearer is None or not verdict.any_made:
+    if bearer is None:
         refuse_cross_site(request)
-    request.state.caller = _keyed(verdict.key, bearer, scope) if verdict.any_made else _on_this_machine(request)
+        presented = of_kind(session(request), SESSION)
+    else:
+        presented = of_kind(bearer, *KEYS)
+    request.state.caller = _keyed(await door(request).keys.find(presented), bearer, scope)
 
 
-def of_kind(text: str, kind: str) -> str:
+def of_kind(text: str, *kinds: str) -> str:
     """A key is a bearer's, a session a browser's cookie's: neither does in the other's place."""
-    return text if text.startswith(kind) else ""
+    return text if text.startswith(kinds) else ""
 
 
 def session(request: Request) -> str:
@@ -115,21 +109,3 @@ def _keyed(key: Key | None, bearer: str | None, scope: Scope) -> Caller:
         detail = f"the key {key.prefix} lacks the scope `{scope}` (`callboard keys create --scope {scope}` makes one)"
         raise HTTPException(403, detail, {"WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{scope}"'})
     return Caller(key.tenant, key.prefix, key)
-
-
-def _on_this_machine(request: Request) -> Caller:
-    """A proxy in front says for whom it asks; the name in Host keeps pages out whose name was bent to this machine."""
-    ends = (end[0] if end else "" for end in (request.scope.get("server"), request.scope.get("client")))
-    if not all(map(_is_loopback, ends)) or not _is_loopback(request.headers.get("host", "localhost")):
-        raise HTTPException(403, STRANGER)
-    return ANYBODY
-
-
-@lru_cache(maxsize=1_000)
-def _is_loopback(host: str) -> bool:
-    """An address, or a name with a port."""
-    try:
-        bare = host if host.count(":") > 1 and "[" not in host else urlsplit(f"//{host}").hostname or ""
-        return bare == "localhost" or ip_address(bare).is_loopback
-    except ValueError:
-        return False

@@ -83,7 +83,7 @@ def _held(scope: Scope) -> tuple[str, int, Shares | None]:
 def _caller(scope: Scope) -> str:
     """The key; of who has shown none yet the address."""
     found = scope["state"].get("caller")
-    if found is not None and found.key is not None:
+    if found is not None:
         return f"key {found.key.prefix}"
     return f"address {(scope.get('client') or ('',))[0]}"
 

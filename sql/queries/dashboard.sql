@@ -6,3 +6,7 @@ union all
 select false, status, count(*)
 from (select status from events where tenant = $1 order by event_id desc limit $3) as latest
 where status <> 'open' group by status;
+
+-- name: simulated
+-- Whether a worker says that it answers for models itself.
+select exists (select 1 from workers where simulated and state not in ('dead', 'stopped'));

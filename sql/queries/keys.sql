@@ -1,6 +1,7 @@
 -- name: look_up
 -- For each presented text, by prefix and hash: the key, or the key of the session, that may be meant. Whether the hash fits
--- is for the caller to compare. What fits counts as used, once a minute at most. $3: how long a session may lie idle.
+-- is for the caller to compare. What fits counts as used, once a minute at most. $3: how long a session may lie idle; $4: the
+-- hash of the local token, which has sessions too.
 with asked as (
     select * from unnest($1::text[], $2::bytea[]) with ordinality as a (prefix, given, n)
 ), found as (
@@ -8,10 +9,11 @@ with asked as (
            k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) as live
     from asked a join keys k using (prefix)
     union all
-    select a.n, a.given, s.hash, k.prefix, k.tenant, k.scopes,
+    select a.n, a.given, s.hash, coalesce(k.prefix, 'local'), coalesce(k.tenant, 'default'), coalesce(k.scopes, '{admin}'),
            k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) and s.expires_at > clock_timestamp()
            and s.used_at > clock_timestamp() - $3::interval
-    from asked a join sessions s using (prefix) join keys k on k.prefix = s.key
+    from asked a join sessions s using (prefix) left join keys k on k.prefix = s.key
+    where k.prefix is not null or s.token = $4
 ), seen as (
     update sessions set used_at = clock_timestamp()
     where prefix = any (array(
@@ -27,7 +29,7 @@ with asked as (
           and coalesce(last_used_at < clock_timestamp() - interval '1 minute', true)
         order by prefix for update skip locked))
 )
-select f.hash, f.key, f.tenant, f.scopes, f.live, exists (select 1 from keys) as any_made
+select f.hash, f.key, f.tenant, f.scopes, f.live
 from asked a left join found f using (n) order by a.n;
 
 -- name: any_made
@@ -73,9 +75,9 @@ from keys order by created_at;
 
 -- name: sign_in
 with old as (
-    delete from sessions where expires_at < clock_timestamp() or used_at < clock_timestamp() - $5::interval
+    delete from sessions where expires_at < clock_timestamp() or used_at < clock_timestamp() - $6::interval
 )
-insert into sessions (prefix, hash, key, expires_at) values ($1, $2, $3, clock_timestamp() + $4::interval);
+insert into sessions (prefix, hash, key, token, expires_at) values ($1, $2, $3, $4, clock_timestamp() + $5::interval);
 
 -- name: sign_out
 delete from sessions where prefix = $1 and hash = $2;

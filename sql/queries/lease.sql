@@ -1,6 +1,6 @@
 -- name: register
-insert into workers (worker, host, pid, version, lease_until, state, slots, in_flight, pipelines)
-values ($1, $2, $3, $4, clock_timestamp() + $5::interval, 'ready', $6, 0, $7);
+insert into workers (worker, host, pid, version, lease_until, state, slots, in_flight, pipelines, simulated)
+values ($1, $2, $3, $4, clock_timestamp() + $5::interval, 'ready', $6, 0, $7, $8);
 
 -- name: beat
 -- A lost lease is never revived: once a rescue has judged it, no row comes back, and the worker must register anew.

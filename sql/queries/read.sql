@@ -48,7 +48,8 @@ limit $9;
 
 -- name: workers
 select worker, ordinal, host, pid, version, started_at, beat_at, lease_until, lease_until >= clock_timestamp() as alive,
-       case state when 'deaf' then 'disconnected' else state end as state, reason, slots, in_flight, pipelines, lag_s, breakers
+       case state when 'deaf' then 'disconnected' else state end as state, reason, slots, in_flight, pipelines, simulated,
+       lag_s, breakers
 from workers left join worker_metrics using (worker) where state not in ('dead', 'stopped') order by started_at;
 
 -- name: pipelines

@@ -10,6 +10,7 @@ import httpx
 from msgspec import Struct
 
 from tests.eventually import eventually
+from tests.keys import AT_HOME
 
 if TYPE_CHECKING:
     from tests.faults.rig import Rig
@@ -40,7 +41,7 @@ class Load:
         self._rig: Final = rig
         self.log: Final[list[Sent]] = []
         self._enough: Final = asyncio.Event()
-        self.http: Final = httpx.AsyncClient(timeout=TRY_S, limits=httpx.Limits(max_connections=200))
+        self.http: Final = httpx.AsyncClient(headers=AT_HOME, timeout=TRY_S, limits=httpx.Limits(max_connections=200))
 
     @property
     def taken(self) -> list[Sent]:

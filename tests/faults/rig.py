@@ -40,6 +40,7 @@ from tests.faults.machines import Machines, own_port
 from tests.faults.proxy import Proxy, Streams, proxy_to
 from tests.faults.sink import Sink
 from tests.faults.usercode import copy_product
+from tests.keys import AT_HOME
 
 START_S: Final = 120.0  # the imports of a program are three seconds of a processor that may have much else to do
 GRACE_S: Final = 5
@@ -85,7 +86,7 @@ class Rig(Behind):
         told["port"] = told.get("port") or own_port()
         child = await self._spawn("api", "service", told)
         child.url = f"http://127.0.0.1:{told['port']}"
-        async with httpx.AsyncClient(base_url=child.url, timeout=5) as http:
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=child.url, timeout=5) as http:
             await self._until(child, lambda: self._answers(http, child))
         return child
 

@@ -12,6 +12,7 @@ from tests.faults.child import Child
 from tests.faults.oracle import judge
 from tests.faults.rig import Rig
 from tests.faults.stage import goes_on, refused, under_load
+from tests.keys import AT_HOME
 from tests.pgbouncer import pgbouncer, pgbouncer_in
 from tests.second_postgres import second_postgres
 from tests.servers import open_folder
@@ -82,13 +83,13 @@ async def test_row_54_transactions_of_a_pgbouncer_are_refused(rig: Rig) -> None:
 
 
 async def _not_ready(api: Child, detail: str) -> bool:
-    async with httpx.AsyncClient(base_url=api.url, timeout=5) as http:
+    async with httpx.AsyncClient(headers=AT_HOME, base_url=api.url, timeout=5) as http:
         response = await http.get("/readyz")
         return response.status_code == 503 and response.json()["detail"] == detail
 
 
 async def _is_ready(api: Child) -> bool:
-    async with httpx.AsyncClient(base_url=api.url, timeout=5) as http:
+    async with httpx.AsyncClient(headers=AT_HOME, base_url=api.url, timeout=5) as http:
         return (await http.get("/readyz")).status_code == 200
 
 

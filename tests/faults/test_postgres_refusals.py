@@ -16,6 +16,7 @@ from tests.faults.child import PATIENCE_S, Child
 from tests.faults.oracle import judge
 from tests.faults.rig import Rig
 from tests.faults.stage import goes_on, refused, under_load
+from tests.keys import AT_HOME
 
 REFUSED = (202, 503)
 POOL_MAX = 10
@@ -40,7 +41,7 @@ async def test_row_25_postgres_backends_frozen(rig: Rig) -> None:
 async def test_row_25_postgres_frozen_pool_comes_back(rig: Rig) -> None:
     """All that the API reads with stands still: an answer comes in time, and afterwards the pool is whole again."""
     api = await rig.api()
-    async with httpx.AsyncClient(base_url=api.url, timeout=ANSWER_MAX_S) as http:
+    async with httpx.AsyncClient(headers=AT_HOME, base_url=api.url, timeout=ANSWER_MAX_S) as http:
         assert await _answers(http) == {200}
         async with _frozen([row["pid"] for row in await _backends(rig, "callboard api")]):
             rig.injected()
@@ -150,5 +151,5 @@ async def _all_well(http: httpx.AsyncClient) -> bool:
 
 
 async def _ready(api: Child) -> int:
-    async with httpx.AsyncClient(base_url=api.url, timeout=ANSWER_MAX_S) as http:
+    async with httpx.AsyncClient(headers=AT_HOME, base_url=api.url, timeout=ANSWER_MAX_S) as http:
         return (await http.get("/readyz")).status_code

@@ -12,6 +12,7 @@ from tests.eventually import eventually
 from tests.faults.oracle import judge
 from tests.faults.rig import Rig
 from tests.faults.usercode import CLAUDE, FILES
+from tests.keys import AT_HOME
 from tests.sse import Client
 
 EVENTS: Final = 5
@@ -69,5 +70,5 @@ def _hears(client: Client, step: str) -> bool:
 
 async def _follow(rig: Rig, client: Client, n: int) -> None:
     while not client.over:
-        async with httpx.AsyncClient(base_url=rig.random.choice(rig.apis).url, timeout=30) as http:
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=rig.random.choice(rig.apis).url, timeout=30) as http:
             await client.follow(http, most=5 if n % 2 else None)

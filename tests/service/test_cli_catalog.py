@@ -13,6 +13,7 @@ from schemas import Event
 from service.cli import command_line
 from service.cli.catalog import drawn, pipelines, prompts
 from tests.board import TICKET, Board
+from tests.keys import TOKEN
 from workers.kit import Pipeline, Run, each, parallel, pipeline, route
 from workers.kit.drawing import edges
 from workers.kit.wiring import compiled
@@ -69,7 +70,7 @@ def test_a_graph_is_readable(shape: str) -> None:
 
 async def call(board: Board, command: click.Command, *arguments: str) -> Result:
     line = [str(command.name), *arguments, "--url", str(board.http.base_url)]
-    return await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
+    return await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
 
 
 async def test_a_running_callboard_is_drawn(board: Board) -> None:

@@ -8,13 +8,17 @@ from typing import Any, Final
 
 import pytest
 from msgspec import Struct, json
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from schemas.events.tickets import TicketOpened
 from service.cli import corpus
 from service.settings import Settings
 from tests.board import TICKET, Board, board_on
-from tests.eventually import eventually
-from tests.keys import make_key
+from tests.keys import TOKEN, make_key
+from tests.listening import listening_on
 from tests.processes import CALLBOARD, free_port, run
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Run
@@ -25,7 +29,7 @@ LAST_LINE: Final = re.compile(r"done=(\d+) dead=(\d+) calls=(\d+) cost_usd=(\d+\
 
 
 async def callboard(board: Board, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-    environ = {"CALLBOARD_URL": str(board.http.base_url), "COLUMNS": "100"}
+    environ = {"CALLBOARD_URL": str(board.http.base_url), "CALLBOARD_API_KEY": TOKEN, "COLUMNS": "100"}
     return await asyncio.to_thread(run, (*CALLBOARD, *arguments), environ, stdin=stdin)
 
 
@@ -165,13 +169,27 @@ def last_line(done: "subprocess.CompletedProcess[str]") -> tuple[Any, ...]:
     return tuple(float(each) if "." in each else int(each) for each in found.groups())
 
 
+async def test_beside_callboard_up_the_token_of_the_data_folder_does(board: Board, tmp_path: Path) -> None:
+    """It goes to loopback alone."""
+    (tmp_path / "token").write_text(f"{TOKEN}\n", encoding="ascii")
+    environ = {"CALLBOARD_URL": str(board.http.base_url), "CALLBOARD_DATA_DIR": str(tmp_path)}
+    done = await asyncio.to_thread(run, (*CALLBOARD, "events"), environ)
+    assert done.returncode == 0, done.stderr
+    sent = list[str | None]()
+
+    async def refuse(request: Request) -> Response:
+        sent.append(request.headers.get("authorization"))
+        return JSONResponse({"title": "no"}, 401, media_type="application/problem+json")
+
+    async with listening_on(Starlette(routes=[Route("/events", refuse)])) as url:
+        for address in (url, url.replace("127.0.0.1", "127.0.0.2")):
+            environ = {"CALLBOARD_URL": address, "CALLBOARD_DATA_DIR": str(tmp_path)}
+            await asyncio.to_thread(run, (*CALLBOARD, "events"), environ)
+    assert sent == [f"Bearer {TOKEN}"]
+
+
 async def test_where_keys_are_in_use_it_says_which_variable_and_uses_it(board: Board) -> None:
     may_send, may_all = [await make_key(board.settings, *scopes) for scopes in (("ingest", "read"), ("admin",))]
-
-    async def closed() -> bool:
-        return (await board.http.get("/events")).status_code == 401
-
-    await eventually(closed)
     send, replay = ("send", "ticket.opened", "--wait", "--data", DATA), ("dead", "replay", "--reason", "rejected")
     for key, words, status, told in (
         ("", send, 5, "a key is needed"),

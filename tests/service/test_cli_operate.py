@@ -19,6 +19,7 @@ from service.cli.events import events
 from service.cli.operate import cancel, dead, replay
 from service.settings import Settings
 from tests.board import Board, board_on
+from tests.keys import TOKEN
 from tests.listening import listening_on
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject
@@ -40,7 +41,7 @@ async def refusing(settings: Settings) -> AsyncIterator[Board]:
 
 async def call(board: Board, command: click.Command, *arguments: str) -> Result:
     line = [str(command.name), *arguments, "--url", str(board.http.base_url)]
-    return await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
+    return await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
 
 
 async def test_dead_letters_from_the_command_line(refusing: Board) -> None:
@@ -79,7 +80,7 @@ async def test_what_is_done_to_many_is_waited_for(monkeypatch: pytest.MonkeyPatc
     routes = [Route("/dead-letters/replay", slow, methods=["POST"])]
     async with listening_on(Starlette(routes=routes), lifespan="off") as url:
         line = ["dead", "replay", "--type", "refused", "--url", url]
-        told = await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
+        told = await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
     assert told.output == "20000 fit, 20000 replayed\n"
 
 

@@ -24,7 +24,7 @@ from service.cli.table import INDENT, cells_of, fitted
 from service.release import release
 from service.settings import Settings
 from tests.board import Board, board_on
-from tests.keys import make_key
+from tests.keys import TOKEN, make_key
 from tests.processes import CALLBOARD, ROOT, alone
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Run
@@ -56,7 +56,8 @@ def on_terminal(board: Board, *arguments: str, columns: int = 80, **environ: str
     """The exit status of a command that a person types, and what the terminal is sent."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    here = {"CALLBOARD_URL": str(board.http.base_url), "DATABASE_URL": board.settings.database_url, "TERM": "xterm"}
+    here = {"CALLBOARD_URL": str(board.http.base_url), "CALLBOARD_API_KEY": TOKEN, "TERM": "xterm"}
+    here |= {"DATABASE_URL": board.settings.database_url}
     process = subprocess.Popen(
         (*CALLBOARD, *arguments), cwd=ROOT, env=alone(here | environ), stdin=its, stdout=its, stderr=its
     )

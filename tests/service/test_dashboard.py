@@ -16,6 +16,7 @@ from service.dashboard.look import ago, dollars, lasting, pretty
 from service.dashboard.waterfall import Row, scale, waterfall
 from service.settings import Settings
 from tests.board import TICKET, Board, serving
+from tests.keys import AT_HOME
 
 NASTY = "<script>alert(1)</script>"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -113,9 +114,12 @@ async def test_an_unknown_event_is_a_page_that_says_so(board: Board) -> None:
 async def test_the_line_told_to_a_newcomer_works(board: Board) -> None:
     text = unescape(await _page(board, "/"))
     assert "No events yet" in text
-    told = re.search(r"curl -sS (\S+) -H 'Content-Type: (\S+)' -d '([^']+)'", text)
+    told = re.search(
+        r"""curl -sS (\S+) -H 'Content-Type: (\S+)' -H "Authorization: Bearer ([^"]+)" -d '([^']+)'""", text
+    )
     assert told is not None
-    url, media_type, body = told.groups()
+    url, media_type, key, body = told.groups()
+    assert key == f"$(cat {board.settings.data_path}/token)"
     response = await board.http.post(url, content=body, headers={"Content-Type": media_type})
     assert response.status_code == 202, response.text
     assert (await board.ended(response.json()["event_id"]))["status"] == "succeeded"
@@ -144,7 +148,7 @@ async def test_a_filter_that_does_not_fit_is_refused(board: Board) -> None:
 @pytest.mark.usefixtures("briefly")
 async def test_without_postgres_the_page_says_so(settings: Settings) -> None:
     away = replace(settings, database_url="postgresql://nobody@127.0.0.1:1/nothing")
-    async with serving(away) as base_url, httpx.AsyncClient(base_url=base_url, timeout=30) as http:
+    async with serving(away) as base_url, httpx.AsyncClient(headers=AT_HOME, base_url=base_url, timeout=30) as http:
         for response in await asyncio.gather(http.get("/"), http.get(f"/ui/events/{uuid4()}")):
             assert response.status_code == 503
             assert "Postgres does not answer" in response.text

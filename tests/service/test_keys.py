@@ -16,11 +16,11 @@ from msgspec.structs import replace
 import service.keys
 from service.errors import StartError, Unavailable
 from service.http.serve import refuse_open_door
-from service.keys import HELD_S, KEY, SESSION, Keys, look_up, mint, open_keys, presented, sign_in, sign_out
+from service.keys import AT_HOME, HELD_S, KEY, SESSION, Keys, look_up, mint, open_keys, presented, sign_in, sign_out
 from service.resources import connect, open_pool
 from service.settings import Settings
 from tests.eventually import eventually
-from tests.keys import make_key, revoke
+from tests.keys import TOKEN, make_key, revoke
 from tests.processes import CALLBOARD, run
 
 
@@ -46,25 +46,36 @@ def test_any_text_can_be_looked_up(text: str) -> None:
 
 
 @pytest.mark.usefixtures("briefly")
-async def test_before_the_first_key_and_after(settings: Settings, keys: Keys) -> None:
-    assert not (await keys.verdict("")).any_made
+async def test_a_key_is_one_until_it_is_revoked(settings: Settings, keys: Keys) -> None:
+    assert await keys.find("") is None
     key = await make_key(settings, "ingest", tenant="acme")
-
-    async def found() -> bool:
-        return (await keys.verdict("")).any_made
-
-    assert await eventually(found, HELD_S + 1)
-    verdict = await keys.verdict(key)
-    assert verdict.key is not None
-    assert (verdict.key.tenant, verdict.key.prefix) == ("acme", key[:11])
-    assert [verdict.key.may(scope) for scope in ("ingest", "read", "operate", "admin")] == [True, False, False, False]
+    found = await keys.find(key)
+    assert found is not None
+    assert (found.tenant, found.prefix) == ("acme", key[:11])
+    assert [found.may(scope) for scope in ("ingest", "read", "operate", "admin")] == [True, False, False, False]
     await revoke(settings, key)
 
     async def ended() -> bool:
-        return (await keys.verdict(key)).key is None
+        return await keys.find(key) is None
 
     assert await eventually(ended, HELD_S + 1)
-    assert (await keys.verdict("")).any_made, "made once: from then on a key is needed"
+
+
+async def test_the_local_token_is_every_scope_of_the_default_tenant(settings: Settings, keys: Keys) -> None:
+    assert await keys.find(TOKEN) == AT_HOME
+    assert AT_HOME.may("admin")
+    assert await keys.find(TOKEN[:-1] + "u") is None
+    async with open_keys(replace(settings, local_token="")) as without:
+        assert await without.find(TOKEN) is None
+    away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
+    async with open_keys(away) as none, open_pool(settings, "test") as pool:
+        assert await none.find(TOKEN) == AT_HOME, "without Postgres"
+        session = await sign_in(pool, AT_HOME, timedelta(hours=1), keys.token)
+    assert await keys.find(session) == AT_HOME
+    renewed = replace(settings, local_token=f"cl_{'u' * 43}")
+    for other in (renewed, replace(settings, local_token="")):
+        async with open_keys(other) as those:
+            assert await those.find(session) is None, "it ends with the token"
 
 
 async def test_what_is_no_key_goes_the_same_way_as_what_is_one(
@@ -84,14 +95,13 @@ async def test_what_is_no_key_goes_the_same_way_as_what_is_one(
 
     monkeypatch.setattr(service.keys, "hmac", type("Watched", (), {"compare_digest": staticmethod(compare)}))
     connection = await connect(settings, "test")
-    await look_up(connection, [])  # a driver's first look at the types of a statement
+    await look_up(connection, [], None)  # a driver's first look at the types of a statement
     asked: list[str] = []
     connection.add_query_logger(lambda record: asked.append(record.query))
     ways = []
     for text in (good, ended, late, wrong, good[:11], mint(KEY), mint(SESSION), "", "cb_", "\0'; --", "é" * 5_000):
-        (verdict,) = await look_up(connection, [presented(text)])
-        assert (verdict.key is not None) is (text == good), text
-        assert verdict.any_made
+        (found,) = await look_up(connection, [presented(text)], None)
+        assert (found is not None) is (text == good), text
         await asyncio.sleep(0)  # the logger is called a turn later
         ways.append((tuple(asked), tuple(compared)))
         asked.clear()
@@ -103,16 +113,16 @@ async def test_what_is_no_key_goes_the_same_way_as_what_is_one(
 async def test_many_at_once_each_get_their_own(settings: Settings, keys: Keys) -> None:
     made = {await make_key(settings, "read", tenant=f"t{n}"): f"t{n}" for n in range(5)}
     texts = [*made, *(mint(KEY) for _ in range(20)), *made]
-    verdicts = await asyncio.gather(*(keys.verdict(text) for text in texts))
-    assert [each.key and each.key.tenant for each in verdicts] == [made.get(text) for text in texts]
+    found = await asyncio.gather(*(keys.find(text) for text in texts))
+    assert [each and each.tenant for each in found] == [made.get(text) for text in texts]
 
 
 async def test_a_key_ends_when_it_expires(settings: Settings, keys: Keys) -> None:
     key = await make_key(settings, "read", lasts=timedelta(seconds=1))
-    assert (await keys.verdict(key)).key is not None
+    assert await keys.find(key) is not None
 
     async def ended() -> bool:
-        return (await keys.verdict(key)).key is None
+        return await keys.find(key) is None
 
     assert await eventually(ended, 1 + HELD_S + 1)
 
@@ -120,22 +130,22 @@ async def test_a_key_ends_when_it_expires(settings: Settings, keys: Keys) -> Non
 @pytest.mark.usefixtures("briefly")
 async def test_a_session_is_its_keys_and_ends_with_it(settings: Settings, keys: Keys) -> None:
     key = await make_key(settings, "read", tenant="acme")
-    found = (await keys.verdict(key)).key
+    found = await keys.find(key)
     assert found is not None
     async with open_pool(settings, "test") as pool:
-        first, second, over = [await sign_in(pool, found, timedelta(hours=1)) for _ in range(2)] + [
-            await sign_in(pool, found, timedelta(seconds=-1))
+        first, second, over = [await sign_in(pool, found, timedelta(hours=1), None) for _ in range(2)] + [
+            await sign_in(pool, found, timedelta(seconds=-1), None)
         ]
-        assert (await keys.verdict(first)).key == found
-        assert (await keys.verdict(over)).key is None
+        assert await keys.find(first) == found
+        assert await keys.find(over) is None
         await sign_out(pool, second)
-        assert (await keys.verdict(second)).key is None
-        await sign_in(pool, found, timedelta(hours=1))
+        assert await keys.find(second) is None
+        await sign_in(pool, found, timedelta(hours=1), None)
         assert await pool.fetchval("select count(*) from sessions") == 2, "those that are over are swept away"
     await revoke(settings, key)
 
     async def ended() -> bool:
-        return (await keys.verdict(first)).key is None
+        return await keys.find(first) is None
 
     assert await eventually(ended, HELD_S + 1)
 
@@ -143,7 +153,7 @@ async def test_a_session_is_its_keys_and_ends_with_it(settings: Settings, keys: 
 async def test_what_is_held_is_bounded(settings: Settings, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service.keys, "HELD_MAX", 3)
     for _ in range(10):
-        await keys.verdict(mint(KEY))
+        await keys.find(mint(KEY))
     assert len(keys._held) == 3
 
 
@@ -151,13 +161,13 @@ async def test_the_use_of_a_key_is_noted_once_a_minute(settings: Settings) -> No
     key, unused = [await make_key(settings, "read") for _ in range(2)]
     connection = await connect(settings, "test")
     try:
-        await look_up(connection, [presented(key), presented(key), presented(unused[:11])])
+        await look_up(connection, [presented(key), presented(key), presented(unused[:11])], None)
         first = dict(map(tuple, await connection.fetch("select prefix, last_used_at from keys")))
         assert (first[key[:11]] is not None, first[unused[:11]]) == (True, None)
-        await look_up(connection, [presented(key)])
+        await look_up(connection, [presented(key)], None)
         assert dict(map(tuple, await connection.fetch("select prefix, last_used_at from keys"))) == first
         await connection.execute("update keys set last_used_at = last_used_at - interval '2 minutes'")
-        await look_up(connection, [presented(key)])
+        await look_up(connection, [presented(key)], None)
         assert await connection.fetchval("select max(last_used_at) from keys") >= first[key[:11]]
     finally:
         await connection.close()
@@ -166,12 +176,12 @@ async def test_the_use_of_a_key_is_noted_once_a_minute(settings: Settings) -> No
 async def test_without_postgres_nobody_is_told_that_a_key_is_wrong(settings: Settings) -> None:
     async with open_keys(replace(settings, database_url="postgresql://127.0.0.1:9/none")) as keys:
         with pytest.raises(Unavailable):
-            await keys.verdict(mint(KEY))
+            await keys.find(mint(KEY))
 
 
 async def test_another_address_than_loopback_needs_a_key_at_boot(settings: Settings) -> None:
     outside = replace(settings, host="0.0.0.0")
-    with pytest.raises(StartError, match=r"^CALLBOARD_HOST=0\.0\.0\.0 would let anyone in: no key was made yet"):
+    with pytest.raises(StartError, match=r"^CALLBOARD_HOST=0\.0\.0\.0 is open to others, and no key was made yet"):
         await asyncio.to_thread(refuse_open_door, outside)
     await revoke(settings, await make_key(settings, "read"))
     await asyncio.to_thread(refuse_open_door, outside)  # made once is enough: from then on all need one
@@ -197,7 +207,7 @@ async def test_a_key_is_shown_once_and_kept_nowhere(settings: Settings, keys: Ke
     key = out.removesuffix("\n")
     assert re.fullmatch(r"cb_[0-9A-Za-z]{44}", key)
     assert f"{key[:11]} may ingest, operate for tenant acme" in err
-    found = (await keys.verdict(key)).key
+    found = await keys.find(key)
     assert found is not None
     assert (found.tenant, found.scopes) == ("acme", frozenset(("ingest", "operate")))
     table, _ = await callboard(settings, "list")

@@ -21,6 +21,7 @@ from service.keys import PREFIX_CHARS, mint
 from service.log import Lines
 from service.settings import Settings
 from tests.eventually import eventually
+from tests.keys import AS_UP_DOES, AT_HOME
 from tests.listening import listening_on
 from tests.processes import Program, free_port, product_in, started
 
@@ -117,6 +118,7 @@ async def leaking(settings: Settings, folder: Path) -> AsyncIterator[tuple[httpx
             "REDIS_URL": settings.redis_url,
             "CALLBOARD_DATA_DIR": settings.data_dir,
             "CALLBOARD_PORT": str(port),
+            **AS_UP_DOES,
             "CALLBOARD_SIMULATE": "off",
             "ANTHROPIC_API_KEY": KEY,
             "ANTHROPIC_BASE_URL": provider,
@@ -126,7 +128,7 @@ async def leaking(settings: Settings, folder: Path) -> AsyncIterator[tuple[httpx
             started((sys.executable, "-m", "workers"), folder / "worker", environ, copy) as worker,
         ):
             await worker.says("worker ready")
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
                 await eventually(lambda: _answers(http), 30)
                 yield http, api, worker
 

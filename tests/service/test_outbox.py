@@ -18,6 +18,7 @@ from service.settings import Settings
 from service.supervise import end
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
+from tests.keys import AT_HOME
 from tests.servers import NAMES
 
 NOWHERE = "redis://127.0.0.1:9/0"  # discard: nothing listens there
@@ -71,7 +72,7 @@ async def test_it_is_bounded_and_the_oldest_fall_out(redis: Redis, monkeypatch: 
 async def test_a_redis_that_is_away_costs_no_202(settings: Settings) -> None:
     """The sweeper of a worker that does reach one rings what was accepted meanwhile."""
     away = replace(settings, redis_url=NOWHERE)
-    async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+    async with serving(away) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
         answers = [
             await http.post("/events", json={"type": "message.labelled", "data": LABELLED, "id": str(number)})
             for number in range(3)
@@ -90,7 +91,7 @@ async def test_what_a_redis_forgets_is_rung_again(settings: Settings) -> None:
     async with board_on(settings) as board:  # a worker that has seen this Redis, and goes
         await board.ended(await board.send("message.labelled", LABELLED))
         redis_url = board.settings.redis_url
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
         event = {"type": "message.labelled", "data": LABELLED}
         ids = [(await http.post("/events", json=event)).json()["event_id"] for _ in range(20)]
         async with Redis.from_url(redis_url) as redis:

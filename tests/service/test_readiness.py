@@ -22,6 +22,7 @@ from service.resources import open_pool, postgres_passes
 from service.settings import Settings
 from tests.board import TICKET, board_on, serving
 from tests.eventually import eventually
+from tests.keys import AT_HOME
 from tests.second_postgres import database, second_postgres
 from tests.servers import ask, open_folder
 from workers.engine.supervisor import open_worker
@@ -135,7 +136,7 @@ async def becomes(http: httpx.AsyncClient, status: int) -> str:
 async def test_an_idle_api_finds_out_that_it_could_store_nothing(
     limited: Settings, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(limited) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+    async with serving(limited) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
         assert await becomes(http, 200) == "ready"
         await ask(settings.database_url, f"revoke insert on events from {ROLE}")
         assert await becomes(http, 503) == "Postgres refuses the login, or a right that is needed"
@@ -148,7 +149,7 @@ async def test_an_idle_api_finds_out_that_it_could_store_nothing(
 @pytest.mark.usefixtures("impatient")
 async def test_commits_of_events_that_fail(limited: Settings, settings: Settings) -> None:
     """Nobody's event is lost or a 500, and the API is not ready until one was stored."""
-    async with serving(limited) as url, httpx.AsyncClient(base_url=url, timeout=15) as http:
+    async with serving(limited) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=15) as http:
         await ask(settings.database_url, f"revoke insert on work from {ROLE}")
         sending = asyncio.create_task(http.post("/events", json={"type": "ticket.opened", "data": TICKET}))
         assert await becomes(http, 503) == "Postgres refuses the login, or a right that is needed"
@@ -240,7 +241,7 @@ async def test_a_standby(settings: Settings, servers: tuple[Server, Server]) -> 
             async with open_pool(standby, "test") as pool:
                 with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
                     await pool.fetch("select 1")
-            async with serving(standby) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+            async with serving(standby) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
                 assert await becomes(http, 503) == "Postgres takes no writes: it is a standby, or read-only"
                 async with open_worker(program(standby)):
                     assert "holds a lease" in str(await ailing(standby, HOST, None))

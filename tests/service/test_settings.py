@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import fields
 
+from service.cli.parts import decided
 from service.errors import SettingsError
 from service.settings import Settings, load, variable
 
@@ -151,12 +152,15 @@ def test_no_secret_is_shown(tmp_path: Path) -> None:
 
 
 def test_whose_answers_are_simulated() -> None:
-    key = {"ANTHROPIC_API_KEY": "k"}
-    assert load({}).simulated
-    assert not load(key).simulated
-    assert not load({"CALLBOARD_HOST": "0.0.0.0"}).simulated
-    assert not load({"CALLBOARD_SIMULATE": "off"}).simulated
+    """Nobody's who did not ask for it, but for those of a `callboard up` on its own database."""
+    key, database = {"ANTHROPIC_API_KEY": "k"}, {"DATABASE_URL": "postgresql://db.example/x"}
+    assert not load({}).simulated
     assert load({"CALLBOARD_SIMULATE": "on", "CALLBOARD_HOST": "0.0.0.0", **key}).simulated
+    assert decided(load({})).simulated
+    assert not decided(load(key)).simulated
+    assert not decided(load(database)).simulated
+    assert not decided(load({"CALLBOARD_SIMULATE": "off"})).simulated
+    assert decided(load({"CALLBOARD_SIMULATE": "on", **database})).simulated
 
 
 def test_every_key_and_every_password_in_an_address_is_a_secret() -> None:

@@ -15,7 +15,7 @@ from service.resources import connect
 from service.settings import Settings
 from tests.board import TICKET, serving
 from tests.eventually import eventually
-from tests.keys import bearer, make_key, revoke
+from tests.keys import TOKEN, bearer, make_key, revoke
 from tests.processes import CALLBOARD, run
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
@@ -199,12 +199,27 @@ async def test_a_proxy_may_call_its_own_side_wss(settings: Settings) -> None:
         assert (await http.get("/events", headers={"X-Forwarded-Proto": "wss"})).status_code == 401
 
 
-async def test_before_the_first_key_there_is_nothing_to_sign_in_to(settings: Settings) -> None:
+async def test_the_address_that_up_prints_signs_in(settings: Settings) -> None:
+    """Once: what goes on from there, to other sites too, has no token in it."""
     async with browser(settings) as http:
-        assert (await http.get("/login")).headers["location"] == "/"
+        assert (await http.get("/")).headers["location"] == "/login?next=%2F"
+        answer = await http.get(f"/ui/events/7?x=a%26b&token={TOKEN}")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/ui/events/7?x=a%26b")
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert TOKEN not in answer.headers["set-cookie"] + answer.text
         page = await http.get("/")
         assert page.status_code == 200
-        assert "Sign out" not in page.text
+        assert "Sign out" in page.text
+        assert TOKEN not in page.text
+        secret = http.cookies["callboard"]
+        await http.post("/logout")
+        assert (await http.get("/", headers={"Cookie": f"callboard={secret}"})).status_code == 303
+        for wrong in ("", TOKEN[:-1], f"{TOKEN}x", "cb_x", secret):
+            answer = await http.get("/", params={"token": wrong})
+            assert (answer.status_code, answer.headers["location"]) == (303, "/login?next=%2F"), wrong
+            assert "set-cookie" not in answer.headers
+        assert (await sign_in(http, TOKEN)).headers["location"] == "/", "typed in it does as well"
+        assert (await http.get("/events")).status_code == 200
 
 
 @pytest.mark.parametrize(

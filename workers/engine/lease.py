@@ -150,8 +150,10 @@ class Lease:
 
     async def _register(self, connection: Connection) -> None:
         worker, asked_at = uuid4(), time.monotonic()
-        who = (socket.gethostname(), os.getpid(), release(), LEASE, self._settings.concurrency, self._pipelines)
-        await connection.execute(SQL["register"], worker, *who)
+        settings = self._settings
+        who = (socket.gethostname(), os.getpid(), release(), LEASE)
+        how = (settings.concurrency, self._pipelines, settings.simulated)
+        await connection.execute(SQL["register"], worker, *who, *how)
         self._renewed_at = self._steady_since = asked_at
         self.worker, self._held = worker, True
 

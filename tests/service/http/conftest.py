@@ -7,9 +7,13 @@ import pytest
 
 from service.settings import Settings
 from tests.board import serving
+from tests.keys import AT_HOME
 
 
 @pytest.fixture
 async def api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30, verify=False) as http:
+    async with (
+        serving(settings) as url,
+        httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30, verify=False) as http,
+    ):
         yield http

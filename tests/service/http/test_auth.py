@@ -1,28 +1,27 @@
-"""Who is let in: every route by key and scope, before the first key this machine alone; and each tenant to its own."""
+"""Who is let in: every route by key and scope, and the local token; and each tenant to its own."""
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from msgspec import json
 from msgspec.structs import replace
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import Route
 
 from schemas.identity import uuid7
 from service.http.app import create_app
-from service.http.auth import _on_this_machine, caller
+from service.http.auth import caller
 from service.keys import HELD_S, KEY, mint
 from service.settings import Settings
 from tests.board import TICKET, Board, serving
 from tests.eventually import eventually
-from tests.keys import bearer, make_key, revoke
+from tests.keys import AT_HOME, bearer, make_key, revoke
 
 # Every route, and what a key must be allowed for it. A new one is written down here too.
 NEEDS: Final = {
@@ -172,18 +171,6 @@ async def test_an_ended_key_lets_nobody_in(settings: Settings, http: httpx.Async
 
 
 @pytest.mark.usefixtures("briefly")
-async def test_the_first_key_closes_the_door_for_the_rest(api: httpx.AsyncClient, settings: Settings) -> None:
-    assert (await api.get("/events")).status_code == 200
-    key = await make_key(settings, "read")
-
-    async def closed() -> bool:
-        return (await api.get("/events")).status_code == 401
-
-    assert await eventually(closed, HELD_S + 1)
-    assert (await api.get("/events", headers=bearer(key))).status_code == 200
-
-
-@pytest.mark.usefixtures("briefly")
 async def test_without_postgres_it_is_503_and_not_401(settings: Settings) -> None:
     away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
     async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
@@ -203,54 +190,44 @@ async def test_no_key_is_in_any_log(
     assert not [each for each in ours if key[11:] in each or wrong[11:] in each]
 
 
-CALLERS: Final[list[tuple[dict[str, str], int]]] = [
-    ({}, 202),
-    ({"Host": "localhost:8000"}, 202),
-    ({"Host": "[::1]:8000"}, 202),
-    ({"Host": "evil.example"}, 403),
-    ({"Host": "127.0.0.1.evil.example"}, 403),
-    ({"Host": "[::"}, 403),
-    ({"X-Forwarded-For": "127.0.0.1"}, 202),
-    ({"X-Forwarded-For": "203.0.113.5"}, 403),
-    ({"X-Forwarded-For": "127.0.0.1, 203.0.113.5"}, 403),
-    ({"Sec-Fetch-Site": "same-origin"}, 202),
-    ({"Sec-Fetch-Site": "none"}, 202),
-    ({"Sec-Fetch-Site": "cross-site"}, 403),
-    ({"Sec-Fetch-Site": "same-site"}, 403),
-    ({"Origin": "http://evil.example"}, 403),
-    ({"Origin": "null"}, 403),
-    ({"Origin": "http://localhost", "Host": "localhost"}, 202),
-]
-
-
-async def test_before_the_first_key_this_machine_alone(api: httpx.AsyncClient) -> None:
-    """Neither whom a proxy speaks for, nor a page of another site, nor one whose name leads here."""
-    event = {"type": "ticket.opened", "data": TICKET}
-    told = [(each, (await api.post("/events", json=event, headers=each)).status_code) for each, _ in CALLERS]
-    assert told == CALLERS
-
-
-@pytest.mark.parametrize(
-    ("server", "client", "is_in"),
-    [
-        (("127.0.0.1", 8000), ("127.0.0.1", 5000), True),
-        (("::1", 8000), ("::1", 5000), True),
-        (("192.168.0.7", 8000), ("192.168.0.7", 5000), False),
-        (("192.168.0.7", 8000), ("127.0.0.1", 5000), False),
-        (("127.0.0.1", 8000), ("192.168.0.9", 5000), False),
-        (("2001:db8::7", 8000), ("2001:db8::9", 5000), False),
-        (("/run/api.sock", None), None, False),
-        (None, None, False),
-    ],
+FROM_HERE: Final = (
+    {},
+    {"Host": "localhost:8000"},
+    {"Host": "[::1]:8000"},
+    {"Host": ""},
+    {"Host": "evil.example"},
+    {"X-Forwarded-For": "127.0.0.1"},
+    {"X-Forwarded-For": "127.0.0.1, 203.0.113.5"},
+    {"Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "none"},
+    {"Origin": "http://localhost", "Host": "localhost"},
 )
-def test_a_server_started_on_every_address_takes_this_machine_only(server: Any, client: Any, is_in: bool) -> None:
-    """`uvicorn --host 0.0.0.0` asks nobody at boot: each request says where it came in."""
-    request = Request({"type": "http", "headers": [], "server": server, "client": client, "path": "/"})
-    if is_in:
-        assert _on_this_machine(request).tenant == "default"
-    else:
-        with pytest.raises(HTTPException, match="no key was made yet"):
-            _on_this_machine(request)
+CROSS_SITE: Final = (
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+)
+
+
+async def test_where_somebody_comes_from_lets_nobody_in(settings: Settings) -> None:
+    """Before a key is made, too: who has the local token is in, from wherever; all others are not."""
+    event = {"type": "ticket.opened", "data": TICKET}
+    async with serving(settings) as url, httpx.AsyncClient(base_url=url) as api:
+        for headers in (*FROM_HERE, *CROSS_SITE):
+            answer = await api.post("/events", json=event, headers=headers)
+            assert answer.status_code == (403 if headers in CROSS_SITE else 401), headers
+            known = await api.post("/events", json=event, headers={**headers, **AT_HOME})
+            assert known.status_code == 202, headers
+
+
+async def test_without_a_local_token_a_key_is_needed(settings: Settings) -> None:
+    """As with `python -m service`, which knows none."""
+    async with serving(replace(settings, local_token="")) as url, httpx.AsyncClient(base_url=url) as api:
+        for headers in ({}, AT_HOME, {"Authorization": "Bearer"}, {"Authorization": "Bearer cl_"}):
+            assert (await api.get("/events", headers=headers)).status_code == 401
+            assert (await api.get("/?token=", headers=headers)).headers["location"] == "/login?next=%2F"
+        assert (await api.get("/healthz")).status_code == 200
 
 
 async def test_with_a_key_a_program_may_come_from_anywhere(settings: Settings, http: httpx.AsyncClient) -> None:

@@ -14,7 +14,7 @@ from schemas.text import DEPTH_MAX
 from service import store
 from service.settings import Settings
 from tests.board import serving
-from tests.keys import bearer, make_key
+from tests.keys import AT_HOME, bearer, make_key
 
 JSON: Final = "application/json"
 LINES: Final = "application/x-ndjson"
@@ -125,7 +125,7 @@ async def test_other_media_and_a_key_for_many(api: httpx.AsyncClient) -> None:
 async def narrow(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     """An API that takes 3 events in a batch, of 1,000 bytes each."""
     given = replace(settings, batch_max=3, body_max=1000)
-    async with serving(given) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(given) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         yield http
 
 
@@ -166,7 +166,7 @@ async def test_the_places_of_a_key_are_in_the_arrays_order(api: httpx.AsyncClien
 
 async def test_a_batch_is_the_tenants_whose_key_it_has(settings: Settings) -> None:
     acme, other = [bearer(await make_key(settings, "ingest", "read", tenant=name)) for name in ("acme", "other")]
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         first, second = [(await post(http, [labelled(id="1")], **headers)).json() for headers in (acme, other)]
         assert (first["items"][0]["duplicate"], second["items"][0]["duplicate"]) == (False, False)
         event_id = first["items"][0]["event_id"]

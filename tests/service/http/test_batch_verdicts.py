@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from schemas.text import BadEvent, TooDeep, check
 from service.settings import Settings
 from tests.board import serving
-from tests.keys import bearer, make_key
+from tests.keys import AT_HOME, bearer, make_key
 from tests.service.http.test_batch import BROKEN, JSON, LINES, POISON, labelled, post
 from tests.service.http.test_hostile import INSERTED, MEMBERS, VALUES, altered, spoiled
 
@@ -77,7 +77,7 @@ class Tenant:
 
 @pytest.fixture
 async def tenants(settings: Settings) -> AsyncIterator[list[Tenant]]:
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         yield [Tenant(http, await make_key(settings, "ingest", tenant=name)) for name in "abcd"]
 
 

@@ -15,6 +15,7 @@ from service.http.app import create_app
 from service.http.connections import FILES_KEPT, HEAD_MAX, HEAD_S, Connection, expire_all
 from service.settings import Settings
 from tests.eventually import eventually
+from tests.keys import AT_HOME, AUTHORIZED
 from tests.listening import listening_on
 from tests.processes import Program, free_port, started
 
@@ -32,7 +33,7 @@ class Api(Struct, frozen=True):
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     async def is_well(self) -> bool:
-        async with httpx.AsyncClient(timeout=5) as http:
+        async with httpx.AsyncClient(headers=AT_HOME, timeout=5) as http:
             return (await http.get(f"http://127.0.0.1:{self.port}/healthz")).status_code == 200
 
 
@@ -96,7 +97,7 @@ async def test_a_head_has_a_bound_and_a_deadline(settings: Settings, tmp_path: P
             async with connected(api.port) as (reader, writer):
                 writer.write(BEGINNING + b"Connection: close\r\n" + PIECE * headers + b"\r\n")
                 assert (await answered(reader))[0] == status
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{api.port}") as http:
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{api.port}") as http:
             large = {"type": "message.labelled", "data": {"text": "a" * 50_000, "label": "b" * 200}}
             for _ in range(3):  # on one connection; a body is no head
                 answer = await http.post("/events", content=json.encode(large) + b" " * 300_000)
@@ -161,7 +162,9 @@ async def test_only_what_waits_for_a_head_is_late(settings: Settings, made: list
 
 
 REQUEST: Final = (
-    b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    b"POST /events HTTP/1.1\r\nHost: localhost\r\n"
+    + AUTHORIZED
+    + b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 )
 
 

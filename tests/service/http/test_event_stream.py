@@ -16,6 +16,7 @@ from schemas import Event
 from service.settings import Settings
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
+from tests.keys import AS_UP_DOES, AT_HOME
 from tests.processes import START_S, Program, free_port, started
 from tests.programs import program_of
 from tests.sse import Client
@@ -93,7 +94,7 @@ async def test_a_client_that_comes_again_hears_each_thing_once(settings: Setting
     async with (
         speaking(settings) as board,
         serving(board.settings) as other,
-        httpx.AsyncClient(base_url=other, timeout=30) as there,
+        httpx.AsyncClient(headers=AT_HOME, base_url=other, timeout=30) as there,
     ):
         client = Client(await board.send("spoken", {}))
         ways = [board.http, there]
@@ -205,7 +206,7 @@ async def test_streams_are_bounded_and_freed_when_their_clients_go(settings: Set
 async def test_an_api_that_stops_ends_its_streams_in_order(settings: Settings) -> None:
     """They go on at another one, and it has not to be waited for."""
     async with speaking(settings, token_ms=150) as board, running_api(board.settings) as (other, api):
-        async with httpx.AsyncClient(base_url=other, timeout=30) as there:
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=other, timeout=30) as there:
             client = Client(await board.send("spoken", {}))
             following = asyncio.create_task(client.follow(there))
             await eventually(lambda: asyncio.sleep(0, len(client.of("token")) > 2))
@@ -228,10 +229,11 @@ async def running_api(settings: Settings) -> AsyncIterator[tuple[str, Program]]:
         "CALLBOARD_PORT": str(port),
         "CALLBOARD_GRACE_S": "600",
         "CALLBOARD_DATA_DIR": settings.data_dir,
+        **AS_UP_DOES,
     }
     command = (sys.executable, "-m", "service")
     with started(command, Path(settings.data_dir) / "api.log", environ) as api:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}") as http:
             await eventually(lambda: answers(http), START_S)
         yield f"http://127.0.0.1:{port}", api
 

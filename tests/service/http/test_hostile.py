@@ -14,6 +14,7 @@ from msgspec import json
 from service.settings import Settings
 from tests.board import serving
 from tests.eventually import eventually
+from tests.keys import AT_HOME, AUTHORIZED
 
 MEDIA = {"Content-Type": "application/json"}
 EVENT = json.encode(
@@ -106,7 +107,7 @@ async def test_any_query(api: httpx.AsyncClient, query: list[tuple[str, str]]) -
 
 async def test_clients_that_leave_or_stall(settings: Settings) -> None:
     """Half a header, half a body, and gone; others that stall with their connection open cost nobody anything."""
-    head = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = b"POST /events HTTP/1.1\r\nHost: localhost\r\n" + AUTHORIZED + b"Content-Type: application/json\r\n"
     halves = [
         b"",
         b"POST /ev",
@@ -115,7 +116,7 @@ async def test_clients_that_leave_or_stall(settings: Settings) -> None:
         head + b"Content-Length: 500\r\n\r\n" + EVENT,
         head + b"Transfer-Encoding: chunked\r\n\r\n10\r\n{",
     ]
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
         stalled = []
         for half in halves * 5:
             writer = await _say(url, half)
@@ -129,10 +130,10 @@ async def test_clients_that_leave_or_stall(settings: Settings) -> None:
 
 
 async def test_what_is_no_http(settings: Settings) -> None:
-    head = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head = b"POST /events HTTP/1.1\r\nHost: localhost\r\n" + AUTHORIZED + b"Content-Type: application/json\r\n"
     for request, status in (
         (b"hello\r\n\r\n", b"400"),
-        (b"GET /events/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
+        (b"GET /events/\xff HTTP/1.1\r\nHost: localhost\r\n" + AUTHORIZED + b"\r\n", b"400"),
         (head + b"Content-Length: -1\r\n\r\n", b"400"),
         (head + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"400"),
         (head + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", b"400"),
@@ -146,8 +147,12 @@ async def test_what_is_no_http(settings: Settings) -> None:
 
 async def test_a_client_that_leaves_before_the_answer_has_said_its_event(settings: Settings) -> None:
     """The commit goes on without it, and its retry finds the event."""
-    head = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nIdempotency-Key: once\r\n"
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+    head = (
+        b"POST /events HTTP/1.1\r\nHost: localhost\r\n"
+        + AUTHORIZED
+        + b"Content-Type: application/json\r\nIdempotency-Key: once\r\n"
+    )
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
         await http.get("/events")  # who asks is known by now: whoever leaves while that is looked up has said nothing
         writer = await _say(url, head + f"Content-Length: {len(EVENT)}\r\n\r\n".encode() + EVENT)
         writer.transport.abort()

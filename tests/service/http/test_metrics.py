@@ -20,6 +20,7 @@ from service.meters import FAMILIES, OTHER, SERIES_MAX, Meters, Snapshot, decode
 from service.settings import Settings
 from tests.board import TICKET, Board, board_on, serving
 from tests.eventually import eventually
+from tests.keys import AT_HOME
 from tests.processes import ROOT, free_port
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Retry, Run
@@ -125,7 +126,7 @@ async def test_the_sum_over_two_apis_is_true_and_a_restart_makes_no_new_series(s
             await board.ended(await board.send("poked", {"how": "reject"}))
 
         async def told() -> list[Any] | None:
-            async with httpx.AsyncClient(base_url=second, timeout=10) as other:
+            async with httpx.AsyncClient(headers=AT_HOME, base_url=second, timeout=10) as other:
                 own = [await scraped(http, "/metrics") for http in (board.http, other)]
                 fleets = [await scraped(http, "/metrics/fleet") for http in (board.http, other)]
             dead = [one(fleet, "events_ended_total", type="poked", status="dead") for fleet in fleets]
@@ -313,7 +314,7 @@ async def test_many_scrapes_are_one_measurement(api: httpx.AsyncClient) -> None:
 async def test_with_postgres_and_redis_away_it_says_so(settings: Settings) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
     away = replace(settings, database_url=f"postgresql://x@{nowhere}/x", redis_url=f"redis://{nowhere}/0")
-    async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=10) as http:
+    async with serving(away) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=10) as http:
         found = await scraped(http)
     assert one(found, "postgres_up") == 0
     assert one(found, "redis_up") == 0
@@ -327,7 +328,7 @@ async def test_a_postgres_that_stands_still_is_waited_for_two_seconds(settings: 
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         hung = replace(settings, database_url=f"postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable")
-        async with serving(hung) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+        async with serving(hung) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
             begun = asyncio.get_running_loop().time()
             texts = await asyncio.gather(*(scraped(http) for _ in range(5)))
             assert 2 <= asyncio.get_running_loop().time() - begun < 8
@@ -408,7 +409,7 @@ def test_of_another_releases_report_what_fits_is_taken() -> None:
 
 @pytest.mark.usefixtures("often")
 async def test_a_worker_that_has_gone_is_not_shown(settings: Settings) -> None:
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=10) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=10) as http:
         async with board_on(settings) as board:
             await eventually(lambda: _shows(http, "callboard_worker_cpu_seconds_total{"), REPORTED_S)
             assert (await board.sql("select count(*) as n from worker_metrics"))[0]["n"] == 1

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from service.settings import Settings
 from tests.board import serving
+from tests.keys import AT_HOME
 
 MEDIA = {"Content-Type": "application/json"}
 REST = b'"type":"message.labelled","data":{"text":"a","label":"b"}'
@@ -220,7 +221,7 @@ async def test_queries_that_do_not_fit(api: httpx.AsyncClient) -> None:
 
 async def test_postgres_away(settings: Settings) -> None:
     away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
-    async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
+    async with serving(away) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
         paths = ("/events", "/events/0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44", "/workers", "/readyz")
         for response in await asyncio.gather(*map(http.get, paths)):
             assert_problem(response, 503)

@@ -13,6 +13,7 @@ from service.settings import Settings
 from tests.board import TICKET, board_on, serving
 from tests.debian import unpacked
 from tests.eventually import eventually
+from tests.keys import AT_HOME
 from tests.processes import free_port
 
 SCRAPED_S = 40.0
@@ -55,7 +56,7 @@ class Querying:
 
 @asynccontextmanager
 async def querying(url: str) -> AsyncIterator[Querying]:
-    async with httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as http:
+    async with httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=10, trust_env=False) as http:
         yield Querying(http)
 
 

@@ -14,7 +14,7 @@ from service.http.room import BODY_SMALL, Room, Shares
 from service.settings import Settings
 from tests.board import serving
 from tests.eventually import eventually
-from tests.keys import bearer, make_key
+from tests.keys import AT_HOME, bearer, make_key
 
 EVENT = json.encode({"type": "message.labelled", "data": {"text": "a" * 5_000, "label": "b"}})
 MEDIA = {"Content-Type": "application/json"}
@@ -39,7 +39,7 @@ async def test_what_there_is_no_room_for_comes_again(
         return room.held >= 4_000
 
     headers = MEDIA | mine | ({"Content-Length": str(len(EVENT))} if sized else {})
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         first = asyncio.create_task(http.post("/events", content=slowly(), headers=headers))
         await eventually(half)
         for _ in range(2):
@@ -60,7 +60,7 @@ async def test_what_is_promised_takes_no_room(settings: Settings, monkeypatch: p
     key = await make_key(settings, "ingest", "read")
     head = "POST /events/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Authorization: Bearer {key}\r\nContent-Length: 4194304\r\n\r\n"
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         held = [await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2])) for _ in range(60)]
         for _, writer in held:
             writer.write(head.encode())
@@ -77,7 +77,7 @@ async def test_whoever_reads_a_body_lets_it_go(settings: Settings, monkeypatch: 
     """The form of the page too, and requests that fail."""
     room = Room()
     monkeypatch.setattr(app, "Room", lambda: room)
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         for path, body in (
             ("/login", {"data": {"key": "none"}}),
             ("/events", {"json": {}}),
@@ -89,7 +89,7 @@ async def test_whoever_reads_a_body_lets_it_go(settings: Settings, monkeypatch: 
 
 async def test_a_body_that_is_alone_has_room(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "Room", lambda: Room(10, 10))
-    async with serving(settings) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         for size in (100, 2 * BODY_SMALL):
             event = {"type": "message.labelled", "data": {"text": "a" * 100, "label": "b"}}
             body = json.encode(event) + b" " * size

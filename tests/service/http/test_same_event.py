@@ -15,6 +15,7 @@ from schemas import Event
 from schemas.catalog import EventType
 from service.settings import Settings
 from tests.board import serving
+from tests.keys import AT_HOME
 from workers.hosted import program
 
 
@@ -38,7 +39,7 @@ async def _shop(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     priced = {"test.priced": EventType("test.priced", Priced, json.Decoder(Priced))}
     whole = program(settings)
     whole = replace(whole, catalog={**whole.catalog, **priced})
-    async with serving(settings, whole) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with serving(settings, whole) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         yield http
 
 

@@ -1,0 +1,42 @@
+"""The local token: by it `callboard up` lets in whoever can read its data folder, before and after keys are made."""
+
+import os
+import re
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from service.errors import StartError
+from service.settings import LOCAL_TOKEN
+
+FILE: Final = "token"
+OTHERS: Final = 0o077
+
+
+def local_token(folder: Path) -> str:
+    """The token of a data folder, made where there is none: in a file that nobody else may read.
+
+    One that others could read is made anew. Raises StartError where the folder can't be used.
+    """
+    path = folder / FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (token := noted_token(folder)) and not path.stat().st_mode & OTHERS:
+            return token
+        path.unlink(missing_ok=True)
+        token = f"cl_{secrets.token_urlsafe(32)}"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{token}\n")
+    except OSError as error:
+        raise StartError(f"{path} can't be made ({error}). Set CALLBOARD_DATA_DIR to a folder of your own.") from error
+    return token
+
+
+def noted_token(folder: Path) -> str:
+    """What the file has; nothing where there is none that we may read."""
+    with suppress(OSError, UnicodeDecodeError):
+        token = (folder / FILE).read_text(encoding="ascii").strip()
+        if re.fullmatch(LOCAL_TOKEN, token):
+            return token
+    return ""
