@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import asyncpg
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from service.embedded import Server, start_postgres, start_redis, stop
@@ -61,9 +61,8 @@ async def settings(servers: tuple[Server, Server], tmp_path: Path) -> AsyncItera
     redis_url = f"{redis.url.rpartition('/')[0]}/{next(REDIS_NUMBERS)}"
     async with Redis.from_url(redis_url) as client:
         await client.flushdb()
-    servers_of_its_own = {"database_url": database_url, "redis_url": redis_url}
-    as_up_does: dict[str, Any] = {"local_token": TOKEN, "simulate": "on"}
-    yield Settings(port=0, data_dir=str(tmp_path), grace_s=5, **servers_of_its_own, **as_up_does)
+    own = Settings(port=0, data_dir=str(tmp_path), database_url=database_url, redis_url=redis_url, grace_s=5)
+    yield replace(own, local_token=TOKEN, simulate="on")  # as `callboard up` does
     with suppress(asyncpg.PostgresError):
         await _admin(postgres.url, f'drop database "{name}" with (force)', name)
 

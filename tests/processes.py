@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import httpx
 from msgspec import Struct
 
+from service.local_token import local_token
 from tests.eventually import eventually
+from tests.keys import bearer
 
 ROOT: Final = Path(__file__).parents[1]
 CALLBOARD: Final = (sys.executable, "-c", "from service.cli import main; main()")
@@ -86,6 +89,14 @@ class Up(Struct, frozen=True):
     @property
     def pid(self) -> int:
         return self.program.process.pid
+
+    @property
+    def data(self) -> str:
+        return self.environ["CALLBOARD_DATA_DIR"]
+
+    def client(self) -> httpx.AsyncClient:
+        """One that has the token of its data folder, which is there when it is up."""
+        return httpx.AsyncClient(base_url=self.address, timeout=10, headers=bearer(local_token(Path(self.data))))
 
 
 @contextmanager

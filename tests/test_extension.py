@@ -19,7 +19,7 @@ from service.program import MISFIT
 from service.settings import Settings
 from tests.board import ENDED
 from tests.eventually import eventually
-from tests.keys import AT_HOME
+from tests.keys import AS_UP_DOES, AT_HOME
 from tests.processes import START_S
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +129,7 @@ def _environment(folder: Path, **settings: str) -> dict[str, str]:
         **alone,
         "HOME": str(folder),
         "CALLBOARD_DATA_DIR": str(folder / "data"),
-        "CALLBOARD_SIMULATE": "on",
+        **AS_UP_DOES,
         **settings,
     }
 

@@ -14,7 +14,7 @@ import pytest
 from service.settings import Settings
 from tests.board import ENDED, TICKET
 from tests.eventually import eventually
-from tests.keys import AT_HOME
+from tests.keys import AS_UP_DOES, AT_HOME
 from tests.processes import CALLBOARD, START_S, Program, free_port, run, started
 
 API: Final = (sys.executable, "-m", "service")
@@ -28,7 +28,7 @@ PROGRAMS: Final = pytest.mark.parametrize(
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
     addresses = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
-    return {**addresses, "CALLBOARD_DATA_DIR": settings.data_dir, **more}
+    return {**addresses, **AS_UP_DOES, "CALLBOARD_DATA_DIR": settings.data_dir, **more}
 
 
 async def succeeds(http: httpx.AsyncClient, api: Program, worker: Program) -> None:
@@ -160,10 +160,17 @@ def test_commands_say_what_is_wrong_with_postgres(command: tuple[str, ...], sett
         assert "me-in" not in done.stderr + done.stdout
 
 
-@pytest.mark.parametrize("command", [WORKER, (*WORKER, "check")])
-def test_no_model_that_could_answer_stops_a_worker(command: tuple[str, ...], settings: Settings) -> None:
+@pytest.mark.parametrize("simulate", ["off", "auto", ""])
+@pytest.mark.parametrize("command", [WORKER, (*WORKER, "check"), ARQ])
+def test_no_model_that_could_answer_stops_a_worker(
+    command: tuple[str, ...], simulate: str, settings: Settings, tmp_path: Path
+) -> None:
+    """Where nobody has asked for simulated answers, none are given: an empty file of a key is no key."""
+    (tmp_path / "key").touch()
     sentence = 'No provider of the model alias "fast" can be asked: set OPENAI_API_KEY or ANTHROPIC_API_KEY'
-    refused(command, environment(settings, CALLBOARD_SIMULATE="off"), sentence)
+    refused(
+        command, environment(settings, CALLBOARD_SIMULATE=simulate, OPENAI_API_KEY_FILE=f"{tmp_path}/key"), sentence
+    )
 
 
 def test_a_check_says_that_a_worker_could_start_and_starts_none(settings: Settings) -> None:
@@ -172,7 +179,23 @@ def test_a_check_says_that_a_worker_could_start_and_starts_none(settings: Settin
 
 
 def test_without_keys_the_api_stays_on_loopback(settings: Settings) -> None:
-    refused(API, environment(settings, CALLBOARD_HOST="0.0.0.0"), "CALLBOARD_HOST=0.0.0.0 would let anyone in")
+    refused(API, environment(settings, CALLBOARD_HOST="0.0.0.0"), "CALLBOARD_HOST=0.0.0.0 is open to others")
+
+
+async def test_without_keys_and_token_the_api_says_how_one_is_made(settings: Settings, tmp_path: Path) -> None:
+    port = free_port()
+    given = environment(settings, CALLBOARD_PORT=str(port), CALLBOARD_LOCAL_TOKEN="")
+    with started(API, tmp_path / "api", given) as api:
+        await api.says("no key was made yet: all but the health is refused. Make one with `callboard keys create`")
+        async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+
+            async def told() -> list[int]:
+                try:
+                    return [(await http.get(path)).status_code for path in ("/healthz", "/readyz", "/events")]
+                except httpx.TransportError:
+                    return []
+
+            assert await eventually(told, START_S) == [200, 200, 401]
 
 
 def test_a_busy_port_stops_the_api(settings: Settings) -> None:

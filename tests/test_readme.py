@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 import pytest
 from msgspec import json
 from msgspec.structs import fields
@@ -24,7 +23,8 @@ from service.settings import Settings, load, variable
 from tests.board import Board
 from tests.eventually import eventually
 from tests.faults.matrix import MATRIX
-from tests.processes import CALLBOARD, LAST_WORDS, ROOT, product_in, up_on
+from tests.keys import TOKEN
+from tests.processes import CALLBOARD, LAST_WORDS, ROOT, Up, product_in, up_on
 
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTIONS: Final = {each.partition("\n")[0]: each for each in README.split("\n## ")}
@@ -50,16 +50,16 @@ def rows(heading: str) -> Iterator[list[str]]:
         yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def shell(command: str, address: str, folder: Path = ROOT) -> str:
-    """What a printed line says, with `address` for the printed one."""
-    done = attempt(command, address, folder)
+def shell(command: str, address: str, data: str, folder: Path = ROOT) -> str:
+    """What a printed line says, with `address` for the printed one, and the token of the folder `data`."""
+    done = attempt(command, address, folder, CALLBOARD_DATA_DIR=data)
     assert done.returncode == 0, (command, done.stdout, done.stderr)
     return done.stdout
 
 
 def attempt(command: str, address: str, folder: Path, **more: str) -> "subprocess.CompletedProcess[str]":
     ours = command.replace(".venv/bin/callboard", shlex.join(CALLBOARD)).replace(HERE, address)
-    ours = re.sub(r"^curl ", "curl --fail-with-body ", ours)
+    ours = re.sub(r"^curl ", "curl --fail-with-body ", ours).replace(".callboard/token", '"$CALLBOARD_DATA_DIR/token"')
     environ = {**os.environ, "CALLBOARD_URL": address, **more}
     return subprocess.run(["sh", "-c", ours], cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
 
@@ -79,12 +79,13 @@ def test_every_command_is_one_that_is_run_here() -> None:
 
 async def test_the_commands_work_as_printed(board: Board) -> None:
     address = str(board.http.base_url)
+    (board.settings.data_path / "token").write_text(f"{TOKEN}\n", encoding="ascii")
     message = {"text": "My password is rejected when I log in.", "label": "login_problem"}
     event_id = (await board.ended(await board.send("message.labelled", message)))["event_id"]
     for line in commands("Try it") + commands("Models") + commands("Search") + commands("Operate"):
         if line.startswith("make ") or (line.startswith("curl ") and not shutil.which("curl")):
             continue
-        told = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address)
+        told = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address, board.settings.data_dir)
         if "/search" in line:
             assert [each["id"] for each in json.decode(told)["items"]] == ["H-1"]
         elif told.startswith("HTTP/1.1 202"):
@@ -117,33 +118,33 @@ async def test_the_four_files_make_an_event(settings: Settings, tmp_path: Path) 
     lint = (sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"))
     code = [str(copy / name) for name in PRINTED if name.endswith(".py")]
     assert subprocess.run([*lint, *code], cwd=copy, capture_output=True, timeout=60).returncode == 0
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
     with up_on(tmp_path, given, copy) as up:
         await up.program.says(LAST_WORDS)
         send, draw, *_ = commands(FOUR)
-        told = shell(send, up.address)
+        told = shell(send, up.address, up.data)
         assert re.search(r"^status +succeeded$", told, re.MULTILINE)
         result = json.decode(told[told.index("\nresult\n") + len("\nresult\n") :])
         assert (result["order_id"], result["because"]) == ("O-7", "simulated because")
         assert result["paid"] in (0.0, 19.9)
-        await dead_above_the_limit(up.address)
-        assert shell(draw, up.address).endswith("\njudge → decide\ndecide\n")
+        await dead_above_the_limit(up)
+        assert shell(draw, up.address, up.data).endswith("\njudge → decide\ndecide\n")
 
 
 async def test_from_new_files_to_a_result(settings: Settings, tmp_path: Path) -> None:
     """As a new user goes: with `make up` running, no file of ours edited, nothing waited for but the programs."""
     copy = product_in(tmp_path / "clone")
     before = {file: file.read_bytes() for file in copy.rglob("*.*") if "__pycache__" not in file.parts}
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
     with up_on(tmp_path, given, copy) as up:
         await up.program.says(LAST_WORDS)
         *news, send = commands(FOUR)[2:]
         begun = time.monotonic()
-        wrote = [shell(line, up.address, copy).split()[1] for line in news]
+        wrote = [shell(line, up.address, up.data, copy).split()[1] for line in news]
         written = time.monotonic()
 
         async def result() -> str | None:
-            done = await asyncio.to_thread(attempt, send, up.address, copy)
+            done = await asyncio.to_thread(attempt, send, up.address, copy, CALLBOARD_DATA_DIR=up.data)
             return done.stdout if done.returncode == 0 else None
 
         told = await eventually(result, JOURNEY_S)
@@ -156,8 +157,8 @@ async def test_from_new_files_to_a_result(settings: Settings, tmp_path: Path) ->
     assert before == {file: after[file] for file in before}
 
 
-async def dead_above_the_limit(address: str) -> None:
-    async with httpx.AsyncClient(base_url=address, timeout=10) as http:
+async def dead_above_the_limit(up: Up) -> None:
+    async with up.client() as http:
         data = {"order_id": "O-8", "amount": 10_001, "reason": ""}
         event_id = (await http.post("/events", json={"type": "refund.requested", "data": data})).json()["event_id"]
 

@@ -20,7 +20,7 @@ from service.cli.up import seed
 from service.settings import Settings
 from tests.board import ENDED, Board
 from tests.eventually import eventually
-from tests.keys import make_key
+from tests.keys import TOKEN, bearer, make_key
 from tests.processes import LAST_WORDS, ROOT, UP, Up, all_gone, alone, descendants, free_port, product_in, run, up_on
 from tests.servers import open_folder
 
@@ -36,7 +36,7 @@ def up() -> Iterator[Up]:
 
 @pytest.fixture
 async def http(up: Up) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=up.address, timeout=10) as client:
+    async with up.client() as client:
         yield client
 
 
@@ -164,12 +164,12 @@ async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_ta
     settings: Settings, tmp_path: Path
 ) -> None:
     copy = product_in(tmp_path / "clone")
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
     with up_on(tmp_path, given, copy) as running:
         await running.program.says(LAST_WORDS)
         assert len(descendants(running.pid)) == 2, "an API and a worker, no servers"
-        assert not Path(running.environ["CALLBOARD_DATA_DIR"]).exists()
-        async with httpx.AsyncClient(base_url=running.address, timeout=10) as http:
+        assert [each.name for each in Path(running.data).iterdir()] == ["token"]
+        async with running.client() as http:
             assert await labelled(http) == "order_status"
             node = copy / "workers" / "nodes" / "triage.py"
             source = node.read_text(encoding="utf-8")
@@ -178,26 +178,51 @@ async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_ta
             await eventually(lambda: labelled(http, "changed"), 30)
 
 
-async def test_it_starts_where_keys_are_in_use(settings: Settings, tmp_path: Path) -> None:
+async def test_without_a_token_it_starts_where_keys_are_in_use(settings: Settings, tmp_path: Path) -> None:
     """With a key that may not send, no examples go in, and it says so."""
     key = await make_key(settings, "read")
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_API_KEY": key}
-    with up_on(tmp_path, given) as running:
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
+    with up_on(tmp_path, {**given, "CALLBOARD_API_KEY": key}, ROOT, "--no-token") as running:
         told = await running.program.says(LAST_WORDS)
         assert "No examples were sent" in told
         assert key[11:] not in told
-        async with httpx.AsyncClient(base_url=running.address, timeout=10) as http:
+        assert f"page      {running.address}/\n" in told
+        assert not Path(running.data).exists()
+        async with httpx.AsyncClient(base_url=running.address, headers=bearer(TOKEN)) as http:
             assert (await http.get("/workers")).status_code == 401
+
+
+async def test_the_printed_page_signs_in_and_nobody_else_can_read_the_token(up: Up) -> None:
+    file = Path(up.data) / "token"
+    assert file.stat().st_mode & 0o777 == 0o600
+    token = file.read_text(encoding="ascii").strip()
+    address = f"{up.address}/?token={token}"
+    assert f"  page      {address}\n" in up.program.told
+    async with httpx.AsyncClient(follow_redirects=True) as browser:
+        assert (await browser.get(f"{up.address}/")).url.path == "/login"
+        page = await browser.get(address)
+        assert (page.status_code, str(page.url)) == (200, f"{up.address}/")
+        assert "Answers are simulated" in page.text
+        assert (await browser.get(f"{up.address}/workers")).json()["items"][0]["simulated"] is True
+    said = up.program.told
+    assert said.count(token) == 1, "in the address that is printed, in no line of the log"
+
+
+async def test_a_database_that_somebody_brings_gets_no_simulated_answers(settings: Settings, tmp_path: Path) -> None:
+    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    done = run(UP, {"CALLBOARD_DATA_DIR": str(tmp_path / "data"), **given})
+    refused(done, 1, "no model can answer: set ANTHROPIC_API_KEY, OPENAI_API_KEY")
 
 
 async def test_the_examples_go_in_with_a_key_that_may_send(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
     key = await make_key(board.settings, "ingest", "read")
-    await seed(replace(board.settings, port=board.http.base_url.port or 0, api_key=key))
+    known = replace(board.settings, port=board.http.base_url.port or 0, local_token="", api_key=key)
+    await seed(known)
     assert capsys.readouterr().err == ""
     headers = {"Authorization": f"Bearer {key}"}
     items = (await board.http.get("/events", params={"source": "/seed", "limit": "500"}, headers=headers)).json()
     assert len(items["items"]) == 60
-    await seed(replace(board.settings, port=board.http.base_url.port or 0, api_key=""))
+    await seed(replace(board.settings, port=board.http.base_url.port or 0, local_token=""))
     assert "No examples were sent" in capsys.readouterr().err
 
 
@@ -219,7 +244,7 @@ async def test_however_it_ends_no_child_is_left_and_the_data_stay(up: Up, http: 
     for number in (signal.SIGKILL, signal.SIGINT):
         with up_on(folder, {}) as again:
             await again.program.says(LAST_WORDS)
-            async with httpx.AsyncClient(base_url=again.address, timeout=10) as client:
+            async with again.client() as client:
                 assert (await ended(client, first))["status"] == "succeeded"
             children = descendants(again.pid)
             if number != signal.SIGKILL:

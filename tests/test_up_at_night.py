@@ -88,7 +88,7 @@ def up_without_workers() -> Iterator[tuple[Up, Path]]:
 
 @pytest.fixture
 async def http(up: tuple[Up, Path]) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=up[0].address, timeout=10) as client:
+    async with up[0].client() as client:
         yield client
 
 
@@ -217,7 +217,7 @@ async def test_a_breakpoint_in_a_terminal_stops_there_and_costs_no_attempt(up_wi
     running, copy = up_without_workers
     terminal = Terminal((*CALLBOARD, "worker"), running.environ, copy)
     try:
-        async with httpx.AsyncClient(base_url=running.address, timeout=10) as http:
+        async with running.client() as http:
             event_id = await send(http, "odd.stopped", {})
             before = await terminal.shows("(Pdb)")
             (worker,) = (await http.get("/workers")).json()["items"]

@@ -5,7 +5,6 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import pytest
 from redis.asyncio import Redis
 
@@ -34,7 +33,7 @@ async def test_up_with_debians_redis_takes_over_what_an_older_database_has_left(
         assert "Traceback" not in output
         running = [command_line(pid) for pid in descendants(up.pid)]
         assert [line for line in running if line.startswith(str(folder / "debian" / "usr" / "bin" / "redis-server"))]
-        async with httpx.AsyncClient(base_url=up.address, timeout=10) as http:
+        async with up.client() as http:
             event = {"type": "ticket.opened", "data": TICKET}
             event_id = (await http.post("/events", json=event)).json()["event_id"]
 

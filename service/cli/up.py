@@ -115,6 +115,8 @@ def _banner(live: Running) -> str:
     redis = redis_address(settings.redis_url)
     event = f'{{"type":"ticket.opened","data":{EXAMPLE}}}'
     where = "" if settings.url == here else f"CALLBOARD_URL={here} "
+    if settings.local_token and settings.data_dir != Settings().data_dir:
+        where += f"CALLBOARD_DATA_DIR={quote(str(settings.data_path))} "
     page, header = here + "/", "$CALLBOARD_API_KEY"
     if settings.local_token:
         page, header = f"{page}?token={settings.local_token}", f"$(cat {quote(str(settings.data_path / FILE))})"

@@ -25,6 +25,7 @@ from service.settings import Settings
 from service.store import accept
 from tests.bench import posting
 from tests.eventually import eventually
+from tests.keys import AS_UP_DOES
 from tests.processes import ROOT, alone, free_port, started
 from tests.servers import NAMES, open_folder, postgres, redis
 
@@ -182,7 +183,7 @@ async def _accepting(settings: Settings, folder: Path, size: Size) -> dict[str, 
     """Events a second, the better of the rounds."""
     ours, bare = free_port(), free_port()
     addresses = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
-    api = ((sys.executable, "-m", "service"), {**addresses, "CALLBOARD_PORT": str(ours)})
+    api = ((sys.executable, "-m", "service"), {**addresses, **AS_UP_DOES, "CALLBOARD_PORT": str(ours)})
     route = ((sys.executable, "-m", "tests.bench.route", str(bare)), addresses)
     rates: dict[str, float] = {}
     with started(api[0], folder / "api.log", api[1]), started(route[0], folder / "route.log", route[1]):

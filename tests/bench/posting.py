@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Raw, Struct, json
 
 from tests.eventually import eventually
+from tests.keys import TOKEN
 
 LINES: Final = 64
 TIMEOUT_S: Final = 120.0
@@ -26,7 +27,12 @@ EVENT: Final = json.encode({"type": "ticket.opened", "data": TICKET})
 async def rate(port: int, events: int, together: int = 1) -> float:
     """Events a second, so many in each request, by LINES connections that each wait for their answer."""
     path, body = ("/events", EVENT) if together == 1 else ("/events/batch", b"[%s]" % b",".join([EVENT] * together))
-    head = (f"POST {path} HTTP/1.1", "host: 127.0.0.1", "content-type: application/json")
+    head = (
+        f"POST {path} HTTP/1.1",
+        "host: 127.0.0.1",
+        f"authorization: Bearer {TOKEN}",
+        "content-type: application/json",
+    )
     request = "\r\n".join((*head, f"content-length: {len(body)}", "", "")).encode() + body
     left = iter(range(events // together))
     async with asyncio.timeout(TIMEOUT_S):

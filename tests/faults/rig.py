@@ -40,7 +40,7 @@ from tests.faults.machines import Machines, own_port
 from tests.faults.proxy import Proxy, Streams, proxy_to
 from tests.faults.sink import Sink
 from tests.faults.usercode import copy_product
-from tests.keys import AT_HOME
+from tests.keys import AT_HOME, TOKEN
 
 START_S: Final = 120.0  # the imports of a program are three seconds of a processor that may have much else to do
 GRACE_S: Final = 5
@@ -149,6 +149,7 @@ class Rig(Behind):
             "ANTHROPIC_BASE_URL": self.sink.url,
             "OPENAI_BASE_URL": f"{f'http://127.0.0.1:{model.port}' if model else self.sink.url}/v1",
             "PAGE_URL": f"{self.sink.url}/effects",
+            "CALLBOARD_LOCAL_TOKEN": TOKEN,
             "CALLBOARD_SIMULATE": "off",
             "CALLBOARD_BUDGET_DAY_USD": "1000",
             "CALLBOARD_GRACE_S": str(GRACE_S),

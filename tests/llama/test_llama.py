@@ -156,7 +156,7 @@ async def test_the_whole_service(local: Settings, settings: Settings, tmp_path: 
     }
     with up_on(tmp_path, given, copy) as up:
         await up.program.says(LAST_WORDS)
-        async with httpx.AsyncClient(base_url=up.address, timeout=10) as http:
+        async with up.client() as http:
             message = {"type": "message.received", "partitionkey": "ann", "data": {"text": "I paid twice"}}
             event_id = (await http.post("/events", json=message)).json()["event_id"]
 

@@ -47,7 +47,7 @@ async def secured(folder: Path) -> AsyncIterator[RedisServer]:
 
 def environment(settings: Settings, url: str) -> dict[str, str]:
     where = {"CALLBOARD_DATA_DIR": settings.data_dir, "CALLBOARD_PORT": str(free_port())}
-    return {"DATABASE_URL": settings.database_url, "REDIS_URL": url, **where}
+    return {"DATABASE_URL": settings.database_url, "REDIS_URL": url, "CALLBOARD_SIMULATE": "on", **where}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -190,7 +190,7 @@ async def test_no_key_is_in_any_log(
     assert not [each for each in ours if key[11:] in each or wrong[11:] in each]
 
 
-FROM_HERE: Final = (
+FROM_HERE: Final[tuple[dict[str, str], ...]] = (
     {},
     {"Host": "localhost:8000"},
     {"Host": "[::1]:8000"},
@@ -202,7 +202,7 @@ FROM_HERE: Final = (
     {"Sec-Fetch-Site": "none"},
     {"Origin": "http://localhost", "Host": "localhost"},
 )
-CROSS_SITE: Final = (
+CROSS_SITE: Final[tuple[dict[str, str], ...]] = (
     {"Sec-Fetch-Site": "cross-site"},
     {"Sec-Fetch-Site": "same-site"},
     {"Origin": "http://evil.example"},

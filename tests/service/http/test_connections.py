@@ -15,7 +15,7 @@ from service.http.app import create_app
 from service.http.connections import FILES_KEPT, HEAD_MAX, HEAD_S, Connection, expire_all
 from service.settings import Settings
 from tests.eventually import eventually
-from tests.keys import AT_HOME, AUTHORIZED
+from tests.keys import AS_UP_DOES, AT_HOME, AUTHORIZED
 from tests.listening import listening_on
 from tests.processes import Program, free_port, started
 
@@ -40,7 +40,8 @@ class Api(Struct, frozen=True):
 @asynccontextmanager
 async def api_of(settings: Settings, folder: Path, *wrapper: str) -> AsyncIterator[Api]:
     port = free_port()
-    environ = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_PORT": str(port)}
+    addresses = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    environ = {**addresses, **AS_UP_DOES, "CALLBOARD_PORT": str(port)}
     with started((*wrapper, sys.executable, "-m", "service"), folder / "api.log", environ) as program:
         api = Api(port, program)
 

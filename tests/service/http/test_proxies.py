@@ -75,8 +75,16 @@ def ssh(root: Path, folder: Path, port: int, behind: int) -> Commands:
     (folder / "sshd").write_text(SSHD.format(folder=folder, port=own), encoding="ascii")
     who = DAEMON.pw_name if os.geteuid() == 0 else getpass.getuser()
     options = ["-F", "/dev/null", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    to = [*options, "-i", folder / "key", "-p", str(own), f"{who}@127.0.0.1"]
-    client = ["ssh", "-N", "-o", "ConnectionAttempts=20", "-L", f"127.0.0.1:{port}:127.0.0.1:{behind}", *to]
+    to: list[str | Path] = [*options, "-i", folder / "key", "-p", str(own), f"{who}@127.0.0.1"]
+    client: list[str | Path] = [
+        "ssh",
+        "-N",
+        "-o",
+        "ConnectionAttempts=20",
+        "-L",
+        f"127.0.0.1:{port}:127.0.0.1:{behind}",
+        *to,
+    ]
     return [[root / "usr/sbin/sshd", "-D", "-e", "-f", folder / "sshd"], client]
 
 

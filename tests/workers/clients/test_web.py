@@ -169,7 +169,7 @@ async def test_gzip_is_unfolded_as_far_as_an_answer_may_go() -> None:
     assert most_bytes < 100_000_000
 
 
-@pytest.mark.parametrize("packed", [b"no gzip at all", gzip.compress(bytes(1000))[:-4]])
+@pytest.mark.parametrize("packed", [b"no gzip at all", gzip.compress(bytes(1000))[:-4]], ids=["none", "cut off"])
 async def test_gzip_that_is_none_is_an_outage(packed: bytes) -> None:
     async with server(always("200 OK", packed, "content-encoding: gzip\r\n")) as url, open_web() as web:
         with pytest.raises(Outage, match="gzip that is"):

@@ -14,6 +14,7 @@ from schemas import Event
 from service.cli import command_line
 from service.settings import Settings
 from tests.board import Board, board_on
+from tests.keys import TOKEN
 from tests.programs import program_of
 from workers.kit import Pipeline, Retry, State
 from workers.kit.run import CHEAP_MS
@@ -207,9 +208,11 @@ async def test_the_command_line_says_so_and_takes_again(settings: Settings) -> N
         first = await room.say("one")
         await room.say("two")
         line = ["replay", first, "--from", "conclude", "--url", str(room.board.http.base_url)]
-        refused = await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
+        refused = await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
         assert refused.exit_code != 0
         assert "do again, and pay for again: recall, answer" in refused.output
-        taken = await asyncio.to_thread(CliRunner().invoke, command_line({}), [*line, "--again"])
+        taken = await asyncio.to_thread(
+            CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), [*line, "--again"]
+        )
         assert (taken.exit_code, taken.output.split()) == (0, [first, "queued,", "run", "2"])
         assert (await room.board.ended(first))["result"] == "one after 2"
