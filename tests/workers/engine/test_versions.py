@@ -91,14 +91,16 @@ async def test_a_boot_does_not_need_postgres(settings: Settings, tmp_path: Path)
 async def test_the_program_ends_with_a_sentence(settings: Settings, command: tuple[str, ...]) -> None:
     async with open_pool(settings, "test") as pool:
         await pool.execute(USED, "tickets/classify", 1)
-    done = run(command, environment(settings, OPENAI_API_KEY="k"))
+    done = run(command, environment(settings, CALLBOARD_SIMULATE="off", OPENAI_API_KEY="k"))
     assert done.returncode == (MISFIT if command == WORKER else 1), done.stderr
     assert SENTENCE in done.stderr
     assert "Traceback" not in done.stderr
 
 
 async def test_it_ends_later_too_where_it_could_not_know_at_the_boot(settings: Settings, tmp_path: Path) -> None:
-    environ = environment(settings, OPENAI_API_KEY="k", OPENAI_BASE_URL="http://127.0.0.1:1/v1")
+    environ = environment(
+        settings, CALLBOARD_SIMULATE="off", OPENAI_API_KEY="k", OPENAI_BASE_URL="http://127.0.0.1:1/v1"
+    )
     with started(WORKER, tmp_path / "worker.log", environ) as worker:
         await worker.says("worker ready")
         async with board_on(settings, workers=0) as board:
