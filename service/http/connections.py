@@ -7,6 +7,7 @@ import asyncio
 import resource
 from collections import Counter
 from collections.abc import Iterable
+from http import HTTPStatus
 from typing import Any, Final
 
 from msgspec import json
@@ -19,9 +20,13 @@ FILES_KEPT: Final = 200  # of those that this process may open: for Postgres, Re
 AGAIN_S: Final = 1
 
 LARGE: Final = f"the head of this request, its address and headers, is larger than {HEAD_MAX} bytes"
+PIPELINED_MAX: Final = (
+    100  # requests behind the one that is answered: each holds some KB, and one read brings thousands
+)
+VERSIONS: Final = ("1.0", "1.1")
+NO_HTTP: Final = "this is no request in HTTP/1.1, or its end is told in a way that can be taken for another one"
 LATE: Final = f"the head of this request did not arrive within {HEAD_S:g} s"
 FULL: Final = "not now: as many requests as it has connections for are under way"
-TITLES: Final = {408: "Request Timeout", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
 class Connection(HttpToolsProtocol):
@@ -58,6 +63,11 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > HEAD_MAX:
             self.refuse(431, LARGE)
+        elif self.parser.get_http_version() not in VERSIONS or sum(name == b"host" for name, _ in self.headers) > 1:
+            self.refuse(400, NO_HTTP)
+        elif len(self.pipeline) >= PIPELINED_MAX:
+            self.refuse(503, FULL)
+        if self.refused:
             return
         self._was_asked, self._in_head, self._head_bytes = True, False, 0
         super().on_headers_complete()
@@ -75,6 +85,10 @@ class Connection(HttpToolsProtocol):
         self.since = self.loop.time()
         super().on_response_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        if not self.refused:
+            self.refuse(400, NO_HTTP)
+
     def expire(self, now: float) -> None:
         """Ends a head that takes too long. Of a connection that is kept open uvicorn's own timer knows."""
         if self.is_busy or self.refused or now - self.since <= HEAD_S:
@@ -85,12 +99,15 @@ class Connection(HttpToolsProtocol):
             self.transport.close()  # nothing ever came
 
     def refuse(self, status: int, detail: str) -> None:
-        """Answers with a problem and hangs up; behind an answer that is under way it only hangs up."""
+        """Answers with a problem and hangs up; where that could be taken for an answer under way it only hangs up."""
         self.refused = True
         if self.is_busy:
-            self.transport.close()
-            return
-        title = TITLES[status]
+            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+                self.transport.close()
+                return
+            self.cycle.disconnected = True  # its body is broken: this is its answer, and no other one follows
+            self.cycle.message_event.set()
+        title = HTTPStatus(status).phrase
         body = json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": []})
         again = f"Retry-After: {AGAIN_S}\r\n" if status == 503 else ""
         head = f"HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"
