@@ -19,6 +19,7 @@ from service.http.door import door, event_id_of
 from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 
 SEND_TIMEOUT_S: Final = 30.0
+MEDIA: Final = "text/event-stream"
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 CHECK_S: Final = 0.2
 SEQ_MAX: Final = 1 << 63
@@ -38,6 +39,10 @@ async def follow_event(request: Request) -> Response:
         raise HTTPException(404, f"no event {event_id}")
     if last is not None and _is_read(found[0], last):
         return Response(status_code=204)
+    if request.method == "HEAD":  # a stream would hold the connection until the event has ended, and say nothing
+        head = Response(headers=HEADERS, media_type=MEDIA)
+        del head.headers["content-length"]
+        return head
     here.followers.admit()
     return EventStream(told(here.followers, event_id, found, last), lambda: admit(request, "read"))
 
@@ -47,7 +52,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, stream: AsyncGenerator[bytes, None], admitted: Admitted) -> None:
         self.stream: Final = stream
-        super().__init__(_until_trouble(stream, admitted), headers=HEADERS, media_type="text/event-stream")
+        super().__init__(_until_trouble(stream, admitted), headers=HEADERS, media_type=MEDIA)
 
     async def stream_response(self, send: Send) -> None:
         async def in_time(message: Message) -> None:

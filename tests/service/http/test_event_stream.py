@@ -176,6 +176,19 @@ async def test_there_is_no_stream_of_what_is_not_there(board: Board) -> None:
     assert misread.status_code == 400
 
 
+async def test_who_asks_for_the_head_of_a_stream_alone_has_it_at_once(board: Board) -> None:
+    """And the connection is free again, though the event has not ended."""
+    event_id = await board.send("message.labelled", {"text": "a", "label": "b"}, dueat="2099-01-01T00:00:00Z")
+    one = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(base_url=board.http.base_url, limits=one, timeout=5) as http:
+        for _ in range(2):
+            head = await http.head(f"/events/{event_id}/stream")
+            assert head.status_code == 200
+            assert head.headers["content-type"] == "text/event-stream; charset=utf-8"
+            assert "content-length" not in head.headers
+        assert (await http.head("/events/0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44/stream")).status_code == 404
+
+
 async def test_streams_are_bounded_and_freed_when_their_clients_go(settings: Settings) -> None:
     async with speaking(replace(settings, streams_max=1), token_ms=200) as board:
         event_id = await board.send("spoken", {})
