@@ -111,7 +111,8 @@ class Connection(HttpToolsProtocol):
         body = json.encode({"type": "about:blank", "title": title, "status": status, "detail": detail, "errors": []})
         again = f"Retry-After: {AGAIN_S}\r\n" if status == 503 else ""
         head = f"HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"
-        self.transport.write(f"{head}{again}Cache-Control: no-store\r\nConnection: close\r\n\r\n".encode() + body)
+        head += f"{again}X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+        self.transport.write(head.encode() + body)
         self.transport.close()
 
 

@@ -30,6 +30,7 @@ ANSWER_S: Final = 10.0
 SILENT_S: Final = 0.1
 HANDS: Final = 4
 GROWTH_MB: Final = 80
+UNSAID: Final = {b"server", b"x-powered-by", b"access-control-allow-origin"}
 PROBLEM: Final = b"application/problem+json"
 
 
@@ -94,6 +95,10 @@ def trouble(asked: Asked, answer: Answer) -> str | None:
     """What is wrong with an answer."""
     if answer.status >= 500 and not (answer.status == 503 and b"retry-after" in answer.headers):
         return f"{answer.status}: {answer.body!r}"
+    if answer.headers.get(b"x-content-type-options") != b"nosniff" or answer.headers.keys() & UNSAID:
+        return f"{answer.status} with headers that are too few or too many: {answer.headers}"
+    if b"Traceback" in (answer.body or b""):
+        return f"{answer.status} that tells of the inside: {answer.body!r}"
     if answer.status < 400 or asked.method == "HEAD" or asked.path in PAGES:
         return None
     if answer.headers.get(b"content-type") != PROBLEM or not answer.body:
