@@ -58,7 +58,7 @@ async def settings(servers: tuple[Server, Server], tmp_path: Path) -> AsyncItera
     postgres, redis = servers
     name = f"test_{next(NAMES)}"
     database_url = await _admin(postgres.url, f'create database "{name}" template {TEMPLATE}', name)
-    redis_url = f"{redis.url.rpartition('/')[0]}/{next(REDIS_NUMBERS)}"
+    redis_url = f"{redis.url.partition('?')[0]}?db={next(REDIS_NUMBERS)}"
     async with Redis.from_url(redis_url) as client:
         await client.flushdb()
     own = Settings(port=0, data_dir=str(tmp_path), database_url=database_url, redis_url=redis_url, grace_s=5)

@@ -12,8 +12,9 @@ from msgspec import Struct
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.embedded.redis import _from_wheel, free_port
+from service.embedded.redis import _from_wheel
 from tests.eventually import eventually
+from tests.processes import free_port
 
 
 class RedisServer(Struct, frozen=True):

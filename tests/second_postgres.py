@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from service.embedded import Server, stop
 from service.embedded import postgres as embedded
-from service.embedded.place import give, settle
+from service.embedded.place import give, settle, socket_folder
 from service.embedded.process import own
 
 NAME: Final = "Postgres"
@@ -43,7 +43,7 @@ async def second_postgres(
         assert status == 0, (place.folder / "log").read_text()
         for each in place.data.glob(".s.PGSQL*"):  # the other one's socket, copied with its data
             each.unlink()
-    sockets = embedded._sockets(place)
+    sockets = socket_folder(place, embedded.SOCKET)
     command = [str(programs / "postgres"), "-D", str(place.data), "-k", str(sockets), "-p", "5432"]
     command += [
         word for name, value in {**embedded.SETTINGS, **(settings or {})}.items() for word in ("-c", f"{name}={value}")

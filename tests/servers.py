@@ -36,8 +36,8 @@ async def postgres(folder: Path) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def redis(folder: Path, port: int = 0) -> AsyncIterator[Server]:
-    server = await start_redis(folder, port)
+async def redis(folder: Path) -> AsyncIterator[Server]:
+    server = await start_redis(folder)
     try:
         yield server
     finally:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from msgspec.structs import replace
@@ -164,14 +163,6 @@ async def test_addresses_of_a_dead_process_are_not_believed(settings: Settings) 
     (settings.data_path / "addresses.json").write_text(f'{{"database_url":"x","redis_url":"y","pid":{dead.pid}}}')
     with pytest.raises(StartError, match="No Postgres"):
         running(settings)
-
-
-async def test_where_a_port_is_taken_another_is_found(folder: Path) -> None:
-    async with redis(folder / "one") as server:
-        port = urlsplit(server.url).port
-        assert port is not None
-        async with redis(folder / "two", port) as other:
-            assert urlsplit(other.url).port not in (None, port)
 
 
 async def test_a_stop_is_quick_in_order_and_may_be_said_twice(kept: Path) -> None:

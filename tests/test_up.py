@@ -75,7 +75,7 @@ def printed(up: Up, label: str) -> str:
 def test_it_says_where_it_is_and_how_to_go_on(up: Up) -> None:
     told = up.program.told
     assert f"Callboard is up at {up.address}" in told
-    assert re.search(r"Redis +127\.0\.0\.1:\d+\n", told)
+    assert re.search(r"Redis +/\S+/redis\.sock\n", told)
     assert "simulated: no provider key is set" in told
     assert up.environ["CALLBOARD_DATA_DIR"] in told
     assert "uvicorn" not in told

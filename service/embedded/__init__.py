@@ -12,15 +12,14 @@ from msgspec.structs import replace
 from service import postgres_url
 from service.embedded.place import told
 from service.embedded.postgres import start_postgres
-from service.embedded.process import Server, command_line, noted, stop
-from service.embedded.redis import is_free, start_redis
+from service.embedded.process import Server, command_line, stop
+from service.embedded.redis import start_redis
 from service.errors import StartError
 from service.redis_address import redis_address
 from service.settings import Settings
 
 __all__ = ["Server", "embedded", "running", "start_postgres", "start_redis", "stop"]
 
-REDIS_PORT: Final = 6379
 MISSING: Final = {"database_url": ("Postgres", "DATABASE_URL"), "redis_url": ("Redis", "REDIS_URL")}
 
 
@@ -41,22 +40,12 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
             undo.push_async_callback(stop, postgres)
             found["database_url"] = postgres.url
         if not settings.redis_url:
-            redis = await _start_redis(settings.data_path / "redis")
+            redis = await start_redis(settings.data_path / "redis")
             undo.push_async_callback(stop, redis)
             found["redis_url"] = redis.url
         _tell(settings, found)
         undo.callback(_addresses(settings).unlink, missing_ok=True)
         yield replace(settings, **found)
-
-
-async def _start_redis(folder: Path) -> Server:
-    """On the port used the last time, so that a producer's address holds; else on the usual one, else on any."""
-    note = folder / "port"
-    port = next((each for each in (noted(note), REDIS_PORT) if each and is_free(each)), 0)
-    server = await start_redis(folder, port)
-    with told(folder):
-        note.write_text(server.url.rpartition(":")[2].partition("/")[0] + "\n", encoding="ascii")
-    return server
 
 
 def running(settings: Settings) -> Settings:

@@ -18,6 +18,7 @@ from service.errors import StartError
 
 log = logging.getLogger(__name__)
 
+SOCKET_MAX = 103  # the shortest sun_path there is, macOS's, without its NUL
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -142,6 +143,24 @@ def private(place: Path, mode: int) -> None:
             raise StartError(f"{place} is somebody else's. Remove it, then start again.") from None
     else:
         place.chmod(mode)
+
+
+def socket_folder(place: Place, name: str) -> Path:
+    """The folder of the socket `name`, closed to others: the data, or a temporary one where its path is too long."""
+    if _fits(place.data, name):
+        return place.data
+    sockets = f"callboard-{sha256(os.fsencode(place.folder)).hexdigest()[:16]}.sockets"
+    base = Path(tempfile.gettempdir())
+    folder = (base if _fits(base / sockets, name) else Path("/tmp")) / sockets  # noqa: S108
+    if folder.exists() and os.geteuid() == 0 and folder.lstat().st_uid == place.who.uid:
+        return folder
+    private(folder, 0o700)
+    give(folder, place.who)
+    return folder
+
+
+def _fits(folder: Path, name: str) -> bool:
+    return len(os.fsencode(folder / name)) <= SOCKET_MAX and "," not in str(folder)
 
 
 def reach(tree: Path, needed: tuple[str, ...], place: Place, name: str) -> Path:

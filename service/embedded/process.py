@@ -112,12 +112,18 @@ def log_file(folder: Path) -> Path:
     path = folder / "log"
     if path.exists() and path.stat().st_size > LOG_MAX:
         path.replace(folder / "log.old")
+    return _closed(path)
+
+
+def _closed(path: Path) -> Path:
+    """Makes the file for us alone: a log quotes what was refused, and a lock is had by whoever can open it."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
     return path
 
 
 def log_size(folder: Path) -> int:
-    path = log_file(folder)
-    return path.stat().st_size if path.exists() else 0
+    return log_file(folder).stat().st_size
 
 
 def last_words(folder: Path, since: int) -> str:
@@ -140,7 +146,7 @@ def failure(name: str, folder: Path, words: str) -> StartError:
 def own(folder: Path, name: str) -> IO[str]:
     """A lock on `folder` that ends with this process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (folder / "owner").open("a+", encoding="ascii")
+    lock = _closed(folder / "owner").open("a+", encoding="ascii")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

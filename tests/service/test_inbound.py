@@ -20,6 +20,7 @@ from service import stream
 from service.embedded import Server
 from service.embedded.redis import redis_cli
 from service.inbound import Inbound
+from service.redis_address import redis_address
 from service.redis_owner import RedisOwner
 from service.resources import open_redis
 from service.settings import Settings
@@ -86,9 +87,8 @@ async def ids(sql: asyncpg.Connection) -> list[str]:
 
 
 async def test_from_a_plain_redis_cli(board: Board) -> None:
-    host, _, rest = board.settings.redis_url.removeprefix("redis://").partition(":")
-    port, _, number = rest.partition("/")
-    command = [redis_cli(), "-h", host, "-p", port, "-n", number, "XADD", "callboard:ingest", "*", "event"]
+    redis = redis_address(board.settings.redis_url)
+    command = [redis_cli(), "-s", redis.path, "-n", str(redis.db), "XADD", "callboard:ingest", "*", "event"]
     named = event(id="order-7", source="/shop", partitionkey="customer-7", someext="kept")
     for body in (named, GOOD):
         subprocess.run([*command, body], check=True, capture_output=True, timeout=10)
