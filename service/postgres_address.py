@@ -9,6 +9,8 @@ from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 
+from service.transport import Weakness
+
 NAME: Final = "DATABASE_URL"
 CONNECT_TIMEOUT_MAX_S: Final = 30.0
 # Handed to the driver as they are: it reads the files whenever it connects.
@@ -45,6 +47,16 @@ class Address(Struct, frozen=True):
     @property
     def application_name(self) -> str:
         return self.parameters.get("application_name", "")
+
+    @property
+    def weakness(self) -> Weakness | None:
+        given = self.parameters
+        mode, authority = given.get("sslmode", "prefer"), given.get("sslrootcert")
+        if authority == "system" or mode in ("verify-ca", "verify-full"):
+            return None
+        if mode == "require":  # with an authority it is verify-ca, as libpq has it
+            return None if authority else "unverified"
+        return "plain"
 
     def notes(self) -> list[str]:
         """What it says that has no effect here, in whole sentences for the log."""

@@ -15,6 +15,7 @@ from service.errors import CallboardError, StartError, text_of
 from service.postgres_errors import SENTENCES, reason_of
 from service.resources import POSTGRES_ERRORS, Connection, open_plain
 from service.settings import Settings
+from service.transport import warn_if_exposed
 
 ProgramName = Literal["API", "worker", "migrations"]
 
@@ -63,8 +64,10 @@ def connections_max(settings: Settings, program: ProgramName) -> int:
 
 async def check_postgres(settings: Settings, program: ProgramName) -> None:
     """Raises StartError with all that is wrong with Postgres, each in one sentence; what is only away may come back."""
-    for note in postgres_url.read(settings.database_url).notes():
+    address = postgres_url.read(settings.database_url)
+    for note in address.notes():
         log.warning(note)
+    await warn_if_exposed("DATABASE_URL", address.hosts, address.weakness)
     async with AsyncExitStack() as stack:
         try:
             first = await _opened(settings, stack)

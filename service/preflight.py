@@ -19,6 +19,7 @@ from service.redis_faults import ForeignRedis, sentence_of
 from service.redis_owner import RedisOwner
 from service.resources import REDIS_ERRORS, open_redis
 from service.settings import Settings
+from service.transport import warn_if_exposed
 
 TIMEOUT_S: Final = 10.0
 TLS_TIMEOUT_S: Final = 3.0
@@ -46,6 +47,8 @@ def preflight(settings: Settings, program: ProgramName) -> None:
 
 async def check_redis(settings: Settings) -> None:
     """Raises StartError with one sentence where REDIS_URL, or the Redis behind it, is wrong; not where it is away."""
+    where = redis_address(settings.redis_url)
+    await warn_if_exposed("REDIS_URL", [where.host], where.weakness)
     try:
         async with asyncio.timeout(TIMEOUT_S), open_redis(settings) as redis:
             await _check_kind(redis)
@@ -53,7 +56,7 @@ async def check_redis(settings: Settings) -> None:
     except REDIS_ERRORS as error:
         sentence = sentence_of(error)
         if sentence is None and isinstance(error, RedisConnectionError | RedisTimeoutError):
-            sentence = await _tls_of(redis_address(settings.redis_url))
+            sentence = await _tls_of(where)
         if sentence is not None:
             raise StartError(sentence) from None
 

@@ -12,6 +12,7 @@ from msgspec import Struct
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 
 from service.errors import StartError
+from service.transport import Weakness
 
 PORT: Final = 6379
 # valkey:// is what Valkey's own tools print for the same protocol; redis+socket:// is the name some clients give unix://.
@@ -51,6 +52,15 @@ class RedisAddress(Struct, frozen=True):
     def __repr__(self) -> str:
         """Without the password, so that a log line or a traceback can't carry it."""
         return f"RedisAddress(db={self.db}, secure={self.secure}, …)"
+
+    @property
+    def weakness(self) -> Weakness | None:
+        if not self.secure:
+            return "plain"
+        anyone = self.tls["ssl_cert_reqs"] == "none" or not (
+            "ssl_ca_certs" in self.tls or self.tls["ssl_check_hostname"]
+        )
+        return "unverified" if anyone else None
 
     def connection(self) -> dict[str, Any]:
         """The arguments of a redis-py connection pool, `connection_class` among them."""
@@ -132,7 +142,10 @@ def _db(text: str) -> int:
 
 
 def _tls(options: dict[str, str]) -> dict[str, str | bool]:
-    """`CERT_NONE` is how Python's ssl module spells `none`, and what some services print."""
+    """`CERT_NONE` is how Python's ssl module spells `none`, and what some services print.
+
+    The authorities that a machine trusts sign for everybody, so that then the name has to fit.
+    """
     tls: dict[str, str | bool] = {name: options[name] for name in FILES if name in options}
     lost = next((name for name in tls if not Path(str(tls[name])).is_file()), None)
     if lost:
@@ -140,5 +153,6 @@ def _tls(options: dict[str, str]) -> dict[str, str | bool]:
     wanted = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
     if wanted not in CERT_REQS:
         raise StartError(f"REDIS_URL has ssl_cert_reqs, which is one of {', '.join(CERT_REQS)}.")
-    hostname = options.get("ssl_check_hostname", "false").lower() in ("true", "yes", "1", "")
+    default = "false" if "ssl_ca_certs" in tls else "true"
+    hostname = options.get("ssl_check_hostname", default).lower() in ("true", "yes", "1", "")
     return {**tls, "ssl_cert_reqs": wanted, "ssl_check_hostname": hostname and wanted != "none"}

@@ -19,7 +19,7 @@ def unpacked(folder: Path, *packages: str) -> Path:
     Skips the test where they can't be had, and fails it in CI.
     """
     if not shutil.which("apt-get") or not shutil.which("dpkg"):
-        _without("no apt-get and dpkg here")
+        without("no apt-get and dpkg here")
     downloads = folder / "downloads"
     downloads.mkdir(parents=True)
     if _apt(downloads, "download", *packages).returncode:
@@ -28,7 +28,7 @@ def unpacked(folder: Path, *packages: str) -> Path:
         if done.returncode == 0:
             done = _apt(downloads, *lists, "download", *packages)
         if done.returncode:
-            _without(f"{', '.join(packages)} can't be downloaded: {done.stderr.strip()}")
+            without(f"{', '.join(packages)} can't be downloaded: {done.stderr.strip()}")
     for package in downloads.glob("*.deb"):
         subprocess.run(["dpkg", "-x", package, folder], check=True, timeout=TIMEOUT_S)
     return folder
@@ -60,7 +60,7 @@ def _apt(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def _without(why: str) -> NoReturn:
+def without(why: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(why)
     pytest.skip(why)

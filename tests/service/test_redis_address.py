@@ -59,7 +59,10 @@ def test_the_forms_that_servers_print(url: str, read: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "wanted", "hostname"),
     [
-        ("", "required", False),
+        ("", "required", True),
+        ("?ssl_check_hostname=false", "required", False),
+        (f"?ssl_ca_certs={__file__}", "required", False),
+        (f"?ssl_ca_certs={__file__}&ssl_check_hostname=true", "required", True),
         ("?ssl_cert_reqs=none", "none", False),
         ("?ssl_cert_reqs=CERT_NONE", "none", False),
         ("?ssl_cert_reqs=required&ssl_check_hostname=true", "required", True),
