@@ -20,7 +20,7 @@ NEXT=callboard-postgres-next # while Postgres is upgraded
 DUMP=''
 # Empty ones count as not set.
 OF_OTHERS="anthropic_api_key openai_api_key azure_openai_api_key azure_openai_endpoint gemini_api_key mistral_api_key
-    local_base_url local_api_key page_url"
+    local_base_url local_api_key page_url postgres_ca redis_ca"
 
 say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
 stop() { say "STOPPED: $*" >&2; exit 1; }
@@ -381,7 +381,11 @@ case $command in
     backup) backup "$@" ;;
     restore-check) restore_check "$@" ;;
     restore) alone restore "$@" ;;
-    secret) [ -e "secrets/${1:-}" ] || stop "There is no secret ${1:-}; there are: $(ls secrets)"; tr -d '\r\n' | give "$1" ;;
+    secret)
+        [ -e "secrets/${1:-}" ] || stop "There is no secret ${1:-}; there are: $(ls secrets)"
+        # A certificate has lines; a key that came with a line break would be refused by a header.
+        case $1 in *_ca) tr -d '\r' ;; *) tr -d '\r\n' ;; esac | give "$1"
+        ;;
     status) status ;;
     rotate) alone rotate "$@" ;;
     upgrade-postgres) alone upgrade_postgres "$@" ;;

@@ -1,5 +1,6 @@
 """Servers that speak TLS with an authority of their own: who is taken for them, and what is said where anybody is."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from service.transport import is_public, warn_if_exposed
 from tests.board import TICKET, board_on
 from tests.debian import redis_environment
 from tests.pgbouncer import pgbouncer, pgbouncer_in
+from tests.processes import ROOT
 from tests.servers import open_folder
 from tests.tls import PASSWORD, Certified, certified, tls_postgres, tls_redis
 
@@ -122,6 +124,24 @@ async def test_one_sentence_where_a_server_of_the_internet_may_be_another(
         assert message.startswith("DATABASE_URL" if url.startswith("postgresql") else "REDIS_URL")
     else:
         assert not caplog.messages
+
+
+MANAGED: Final = (ROOT / "deploy/managed-servers.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("url", sorted(set(re.findall(r"`((?:postgres|redis|valkey)\w*://\S*@\S*)`", MANAGED))))
+def test_the_vendors_addresses_are_read_and_make_sure_of_the_server(url: str) -> None:
+    """Only those are weak of which the document says so; each names a file where the containers have it."""
+    for name in ("postgres_ca", "redis_ca"):
+        url = url.replace(f"/run/secrets/{name}", __file__)
+    weakness = postgres_url.read(url).weakness if url.startswith("postgres") else redis_address(url).weakness
+    assert weakness == ("unverified" if ".compute-1.amazonaws.com" in url else None)
+
+
+def test_every_vendor_has_an_address() -> None:
+    rows = [line.split(" | ") for line in MANAGED.partition("\n## What was tried")[0].splitlines() if "| [" in line]
+    assert len(rows) >= 14
+    assert [row[0] for row in rows if "://" not in row[1]] == []
 
 
 async def test_a_postgres_with_its_own_authority(
