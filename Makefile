@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults llama check bench bench-quick image bootstrap deploy ship rollback backup restore-check secret rotate status logs \
+.PHONY: help up demo test faults llama check bench bench-quick image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
 	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
@@ -59,6 +59,9 @@ bootstrap: ## prepare a fresh Debian 13 for make deploy (HOST=root@box)
 
 deploy: ## what is committed onto HOST, without an outage (HOST=root@box)
 	@deploy/deploy.sh deploy "$(HOST)"
+
+refresh: ## the same from newer images of Debian, the proxy, Postgres and Redis (HOST=)
+	@deploy/deploy.sh refresh "$(HOST)"
 
 ship: ## only build what is committed and take it to HOST, for a Swarm (HOST=)
 	@deploy/deploy.sh ship "$(HOST)"

@@ -5,6 +5,7 @@
 #   deploy.sh bootstrap HOST       a fresh Debian 13: Docker, /srv/callboard, secrets, the nightly backup
 #   deploy.sh ship HOST            build and take it there, into Docker; nothing is started
 #   deploy.sh deploy HOST          build, ship, roll out without an outage; the old release serves until the new one is ready
+#   deploy.sh refresh HOST         deploy, from newer images of Debian, the proxy, Postgres and Redis: their security updates
 #   deploy.sh COMMAND HOST …       host.sh COMMAND … there: rollback backup restore-check restore secret rotate status logs
 #
 # HOST is an ssh address, root@box or somebody who may sudo without a password. BUILD=docker|podman|buildah chooses the
@@ -41,6 +42,8 @@ build() {
     printf '%s\n' "$VERSION" > "$context/VERSION"
     [ "$engine" = docker ] || options+=(--format docker --layers)
     [ -z "${BASE:-}" ] || options+=(--build-arg "BASE=$BASE")
+    # A layer that installs packages is otherwise that of the first day, and so is its base.
+    [ "$command" != refresh ] || options+=(--pull --no-cache)
     for each in HTTP_PROXY HTTPS_PROXY NO_PROXY; do
         [ -z "${!each:-}" ] || options+=(--build-arg "$each=${!each}")
     done
@@ -94,7 +97,7 @@ case $command in
         send . deploy/host.sh deploy/compose.yaml Caddyfile
         there "$THERE/host.sh" prepare
         ;;
-    ship | deploy)
+    ship | deploy | refresh)
         there test -x "$THERE/host.sh" || stop "$HOST is not prepared: make bootstrap HOST=$HOST, once."
         build
         archive
@@ -107,9 +110,9 @@ case $command in
                 send . deploy/swarm/stack.yaml Caddyfile
                 there docker load -q -i "$THERE/image.tar"
                 ;;
-            deploy)
+            *)
                 send next deploy/compose.yaml Caddyfile
-                there "$THERE/host.sh" deploy "$VERSION"
+                there "$THERE/host.sh" "$command" "$VERSION"
                 ;;
         esac
         ;;

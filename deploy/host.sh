@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On the host, as root, in /srv/callboard: does what `make COMMAND HOST=…` asks for. deploy.sh puts it here.
 #
-#   deploy VERSION · rollback · status · logs [-f] · backup · restore-check [FILE] · restore FILE · scale WORKERS
+#   deploy VERSION · refresh VERSION · rollback · status · logs [-f] · backup · restore-check [FILE] · restore FILE · scale WORKERS
 #   secret NAME <value · rotate postgres|redis|api_key … · upgrade-postgres IMAGE
 #   callboard …    the command line against what serves now, with the first key
 #
@@ -161,6 +161,18 @@ take() { # VERSION
         stop "A worker would not start (a provider's key is given by \`make secret\`). $(tail -n 1 <<<"$told")"
     mv next/* .
     roll_out "$1"
+}
+
+# Under the names that the settings have; one with a digest stays what it is.
+refresh() { # VERSION
+    local servers=(proxy) each name
+    managed || servers+=(postgres redis)
+    for each in "${servers[@]}"; do
+        name=$(FROM=./next compose config --images "$each")
+        docker pull -q "$name" >/dev/null || stop "There is no $name to be had; nothing was changed."
+        say "$each: $(docker image inspect -f '{{index .RepoDigests 0}}' "$name")"
+    done
+    take "$1"
 }
 
 roll_out() { # VERSION
@@ -373,6 +385,7 @@ case $command in
         say "Prepared. Next: SITE= and what else differs in $PWD/settings, a provider's key by \`make secret\`, then \`make deploy\`."
         ;;
     deploy) alone take "$1" ;;
+    refresh) alone refresh "$1" ;;
     rollback)
         before=$(awk -v now="$(serving version)" '$2 != now { found = $2 } END { print found }' releases)
         [ -n "$before" ] || stop "There is no release before this one."
