@@ -117,8 +117,9 @@ def log_file(folder: Path) -> Path:
 
 def _closed(path: Path) -> Path:
     """Makes the file for us alone: a log quotes what was refused, and a lock is had by whoever can open it."""
-    path.touch(mode=0o600)
-    path.chmod(0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    os.fchmod(descriptor, 0o600)
+    os.close(descriptor)
     return path
 
 
