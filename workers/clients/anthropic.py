@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request
-from workers.clients.sdk import Sdk, transport
+from workers.clients.sdk import Sdk, cookieless, transport
 from workers.clients.streaming import Patience, Told, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
@@ -80,13 +80,13 @@ class AnthropicClient:
         self._sdk = Sdk(sdk, name, anthropic.APIStatusError, anthropic.AnthropicError)
 
     async def complete(self, request: Request, timeout_s: float) -> Answer:
-        reply, simulated = await self._sdk.ask(MESSAGES, _body(request), request.headers, timeout_s, _Reply)
+        reply, simulated = await self._sdk.ask(MESSAGES, _body(request), request, timeout_s, _Reply)
         texts = [block.text for block in reply.content if block.type == "text"]
         return _answer(self._sdk.name, texts, reply.stop_reason, reply.usage, simulated)
 
     async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
         listener, body = _Listener(self._sdk.name), {**_body(request), "stream": True}
-        simulated = await self._sdk.listen(MESSAGES, body, request.headers, listener, patience, told)
+        simulated = await self._sdk.listen(MESSAGES, body, request, listener, patience, told)
         return listener.answer(simulated)
 
 
@@ -137,7 +137,7 @@ async def connect(
     key: str, base_url: str | None, *, name: str = "anthropic", proxies: bool = True
 ) -> AsyncIterator[Client]:
     """One client for the process, on aiohttp; `proxies` says whether the proxy variables of the environment count."""
-    http = anthropic.DefaultAioHttpClient(**transport(proxies=proxies))
+    http = cookieless(anthropic.DefaultAioHttpClient(**transport(proxies=proxies)))
     options: dict[str, Any] = {"max_retries": 0, "http_client": http, "open_telemetry": False}
     async with anthropic.AsyncAnthropic(api_key=key, base_url=base_url, **options) as sdk:
         yield AnthropicClient(sdk, name)

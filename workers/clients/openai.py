@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request, Texts
-from workers.clients.sdk import Sdk, transport
+from workers.clients.sdk import Sdk, cookieless, transport
 from workers.clients.streaming import Patience, Told, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
@@ -100,13 +100,13 @@ class OpenAIClient:
 
     async def complete(self, request: Request, timeout_s: float) -> Answer:
         body = _body(request, self._dialect)
-        reply, simulated = await self._sdk.ask(COMPLETIONS, body, request.headers, timeout_s, _Reply)
+        reply, simulated = await self._sdk.ask(COMPLETIONS, body, request, timeout_s, _Reply)
         choice = reply.choices[0]
         return _answer(self._sdk.name, choice.message, choice.finish_reason, reply.usage, simulated)
 
     async def embed(self, request: Texts, timeout_s: float) -> Answer:
         body = {"model": request.model, "input": request.texts, "encoding_format": "float"}
-        reply, simulated = await self._sdk.ask("/embeddings", body, request.headers, timeout_s, _Vectors)
+        reply, simulated = await self._sdk.ask("/embeddings", body, request, timeout_s, _Vectors)
         rows = sorted(reply.data, key=lambda each: each.index)
         if [each.index for each in rows] != list(range(len(rows))):
             raise Fault("malformed", f"{self._sdk.name} numbers its vectors {[each.index for each in rows[:9]]}.")
@@ -115,7 +115,7 @@ class OpenAIClient:
 
     async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
         listener, body = _Listener(self._sdk.name), _stream_body(request, self._dialect)
-        simulated = await self._sdk.listen(COMPLETIONS, body, request.headers, listener, patience, told)
+        simulated = await self._sdk.listen(COMPLETIONS, body, request, listener, patience, told)
         return listener.answer(simulated)
 
 
@@ -177,7 +177,7 @@ async def connect(
     dialect: Dialect = OPENAI,
 ) -> AsyncIterator[Client]:
     """One client for the process, on aiohttp; `proxies` says whether the proxy variables of the environment count."""
-    http = openai.DefaultAioHttpClient(**transport(proxies=proxies))
+    http = cookieless(openai.DefaultAioHttpClient(**transport(proxies=proxies)))
     async with openai.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, http_client=http) as sdk:
         yield OpenAIClient(sdk, name, dialect)
 
@@ -185,7 +185,7 @@ async def connect(
 @asynccontextmanager
 async def connect_azure(key: str, endpoint: str, version: str, *, proxies: bool = True) -> AsyncIterator[Client]:
     """For the interface that has dated versions: a path for each deployment, which is what `model` names."""
-    http = openai.DefaultAioHttpClient(**transport(proxies=proxies))
+    http = cookieless(openai.DefaultAioHttpClient(**transport(proxies=proxies)))
     async with openai.AsyncAzureOpenAI(
         api_key=key, azure_endpoint=endpoint, api_version=version, max_retries=0, http_client=http
     ) as sdk:

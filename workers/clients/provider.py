@@ -10,6 +10,11 @@ from service.settings import Settings
 from workers.clients.streaming import Patience, Told
 
 SIMULATED_KEY: Final = "simulated"
+# The most that is read of an answer: more than any has that keeps to what was asked for. A token is a word or less, and
+# JSON may write each letter as \uXXXX; a vector has 4,096 numbers of up to 32 characters.
+ANSWER_BYTES: Final = 1 << 20
+TOKEN_BYTES: Final = 256
+VECTOR_BYTES: Final = 1 << 17
 
 
 class Message(Struct, frozen=True):
@@ -37,6 +42,10 @@ class Request(Struct, frozen=True):
     temperature: float | None
     headers: dict[str, str]
 
+    @property
+    def answer_max(self) -> int:
+        return ANSWER_BYTES + self.max_tokens * TOKEN_BYTES
+
 
 class Texts(Struct, frozen=True):
     """Texts to be made vectors of."""
@@ -45,6 +54,10 @@ class Texts(Struct, frozen=True):
     texts: tuple[str, ...]
     headers: dict[str, str]
     max_tokens: ClassVar[int] = 0
+
+    @property
+    def answer_max(self) -> int:
+        return ANSWER_BYTES + len(self.texts) * VECTOR_BYTES
 
 
 class Answer(Struct, frozen=True):

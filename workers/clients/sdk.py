@@ -8,8 +8,9 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from functools import lru_cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Final, TypeVar
 
 import aiohttp
@@ -18,11 +19,14 @@ import msgspec
 from msgspec import Struct
 
 from workers.clients.faults import Fault, asked_wait_s, outcome_of
+from workers.clients.provider import Request, Texts
 from workers.clients.streaming import Listener, Patience, Response, Told, listen
+from workers.clients.unfolding import ASKED, CODINGS, unfolded
 
 T = TypeVar("T")
 
 LIMITS: Final = httpx2.Limits(max_connections=1000)
+ERROR_MAX: Final = 65_536
 SIMULATED_HEADER: Final = "x-callboard-simulated"
 NOT_SENT: Final = (
     ConnectionRefusedError,
@@ -37,9 +41,65 @@ UNMADE: Final = (ValueError, TypeError, httpx2.InvalidURL)
 
 
 def transport(*, proxies: bool) -> dict[str, Any]:
-    """What an SDK's HTTP client is made with; `proxies`: whether the environment's proxies and certificates count."""
+    """What an SDK's HTTP client is made with; `proxies`: whether the environment's proxies and certificates count.
+
+    No redirect is followed: httpx2 takes `Authorization` from a request to another host, but not `x-api-key`.
+    """
     named = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
-    return {"limits": LIMITS, "trust_env": proxies, "verify": _trusted(proxies, *named)}
+    return {
+        "limits": LIMITS,
+        "trust_env": proxies,
+        "verify": _trusted(proxies, *named),
+        "follow_redirects": False,
+        "headers": {"accept-encoding": ASKED},
+        "event_hooks": {"response": [_unfold]},
+        # A cookie that comes with one tenant's answer goes out with no other's request.
+        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    }
+
+
+def cookieless(http: T) -> T:
+    """The SDK's HTTP client, with sessions of aiohttp that keep no cookies either: it has no other way to say so."""
+    client: Any = http
+    for each in filter(None, (client._transport, *client._mounts.values())):
+        each.client = lambda ssl_context=each.ssl_context: aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=LIMITS.max_connections or 0, keepalive_timeout=LIMITS.keepalive_expiry, ssl=ssl_context
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+    return http
+
+
+class _Body(httpx2.AsyncByteStream):
+    """An answer's body, unfolded as it comes; of an error's no more than ERROR_MAX, since the SDKs read it whole."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._folded: Any = response.stream
+        self._coding = response.headers.pop("content-encoding", "")
+        self._host = response.url.host
+        self._whole = response.is_success
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = ERROR_MAX
+        if not self._whole and self._coding.strip().lower() not in CODINGS:
+            return
+        async with aclosing(unfolded(aiter(self._folded), self._coding, self._host)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                if self._whole:
+                    yield piece
+                else:
+                    yield piece[:left]
+                    left -= len(piece)
+                    if left <= 0:
+                        return
+
+    async def aclose(self) -> None:
+        await self._folded.aclose()
+
+
+async def _unfold(response: httpx2.Response) -> None:
+    response.stream = _Body(response)
 
 
 @lru_cache(maxsize=2)
@@ -57,29 +117,37 @@ class Sdk(Struct, frozen=True):
     failed: type[Exception]
 
     async def ask(
-        self, path: str, body: Mapping[str, Any], headers: Mapping[str, str], timeout_s: float, reply: type[T]
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        request: Request | Texts,
+        timeout_s: float,
+        reply: type[T],
     ) -> tuple[T, bool]:
         """What was answered, and whether by the simulator. Raises Fault."""
+        content, most = bytearray(), request.answer_max
         with self._faults():
-            with self._sending():
-                answer = await self.client.post(
-                    path, cast_to=httpx2.Response, body=body, options={"headers": headers, "timeout": timeout_s}
-                )
-            return msgspec.json.decode(answer.content, type=reply), SIMULATED_HEADER in answer.headers
+            async with self._opened(path, body, {"headers": request.headers, "timeout": timeout_s}) as answer:
+                async for piece in answer.aiter_bytes():
+                    content += piece
+                    if len(content) > most:
+                        raise Fault("malformed", f"{self.name} answered with more than {most} bytes.")
+            return msgspec.json.decode(content, type=reply), SIMULATED_HEADER in answer.headers
 
     async def listen(
         self,
         path: str,
         body: Mapping[str, Any],
-        headers: Mapping[str, str],
+        request: Request,
         listener: Listener,
         patience: Patience,
         told: Told,
     ) -> bool:
         """A stream, to its end; returns whether the simulator said it. Raises Fault."""
-        options = {"headers": headers, "timeout": patience.total_s}
+        options = {"headers": request.headers, "timeout": patience.total_s}
         with self._faults():
-            return SIMULATED_HEADER in await listen(self._opened(path, body, options), listener, patience, told)
+            opening = self._opened(path, body, options)
+            return SIMULATED_HEADER in await listen(opening, listener, patience, request.answer_max, told)
 
     @asynccontextmanager
     async def _opened(self, path: str, body: Mapping[str, Any], options: Mapping[str, Any]) -> AsyncIterator[Response]:
@@ -118,6 +186,11 @@ def _refusal(provider: str, error: Any) -> Fault:
     code = getattr(error, "code", None) or error.type
     if code in ("insufficient_quota", "billing_error") or "credit balance" in message:
         return Fault("setup", f"{provider} says the account has no credit left.", free=True)
+    if error.response.has_redirect_location:
+        told = (
+            f"{provider} answers with a redirect (HTTP {status}), which is not followed, since our key would go along"
+        )
+        return Fault("setup", f"{told}: look at its address.", free=True)
     outcome = outcome_of(status) if status >= 400 else "server"  # a redirect to nowhere is not for the event to mend
     if status in (401, 402, 403):
         # The provider's own words may hold a part of the key.

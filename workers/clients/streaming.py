@@ -11,6 +11,7 @@ from workers.clients.faults import Fault, outcome_of
 
 EVENT_STREAM: Final = "text/event-stream"
 EVENT_MAX: Final = 1 << 20
+PIECE_BYTES: Final = 64  # what Python holds for a short text beside its letters
 LAST_S: Final = 1.0  # from the event that says that all was said to the end of the body
 
 Told = Callable[[str], None]
@@ -48,19 +49,23 @@ class Listener(Protocol):
 
 
 async def listen(
-    opening: AbstractAsyncContextManager[Response], listener: Listener, patience: Patience, told: Told
+    opening: AbstractAsyncContextManager[Response], listener: Listener, patience: Patience, most: int, told: Told
 ) -> Mapping[str, str]:
     """Read a stream to its end, with the connection closed on any other way out; returns its headers.
 
-    Raises Fault; what the SDK raises goes through.
+    `most`: of the pieces that make up the reply, in bytes. Raises Fault; what the SDK raises goes through.
     """
-    loop, begun = asyncio.get_running_loop(), False
+    loop, begun, held = asyncio.get_running_loop(), False, 0
     try:
         async with asyncio.timeout(patience.first_s) as limit, opening as response:
             if EVENT_STREAM not in response.headers.get("content-type", ""):
                 raise Fault("malformed", f"{listener.name} answered 200 with what is no stream.")
             async for data in events(response.aiter_bytes(), listener.name):
                 piece = listener.take(data)
+                if piece is not None:
+                    held += PIECE_BYTES + len(piece or data)
+                if held > most:
+                    raise Fault("malformed", f"{listener.name} streams a reply of more than {most} bytes.")
                 if piece:
                     told(piece)
                 if piece is not None or listener.over:
@@ -75,16 +80,18 @@ async def listen(
 
 async def events(body: AsyncIterator[bytes], name: str) -> AsyncIterator[bytes]:
     """The data of each server-sent event; one that breaks off is none."""
-    rest, data = b"", list[bytes]()
+    rest, data, size = b"", list[bytes](), 0
     async for chunk in body:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
                 data.append(line[5:].strip())
+                size += len(line)
             elif not line.strip() and data:
                 yield b"\n".join(data)
                 data.clear()
-        if len(rest) + sum(map(len, data)) > EVENT_MAX:
+                size = 0
+        if len(rest) + size > EVENT_MAX:
             raise Fault("malformed", f"{name} sends an event of more than {EVENT_MAX} bytes.")
 
 

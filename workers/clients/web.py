@@ -1,7 +1,6 @@
 """The web client: POST with an idempotency key, a deadline over all of it and a bound on the answer."""
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -15,11 +14,10 @@ from msgspec import Struct
 
 from service.errors import Outage, Reject, text_of
 from workers.clients.faults import ALONE_MAX, Fault, asked_wait_s, outcome_of
+from workers.clients.unfolding import ASKED, CODINGS, unfolded
 
 CONNECTIONS_MAX: Final = 200
 REPLY_MAX: Final = 1_048_576
-GZIP: Final = ("gzip", "x-gzip")
-AS_GZIP: Final = zlib.MAX_WBITS | 16  # how zlib is told of gzip's head
 SAFE: Final = f"{punctuation} "  # a header is ASCII: the rest, in the name of a node, is percent-encoded
 
 
@@ -44,7 +42,7 @@ class Web:
         headers = {
             "idempotency-key": quote(idempotency_key, safe=SAFE),
             "content-type": "application/json",
-            "accept-encoding": "gzip",  # which is unfolded here: httpx unfolds each piece without a bound
+            "accept-encoding": ASKED,  # which is unfolded here: httpx unfolds each piece without a bound
         }
         try:
             async with asyncio.timeout(timeout_s):
@@ -98,20 +96,18 @@ def _outage(fault: Fault) -> Outage:
 
 
 async def _body(response: httpx.Response) -> bytes:
-    """Unfolded, with a bound on what comes out of it: a few bytes of gzip may become a thousand times as many."""
-    host, coding = response.url.host, response.headers.get("content-encoding", "identity").strip().lower()
-    if coding not in ("identity", "", *GZIP):
+    """Unfolded, with a bound on what comes out of it."""
+    host, coding = response.url.host, response.headers.get("content-encoding", "")
+    if coding.strip().lower() not in CODINGS:
         raise Reject(f"{host} answered in the encoding {coding[:20]!r}, which was not asked for.")
-    body, unfolding = bytearray(), zlib.decompressobj(wbits=AS_GZIP) if coding in GZIP else None
-    async for chunk in response.aiter_raw():
-        try:
-            body += unfolding.decompress(chunk, REPLY_MAX + 1 - len(body)) if unfolding else chunk
-        except zlib.error as error:
-            raise _outage(Fault("server", f"{host} answered with gzip that is broken ({error}).")) from error
-        if len(body) > REPLY_MAX:
-            raise Reject(f"{host} answered with more than {REPLY_MAX} bytes.")
-    if unfolding is not None and not unfolding.eof:
-        raise _outage(Fault("server", f"{host} answered with gzip that is cut off."))
+    body = bytearray()
+    try:
+        async for piece in unfolded(response.aiter_raw(), coding, host):
+            body += piece
+            if len(body) > REPLY_MAX:
+                raise Reject(f"{host} answered with more than {REPLY_MAX} bytes.")
+    except Fault as fault:
+        raise _outage(fault) from fault
     return bytes(body)
 
 
