@@ -20,7 +20,7 @@ from service.resources import ACQUIRE_TIMEOUT_S, Connection, Pool, connect
 from service.settings import Settings
 from service.supervise import supervised
 
-Scope = Literal["ingest", "read", "operate", "admin"]
+Scope = Literal["ingest", "documents", "read", "operate", "admin"]
 
 KEY: Final = "cb_"
 LOCAL: Final = "cl_"  # the local token: see service/local_token.py

@@ -67,6 +67,7 @@ def create(name: str, tenant: str, scopes: tuple[str, ...], expires: timedelta |
 
     \b
     ingest    send events
+    documents put and delete what searches find
     read      see events, dead letters, actors and the page
     operate   replay, cancel, discard
     """

@@ -14,7 +14,7 @@ from schemas.text import BadEvent
 from service.http.auth import caller
 from service.http.door import asked_by_body, door, reply
 from workers.clients.embed import embed
-from workers.clients.vectors import Document, Found, Numbers, Search, Vectors, check_vector
+from workers.clients.vectors import SOURCE, Document, Found, Numbers, Search, Vectors, check_vector
 
 T = TypeVar("T")
 
@@ -61,16 +61,19 @@ async def search_collection(request: Request) -> Response:
 
 async def put_documents(request: Request) -> Response:
     """Keeps documents, in the place of those with the same id; of two in one request the last one counts."""
-    collection, asked = _collection(request), await asked_by_body(request, Upsert)
-    documents = {}
+    collection, asked, who = _collection(request), await asked_by_body(request, Upsert), caller(request)
+    documents, source = {}, f"key {who.actor}" if who.key else who.actor
     for place, each in enumerate(asked.documents):
         if each.vector is not None:
             check_vector(each.vector, f"$.documents[{place}].vector")
+        if each.metadata.get(SOURCE, source) != source:
+            told = f"`{SOURCE}` says who wrote a document, here {source!r}: leave it out, or call yours something else"
+            raise BadEvent(422, told, f"$.documents[{place}].metadata.{SOURCE}")
         vector = each.vector or embed(each.text)
-        documents[each.id] = Document(collection, each.id, each.text, vector, each.metadata)
+        documents[each.id] = Document(collection, each.id, each.text, vector, {**each.metadata, SOURCE: source})
         await asyncio.sleep(0)  # embedding takes up to some milliseconds: others have their turn
     if documents:
-        await _storable(_vectors(request).upsert(caller(request).tenant, list(documents.values())))
+        await _storable(_vectors(request).upsert(who.tenant, list(documents.values())))
     return reply(Upserted(len(documents)))
 
 

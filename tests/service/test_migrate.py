@@ -81,3 +81,23 @@ async def test_one_that_was_changed_stops_the_boot(settings: Settings) -> None:
     await connection.execute("delete from migrations where name = $1", NAMES[-1])
     assert await pending(connection) == NAMES[-1:]
     await connection.close()
+
+
+async def test_keys_made_before_documents_had_a_scope_keep_what_they_could(settings: Settings) -> None:
+    """Beside the release before, whose constraint on scopes had no `documents`."""
+    connection = await connect(settings, "test")
+    before = "check (scopes <@ array['ingest', 'read', 'operate', 'admin'] and scopes <> '{}')"
+    await connection.execute(
+        f"alter table keys drop constraint keys_scopes_check, add constraint keys_scopes_check {before}"
+    )
+    made = {"cb_1": ["ingest", "read"], "cb_2": ["read"], "cb_3": ["operate"], "cb_4": ["admin"]}
+    for prefix, scopes in made.items():
+        insert = "insert into keys (prefix, tenant, name, hash, scopes) values ($1, 'default', '', '', $2)"
+        await connection.execute(insert, prefix, scopes)
+    (name,) = (name for name in NAMES if "documents_scope" in name)
+    await connection.execute("delete from migrations where name = $1", name)
+    assert await migrate(settings) == [name]
+    rows = await connection.fetch("select prefix, scopes from keys")
+    more = {"cb_1": ["ingest", "read", "documents"], "cb_3": ["operate", "documents"]}
+    assert {row["prefix"]: row["scopes"] for row in rows} == made | more
+    await connection.close()

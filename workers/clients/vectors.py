@@ -21,6 +21,7 @@ T = TypeVar("T")
 SEARCH_TIMEOUT_S: Final = 10.0
 LENGTHS: Final = (1e-12, 1e12)
 DELETE_BATCH: Final = 1000
+SOURCE: Final = "source"  # in the metadata of a document: who wrote it, which its writer can't choose
 _SQL: Final = sql.queries("vectors")
 
 Mode = Literal["vector", "keyword", "hybrid"]

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from service.errors import WiringError
 from workers.clients.embed import embed
 from workers.clients.llm import Llm
-from workers.clients.vectors import Document, Found, Mode, Search, Vectors, check_vector
+from workers.clients.vectors import SOURCE, Document, Found, Mode, Search, Vectors, check_vector
 from workers.clients.web import Reply, Web
 from workers.kit.memory import Effects, Guard, check_in_step
 from workers.kit.ordered import ordered
@@ -65,11 +65,17 @@ class RunVectors(Struct, frozen=True):
         metadata: Mapping[str, Any] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
-        """Keep `text` under `doc_id`, by its own `vector` or embedded; its metadata also says the event's `source`."""
+        """Keep `text` under `doc_id`, by its own `vector` or embedded; its metadata also says the event's `source`.
+
+        Raises WiringError for metadata with another `source`.
+        """
         check_in_step("run.vectors.upsert", self.step_key, self.effects)
         if vector is not None:
             check_vector(vector, "$.vector")
-        whole = {"source": self.source, **(metadata or {})}
+        whole = {SOURCE: self.source, **(metadata or {})}
+        if whole[SOURCE] != self.source:
+            told = f"run.vectors.upsert({collection!r}, {doc_id!r}) gives a `{SOURCE}` in its metadata"
+            raise WiringError(f"{told}. The event's own, {self.source!r}, stands there: call yours something else.")
         self.effects.documents.append(Document(collection, doc_id, text, list(vector or embed(text)), whole))
 
     async def delete(

@@ -38,8 +38,8 @@ NEEDS: Final = {
     "POST /dead-letters/replay": "operate",
     "GET /actors/{key:path}": "read",
     "POST /collections/{name}/search": "read",
-    "PUT /collections/{name}/documents": "ingest",
-    "DELETE /collections/{name}/documents": "operate",
+    "PUT /collections/{name}/documents": "documents",
+    "DELETE /collections/{name}/documents": "documents",
     "GET /types": "read",
     "GET /types/{type}/schema": "read",
     "GET /pipelines/{name}": "read",
@@ -128,7 +128,7 @@ async def test_without_a_key_nothing_but_what_is_open(http: httpx.AsyncClient) -
                     assert answer.headers["content-type"] == "application/problem+json"
 
 
-@pytest.mark.parametrize("scope", ["ingest", "read", "operate", "admin"])
+@pytest.mark.parametrize("scope", ["ingest", "documents", "read", "operate", "admin"])
 async def test_a_key_opens_what_its_scope_says_and_no_more(
     settings: Settings, http: httpx.AsyncClient, scope: str
 ) -> None:

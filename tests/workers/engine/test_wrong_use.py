@@ -54,7 +54,13 @@ WRONG: dict[str, Callable[[Any, Poked], Awaitable[Any]]] = {
     "No model alias": lambda run, _: run.llm.embed(["text"], model="no_alias"),
     "names no resource": lambda run, _: run.resource(Note),
     "names no document": lambda run, _: run.vectors.delete("tickets"),
+    "gives a `source` in its metadata": lambda run, _: claim(run),
 }
+
+
+async def claim(run: Run) -> None:
+    """That somebody else wrote it, whom searches trust."""
+    run.vectors.upsert("examples", "1", "text", {"source": "/seed"})
 
 
 async def use(run: Run, event: Poked) -> None:
