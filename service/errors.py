@@ -62,6 +62,10 @@ class Unavailable(CallboardError):
         self.retry_after_s: Final = retry_after_s
 
 
+class TooMany(Unavailable):
+    """Of this caller there is as much under way as one may have; others are served: 429."""
+
+
 class Reject(CallboardError):
     """The event can't succeed, however often it is tried: dead at once, reason `rejected`."""
 

@@ -65,6 +65,9 @@ FAMILIES: Final = {
         "From a request's head to the end of its answer.", _QUICK_S, "route", "method"
     ),
     "callboard_http_requests_in_flight": _gauge("Requests that are being answered."),
+    "callboard_refused_total": _counter(
+        "What a bound refused or cut short; whose: the share of this caller, or what all have.", "bound", "whose"
+    ),
     # the API and workers; those of workers have the label `worker`
     "callboard_events_accepted_total": _counter("Events stored for the first time.", "type", "via"),
     "callboard_commit_duration_seconds": _histogram("Group commits in Postgres.", _QUICK_S, "commit"),

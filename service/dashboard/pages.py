@@ -20,7 +20,7 @@ from schemas.outcome import ENDED
 from service.dashboard.look import STATIC, Look, look
 from service.dashboard.sign_in import TOKEN, login_page, logout, take_token, to_login
 from service.dashboard.waterfall import calls, waterfall
-from service.errors import Unavailable
+from service.errors import TooMany, Unavailable
 from service.http.auth import Caller, admit, caller
 from service.http.door import Door, door, fetch
 from service.http.events import Filter, find, load
@@ -74,6 +74,8 @@ def _shown(mine: Look, show: Show, *, is_open: bool = False) -> Callable[[Reques
             if error.status_code == 401:
                 return to_login(request)
             return _trouble(mine, request, error.status_code, "Not for you", error.detail)
+        except TooMany as error:
+            return _trouble(mine, request, 429, "Too much at once", f"{error}. Reload in a moment.")
         except (Unavailable, *POSTGRES_ERRORS) as error:
             if not isinstance(error, Unavailable) and not postgres_passes(error):
                 raise

@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 
 from service.dashboard.look import Look
 from service.http.auth import SECURE, cookie_of, of_kind, refuse_cross_site, session
-from service.http.door import door, read_body
+from service.http.door import door, pool_of, read_body
 from service.keys import AT_HOME, KEYS, Key, sign_in, sign_out
 
 LASTS: Final = timedelta(days=7)
@@ -51,13 +51,13 @@ async def take_token(request: Request) -> Response:
 
 async def _signed_in(request: Request, key: Key, ahead: str) -> Response:
     here = door(request)
-    return _with_cookie(request, ahead, await sign_in(here.pool, key, LASTS, here.keys.token), LASTS)
+    return _with_cookie(request, ahead, await sign_in(pool_of(request), key, LASTS, here.keys.token), LASTS)
 
 
 async def logout(request: Request) -> Response:
     refuse_cross_site(request)
     token = session(request)
-    await sign_out(door(request).pool, token)
+    await sign_out(pool_of(request), token)
     door(request).keys.forget(token)
     return _with_cookie(request, "/login", "", timedelta())
 

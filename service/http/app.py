@@ -22,7 +22,7 @@ from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
 from service.http.metrics import Measured
 from service.http.problem import HANDLERS
-from service.http.room import Room, leaving
+from service.http.room import Room, Shares, leaving
 from service.intake import open_intake
 from service.keys import open_keys
 from service.meters import Meters
@@ -32,6 +32,8 @@ from service.resources import open_pool, open_redis
 from service.settings import Settings, load
 from service.stream import names_of
 from service.supervise import supervised
+from service.turns import querying
+from workers.clients.vectors import searching
 
 
 class State(TypedDict):
@@ -114,7 +116,9 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
             app.state.leave = followers.leave
             readiness = Readiness(pool, intake.commits)
-            made = (intake, keys, pool, redis, meters, measured, followers, Room(), readiness, owner)
+            turns = (querying(settings, meters), searching(settings, meters))
+            shares = (Shares(settings.streams_max), Room())
+            made = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
             yield State(door=Door(settings, catalog, told, *made))
 
     return lifespan

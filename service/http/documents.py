@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from schemas.text import BadEvent
 from service.http.auth import caller
-from service.http.door import asked_by_body, door, reply
+from service.http.door import asked_by_body, door, pool_of, reply
+from service.http.room import caller_of
 from workers.clients.embed import embed
 from workers.clients.vectors import SOURCE, Document, Found, Numbers, Search, Vectors, check_vector
 
@@ -87,7 +88,7 @@ async def delete_documents(request: Request) -> Response:
 
 
 def _vectors(request: Request) -> Vectors:
-    return Vectors(door(request).pool)
+    return Vectors(pool_of(request), door(request).searches, caller_of(request.scope))
 
 
 def _collection(request: Request) -> str:

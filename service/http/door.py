@@ -18,14 +18,15 @@ from schemas.text import BadEvent, check, malformed, misfit
 from service.errors import Unavailable
 from service.follow import Followers
 from service.http.metrics import Measured
-from service.http.room import Room
+from service.http.room import Room, Shares, caller_of
 from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
 from service.readiness import Readiness
 from service.redis_owner import RedisOwner
-from service.resources import ACQUIRE_TIMEOUT_S, Pool
+from service.resources import Pool
 from service.settings import Settings
+from service.turns import Turns, lent
 
 JSON: Final = "application/json"
 BODY_TIMEOUT_S: Final = 30.0
@@ -44,10 +45,13 @@ class Door(Struct, frozen=True):
     intake: Intake
     keys: Keys
     pool: Pool
+    turns: Turns
+    searches: Turns
     redis: Redis
     meters: Meters
     measured: Measured
     followers: Followers
+    streams: Shares
     room: Room
     readiness: Readiness
     owner: RedisOwner
@@ -58,9 +62,14 @@ def door(request: Request) -> Door:
     return found
 
 
+def pool_of(request: Request) -> Pool:
+    """The pool, of which this caller has no more than its share."""
+    here = door(request)
+    return lent(here.pool, here.turns, caller_of(request.scope))
+
+
 async def fetch(request: Request, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        return list(await connection.fetch(statement, *arguments))
+    return list(await pool_of(request).fetch(statement, *arguments))
 
 
 def asked_by_query(request: Request, shape: type[T]) -> T:
@@ -109,6 +118,9 @@ async def read_body(request: Request, size_max: int) -> bytes:
         ) from error
     if size > size_max:
         raise _too_large(size_max)
+    if full:
+        whose = "caller" if full == "this caller" else "all"
+        door(request).meters.add("callboard_refused_total", ("bodies", whose))
     if full == "this caller":
         raise HTTPException(429, "more of your bodies are in hand than one caller may have", {"Retry-After": "1"})
     if full:

@@ -21,6 +21,7 @@ from service.http.door import (
     door,
     event_id_of,
     fetch,
+    pool_of,
     read_body,
     reply,
 )
@@ -65,7 +66,7 @@ async def get_event(request: Request) -> Response:
 
 async def load(request: Request, event_id: UUID) -> dict[str, Any] | None:
     """One event with everything that happened to it, or None."""
-    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+    async with pool_of(request).acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
         row = await connection.fetchrow(SQL["event"], event_id, caller(request).tenant)
         if row is None:
             return None

@@ -12,7 +12,7 @@ from starlette.responses import Response
 import sql
 from schemas.text import BadEvent
 from service.http.auth import caller
-from service.http.door import asked_by_body, asked_by_query, door, event_id_of, fetch, raw, reply
+from service.http.door import asked_by_body, asked_by_query, door, event_id_of, fetch, pool_of, raw, reply
 from service.operate import Letters, Operator, StateMoved, UnknownStep
 from service.resources import ACQUIRE_TIMEOUT_S
 from service.stream import names_of
@@ -91,7 +91,7 @@ async def discard_dead_letters(request: Request) -> Response:
 async def get_actor(request: Request) -> Response:
     """What a key's actor remembers; its mailbox: how long, and what is in hand or holds it up."""
     tenant, key = caller(request).tenant, request.path_params["key"]
-    async with door(request).pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+    async with pool_of(request).acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
         length = await connection.fetchval(SQL["mailbox"], tenant, key)
         row = await connection.fetchrow(SQL["in_hand"], tenant, key)
         states = {each["type"]: raw(each["value"]) for each in await connection.fetch(SQL["states_of"], tenant, key)}
@@ -99,8 +99,8 @@ async def get_actor(request: Request) -> Response:
 
 
 def _operator(request: Request) -> Operator:
-    whole, who = door(request), caller(request)
-    return Operator(whole.pool, whole.redis, names_of(whole.settings).cancel, whole.intake, who.tenant, who.actor)
+    whole, who, pool = door(request), caller(request), pool_of(request)
+    return Operator(pool, whole.redis, names_of(whole.settings).cancel, whole.intake, who.tenant, who.actor)
 
 
 async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPException:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from schemas.text import BadEvent, Trouble
-from service.errors import Outage, Unavailable, text_of
+from service.errors import Outage, TooMany, Unavailable, text_of
 from service.intake import Conflict
 from service.postgres_errors import sentence
 from service.resources import POSTGRES_ERRORS, postgres_passes
@@ -50,7 +50,8 @@ async def on_error(request: Request, error: Exception) -> Response:
         case Conflict():
             return problem(request, 409, str(error), "$.id", {"Location": f"/events/{error.stored.event_id}"})
         case Unavailable():
-            return problem(request, 503, f"not now: {error}", headers={"Retry-After": str(error.retry_after_s)})
+            status, said = (429, str(error)) if isinstance(error, TooMany) else (503, f"not now: {error}")
+            return problem(request, status, said, headers={"Retry-After": str(error.retry_after_s)})
         case Outage():
             return problem(request, 503, f"not now: {error}", headers={"Retry-After": "1"})
         case HTTPException(status_code=405):

@@ -77,10 +77,10 @@ class Room:
 
 def _held(scope: Scope) -> tuple[str, int, Shares | None]:
     found: tuple[str, int, Shares] | None = scope["state"].get("room")
-    return found or (_caller(scope), 0, None)
+    return found or (caller_of(scope), 0, None)
 
 
-def _caller(scope: Scope) -> str:
+def caller_of(scope: Scope) -> str:
     """The key; of who has shown none yet the address."""
     found = scope["state"].get("caller")
     if found is not None:

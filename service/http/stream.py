@@ -9,13 +9,14 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service import keys, live
-from service.errors import Unavailable, text_of
-from service.follow import Standing, standing, told
+from service.errors import TooMany, Unavailable, text_of
+from service.follow import AGAIN_S, Standing, standing, told
 from service.http.auth import admit, caller
-from service.http.door import door, event_id_of
+from service.http.door import Door, door, event_id_of, pool_of
+from service.http.room import caller_of
 from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 
 SEND_TIMEOUT_S: Final = 30.0
@@ -34,7 +35,8 @@ async def follow_event(request: Request) -> Response:
     """200 and a stream that ends with the event; 204, which tells a browser to stay away, where that has been read."""
     event_id, here = event_id_of(request), door(request)
     last = _last(request)
-    found = await standing(here.pool, event_id, caller(request).tenant, ACQUIRE_TIMEOUT_S)
+    pool, who = pool_of(request), caller_of(request.scope)
+    found = await standing(pool, event_id, caller(request).tenant, ACQUIRE_TIMEOUT_S)
     if found is None:
         raise HTTPException(404, f"no event {event_id}")
     if last is not None and _is_read(found[0], last):
@@ -44,15 +46,24 @@ async def follow_event(request: Request) -> Response:
         del head.headers["content-length"]
         return head
     here.followers.admit()
-    return EventStream(told(here.followers, event_id, found, last), lambda: admit(request, "read"))
+    _take_share(here, who)
+    stream = told(here.followers, pool, event_id, found, last)
+    return EventStream(stream, lambda: admit(request, "read"), lambda: here.streams.give_back(who, 1))
 
 
 class EventStream(StreamingResponse):
     """A client that does not read is not waited for; whatever ends it, nobody follows any more."""
 
-    def __init__(self, stream: AsyncGenerator[bytes, None], admitted: Admitted) -> None:
+    def __init__(self, stream: AsyncGenerator[bytes, None], admitted: Admitted, leave: Callable[[], None]) -> None:
         self.stream: Final = stream
+        self._leave: Final = leave
         super().__init__(_until_trouble(stream, admitted), headers=HEADERS, media_type=MEDIA)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
 
     async def stream_response(self, send: Send) -> None:
         async def in_time(message: Message) -> None:
@@ -85,6 +96,15 @@ async def _until_trouble(stream: AsyncGenerator[bytes, None], admitted: Admitted
     finally:
         if check is not None:
             check.cancel()
+
+
+def _take_share(here: Door, who: str) -> None:
+    """Raises TooMany where this caller follows as much as one may, Unavailable where all do."""
+    if full := here.streams.take(who, 1):
+        here.meters.add("callboard_refused_total", ("streams", "caller" if full == "this caller" else "all"))
+        if full == "this caller":
+            raise TooMany("more of your streams are open than one caller may have", AGAIN_S)
+        raise Unavailable("as many streams are open as one API serves (CALLBOARD_STREAMS_MAX)", AGAIN_S)
 
 
 def _is_read(stands: Standing, last: int) -> bool:

@@ -9,6 +9,7 @@ from schemas.text import BadEvent, misfit
 
 DEPTH_MAX: Final = 8
 COMPARISONS_MAX: Final = 100
+VALUES_MAX: Final = 1000  # that all comparisons name together: each is compared with each document
 GROUPS: Final = ("and", "or", "not")
 OPERATORS: Final = {"eq": "==", "ne": "==", "in_": "==", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 
@@ -39,6 +40,9 @@ def compiled(told: Mapping[str, Any], path: str = "$.filter") -> Where | None:
     """None where everything fits. Raises BadEvent 422 with the place below `path`."""
     values: list[Any] = []
     text = _all(told, path, 1, values) if told else ""
+    count = sum(len(value) if isinstance(value, list) else 1 for value in values)
+    if count > VALUES_MAX:
+        raise BadEvent(422, f"a filter names at most {VALUES_MAX} values in all, this one {count}", path)
     named = {f"v{place}": value for place, value in enumerate(values)}
     return Where(f"$ ? ({text})", json.encode(named).decode()) if told else None
 

@@ -11,14 +11,19 @@ from pgvector import Vector
 import sql
 from schemas.text import BadEvent
 from service.errors import Outage, text_of
+from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
+from service.settings import Settings
 from service.time_limit import our_wait
+from service.turns import Turns
 from workers.clients.embed import embed
 from workers.clients.filters import compiled
 
 T = TypeVar("T")
 
-SEARCH_TIMEOUT_S: Final = 10.0
+SEARCH_TIMEOUT_S: Final = 5.0  # a search, in Postgres
+TIMEOUT_S: Final = 10.0  # what else is asked of a collection
+WAIT_S: Final = 5.0  # for a turn
 LENGTHS: Final = (1e-12, 1e12)
 DELETE_BATCH: Final = 1000
 SOURCE: Final = "source"  # in the metadata of a document: who wrote it, which its writer can't choose
@@ -72,10 +77,15 @@ class Found(Struct, frozen=True):
 
 
 class Vectors:
-    """Reads and writes through the pool of its process. What it does raises Outage while Postgres is away."""
+    """Reads and writes through the pool of its process, in turns: those of `caller`, or of the tenant.
 
-    def __init__(self, pool: Pool) -> None:
+    What it does raises Outage while Postgres is away or takes too long; Unavailable or TooMany where no turn comes.
+    """
+
+    def __init__(self, pool: Pool, searches: Turns, caller: str = "") -> None:
         self._pool: Final = pool
+        self._searches: Final = searches
+        self._caller: Final = caller
 
     async def search(
         self, tenant: str, collection: str, asked: Search, sources: Sequence[str] | None = None
@@ -85,9 +95,12 @@ class Vectors:
         where = compiled(asked.filter)
         limits = (sources and list(sources), where and where.path, where and where.values)
         by = (vector and Vector(vector).to_text(), words, asked.candidates, asked.k, asked.min_score)
-        rows = await _in_time(self._pool.fetch(_SQL["search"], tenant, collection, *limits, *by))
-        if vector and all(row["vector"] is None for row in rows):
-            await self._check_dimensions(tenant, collection, len(vector))
+        with our_wait():
+            async with self._searches.turn(self._caller or tenant):
+                asks = self._pool.fetch(_SQL["search"], tenant, collection, *limits, *by)
+                rows = await _in_time(asks, SEARCH_TIMEOUT_S)
+                if vector and all(row["vector"] is None for row in rows):
+                    await self._check_dimensions(tenant, collection, len(vector))
         return [_found(row) for row in rows]
 
     async def upsert(self, tenant: str, documents: Sequence[Document]) -> None:
@@ -104,7 +117,9 @@ class Vectors:
         """Those that `delete` would delete now, `most` at most. Raises BadEvent 422."""
         where = compiled(which)
         asked = (tenant, collection, ids and list(ids), where and where.path, where and where.values, most)
-        return [row["id"] for row in await _in_time(self._pool.fetch(_SQL["ids"], *asked))]
+        with our_wait():
+            async with self._searches.turn(self._caller or tenant):
+                return [row["id"] for row in await _in_time(self._pool.fetch(_SQL["ids"], *asked))]
 
     async def delete(
         self, tenant: str, collection: str, ids: Sequence[str] | None, which: Mapping[str, Any], actor: str
@@ -113,7 +128,8 @@ class Vectors:
         where, deleted = compiled(which), 0
         asked = (tenant, collection, ids and list(ids), where and where.path, where and where.values)
         while True:
-            gone: int = await _in_time(self._pool.fetchval(_SQL["delete"], *asked, DELETE_BATCH, actor))
+            async with self._searches.turn(self._caller or tenant):
+                gone: int = await _in_time(self._pool.fetchval(_SQL["delete"], *asked, DELETE_BATCH, actor))
             deleted += gone
             if gone < DELETE_BATCH:
                 return deleted
@@ -151,13 +167,18 @@ def _found(row: Any) -> Found:
     return Found(row["id"], row["score"], scores, row["text"], json.decode(row["metadata"]))
 
 
-async def _in_time(asked: Awaitable[T]) -> T:
+def searching(settings: Settings, meters: Meters) -> Turns:
+    """The turns of searches in one process: half of what CALLBOARD_POOL lets it have of Postgres."""
+    return Turns("searches", max(1, settings.pool // 2), WAIT_S, meters)
+
+
+async def _in_time(asked: Awaitable[T], timeout_s: float = TIMEOUT_S) -> T:
     try:
         with our_wait():
-            async with asyncio.timeout(SEARCH_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await asked
     except POSTGRES_ERRORS as error:
         if not postgres_passes(error):
             raise
-        why = text_of(error)
+        why = f"it took more than {timeout_s:g} s" if isinstance(error, TimeoutError) else text_of(error)
         raise Outage(f"Postgres did not answer what is asked of a collection: {why}") from error

@@ -19,7 +19,7 @@ from service.postgres_errors import SENTENCES
 from service.postgres_preflight import connections_max
 from service.readiness import NOT_READY_S, CommitHealth
 from service.redis_owner import RedisOwner
-from service.resources import POSTGRES_ERRORS, Connection, Pool, connect, open_pool, open_redis
+from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
 from service.settings import Settings
 from service.stream import names_of
 from service.supervise import Part, supervised
@@ -27,7 +27,7 @@ from workers.clients.limits import SCRIPT
 from workers.clients.llm import Llm, open_llm
 from workers.clients.provider import Connect
 from workers.clients.share import Shared
-from workers.clients.vectors import Vectors
+from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
 from workers.engine.cancel import listen
 from workers.engine.clock import Clock, Turn, open_arq, run_arq
@@ -149,7 +149,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     shared = Shared(redis.register_script(SCRIPT.read_text()), names, lambda: lease.alive)
     meters = Meters()
     llm = open_llm(settings, program.prompts, simulator, providers=program.providers, shared=shared, meters=meters)
-    clients = await _open_clients(stack, llm, pool)
+    clients = await _open_clients(stack, llm, Vectors(pool, searching(settings, meters)))
     arq = open_arq(settings, owner.guard)
     stack.push_async_callback(arq.connection_pool.disconnect)
     outbox, ledger, journal = Outbox(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
@@ -188,10 +188,10 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     )
 
 
-async def _open_clients(stack: AsyncExitStack, llm: AbstractAsyncContextManager[Llm], pool: Pool) -> Clients:
+async def _open_clients(stack: AsyncExitStack, llm: AbstractAsyncContextManager[Llm], vectors: Vectors) -> Clients:
     return Clients(
         llm=await stack.enter_async_context(llm),
-        vectors=Vectors(pool),
+        vectors=vectors,
         web=await stack.enter_async_context(open_web()),
         resources=await stack.enter_async_context(open_resources()),
     )

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from schemas.text import BadEvent
 from service.errors import WiringError
+from service.meters import Meters
 from service.resources import open_pool
 from service.settings import Settings
-from workers.clients.vectors import Document, Search, Vectors
+from workers.clients.vectors import Document, Search, Vectors, searching
 from workers.kit.handles import RunVectors
 from workers.kit.memory import Effects
 
@@ -86,7 +87,7 @@ def _kind(value: Any) -> tuple[str, Any]:
 @pytest.fixture
 async def vectors(settings: Settings) -> AsyncIterator[Vectors]:
     async with open_pool(settings, "test") as pool:
-        yield Vectors(pool)
+        yield Vectors(pool, searching(settings, Meters()))
 
 
 @given(FILTERS, st.lists(METADATA, min_size=1, max_size=8))

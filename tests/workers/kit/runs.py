@@ -9,11 +9,12 @@ from msgspec import Raw
 
 from prompts import Prompts
 from schemas.identity import uuid7
+from service.meters import Meters
 from service.settings import Settings
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller
 from workers.clients.llm import Book, Llm
-from workers.clients.vectors import Vectors
+from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
 from workers.kit.handles import Clients
 from workers.kit.memory import Facts, Guard, Kept
@@ -58,7 +59,7 @@ async def open_run(memory: Memory | None = None) -> AsyncIterator[Run]:
             number=1,
             attempt=1,
             claim=1,
-            clients=Clients(llm, Vectors(pool), web),
+            clients=Clients(llm, Vectors(pool, searching(NOWHERE, Meters())), web),
             book=no_book,
             facts=Facts(found=dict(memory.entries)),
             settings=NOWHERE,
