@@ -95,10 +95,12 @@ class Operator:
                 log.warning("Redis is away, the worker finds out by itself that %s is cancelled: %s", event_id, error)
         return True
 
-    async def letters(self, which: Letters, limit: int, before: int | None = None) -> list[asyncpg.Record]:
-        """Dead letters, newest first, below the number `before`."""
+    async def letters(
+        self, which: Letters, limit: int, bytes_max: int, before: int | None = None
+    ) -> list[asyncpg.Record]:
+        """Dead letters, newest first, below the number `before`; `among` tells how many there are up to `limit`."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            return list(await connection.fetch(SQL["dead_letters"], *self._asked(which), before, limit))
+            return list(await connection.fetch(SQL["dead_letters"], *self._asked(which), before, limit, bytes_max))
 
     async def replay_letters(self, which: Letters, *, dry_run: bool) -> Operated:
         """Replay the events of the letters that fit, in the order in which they died (that of each mailbox).

@@ -157,7 +157,7 @@ async def test_children_are_found_by_their_parent(connection: Connection) -> Non
     )
     await connection.execute("vacuum analyze events")
     parent = await connection.fetchval("select min(event_id::text)::uuid from events")
-    values = ["'default'", *["null"] * 7, "50", f"'{parent}'"]
+    values = ["'default'", *["null"] * 7, "50", f"'{parent}'", "1000000"]
     text = statements()["read.events"]
     for number in range(len(values), 0, -1):
         text = text.replace(f"${number}", values[number - 1])

@@ -114,6 +114,7 @@ def dollars(usd: float) -> str:
 
 
 def pretty(content: Any) -> str:
-    """JSON for people; of very long ones the beginning."""
-    text = msgspec.json.format(msgspec.json.encode(content), indent=2).decode()
+    """JSON for people; of very long ones the beginning, unbroken: line breaks may make it a hundred times longer."""
+    encoded = msgspec.json.encode(content)
+    text = (msgspec.json.format(encoded, indent=2) if len(encoded) <= PRETTY_MAX else encoded).decode()
     return text if len(text) <= PRETTY_MAX else f"{text[:PRETTY_MAX]}\n… {len(text) - PRETTY_MAX:,} more characters"

@@ -32,6 +32,7 @@ OPEN: Final = ("queued", "scheduled", "running", "waiting")
 OPEN_MAX: Final = 100_000
 LATEST: Final = 1_000
 LIVE_MS: Final = 2_000
+ROWS_MAX: Final = 100
 CHILDREN_MAX: Final = 20
 SQL: Final = {**sql.queries("dashboard"), "workers": sql.queries("read")["workers"]}
 SHOWN_APART: Final = frozenset(("specversion", "datacontenttype", "type", "id", "source", "partitionkey", "data"))
@@ -89,7 +90,8 @@ async def list_page(mine: Look, request: Request) -> Response:
     if asked is None:
         return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
     here = door(request)
-    items = await find(request, asked)
+    asked = replace(asked, limit=min(asked.limit, ROWS_MAX))
+    items, more = await find(request, asked)
     newest = asked.cursor is None
     return mine.page(
         "events.html",
@@ -97,7 +99,7 @@ async def list_page(mine: Look, request: Request) -> Response:
         items=[{"partitionkey": None, **each, "error": _failure(each["error"])} for each in items],
         asked=asked,
         is_filtered=replace(asked, limit=50, cursor=None) != Filter(),
-        older=_address(request, str(items[-1]["event_id"])) if len(items) == asked.limit else None,
+        older=_address(request, str(items[-1]["event_id"])) if more else None,
         newest=None if newest else _address(request, ""),
         types=sorted({*here.catalog, *([asked.type] if asked.type else [])}),
         counts=await _counts(request),
@@ -120,7 +122,7 @@ async def event_page(mine: Look, request: Request) -> Response:
         told = request.path_params["event_id"]
         return _trouble(mine, request, 404, "No such event", f"There is no event {told}, or it has been forgotten.")
     common = _common(request, live=event["status"] in OPEN, simulated=await _simulated(request))
-    children = await find(request, Filter(parent=event_id, limit=CHILDREN_MAX + 1))
+    children, more = await find(request, Filter(parent=event_id, limit=CHILDREN_MAX + 1))
     return mine.page(
         "event.html",
         **common,
@@ -130,7 +132,7 @@ async def event_page(mine: Look, request: Request) -> Response:
         ledger=calls(event),
         drawn=waterfall(event, common["now"]),
         children=children[:CHILDREN_MAX],
-        has_more_children=len(children) > CHILDREN_MAX,
+        has_more_children=more,
     )
 
 

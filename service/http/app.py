@@ -18,6 +18,7 @@ from service.embedded import running
 from service.follow import Followers
 from service.http import batch, documents, events, health, metrics, openapi, operations, stream
 from service.http import catalog as catalogue
+from service.http.answers import ANSWERS_MAX, in_pieces
 from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
 from service.http.metrics import Measured
@@ -49,7 +50,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         routes=_routes(),
         lifespan=_lifespan(chosen, types, told),
         exception_handlers=HANDLERS,
-        middleware=[Middleware(metrics.counted), Middleware(leaving)],
+        middleware=[Middleware(metrics.counted), Middleware(leaving), Middleware(in_pieces)],
     )
 
 
@@ -117,7 +118,7 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             app.state.leave = followers.leave
             readiness = Readiness(pool, intake.commits)
             turns = (querying(settings, meters), searching(settings, meters))
-            shares = (Shares(settings.streams_max), Room())
+            shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), Room())
             made = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
             yield State(door=Door(settings, catalog, told, *made))
 

@@ -1,4 +1,4 @@
-"""Connections: the head of a request has a bound and a deadline, and nobody keeps others out by holding connections.
+"""Connections: a request's head has a bound and a deadline, as has what is to be read; none keeps others out.
 
 uvicorn's protocol for HTTP, with these bounds: by itself it takes a head of any size, for as long as that takes.
 """
@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEAD_MAX: Final = 64 << 10
 HEAD_S: Final = 10.0
+READ_S: Final = 30.0  # for some 64 KiB, which is what uvicorn and service/http/answers.py keep for a connection
 CONNECTIONS_MAX: Final = 2_000
 FILES_KEPT: Final = 200  # of those that this process may open: for Postgres, Redis, logs
 AGAIN_S: Final = 1
@@ -30,11 +31,15 @@ FULL: Final = "not now: as many requests as it has connections for are under way
 
 
 class Connection(HttpToolsProtocol):
-    """`since`: when the head that is awaited began to come, or the connection was made or became idle."""
+    """`since`: when the head that is awaited began to come, or the connection was made or became idle.
+
+    `read_at`: when last nothing was left to be read, or so little that more was sent.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.since: float = self.loop.time()
+        self.read_at = self.since
         self.refused = self._was_asked = False
         self._in_head = True
         self._head_bytes = 0  # of the head that is awaited, as far as it has come
@@ -88,9 +93,21 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if not self.refused:
             self.refuse(400, NO_HTTP)
+    def resume_writing(self) -> None:
+        self.read_at = self.loop.time()
+        super().resume_writing()
 
     def expire(self, now: float) -> None:
-        """Ends a head that takes too long. Of a connection that is kept open uvicorn's own timer knows."""
+        """Ends a head that takes too long, and an answer that nobody reads: closing would wait for that.
+
+        Of a connection that is kept open uvicorn's own timer knows.
+        """
+        if not self.transport.get_write_buffer_size():
+            self.read_at = now
+        elif now - self.read_at > READ_S:
+            self.app_state["door"].meters.add("callboard_refused_total", ("unread", "caller"))
+            self.transport.abort()
+            return
         if self.is_busy or self.refused or now - self.since <= HEAD_S:
             return
         if self._in_head and self._head_bytes:

@@ -43,7 +43,10 @@ class Deletion(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hits(Struct, frozen=True):
+    """`left_out`: how many more were found, too large to be told with these."""
+
     items: list[Found]
+    left_out: int = 0
 
 
 class Upserted(Struct, frozen=True):
@@ -57,7 +60,7 @@ class Deleted(Struct, frozen=True):
 async def search_collection(request: Request) -> Response:
     """The documents that are nearest, best first."""
     asked = await asked_by_body(request, Search)
-    return reply(Hits(await _vectors(request).search(caller(request).tenant, _collection(request), asked)))
+    return reply(Hits(*await _vectors(request).search(caller(request).tenant, _collection(request), asked)))
 
 
 async def put_documents(request: Request) -> Response:

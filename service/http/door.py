@@ -1,6 +1,7 @@
 """What every endpoint is handed, how it reads what is asked, and how it answers."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
 
@@ -31,6 +32,7 @@ from service.turns import Turns, lent
 JSON: Final = "application/json"
 BODY_TIMEOUT_S: Final = 30.0
 DISCARD_MAX: Final = 8 << 20
+LIST_MAX: Final = 1 << 20  # bytes of what has any size in the rows of a page, unless its first is larger
 
 Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
 T = TypeVar("T")
@@ -52,6 +54,7 @@ class Door(Struct, frozen=True):
     measured: Measured
     followers: Followers
     streams: Shares
+    answers: Shares
     room: Room
     readiness: Readiness
     owner: RedisOwner
@@ -70,6 +73,11 @@ def pool_of(request: Request) -> Pool:
 
 async def fetch(request: Request, statement: str, *arguments: Any) -> list[asyncpg.Record]:
     return list(await pool_of(request).fetch(statement, *arguments))
+
+
+def has_more(rows: Sequence[asyncpg.Record], limit: int) -> bool:
+    """Whether a page of up to `limit`, cut at LIST_MAX, has something behind it, as far as it knows."""
+    return bool(rows) and (len(rows) < rows[0]["among"] or rows[0]["among"] == limit)
 
 
 def asked_by_query(request: Request, shape: type[T]) -> T:

@@ -16,11 +16,13 @@ from schemas.outcome import Status
 from service.http.auth import caller
 from service.http.door import (
     JSON,
+    LIST_MAX,
     Text,
     asked_by_query,
     door,
     event_id_of,
     fetch,
+    has_more,
     pool_of,
     read_body,
     reply,
@@ -28,6 +30,7 @@ from service.http.door import (
 from service.http.view import event_view, list_item
 from service.resources import ACQUIRE_TIMEOUT_S
 
+MOMENTS_MAX: Final = 2_000  # attempts, calls and operations each that one event's timeline has: the latest
 MEDIA_TYPES: Final = (JSON, "application/cloudevents+json")
 SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
 
@@ -70,27 +73,26 @@ async def load(request: Request, event_id: UUID) -> dict[str, Any] | None:
         row = await connection.fetchrow(SQL["event"], event_id, caller(request).tenant)
         if row is None:
             return None
-        attempts = await connection.fetch(SQL["attempts"], event_id)
-        calls = await connection.fetch(SQL["calls"], event_id)
-        operations = await connection.fetch(SQL["operations"], event_id)
+        attempts = await connection.fetch(SQL["attempts"], event_id, LIST_MAX, MOMENTS_MAX)
+        calls = await connection.fetch(SQL["calls"], event_id, MOMENTS_MAX)
+        operations = await connection.fetch(SQL["operations"], event_id, MOMENTS_MAX)
     return event_view(row, attempts, calls, operations)
 
 
 async def list_events(request: Request) -> Response:
     asked = asked_by_query(request, Filter)
-    items = await find(request, asked)
-    whole = len(items) == asked.limit
-    return reply({"items": items, "next": items[-1]["event_id"] if whole else None})
+    items, more = await find(request, asked)
+    return reply({"items": items, "next": items[-1]["event_id"] if more else None})
 
 
-async def find(request: Request, asked: Filter) -> list[dict[str, Any]]:
-    """The events that fit, newest first, without `data`, `result` and `timeline`."""
+async def find(request: Request, asked: Filter) -> tuple[list[dict[str, Any]], bool]:
+    """The events that fit, newest first, without `data`, `result` and `timeline`; and whether there may be more."""
     bounds = [at and first_id(at) for at in (asked.since, asked.until)]
     below = min((each for each in (bounds[1], asked.cursor) if each is not None), default=None)
     kinds = (asked.type, asked.status, asked.key, asked.source, asked.id)
     bounded = (bounds[0], below, asked.limit)
-    rows = await fetch(request, SQL["events"], caller(request).tenant, *kinds, *bounded, asked.parent)
-    return [list_item(row) for row in rows]
+    rows = await fetch(request, SQL["events"], caller(request).tenant, *kinds, *bounded, asked.parent, LIST_MAX)
+    return [list_item(row) for row in rows], has_more(rows, asked.limit)
 
 
 def media_type_of(request: Request, taken: Sequence[str]) -> str:

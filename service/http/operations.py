@@ -12,7 +12,18 @@ from starlette.responses import Response
 import sql
 from schemas.text import BadEvent
 from service.http.auth import caller
-from service.http.door import asked_by_body, asked_by_query, door, event_id_of, fetch, pool_of, raw, reply
+from service.http.door import (
+    LIST_MAX,
+    asked_by_body,
+    asked_by_query,
+    door,
+    event_id_of,
+    fetch,
+    has_more,
+    pool_of,
+    raw,
+    reply,
+)
 from service.operate import Letters, Operator, StateMoved, UnknownStep
 from service.resources import ACQUIRE_TIMEOUT_S
 from service.stream import names_of
@@ -65,14 +76,14 @@ async def cancel_event(request: Request) -> Response:
 
 async def list_dead_letters(request: Request) -> Response:
     asked = asked_by_query(request, Page)
-    rows = await _operator(request).letters(asked, asked.limit, asked.cursor)
-    whole = len(rows) == asked.limit
-    return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if whole else None})
+    rows = await _operator(request).letters(asked, asked.limit, LIST_MAX, asked.cursor)
+    more = has_more(rows, asked.limit)
+    return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if more else None})
 
 
 async def get_dead_letter(request: Request) -> Response:
     dead_id: UUID = request.path_params["dead_id"]
-    rows = await _operator(request).letters(Letters(ids=[dead_id]), 1)
+    rows = await _operator(request).letters(Letters(ids=[dead_id]), 1, LIST_MAX)
     if not rows:
         raise HTTPException(404, f"no dead letter {dead_id}")
     return reply(_letter(rows[0]))

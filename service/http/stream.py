@@ -9,7 +9,7 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service import keys, live
 from service.errors import TooMany, Unavailable, text_of
@@ -19,7 +19,6 @@ from service.http.door import Door, door, event_id_of, pool_of
 from service.http.room import caller_of
 from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 
-SEND_TIMEOUT_S: Final = 30.0
 MEDIA: Final = "text/event-stream"
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 CHECK_S: Final = 0.2
@@ -52,7 +51,7 @@ async def follow_event(request: Request) -> Response:
 
 
 class EventStream(StreamingResponse):
-    """A client that does not read is not waited for; whatever ends it, nobody follows any more."""
+    """Whatever ends it, nobody follows any more. Who does not read is hung up on: see service/http/connections.py."""
 
     def __init__(self, stream: AsyncGenerator[bytes, None], admitted: Admitted, leave: Callable[[], None]) -> None:
         self.stream: Final = stream
@@ -66,13 +65,11 @@ class EventStream(StreamingResponse):
             self._leave()
 
     async def stream_response(self, send: Send) -> None:
-        async def in_time(message: Message) -> None:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await send(message)
-
         async with aclosing(self.stream):
-            with suppress(TimeoutError):
-                await super().stream_response(in_time)
+            try:
+                await super().stream_response(send)
+            except Unavailable:  # there is no room for something as large as what comes next: its client comes again
+                await send({"type": "http.response.body", "body": b""})
 
 
 async def _until_trouble(stream: AsyncGenerator[bytes, None], admitted: Admitted) -> AsyncIterator[bytes]:

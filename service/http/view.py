@@ -38,20 +38,21 @@ CALL: Final = (
 
 
 def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> dict[str, Any]:
-    """`GET /events/{event_id}`, word for word as the contract has it."""
+    """`GET /events/{event_id}`, as the contract has it; of too many moments the oldest are `left_out`."""
     standing = _standing(row)
     details = (each["detail"] for each in reversed(attempts) if each["run"] == standing["run"])
     failed = next((each for each in details if each is not None), None)
-    started = [each["started_at"] for each in attempts] or [row["claimed_at"]]
+    left_out = sum(rows[0]["among"] - len(rows) for rows in (attempts, calls, operations) if rows)
     return {
         **attributes_of(dict(row)),
         "data": raw(row["data"]),
         **standing,
-        "started_at": started[0],
+        "started_at": attempts[0]["first_at"] if attempts else row["claimed_at"],
         "result": raw(row["result"]),
         "error": raw(row["error"] or (failed if row["status"] != "succeeded" else None)),
-        "cost_usd": round(sum(each["cost_usd"] for each in calls), 6),
-        "calls": len(calls),
+        "cost_usd": round(calls[0]["total_usd"], 6) if calls else 0.0,
+        "calls": calls[0]["among"] if calls else 0,
+        **({"left_out": left_out} if left_out else {}),
         "timeline": timeline(row, attempts, calls, operations),
     }
 
@@ -124,9 +125,9 @@ def _ending(row: Row, attempt: Row) -> Moment:
 
 
 def _call(call: Row, attempts: Sequence[Row], row: Row) -> Moment:
-    attempt = next(
-        (each["attempt"] for each in attempts if each["claim"] == call["claim"]), (row["attempts_now"] or 0) + 1
-    )
+    is_left_out = attempts and call["claim"] < attempts[0]["claim"]
+    now = None if is_left_out else (row["attempts_now"] or 0) + 1
+    attempt = next((each["attempt"] for each in attempts if each["claim"] == call["claim"]), now)
     ms = None if call["outcome"] == "open" else round(call["ms"], 3)
     return _moment("call", call["at"], call["step"], attempt, ms, {name: call[name] for name in CALL})
 

@@ -114,16 +114,22 @@ with stopped as (
 select event_id, tenant, key, status from stopped;
 
 -- name: dead_letters
-select dead_id, dead_no, event_id, type, reason, error, attempts, at, event from dead_letters
-where tenant = $1
-  and ($2::text is null or type = $2)
-  and ($3::text is null or reason = $3)
-  and ($4::timestamptz is null or at >= $4)
-  and ($5::timestamptz is null or at < $5)
-  and ($6::uuid[] is null or dead_id = any ($6))
-  and ($7::bigint is null or dead_no < $7)
-order by dead_no desc
-limit $8;
+-- Newest first. Of up to $8 that fit, which are `among`, no more than $9 bytes of what has any size, but for the first.
+select * from (
+    select *, count(*) over () as among, row_number() over (order by dead_no desc) as nth,
+           sum(octet_length(event) + octet_length(error::text)) over (order by dead_no desc) as bytes
+    from (select dead_id, dead_no, event_id, type, reason, error, attempts, at, event from dead_letters
+          where tenant = $1
+            and ($2::text is null or type = $2)
+            and ($3::text is null or reason = $3)
+            and ($4::timestamptz is null or at >= $4)
+            and ($5::timestamptz is null or at < $5)
+            and ($6::uuid[] is null or dead_id = any ($6))
+            and ($7::bigint is null or dead_no < $7)
+          order by dead_no desc
+          limit $8) as fit) as sized
+where bytes <= $9 or nth = 1
+order by nth;
 
 -- name: oldest_letters
 -- Of those that fit the first $9 behind the number $7, up to the number $8, and no more than $10 bytes of what must be taken
@@ -156,7 +162,12 @@ with gone as (
 select dead_id from gone;
 
 -- name: operations
-select at, actor, action, detail from operations where event_id = $1 and action <> 'discard' order by at;
+-- The latest $2; of all how many there are.
+select * from (
+    select at, actor, action, detail, count(*) over () as among, row_number() over (order by at desc) as nth
+    from operations where event_id = $1 and action <> 'discard') as numbered
+where nth <= $2
+order by at;
 
 -- name: mailbox
 select count(*) as length from work where tenant = $1 and key = $2;

@@ -10,16 +10,28 @@ left join pipelines p on case when e.reaction is null then p.type = e.type else 
 where e.event_id = $1 and e.tenant = $2;
 
 -- name: attempts
-select claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps
-from attempts where event_id = $1 order by claim;
+-- The latest that have no more than $2 bytes, but for the last; of all how many there are, and when the first began.
+select * from (
+    select claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps,
+           count(*) over () as among, min(started_at) over () as first_at, row_number() over (order by claim desc) as nth,
+           sum(octet_length(steps::text) + coalesce(octet_length(detail::text), 0)) over (order by claim desc) as bytes
+    from attempts where event_id = $1) as sized
+where (bytes <= $2 and nth <= $3) or nth = 1
+order by claim;
 
 -- name: calls
-select run, claim, step, at, prompt, version, provider, model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, cause,
-       simulated
-from calls where event_id = $1 order by at;
+-- The latest $2; of all how many there are, and what they cost.
+select * from (
+    select run, claim, step, at, prompt, version, provider, model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, cause,
+           simulated, count(*) over () as among, sum(cost_usd) over () as total_usd, row_number() over (order by at desc) as nth
+    from calls where event_id = $1) as numbered
+where nth <= $2
+order by at;
 
 -- name: events
 -- Newest first: event ids are UUIDv7. Each filter counts where it is not null; what is open is looked for in `work` alone.
+-- Of up to $9 that fit, which are `among`, no more than $11 bytes of what has any size, but for the first.
+with fit as (
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at,
        e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now, w.due_at,
@@ -44,7 +56,15 @@ where e.tenant = $1
   and ($8::uuid is null or e.event_id < $8)
   and ($10::uuid is null or e.parent = $10)
 order by e.event_id desc
-limit $9;
+limit $9
+)
+select * from (
+    select *, count(*) over () as among, row_number() over (order by event_id desc) as nth,
+           sum(octet_length(attributes::text) + octet_length(source) + octet_length(id) + coalesce(octet_length(error::text), 0))
+               over (order by event_id desc) as bytes
+    from fit) as sized
+where bytes <= $11 or nth = 1
+order by nth;
 
 -- name: workers
 select worker, ordinal, host, pid, version, started_at, beat_at, lease_until, lease_until >= clock_timestamp() as alive,

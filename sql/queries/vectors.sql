@@ -1,7 +1,8 @@
 -- name: search
 -- The $9 best of a collection. By vector $6: exact, by cosine similarity, among vectors with as many numbers. By words $7:
 -- any of them, by ts_rank. By both: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009) with their constant,
--- the sum of 1 / (60 + place) over the two lists, of which each has up to $8.
+-- the sum of 1 / (60 + place) over the two lists, of which each has up to $8. Of the best, which are `among`, no more than
+-- $11 bytes, but for the first.
 with nearest as (
     select id, 1 - distance as score, row_number() over (order by distance, id) as place
     from (select id, embedding <=> $6::vector as distance from documents
@@ -22,12 +23,19 @@ with nearest as (
                 else coalesce(1.0::double precision / (60 + n.place), 0) + coalesce(1.0::double precision / (60 + w.place), 0)
            end as score
     from nearest n full join worded w using (id)
+), best as (
+    select d.id, d.text, d.metadata, found.score, found.vector, found.keyword
+    from found join documents d on d.tenant = $1 and d.collection = $2 and d.id = found.id
+    where $10::double precision is null or found.score >= $10
+    order by found.score desc, d.id
+    limit $9
 )
-select d.id, d.text, d.metadata, found.score, found.vector, found.keyword
-from found join documents d on d.tenant = $1 and d.collection = $2 and d.id = found.id
-where $10::double precision is null or found.score >= $10
-order by found.score desc, d.id
-limit $9;
+select * from (
+    select *, count(*) over () as among, row_number() over (order by score desc, id) as nth,
+           sum(octet_length(text) + octet_length(metadata::text)) over (order by score desc, id) as bytes
+    from best) as sized
+where bytes <= $11 or nth = 1
+order by nth;
 
 -- name: dimensions
 select distinct vector_dims(embedding) as dimensions from documents where tenant = $1 and collection = $2 order by 1 limit 10;

@@ -27,6 +27,7 @@ WAIT_S: Final = 5.0  # for a turn
 LENGTHS: Final = (1e-12, 1e12)
 DELETE_BATCH: Final = 1000
 SOURCE: Final = "source"  # in the metadata of a document: who wrote it, which its writer can't choose
+FOUND_MAX: Final = 4 << 20  # bytes of documents that a search gives, unless the first is larger
 _SQL: Final = sql.queries("vectors")
 
 Mode = Literal["vector", "keyword", "hybrid"]
@@ -89,19 +90,19 @@ class Vectors:
 
     async def search(
         self, tenant: str, collection: str, asked: Search, sources: Sequence[str] | None = None
-    ) -> list[Found]:
-        """Best first. Raises BadEvent 422 where it can't be looked for so."""
+    ) -> tuple[list[Found], int]:
+        """Best first, up to FOUND_MAX; and how many are left out. Raises BadEvent 422 for what can't be looked for."""
         vector, words = _looked_for(asked)
         where = compiled(asked.filter)
         limits = (sources and list(sources), where and where.path, where and where.values)
-        by = (vector and Vector(vector).to_text(), words, asked.candidates, asked.k, asked.min_score)
+        by = (vector and Vector(vector).to_text(), words, asked.candidates, asked.k, asked.min_score, FOUND_MAX)
         with our_wait():
             async with self._searches.turn(self._caller or tenant):
                 asks = self._pool.fetch(_SQL["search"], tenant, collection, *limits, *by)
                 rows = await _in_time(asks, SEARCH_TIMEOUT_S)
                 if vector and all(row["vector"] is None for row in rows):
                     await self._check_dimensions(tenant, collection, len(vector))
-        return [_found(row) for row in rows]
+        return [_found(row) for row in rows], (rows[0]["among"] - len(rows) if rows else 0)
 
     async def upsert(self, tenant: str, documents: Sequence[Document]) -> None:
         """Each (collection, id) at most once."""

@@ -50,12 +50,14 @@ class RunVectors(Struct, frozen=True):
     ) -> list[Found]:
         """The `k` documents nearest to `text` or `vector`, best first; only those written for `sources`, where given.
 
+        Of documents so large that they are over 4 MiB together only the best, those up to that, but at least one.
         `mode`, `min_score` and `where`, there `filter`, are those of `POST /collections/{name}/search`.
         """
         check_in_step("run.vectors.search", self.step_key, self.effects)
         own = None if vector is None else list(vector)
         asked = Search(text, own, mode, k, dict(where or {}), min_score)
-        return await self.client.search(self.tenant, collection, asked, sources)
+        found, _ = await self.client.search(self.tenant, collection, asked, sources)
+        return found
 
     def upsert(
         self,

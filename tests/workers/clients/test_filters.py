@@ -95,7 +95,7 @@ async def vectors(settings: Settings) -> AsyncIterator[Vectors]:
 async def test_a_filter_is_what_it_says(vectors: Vectors, which: dict[str, Any], metadata: list[Any]) -> None:
     collection = str(uuid4())
     await vectors.upsert("acme", [Document(collection, str(n), "a", [1.0], each) for n, each in enumerate(metadata)])
-    found = await vectors.search("acme", collection, Search(vector=[1.0], k=100, filter=which))
+    found, _ = await vectors.search("acme", collection, Search(vector=[1.0], k=100, filter=which))
     assert {each.id for each in found} == {str(n) for n, each in enumerate(metadata) if fits(which, each)}
 
 
@@ -104,7 +104,7 @@ async def test_what_fits_is_deleted_however_much_it_is(vectors: Vectors) -> None
     await vectors.upsert("acme", many)
     assert await vectors.delete("other", "many", None, {"n": {"gte": 100}}, "test") == 0
     assert await vectors.delete("acme", "many", None, {"n": {"gte": 100}}, "test") == 1_000
-    assert len(await vectors.search("acme", "many", Search(vector=[1.0], k=1_000))) == 100
+    assert len((await vectors.search("acme", "many", Search(vector=[1.0], k=1_000)))[0]) == 100
 
 
 async def test_a_pipeline_searches_as_http_does(vectors: Vectors) -> None:

@@ -1,0 +1,91 @@
+"""Answers: large ones go out in pieces as they are read, and take room until they are. Each caller has a share of it.
+
+A server keeps what it is given to send: whoever asks for much and never reads would have it hold all of that.
+"""
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import TooMany, Unavailable
+from service.http.door import Door
+from service.http.problem import on_error
+from service.http.room import caller_of
+
+PIECE: Final = 64 << 10  # bytes; with more than so many unread uvicorn has whoever sends wait
+ANSWERS_MAX: Final = 32 << 20  # bytes of answers larger than PIECE that are not read yet
+
+
+def in_pieces(app: ASGIApp) -> ASGIApp:
+    """A large answer for which there is no room is a 429 or a 503; a large piece of a stream raises Unavailable.
+
+    What a request has done is told in any case: refused are the answers of those that read.
+    """
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        here: Door = scope["state"]["door"]
+        caller, held, refused = "", 0, False
+
+        async def sent(message: Message) -> None:
+            nonlocal caller, held, refused
+            size = _length(message)
+            if refused:
+                return
+            if size > PIECE and not held and _reads(scope):
+                caller = caller_of(scope)
+                try:
+                    _take(here, caller, size)
+                except Unavailable as error:
+                    if message["type"] != "http.response.start":
+                        raise
+                    refused = True
+                    await (await on_error(Request(scope), error))(scope, receive, send)
+                    return
+                held = size
+            await _send(message, send)
+            if message.get("more_body", False) and held:  # a stream holds only what is being sent
+                here.answers.give_back(caller, held)
+                held = 0
+
+        try:
+            await app(scope, receive, sent)
+        finally:
+            here.answers.give_back(caller, held)
+
+    return answered
+
+
+def _reads(scope: Scope) -> bool:
+    """Whether the request has changed nothing; what names no scope that it needs is a page."""
+    return getattr(scope.get("endpoint"), "need", "read") in ("read", "open")
+
+
+def _length(message: Message) -> int:
+    """What the answer has in all where its head says so, else what this piece of it has."""
+    if message["type"] != "http.response.start":
+        return len(message.get("body", b""))
+    return next((int(value) for name, value in message["headers"] if name == b"content-length"), 0)
+
+
+async def _send(message: Message, send: Send) -> None:
+    body = message.get("body", b"")
+    if len(body) <= PIECE:
+        await send(message)
+        return
+    for begin in range(0, len(body), PIECE):
+        rest = begin + PIECE < len(body)
+        piece = {"body": body[begin : begin + PIECE], "more_body": rest or message.get("more_body", False)}
+        await send({"type": message["type"], **piece})
+
+
+def _take(here: Door, caller: str, size: int) -> None:
+    """Raises TooMany where this caller's answers fill its share, else Unavailable."""
+    if full := here.answers.take(caller, size):
+        here.meters.add("callboard_refused_total", ("answers", "caller" if full == "this caller" else "all"))
+        if full == "this caller":
+            raise TooMany("more of your answers are not read yet than one caller may have")
+        raise Unavailable("more answers are not read yet than it keeps")
