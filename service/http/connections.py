@@ -93,6 +93,7 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         if not self.refused:
             self.refuse(400, NO_HTTP)
+
     def resume_writing(self) -> None:
         self.read_at = self.loop.time()
         super().resume_writing()
