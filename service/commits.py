@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar, cast
 
-from service.deadlines import Deadlines
+from service.deadlines import Deadlines, Together
 from service.errors import CallboardError, Unavailable, text_of
 from service.log import Seldom
 from service.meters import Meters
 from service.postgres_errors import SENTENCES, is_row_fault
+from service.queue_shares import QueueShares
 from service.readiness import CommitHealth
 from service.resources import POSTGRES_ERRORS, Connection, Held, backoff_s, postgres_passes
 from service.supervise import supervised
@@ -21,6 +22,7 @@ R = TypeVar("R")
 
 SIZE: Final = 500
 WAITING_MAX: Final = 10_000
+CROWDED: Final = 8  # one part of so many of the places is taken: from then on shares are looked at
 WRITE_TIMEOUT_S: Final = 10.0
 QUIET_S: Final = 1.0
 
@@ -31,23 +33,13 @@ class BadRow(CallboardError):
     """Postgres refuses this row, alone too."""
 
 
-class _Together(Generic[R]):
-    """What was put together, which is late together."""
-
-    def __init__(self, futures: Sequence["asyncio.Future[R]"]) -> None:
-        self.futures: Final = futures
-
-    def done(self) -> bool:
-        return all(future.done() for future in self.futures)
-
-
 class GroupCommit(Generic[T, R]):
     """Items put by many callers are written together; each caller gets its own result or its own error.
 
     `write` takes a connection and items and returns one result for each, in order. It must be safe to repeat: after a
     lost connection the same items are written again, whether or not the first commit arrived. `weigh` says how many
     rows an item is: a batch is full at SIZE of them. `warm`: it connects before there is anything to write, so that
-    `health` knows whether it could. The meters show how the commits went.
+    `health` knows whether it could. The meters show how the commits went. `caller_of`: whose items share the places.
     """
 
     def __init__(
@@ -59,10 +51,12 @@ class GroupCommit(Generic[T, R]):
         meters: Meters | None = None,
         *,
         warm: bool = False,
+        caller_of: Callable[[T], str] | None = None,
     ) -> None:
         self._meters: Final = meters or Meters()
         self.health: Final = CommitHealth(name, self._meters)
         self._warm: Final = warm
+        self._shares: Final = QueueShares(caller_of)
         self._name: Final = name
         self._connect: Final = connect
         self._write: Final = write
@@ -70,13 +64,13 @@ class GroupCommit(Generic[T, R]):
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
-        self._deadlines: Final = Deadlines[asyncio.Future[R] | _Together[R]](self._late)
+        self._deadlines: Final = Deadlines[asyncio.Future[R] | Together[R]](self._late)
         self._given_up = 0
         self._seldom: Final = Seldom(QUIET_S)
         self._idle.set()
 
     async def put(self, item: T, timeout_s: float) -> R:
-        """Raises Unavailable after `timeout_s` or when WAITING_MAX items wait, BadRow where Postgres refuses it."""
+        """As `begin`, and waits. Raises Unavailable after `timeout_s` too, and BadRow where Postgres refuses it."""
         future = self.begin(item, timeout_s)
         try:
             return await future
@@ -85,11 +79,11 @@ class GroupCommit(Generic[T, R]):
             raise
 
     def begin(self, item: T, timeout_s: float) -> "asyncio.Future[R]":
-        """As `put`, without waiting. Raises Unavailable when WAITING_MAX items wait; all else is the future's."""
+        """Raises Unavailable when WAITING_MAX items wait, OverLimit where its caller has its share of the places."""
         return self._queue([item], timeout_s)[0]
 
-    def _late(self, late: "asyncio.Future[R] | _Together[R]", timeout_s: float) -> None:
-        futures = late.futures if isinstance(late, _Together) else [late]
+    def _late(self, late: "asyncio.Future[R] | Together[R]", timeout_s: float) -> None:
+        futures = late.futures if isinstance(late, Together) else [late]
         for future in futures:
             if not future.done():
                 self._let_go(1)
@@ -99,7 +93,7 @@ class GroupCommit(Generic[T, R]):
         """What each came to, its result or what `put` would raise for it.
 
         They are written by one writer, in this order: in one statement, or in halves where one of them is bad.
-        Raises Unavailable when WAITING_MAX items wait before them.
+        Raises Unavailable when WAITING_MAX items wait before them, OverLimit where their caller has its share.
         """
         futures = self._queue(items, timeout_s) if items else []
         try:
@@ -109,12 +103,14 @@ class GroupCommit(Generic[T, R]):
             raise
 
     def _queue(self, items: Sequence[T], timeout_s: float) -> list["asyncio.Future[R]"]:
-        if len(self._waiting) >= WAITING_MAX:
-            raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
+        if len(self._waiting) * CROWDED >= WAITING_MAX:
+            if len(self._waiting) >= WAITING_MAX:
+                raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
+            self._shares.take(items, (each[0] for each in self._waiting), WAITING_MAX)
         loop, last = asyncio.get_running_loop(), len(items) - 1
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
         self._waiting.extend([(item, futures[n], n < last) for n, item in enumerate(items)])
-        self._deadlines.hold(_Together(futures) if last else futures[0], timeout_s)
+        self._deadlines.hold(Together(futures) if last else futures[0], timeout_s)
         self._idle.clear()
         self._more.set()
         return futures
@@ -127,6 +123,7 @@ class GroupCommit(Generic[T, R]):
             self._waiting.clear()
             self._waiting.extend(kept)
             self._given_up = 0
+            self._shares.forget()
 
     async def drained(self) -> None:
         await self._idle.wait()
@@ -163,6 +160,7 @@ class GroupCommit(Generic[T, R]):
             room -= self._weigh(item)
         if not self._waiting:
             self._more.clear()
+        self._shares.forget()
         return [each for each in batch if not each[1].done()]
 
     async def _commit(self, held: Held, batch: list[tuple[T, asyncio.Future[R]]]) -> None:

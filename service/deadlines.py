@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -14,6 +14,17 @@ class Timed(Protocol):
 
 
 T = TypeVar("T", bound=Timed)
+R = TypeVar("R")
+
+
+class Together(Generic[R]):
+    """What was put together, which is late together."""
+
+    def __init__(self, futures: Sequence["asyncio.Future[R]"]) -> None:
+        self.futures: Final = futures
+
+    def done(self) -> bool:
+        return all(future.done() for future in self.futures)
 
 
 class Deadlines(Generic[T]):

@@ -1,4 +1,4 @@
-"""The errors of the ground floor: three that stop the boot, one for who asks, two for events."""
+"""The errors of the ground floor: three that stop the boot, two for who asks, two for events."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -64,6 +64,15 @@ class Unavailable(CallboardError):
 
 class TooMany(Unavailable):
     """Of this caller there is as much under way as one may have; others are served: 429."""
+
+
+class OverLimit(CallboardError):
+    """This caller asks for more than it may have of `limit` (rate, open, queue): 429, again after `retry_after_s`."""
+
+    def __init__(self, limit: str, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.limit: Final = limit
+        self.retry_after_s: Final = retry_after_s
 
 
 class Reject(CallboardError):

@@ -68,6 +68,12 @@ FAMILIES: Final = {
     "callboard_refused_total": _counter(
         "What a bound refused or cut short; whose: the share of this caller, or what all have.", "bound", "whose"
     ),
+    "callboard_over_limit_total": _counter(
+        "Events refused since a key has used up its rate or may have no more open, or its tenant fills the queue of "
+        "writes; limit: rate, open or queue.",
+        "limit",
+        "key",
+    ),
     # the API and workers; those of workers have the label `worker`
     "callboard_events_accepted_total": _counter("Events stored for the first time.", "type", "via"),
     "callboard_commit_duration_seconds": _histogram("Group commits in Postgres.", _QUICK_S, "commit"),

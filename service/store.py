@@ -43,12 +43,21 @@ class Store:
         self._meters: Final = meters or Meters()
         self._via: Final = via
         self._commits: Final = GroupCommit[Incoming, Stored](
-            "store", lambda: connect(settings, "store"), self._write, meters=self._meters, warm=True
+            "store",
+            lambda: connect(settings, "store"),
+            self._write,
+            meters=self._meters,
+            warm=True,
+            caller_of=lambda each: each.tenant,
         )
         self.health: Final = self._commits.health
 
     async def accept(self, incoming: Incoming) -> Stored:
-        """Commit the event. Raises Unavailable while Postgres is away, BadRow where it refuses the event."""
+        """Commit the event.
+
+        Raises Unavailable while Postgres is away, BadRow where it refuses the event, OverLimit where as many of the
+        tenant's wait as may.
+        """
         return await self._commits.put(incoming, ACCEPT_TIMEOUT_S)
 
     async def accept_all(self, batch: Sequence[Incoming]) -> list[Stored | Exception]:

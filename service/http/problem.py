@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from schemas.text import BadEvent, Trouble
-from service.errors import Outage, TooMany, Unavailable, text_of
+from service.errors import Outage, OverLimit, TooMany, Unavailable, text_of
 from service.intake import Conflict
 from service.postgres_errors import sentence
 from service.resources import POSTGRES_ERRORS, postgres_passes
@@ -49,11 +49,8 @@ async def on_error(request: Request, error: Exception) -> Response:
             return problem(request, error.status, error.message, error.path, closing)
         case Conflict():
             return problem(request, 409, str(error), "$.id", {"Location": f"/events/{error.stored.event_id}"})
-        case Unavailable():
-            status, said = (429, str(error)) if isinstance(error, TooMany) else (503, f"not now: {error}")
-            return problem(request, status, said, headers={"Retry-After": str(error.retry_after_s)})
-        case Outage():
-            return problem(request, 503, f"not now: {error}", headers={"Retry-After": "1"})
+        case OverLimit() | Unavailable() | Outage():
+            return _later(request, error)
         case HTTPException(status_code=405):
             return _no_such_method(request)
         case HTTPException():
@@ -73,6 +70,16 @@ async def on_error(request: Request, error: Exception) -> Response:
     return problem(request, 500, "a bug in Callboard; the log has it", headers={"Connection": "close"})
 
 
+def _later(request: Request, error: OverLimit | Unavailable | Outage) -> Response:
+    headers = {"Retry-After": str(1 if isinstance(error, Outage) else error.retry_after_s)}
+    if isinstance(error, OverLimit):
+        state = request.state
+        state.door.meters.add("callboard_over_limit_total", (error.limit, state.caller.actor))
+    if isinstance(error, OverLimit | TooMany):
+        return problem(request, 429, str(error), headers=headers)
+    return problem(request, 503, f"not now: {error}", headers=headers)
+
+
 def _no_such_method(request: Request) -> Response:
     """Starlette names only the methods of the first route that has the path."""
     routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
@@ -81,5 +88,6 @@ def _no_such_method(request: Request) -> Response:
 
 
 HANDLERS: Final = dict.fromkeys(
-    (BadEvent, Conflict, Unavailable, Outage, HTTPException, ClientDisconnect, *POSTGRES_ERRORS, Exception), on_error
+    (BadEvent, Conflict, OverLimit, Unavailable, Outage, HTTPException, ClientDisconnect, *POSTGRES_ERRORS, Exception),
+    on_error,
 )
