@@ -64,7 +64,7 @@ class Attributes(Struct, frozen=True, omit_defaults=True):
 
 
 class Incoming(Struct, frozen=True):
-    """A valid event, ready to be stored."""
+    """A valid event, ready to be stored. `quota_key`: the prefix of the key whose `max_open` counts it."""
 
     event_id: UUID
     source: str
@@ -77,6 +77,7 @@ class Incoming(Struct, frozen=True):
     tenant: str = TENANT
     parent: UUID | None = None
     reaction: str | None = None
+    quota_key: str | None = None
 
 
 _envelopes: Final = json.Decoder(Envelope)

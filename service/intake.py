@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 import sql
@@ -55,13 +56,22 @@ class Intake:
         self._keyed: Final = keyed
 
     async def take(
-        self, body: bytes, *, tenant: str, source: str, default_id: str | None = None, key: str | None = None
+        self,
+        body: bytes,
+        *,
+        tenant: str,
+        source: str,
+        default_id: str | None = None,
+        key: str | None = None,
+        quota_key: str | None = None,
     ) -> Accepted:
         """Accept one event. `key` (`Idempotency-Key`) is the `id` where the body has none, and must not contradict one.
 
-        Raises BadEvent, Conflict, or Unavailable while Postgres is away.
+        `quota_key`: the prefix of the key that counts it among its open events.
+        Raises BadEvent, Conflict, OverLimit where the tenant's share of the queue is full, or Unavailable while
+        Postgres is away.
         """
-        incoming = self._read(body, tenant, source, default_id, key)
+        incoming = self._read(body, tenant, source, quota_key, default_id, key)
         try:
             stored: Stored | Exception = await self._store.accept(incoming)
         except BadRow as error:
@@ -71,13 +81,15 @@ class Intake:
             return outcome
         raise outcome
 
-    async def read_all(self, bodies: Sequence[bytes], *, tenant: str, source: str) -> list[Incoming | BadEvent]:
+    async def read_all(
+        self, bodies: Sequence[bytes], *, tenant: str, source: str, quota_key: str | None = None
+    ) -> list[Incoming | BadEvent]:
         """What each is; nothing is stored."""
         found: list[Incoming | BadEvent] = []
         size = 0
         for body in bodies:
             try:
-                found.append(self._read(body, tenant, source))
+                found.append(self._read(body, tenant, source, quota_key))
             except BadEvent as error:
                 found.append(error)
             size += len(body)
@@ -92,7 +104,13 @@ class Intake:
         return [self._outcome(each, next(stored)) if isinstance(each, Incoming) else each for each in batch]
 
     def _read(
-        self, body: bytes, tenant: str, source: str, default_id: str | None = None, key: str | None = None
+        self,
+        body: bytes,
+        tenant: str,
+        source: str,
+        quota_key: str | None,
+        default_id: str | None = None,
+        key: str | None = None,
     ) -> Incoming:
         if len(body) > self._body_max:
             raise BadEvent(413, f"larger than {self._body_max} bytes (set by CALLBOARD_BODY_MAX)", reason="too_large")
@@ -101,7 +119,7 @@ class Intake:
             raise BadEvent(400, "`id` and the header Idempotency-Key differ: send one of them, or the same", "$.id")
         if incoming.partitionkey is None and incoming.type in self._keyed():
             raise BadEvent(422, f"what runs for {incoming.type} keeps state by key: name the actor", "$.partitionkey")
-        return incoming
+        return replace(incoming, quota_key=quota_key) if quota_key else incoming
 
     def _outcome(self, incoming: Incoming, stored: Stored | Exception) -> Accepted | Exception:
         match stored:

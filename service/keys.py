@@ -16,6 +16,7 @@ from msgspec import Struct
 import sql
 from schemas.envelope import TENANT
 from service.commits import GroupCommit
+from service.rates import Rate, read_rate
 from service.resources import ACQUIRE_TIMEOUT_S, Connection, Pool, connect
 from service.settings import Settings
 from service.supervise import supervised
@@ -37,11 +38,13 @@ SQL: Final = sql.queries("keys")
 
 
 class Key(Struct, frozen=True):
-    """A key that is valid now; `admin` is every scope."""
+    """A key that is valid now; `admin` is every scope. `rate` and `max_open` bound the events that it sends."""
 
     prefix: str
     tenant: str
     scopes: frozenset[str]
+    rate: Rate | None = None
+    max_open: int | None = None
 
     def may(self, scope: Scope) -> bool:
         return not self.scopes.isdisjoint((scope, "admin"))
@@ -126,8 +129,13 @@ async def look_up(connection: Connection, asked: Sequence[Presented], token: byt
     found: list[Key | None] = []
     for each, row in zip(asked, rows, strict=True):
         fits = hmac.compare_digest(row["hash"] or NOBODY, each.hash)
-        found.append(Key(row["key"], row["tenant"], frozenset(row["scopes"])) if fits and row["live"] else None)
+        found.append(_key(row) if fits and row["live"] else None)
     return found
+
+
+def _key(row: asyncpg.Record) -> Key:
+    rate = read_rate(row["rate"]) if row["rate"] else None
+    return Key(row["key"], row["tenant"], frozenset(row["scopes"]), rate, row["max_open"])
 
 
 async def any_made(settings: Settings) -> bool:

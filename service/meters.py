@@ -72,7 +72,6 @@ FAMILIES: Final = {
         "Events refused since a key has used up its rate or may have no more open, or its tenant fills the queue of "
         "writes; limit: rate, open or queue.",
         "limit",
-        "key",
     ),
     # the API and workers; those of workers have the label `worker`
     "callboard_events_accepted_total": _counter("Events stored for the first time.", "type", "via"),

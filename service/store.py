@@ -151,4 +151,5 @@ def _row(each: Incoming) -> Sequence[object]:
         each.due_at,
         each.parent,
         each.reaction,
+        each.quota_key,
     )

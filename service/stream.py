@@ -29,7 +29,7 @@ class Names(Struct, frozen=True):
 
     Streams: ingest, front, work, dead. Texts: epoch, owner. Channels: cancel (the ids of cancelled events), news (of
     those whose log has grown), moved (of those that were settled). Beginnings of names: live (an event's log), limit
-    and permits (of a model), arq (all that arq keeps).
+    and permits (of a model), quota (of a key), arq (all that arq keeps). A sorted set: apis (which are alive).
     """
 
     ingest: str
@@ -44,6 +44,8 @@ class Names(Struct, frozen=True):
     live: str
     limit: str
     permits: str
+    quota: str
+    apis: str
     arq: str
 
 

@@ -15,12 +15,20 @@ AS_UP_DOES: Final = {"CALLBOARD_LOCAL_TOKEN": TOKEN, "CALLBOARD_SIMULATE": "on"}
 """What `callboard up` sets for the programs that it starts."""
 
 
-async def make_key(settings: Settings, *scopes: str, tenant: str = "default", lasts: timedelta | None = None) -> str:
+async def make_key(
+    settings: Settings,
+    *scopes: str,
+    tenant: str = "default",
+    lasts: timedelta | None = None,
+    rate: str | None = None,
+    max_open: int | None = None,
+) -> str:
     key = mint(KEY)
     told = presented(key)
     connection = await connect(settings, "test")
     try:
-        await connection.fetch(SQL["create"], told.prefix, tenant, "", told.hash, list(scopes), lasts, "test")
+        who = (told.prefix, tenant, "", told.hash, list(scopes), lasts, "test")
+        await connection.fetch(SQL["create"], *who, rate, max_open)
     finally:
         await connection.close()
     return key

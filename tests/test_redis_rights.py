@@ -21,7 +21,7 @@ from workers.engine import retention
 
 ROOT: Final = Path(__file__).parent.parent
 PASSWORD: Final = "of-this-user"
-KEYS: Final = ("ingest", "front", "work", "dead", "epoch", "owner", "live:*", "limit:*", "permits:*")
+KEYS: Final = ("ingest", "front", "work", "dead", "epoch", "owner", "live:*", "limit:*", "permits:*", "quota:*", "apis")
 
 
 @pytest.fixture(scope="module")

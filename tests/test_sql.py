@@ -21,6 +21,7 @@ HOT: Final = {
     "engine.claim": {"work_pkey", "work_mailbox", "events_pkey"},
     "engine.settle": {"work_pkey", "events_pkey"},
     "engine.heads": {"work_mailbox"},
+    "keys.open_events": {"work_of_quota_key"},
     "ledger.open_calls": {"calls_pkey"},
     "ledger.close_calls": {"calls_pkey", "work_pkey", "events_pkey"},
     "prompts.stats": {"calls_at"},

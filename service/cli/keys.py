@@ -1,8 +1,9 @@
-"""`callboard keys create | list | revoke | sign-out`: straight to Postgres, so that the first key needs none."""
+"""`callboard keys create | list | limit | revoke | sign-out`: straight to Postgres: the first key needs none."""
 
 import asyncio
 import os
 import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final, get_args
 
@@ -15,11 +16,16 @@ from service.cli.table import print_rows
 from service.embedded import running
 from service.errors import StartError
 from service.keys import KEY, PREFIX_CHARS, SQL, Scope, mint, presented
+from service.rates import read_rate
 from service.resources import POSTGRES_ERRORS, connect
 from service.settings import load
 
 ACTOR: Final = "cli"
-COLUMNS: Final = ("prefix", "name", "tenant", "scopes", "state", "created_at", "expires_at", "last_used_at")
+COLUMNS: Final = (
+    *("prefix", "name", "tenant", "scopes", "rate", "max_open", "state", "created_at", "expires_at", "last_used_at"),
+)
+MAX_OPEN: Final = 100_000
+NONE: Final = "none"
 TENANT: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
 CREATE: Final = """\b
@@ -49,6 +55,34 @@ def tenant_name(_: click.Context, __: click.Parameter, told: str) -> str:
     return told
 
 
+def rate_text(_: click.Context, __: click.Parameter, told: str | None) -> str | None:
+    """The rate as it is kept; NONE is an empty one."""
+    if told is None or told == NONE:
+        return None if told is None else ""
+    try:
+        return str(read_rate(told))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def open_events(_: click.Context, __: click.Parameter, told: str | None) -> int | None:
+    """The number as it is kept; NONE is 0."""
+    if told is None or told == NONE:
+        return None if told is None else 0
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", told) or int(told) > MAX_OPEN:
+        raise click.BadParameter(f"a number from 1 to {MAX_OPEN}")
+    return int(told)
+
+
+def quotas(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that bound what a key may send."""
+    rate = click.option(
+        "--rate", callback=rate_text, help="So many events in a second, minute or hour: 100/s, 100/min, 100/h; or none."
+    )
+    most = click.option("--max-open", callback=open_events, help="So many events that have not ended; or none.")
+    return rate(most(command))
+
+
 @keys.command(epilog=CREATE)
 @click.option("--name", default="", help="What it is for, so that you know it again.")
 @click.option("--tenant", default="default", show_default=True, callback=tenant_name, help="Whose events it sees.")
@@ -62,7 +96,15 @@ def tenant_name(_: click.Context, __: click.Parameter, told: str) -> str:
     help="What it may do; may be given more than once. admin is everything.",
 )
 @click.option("--expires", callback=lasting, help="After 12h, 90d or 52w; never, where not given.")
-def create(name: str, tenant: str, scopes: tuple[str, ...], expires: timedelta | None) -> None:
+@quotas
+def create(
+    name: str,
+    tenant: str,
+    scopes: tuple[str, ...],
+    expires: timedelta | None,
+    rate: str | None,
+    max_open: int | None,
+) -> None:
     """Make a key and print it, this once, alone on stdout. From the first one on, every request needs one.
 
     \b
@@ -74,7 +116,8 @@ def create(name: str, tenant: str, scopes: tuple[str, ...], expires: timedelta |
     key = mint(KEY)
     told, chosen = presented(key), sorted(set(scopes))
 
-    ((until,),) = _ask(SQL["create"], told.prefix, tenant, name[:200], told.hash, chosen, expires, ACTOR)
+    who = (told.prefix, tenant, name[:200], told.hash, chosen, expires, ACTOR)
+    ((until,),) = _ask(SQL["create"], *who, rate or None, max_open or None)
     click.echo(
         f"{told.prefix} may {', '.join(chosen)} for tenant {tenant}; "
         f"it {f'expires on {until:%Y-%m-%d %H:%M} UTC' if until else 'never expires'}. "
@@ -93,6 +136,19 @@ def list_(as_json: bool) -> None:
         print_json([dict(row) for row in rows])
     else:
         print_rows(COLUMNS, [tuple(_shown(row[column]) for column in COLUMNS) for row in rows])
+
+
+@keys.command(epilog="Example: callboard keys limit cb_x4f7Qa2k --rate 100/s --max-open none")
+@click.argument("prefix")
+@quotas
+def limit(prefix: str, rate: str | None, max_open: int | None) -> None:
+    """Change what the key with this PREFIX may send, within 2 seconds. What is not given stays as it is."""
+    if rate is None and max_open is None:
+        raise click.UsageError("say what it may send: --rate, --max-open or both; none takes a limit away")
+    short = prefix[:PREFIX_CHARS]
+    if not (rows := _ask(SQL["limit"], short, rate, max_open, ACTOR)):
+        raise NotFound(f"no key {short} that is not revoked yet: `callboard keys list` shows them")
+    click.echo(f"{short} has the limits rate {rows[0]['rate'] or NONE}, max-open {rows[0]['max_open'] or NONE}")
 
 
 @keys.command(epilog="Example: callboard keys revoke cb_x4f7Qa2k")

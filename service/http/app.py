@@ -27,6 +27,7 @@ from service.http.room import Room, Shares, leaving
 from service.intake import open_intake
 from service.keys import open_keys
 from service.meters import Meters
+from service.quotas import Quotas
 from service.readiness import Readiness
 from service.redis_owner import RedisOwner
 from service.resources import open_pool, open_redis
@@ -113,13 +114,15 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             stack.callback(measured.close)
             intake = await stack.enter_async_context(open_intake(settings, catalog, redis, meters))
             keys = await stack.enter_async_context(open_keys(settings))
+            quotas = Quotas(names, redis, pool)
+            await stack.enter_async_context(supervised({"quotas": quotas.run}))
             followers = Followers(redis, names, pool, settings.streams_max)
             await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
             app.state.leave = followers.leave
             readiness = Readiness(pool, intake.commits)
             turns = (querying(settings, meters), searching(settings, meters))
             shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), Room())
-            made = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
+            made = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner, quotas)
             yield State(door=Door(settings, catalog, told, *made))
 
     return lifespan

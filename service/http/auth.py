@@ -33,6 +33,11 @@ class Caller(Struct, frozen=True):
     actor: str
     key: Key
 
+    @property
+    def quota_key(self) -> str | None:
+        """The prefix of the key, where it counts which of its events are open."""
+        return self.key.prefix if self.key.max_open is not None else None
+
 
 def caller(request: Request) -> Caller:
     found: Caller = request.state.caller

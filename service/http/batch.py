@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from schemas.envelope import SOURCE
 from schemas.text import BadEvent, TooDeep
+from service.errors import OverLimit
 from service.http.auth import caller
 from service.http.door import door, read_body, reply
 from service.http.events import media_type_of
@@ -35,11 +36,14 @@ async def post_batch(request: Request) -> Response:
     intake, settings = door(request).intake, door(request).settings
     body = await read_body(request, BODIES_MAX * settings.body_max)
     items = (lines if in_lines else array)(body, settings.batch_max)
-    batch = await intake.read_all(items, tenant=caller(request).tenant, source=SOURCE)
+    sender = caller(request)
+    granted, over = await door(request).quotas.admit(sender.key, len(items))
+    batch = await intake.read_all(items[:granted], tenant=sender.tenant, source=SOURCE, quota_key=sender.quota_key)
     for index, each in enumerate(batch):
         if isinstance(each, TooDeep) and not in_lines:
             raise BadEvent(400, each.message, f"$[{index}]")
-    return await _answer(request, await intake.take_all(batch))
+    refused = [over] * (len(items) - granted) if over is not None else []
+    return await _answer(request, [*await intake.take_all(batch), *refused])
 
 
 def lines(body: bytes, most: int) -> list[bytes]:
@@ -84,14 +88,16 @@ def _too_many(most: int) -> BadEvent:
 
 
 async def _answer(request: Request, outcomes: Sequence[Accepted | Exception]) -> Response:
-    """Where nothing was taken and that is not the events' fault, all of it has to come again: the answer is the 503."""
+    """Where nothing was taken and that is not the events' fault, all of it has to come again: it is a 429 or 503."""
     accepted = sum(isinstance(each, Accepted) for each in outcomes)
     for each in outcomes:
         if not accepted and not isinstance(each, Accepted | BadEvent | Conflict):
             raise each
     items = [await _item(request, index, outcome) for index, outcome in enumerate(outcomes)]
     rejected = len(items) - accepted
-    return reply({"accepted": accepted, "rejected": rejected, "items": items}, 207 if rejected else 202)
+    over = next((each for each in outcomes if isinstance(each, OverLimit)), None)
+    headers = {"Retry-After": str(over.retry_after_s)} if over is not None else None
+    return reply({"accepted": accepted, "rejected": rejected, "items": items}, 207 if rejected else 202, headers)
 
 
 async def _item(request: Request, index: int, outcome: Accepted | Exception) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from service.http.room import Room, Shares, caller_of
 from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
+from service.quotas import Quotas
 from service.readiness import Readiness
 from service.redis_owner import RedisOwner
 from service.resources import Pool
@@ -58,6 +59,7 @@ class Door(Struct, frozen=True):
     room: Room
     readiness: Readiness
     owner: RedisOwner
+    quotas: Quotas
 
 
 def door(request: Request) -> Door:

@@ -51,11 +51,16 @@ class Filter(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def post_event(request: Request) -> Response:
-    """202 once the event is committed."""
+    """202 once the event is committed. Raises OverLimit where the key has used up its quota."""
     media_type_of(request, MEDIA_TYPES)
     body = await read_body(request, door(request).settings.body_max)
-    tenant, key = caller(request).tenant, _idempotency_key(request)
-    accepted = await door(request).intake.take(body, tenant=tenant, source=SOURCE, key=key)
+    sender, key = caller(request), _idempotency_key(request)
+    _, over = await door(request).quotas.admit(sender.key, 1)
+    if over is not None:
+        raise over
+    accepted = await door(request).intake.take(
+        body, tenant=sender.tenant, source=SOURCE, key=key, quota_key=sender.quota_key
+    )
     return reply(accepted, 202, {"Location": f"/events/{accepted.event_id}"})
 
 

@@ -25,6 +25,12 @@ from workers.clients.vectors import Search
 
 REF: Final = "#/components/schemas/{name}"
 PARAMETER: Final = re.compile(r"{(\w+)(?::\w+)?}")
+OVER_LIMIT: Final = (
+    "The key has used up its rate, may have no more events open, or its tenant fills the queue of writes"
+)
+RETRY_AFTER: Final = {
+    "headers": {"Retry-After": {"description": "Whole seconds.", "schema": {"type": "integer", "minimum": 1}}}
+}
 
 Schemas = Mapping[type, dict[str, Any]]
 
@@ -38,11 +44,14 @@ class Shape(Struct, frozen=True):
     statuses: Sequence[int] = (200,)
     media: str = JSON
     takes: Sequence[str] = (JSON,)
+    is_limited: bool = False
 
 
 SHAPES: Final[Mapping[Endpoint, Shape]] = {
-    events.post_event: Shape(body=Envelope, answer=Accepted, statuses=(202,), takes=events.MEDIA_TYPES),
-    batch.post_batch: Shape(body=list[Envelope], statuses=(202, 207), takes=batch.MEDIA_TYPES),
+    events.post_event: Shape(
+        body=Envelope, answer=Accepted, statuses=(202,), takes=events.MEDIA_TYPES, is_limited=True
+    ),
+    batch.post_batch: Shape(body=list[Envelope], statuses=(202, 207), takes=batch.MEDIA_TYPES, is_limited=True),
     events.list_events: Shape(query=events.Filter),
     stream.follow_event: Shape(media="text/event-stream"),
     operations.replay_event: Shape(body=operations.Replay, statuses=(202,)),
@@ -106,6 +115,7 @@ def _operation(route: Route, need: Need, schemas: Schemas, components: Mapping[s
         **({"requestBody": body} if body else {}),
         "responses": {
             **{str(each): _response(HTTPStatus(each).phrase, shape.media, answer) for each in shape.statuses},
+            **({"429": _response(OVER_LIMIT, PROBLEM, schemas[Problem]) | RETRY_AFTER} if shape.is_limited else {}),
             "default": _response("What went wrong", PROBLEM, schemas[Problem]),
         },
     }

@@ -73,8 +73,7 @@ async def on_error(request: Request, error: Exception) -> Response:
 def _later(request: Request, error: OverLimit | Unavailable | Outage) -> Response:
     headers = {"Retry-After": str(1 if isinstance(error, Outage) else error.retry_after_s)}
     if isinstance(error, OverLimit):
-        state = request.state
-        state.door.meters.add("callboard_over_limit_total", (error.limit, state.caller.actor))
+        request.state.door.meters.add("callboard_over_limit_total", (error.limit,))
     if isinstance(error, OverLimit | TooMany):
         return problem(request, 429, str(error), headers=headers)
     return problem(request, 503, f"not now: {error}", headers=headers)

@@ -5,11 +5,12 @@
 with asked as (
     select * from unnest($1::text[], $2::bytea[]) with ordinality as a (prefix, given, n)
 ), found as (
-    select a.n, a.given, k.hash, k.prefix as key, k.tenant, k.scopes,
+    select a.n, a.given, k.hash, k.prefix as key, k.tenant, k.scopes, k.rate, k.max_open,
            k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) as live
     from asked a join keys k using (prefix)
     union all
     select a.n, a.given, s.hash, coalesce(k.prefix, 'local'), coalesce(k.tenant, 'default'), coalesce(k.scopes, '{admin}'),
+           k.rate, k.max_open,
            k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) and s.expires_at > clock_timestamp()
            and s.used_at > clock_timestamp() - $3::interval
     from asked a join sessions s using (prefix) left join keys k on k.prefix = s.key
@@ -29,7 +30,7 @@ with asked as (
           and coalesce(last_used_at < clock_timestamp() - interval '1 minute', true)
         order by prefix for update skip locked))
 )
-select f.hash, f.key, f.tenant, f.scopes, f.live
+select f.hash, f.key, f.tenant, f.scopes, f.rate, f.max_open, f.live
 from asked a left join found f using (n) order by a.n;
 
 -- name: any_made
@@ -37,13 +38,14 @@ select exists (select 1 from keys);
 
 -- name: create
 with made as (
-    insert into keys (prefix, tenant, name, hash, scopes, expires_at)
-    values ($1, $2, $3, $4, $5, clock_timestamp() + $6::interval)
-    returning prefix, tenant, name, scopes, expires_at
+    insert into keys (prefix, tenant, name, hash, scopes, expires_at, rate, max_open)
+    values ($1, $2, $3, $4, $5, clock_timestamp() + $6::interval, $8, $9)
+    returning prefix, tenant, name, scopes, expires_at, rate, max_open
 ), noted as (
     insert into operations (op_id, tenant, actor, action, detail)
     select gen_random_uuid(), tenant, $7, 'create_key',
-           json_build_object('prefix', prefix, 'name', name, 'scopes', scopes, 'expires_at', expires_at)
+           json_build_object('prefix', prefix, 'name', name, 'scopes', scopes, 'expires_at', expires_at, 'rate', rate,
+                             'max_open', max_open)
     from made
 )
 select expires_at from made;
@@ -57,6 +59,24 @@ with revoked as (
 )
 select tenant, name from revoked;
 
+-- name: limit
+-- Null leaves it as it is; '' and 0 take it away.
+with limited as (
+    update keys set rate = nullif(coalesce($2, rate), ''), max_open = nullif(coalesce($3, max_open), 0)
+    where prefix = $1 and revoked_at is null
+    returning prefix, tenant, name, rate, max_open
+), noted as (
+    insert into operations (op_id, tenant, actor, action, detail)
+    select gen_random_uuid(), tenant, $4, 'limit_key',
+           json_build_object('prefix', prefix, 'name', name, 'rate', rate, 'max_open', max_open)
+    from limited
+)
+select rate, max_open from limited;
+
+-- name: open_events
+-- How many events of a key are open, counted up to $2.
+select count(*)::integer from (select 1 from work where quota_key = $1 limit $2::integer) as counted;
+
 -- name: end_sessions
 with ended as (
     delete from sessions where key = $1 returning 1
@@ -69,7 +89,7 @@ with ended as (
 select count from counted;
 
 -- name: keys
-select prefix, name, tenant, scopes, created_at, expires_at, last_used_at, revoked_at,
+select prefix, name, tenant, scopes, rate, max_open, created_at, expires_at, last_used_at, revoked_at,
        case when revoked_at is not null then 'revoked' when expires_at <= clock_timestamp() then 'expired' else 'valid' end as state
 from keys order by created_at;
 

@@ -6,21 +6,23 @@ from (select distinct hashtext(tenant || key) & 255 as bucket from unnest($1::te
 -- name: accept
 with given as (
     select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::json[], $8::json[], $9::timestamptz[],
-                         $10::uuid[], $11::text[])
-        with ordinality as g (event_id, tenant, source, id, type, partitionkey, attributes, data, due_at, parent, reaction, n)
+                         $10::uuid[], $11::text[], $12::text[])
+        with ordinality as g (event_id, tenant, source, id, type, partitionkey, attributes, data, due_at, parent, reaction, quota_key,
+                              n)
 ), stored as (
     insert into events (event_id, tenant, source, id, type, partitionkey, attributes, data, parent, reaction)
     select event_id, tenant, source, id, type, partitionkey, attributes, data, parent, reaction from given order by n
     on conflict do nothing
     returning event_id
 ), queued as (
-    insert into work (event_id, tenant, key, ord, status, due_at, rung_at, rung_to)
+    insert into work (event_id, tenant, key, ord, status, due_at, rung_at, rung_to, quota_key)
     select event_id, tenant, partitionkey,
            case when partitionkey is null or due_at is null or due_at <= now() then nextval('place') end,
            case when due_at > now() then 'scheduled' else 'queued' end,
            coalesce(due_at, now()),
            case when due_at > now() then null else clock_timestamp() end,
-           case when due_at > now() then null else 'work' end
+           case when due_at > now() then null else 'work' end,
+           quota_key
     from given join stored using (event_id)
     order by n
     returning event_id, status = 'queued' as due

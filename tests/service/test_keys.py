@@ -17,6 +17,7 @@ import service.keys
 from service.errors import StartError, Unavailable
 from service.http.serve import refuse_open_door
 from service.keys import AT_HOME, HELD_S, KEY, SESSION, Keys, look_up, mint, open_keys, presented, sign_in, sign_out
+from service.rates import Rate
 from service.resources import connect, open_pool
 from service.settings import Settings
 from tests.eventually import eventually
@@ -238,10 +239,40 @@ async def test_a_key_is_shown_once_and_kept_nowhere(settings: Settings, keys: Ke
         (("--expires", "0d"), "a number with h, d or w behind it"),
         (("--tenant", "A b"), "lower-case letters, digits"),
         (("--scope", "write"), "'write' is not one of"),
+        (("--rate", "100"), "100/s, 100/min, 100/h"),
+        (("--rate", "0/s"), "100/s, 100/min, 100/h"),
+        (("--max-open", "0"), "a number from 1 to 100000"),
+        (("--max-open", "100001"), "a number from 1 to 100000"),
     ],
 )
 async def test_what_create_does_not_take(settings: Settings, options: tuple[str, ...], sentence: str) -> None:
     assert sentence in (await callboard(settings, "create", *options, status=2))[1]
+
+
+async def test_what_a_key_may_send_is_shown_and_changed(settings: Settings, keys: Keys) -> None:
+    key = (await callboard(settings, "create", "--rate", "100/s", "--max-open", "10000"))[0].strip()
+    found = (await keys.verdict(key)).key
+    assert found is not None
+    assert (found.rate, found.max_open) == (Rate(100, "s"), 10_000)
+    shown = []
+    for options in ((), ("--rate", "5/min"), ("--max-open", "none"), ("--rate", "none", "--max-open", "7")):
+        if options:
+            await callboard(settings, "limit", key[:11], *options)
+        (row,) = json.decode((await callboard(settings, "list", "--json"))[0])
+        shown.append((row["rate"], row["max_open"]))
+    assert shown == [("100/s", 10_000), ("5/min", 10_000), ("5/min", None), (None, 7)]
+    keys.forget(key)
+    changed = (await keys.verdict(key)).key
+    assert changed is not None
+    assert (changed.rate, changed.max_open) == (None, 7)
+    assert "say what it may send" in (await callboard(settings, "limit", key[:11], status=2))[1]
+    assert "no key cb_nobody" in (await callboard(settings, "limit", "cb_nobody", "--rate", "1/s", status=4))[1]
+    connection = await connect(settings, "test")
+    did = await connection.fetch("select action, detail ->> 'rate' as rate from operations order by at")
+    await connection.close()
+    assert [tuple(each) for each in did] == [
+        *(("create_key", "100/s"), ("limit_key", "5/min"), ("limit_key", "5/min"), ("limit_key", None)),
+    ]
 
 
 async def test_no_database_is_one_sentence(settings: Settings) -> None:

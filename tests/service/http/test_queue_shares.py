@@ -64,7 +64,7 @@ async def test_a_tenant_that_fills_the_queue_shuts_out_itself_alone(
         assert batch.status_code == 429
         assert {each.status_code for each in await asyncio.gather(*writing, *of_b)} == {202}
         shown = (await http.get("/metrics")).text
-        assert f'callboard_over_limit_total{{key="{a["Authorization"][7:18]}",limit="queue"}} 31.0' in shown
+        assert 'callboard_over_limit_total{limit="queue"} 31.0' in shown
         assert (await post(a)).status_code == 202
     await sql.close()
 

@@ -1,0 +1,15 @@
+-- outside a transaction
+-- What a key may send. The release before this one goes on making keys without quotas, and events that none counts.
+-- A column is added at once, but waits for whoever is at the table, and all others wait behind it: it gives up, to be run again.
+set lock_timeout = '5s';
+-- So many events in a second, a minute or an hour, as 100/s; and how many of its events may be open at a time.
+alter table keys
+    add column if not exists rate text check (rate ~ '^[1-9][0-9]{0,6}/(s|min|h)$'),
+    add column if not exists max_open integer check (max_open > 0);
+-- The prefix of the key whose `max_open` counts this event. Null for all others, which therefore cost the index nothing.
+alter table work add column if not exists quota_key text;
+-- One more action than there are: which they are by now is for the migrations before this one.
+do $$ declare list text := (select pg_get_constraintdef(oid) from pg_constraint where conname = 'operations_action_check'); begin if list not like '%limit_key%' then execute 'alter table operations drop constraint operations_action_check, add constraint operations_action_check ' || replace(list, 'ARRAY[', 'ARRAY[''limit_key''::text, '); end if; end $$;
+set lock_timeout = 0;
+drop index concurrently if exists work_of_quota_key;
+create index concurrently work_of_quota_key on work (quota_key) where quota_key is not null;
