@@ -251,7 +251,7 @@ async def test_what_create_does_not_take(settings: Settings, options: tuple[str,
 
 async def test_what_a_key_may_send_is_shown_and_changed(settings: Settings, keys: Keys) -> None:
     key = (await callboard(settings, "create", "--rate", "100/s", "--max-open", "10000"))[0].strip()
-    found = (await keys.verdict(key)).key
+    found = await keys.find(key)
     assert found is not None
     assert (found.rate, found.max_open) == (Rate(100, "s"), 10_000)
     shown = []
@@ -262,7 +262,7 @@ async def test_what_a_key_may_send_is_shown_and_changed(settings: Settings, keys
         shown.append((row["rate"], row["max_open"]))
     assert shown == [("100/s", 10_000), ("5/min", 10_000), ("5/min", None), (None, 7)]
     keys.forget(key)
-    changed = (await keys.verdict(key)).key
+    changed = await keys.find(key)
     assert changed is not None
     assert (changed.rate, changed.max_open) == (None, 7)
     assert "say what it may send" in (await callboard(settings, "limit", key[:11], status=2))[1]
