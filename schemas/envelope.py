@@ -78,6 +78,7 @@ class Incoming(Struct, frozen=True):
     parent: UUID | None = None
     reaction: str | None = None
     quota_key: str | None = None
+    accepted_by: str | None = None
 
 
 _envelopes: Final = json.Decoder(Envelope)
@@ -86,11 +87,18 @@ _extension: Final = json.Decoder(Annotated[str, Meta(max_length=2000)] | int | b
 
 
 def read(
-    body: bytes, catalog: Catalog, *, source: str, default_id: str | None = None, tenant: str = TENANT
+    body: bytes,
+    catalog: Catalog,
+    *,
+    source: str,
+    default_id: str | None = None,
+    tenant: str = TENANT,
+    accepted_by: str | None = None,
 ) -> Incoming:
     """Decode one event: its envelope, then its `data` by the Struct of its `type`.
 
-    `source` and `default_id` stand in where the event names none; without either, `id` is the `event_id`.
+    `source` and `default_id` stand in where the event names none; without either, `id` is the `event_id`. `accepted_by`
+    is the prefix of the key it came with.
     Raises BadEvent with the path of the field: 400 where it is no JSON, 422 where it does not fit.
     """
     check(body)
@@ -121,6 +129,7 @@ def read(
         ),
         data=data,
         tenant=tenant,
+        accepted_by=accepted_by,
     )
 
 

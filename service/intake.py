@@ -63,15 +63,16 @@ class Intake:
         source: str,
         default_id: str | None = None,
         key: str | None = None,
+        by: str | None = None,
         quota_key: str | None = None,
     ) -> Accepted:
         """Accept one event. `key` (`Idempotency-Key`) is the `id` where the body has none, and must not contradict one.
+        `by` goes on record as who sent it; `quota_key` is the prefix of the key that counts it among its open events.
 
-        `quota_key`: the prefix of the key that counts it among its open events.
         Raises BadEvent, Conflict, OverLimit where the tenant's share of the queue is full, or Unavailable while
         Postgres is away.
         """
-        incoming = self._read(body, tenant, source, quota_key, default_id, key)
+        incoming = self._read(body, tenant, source, by, quota_key, default_id, key)
         try:
             stored: Stored | Exception = await self._store.accept(incoming)
         except BadRow as error:
@@ -82,14 +83,20 @@ class Intake:
         raise outcome
 
     async def read_all(
-        self, bodies: Sequence[bytes], *, tenant: str, source: str, quota_key: str | None = None
+        self,
+        bodies: Sequence[bytes],
+        *,
+        tenant: str,
+        source: str,
+        by: str | None = None,
+        quota_key: str | None = None,
     ) -> list[Incoming | BadEvent]:
         """What each is; nothing is stored."""
         found: list[Incoming | BadEvent] = []
         size = 0
         for body in bodies:
             try:
-                found.append(self._read(body, tenant, source, quota_key))
+                found.append(self._read(body, tenant, source, by, quota_key))
             except BadEvent as error:
                 found.append(error)
             size += len(body)
@@ -108,13 +115,15 @@ class Intake:
         body: bytes,
         tenant: str,
         source: str,
+        by: str | None,
         quota_key: str | None,
         default_id: str | None = None,
         key: str | None = None,
     ) -> Incoming:
         if len(body) > self._body_max:
             raise BadEvent(413, f"larger than {self._body_max} bytes (set by CALLBOARD_BODY_MAX)", reason="too_large")
-        incoming = read(body, self.catalog, tenant=tenant, source=source, default_id=key or default_id)
+        named = key or default_id
+        incoming = read(body, self.catalog, tenant=tenant, source=source, default_id=named, accepted_by=by)
         if key and incoming.id != key:
             raise BadEvent(400, "`id` and the header Idempotency-Key differ: send one of them, or the same", "$.id")
         if incoming.partitionkey is None and incoming.type in self._keyed():

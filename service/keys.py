@@ -162,7 +162,9 @@ async def sign_in(pool: Pool, key: Key, lasts: timedelta, token: bytes | None) -
     return secret
 
 
-async def sign_out(pool: Pool, token: str) -> None:
+async def sign_out(pool: Pool, token: str) -> str | None:
+    """The prefix of the key whose session it was; None where it was none."""
     told = presented(token)
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        await connection.execute(SQL["sign_out"], told.prefix, told.hash)
+        prefix: str | None = await connection.fetchval(SQL["sign_out"], told.prefix, told.hash)
+    return prefix

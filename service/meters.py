@@ -64,6 +64,9 @@ FAMILIES: Final = {
     "callboard_http_request_duration_seconds": _histogram(
         "From a request's head to the end of its answer.", _QUICK_S, "route", "method"
     ),
+    "callboard_audit_total": _counter(
+        "Refusals, sign-ins, sign-outs and writes of documents, those the log leaves out too.", "action", "status"
+    ),
     "callboard_http_requests_in_flight": _gauge("Requests that are being answered."),
     "callboard_refused_total": _counter(
         "What a bound refused or cut short; whose: the share of this caller, or what all have.", "bound", "whose"

@@ -147,7 +147,7 @@ class Operator:
         """The letter's own id is the event's where it names none, so that twice is once."""
         try:
             said, own_id = row["event"].encode(), str(row["dead_id"])
-            await self._intake.take(said, tenant=self._tenant, source=SOURCE, default_id=own_id)
+            await self._intake.take(said, tenant=self._tenant, source=SOURCE, default_id=own_id, by=self._actor)
         except (BadEvent, Conflict):
             log.info("dead letter %s is no event still", row["dead_id"])
             return False

@@ -151,5 +151,6 @@ def _row(each: Incoming) -> Sequence[object]:
         each.due_at,
         each.parent,
         each.reaction,
+        each.accepted_by,
         each.quota_key,
     )

@@ -21,6 +21,7 @@ from service.dashboard.look import STATIC, Look, look
 from service.dashboard.sign_in import TOKEN, login_page, logout, take_token, to_login
 from service.dashboard.waterfall import calls, waterfall
 from service.errors import TooMany, Unavailable
+from service.http.audit import presented
 from service.http.auth import Caller, admit, caller
 from service.http.door import Door, door, fetch
 from service.http.events import Filter, find, load
@@ -73,6 +74,8 @@ def _shown(mine: Look, show: Show, *, is_open: bool = False) -> Callable[[Reques
             return await show(mine, request)
         except HTTPException as error:
             if error.status_code == 401:
+                if presented(request):  # a visitor who has nothing yet is not refused
+                    request.state.refused = 401
                 return to_login(request)
             return _trouble(mine, request, error.status_code, "Not for you", error.detail)
         except TooMany as error:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from service.dashboard.look import Look
+from service.http.audit import note
 from service.http.auth import SECURE, cookie_of, of_kind, refuse_cross_site, session
 from service.http.door import door, pool_of, read_body
 from service.keys import AT_HOME, KEYS, Key, sign_in, sign_out
@@ -32,6 +33,7 @@ async def login_page(mine: Look, request: Request, common: dict[str, Any]) -> Re
     refuse_cross_site(request)
     form = parse_qs((await read_body(request, FORM_MAX)).decode("utf-8", "replace"))
     text, ahead = (form.get(name, [""])[0].strip() for name in ("key", "next"))
+    request.state.presented = text
     key = await door(request).keys.find(of_kind(text, *KEYS))
     if key is None or not key.may("read"):
         wrong, status = (NO_KEY, 401) if key is None else (NOT_TO_READ, 403)
@@ -50,14 +52,16 @@ async def take_token(request: Request) -> Response:
 
 
 async def _signed_in(request: Request, key: Key, ahead: str) -> Response:
-    here = door(request)
-    return _with_cookie(request, ahead, await sign_in(pool_of(request), key, LASTS, here.keys.token), LASTS)
+    secret = await sign_in(pool_of(request), key, LASTS, door(request).keys.token)
+    note(request, "sign_in", key.prefix, 303)
+    return _with_cookie(request, ahead, secret, LASTS)
 
 
 async def logout(request: Request) -> Response:
     refuse_cross_site(request)
     token = session(request)
-    await sign_out(pool_of(request), token)
+    if prefix := await sign_out(pool_of(request), token):
+        note(request, "sign_out", prefix, 303)
     door(request).keys.forget(token)
     return _with_cookie(request, "/login", "", timedelta())
 

@@ -13,12 +13,14 @@ import prompts
 import schemas.events
 from prompts import Prompts
 from schemas.catalog import Catalog, discover
+from service.audit import Audit
 from service.dashboard import pages
 from service.embedded import running
 from service.follow import Followers
 from service.http import batch, documents, events, health, metrics, openapi, operations, stream
 from service.http import catalog as catalogue
 from service.http.answers import ANSWERS_MAX, in_pieces
+from service.http.audit import audited, list_operations
 from service.http.auth import Endpoint, Need, guarded
 from service.http.door import Door
 from service.http.metrics import Measured
@@ -51,7 +53,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         routes=_routes(),
         lifespan=_lifespan(chosen, types, told),
         exception_handlers=HANDLERS,
-        middleware=[Middleware(metrics.counted), Middleware(leaving), Middleware(in_pieces)],
+        middleware=[Middleware(metrics.counted), Middleware(audited), Middleware(leaving), Middleware(in_pieces)],
     )
 
 
@@ -69,6 +71,7 @@ def _routes() -> list[Route]:
         *_both("/dead-letters", "DELETE", "operate", operations.discard_dead_letters),
         _at("/dead-letters/{dead_id:uuid}", "GET", "read", operations.get_dead_letter),
         _at("/dead-letters/replay", "POST", "operate", operations.replay_dead_letters),
+        *_both("/operations", "GET", "admin", list_operations),
         _at("/actors/{key:path}", "GET", "read", operations.get_actor),
         _at("/collections/{name}/search", "POST", "read", documents.search_collection),
         _at("/collections/{name}/documents", "PUT", "documents", documents.put_documents),
@@ -122,7 +125,8 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             readiness = Readiness(pool, intake.commits)
             turns = (querying(settings, meters), searching(settings, meters))
             shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), Room())
-            made = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner, quotas)
+            there = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
+            made = (*there, quotas, Audit(meters))
             yield State(door=Door(settings, catalog, told, *made))
 
     return lifespan

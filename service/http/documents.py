@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.text import BadEvent
+from service.http.audit import note
 from service.http.auth import caller
 from service.http.door import asked_by_body, door, pool_of, reply
 from service.http.room import caller_of
@@ -66,7 +67,7 @@ async def search_collection(request: Request) -> Response:
 async def put_documents(request: Request) -> Response:
     """Keeps documents, in the place of those with the same id; of two in one request the last one counts."""
     collection, asked, who = _collection(request), await asked_by_body(request, Upsert), caller(request)
-    documents, source = {}, f"key {who.actor}" if who.key else who.actor
+    documents, source = {}, f"key {who.actor}"
     for place, each in enumerate(asked.documents):
         if each.vector is not None:
             check_vector(each.vector, f"$.documents[{place}].vector")
@@ -77,7 +78,8 @@ async def put_documents(request: Request) -> Response:
         documents[each.id] = Document(collection, each.id, each.text, vector, {**each.metadata, SOURCE: source})
         await asyncio.sleep(0)  # embedding takes up to some milliseconds: others have their turn
     if documents:
-        await _storable(_vectors(request).upsert(who.tenant, list(documents.values())))
+        await _storable(_vectors(request).upsert(who.tenant, list(documents.values()), who.actor))
+        note(request, "write_documents", who.actor, 200)
     return reply(Upserted(len(documents)))
 
 
@@ -87,6 +89,7 @@ async def delete_documents(request: Request) -> Response:
     if asked.ids is None and not asked.filter:
         raise BadEvent(400, "name `ids` or a `filter`: everything at once is asked for by none")
     deleted = await _vectors(request).delete(who.tenant, collection, asked.ids, asked.filter, who.actor)
+    note(request, "delete_documents", who.actor, 200)
     return reply(Deleted(deleted))
 
 

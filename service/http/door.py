@@ -16,6 +16,7 @@ from starlette.responses import Response
 from prompts import Prompts
 from schemas.catalog import Catalog
 from schemas.text import BadEvent, check, malformed, misfit
+from service.audit import Audit
 from service.errors import Unavailable
 from service.follow import Followers
 from service.http.metrics import Measured
@@ -60,6 +61,7 @@ class Door(Struct, frozen=True):
     readiness: Readiness
     owner: RedisOwner
     quotas: Quotas
+    audit: Audit
 
 
 def door(request: Request) -> Door:

@@ -59,7 +59,7 @@ async def post_event(request: Request) -> Response:
     if over is not None:
         raise over
     accepted = await door(request).intake.take(
-        body, tenant=sender.tenant, source=SOURCE, key=key, quota_key=sender.quota_key
+        body, tenant=sender.tenant, source=SOURCE, key=key, by=sender.actor, quota_key=sender.quota_key
     )
     return reply(accepted, 202, {"Location": f"/events/{accepted.event_id}"})
 

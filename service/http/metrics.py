@@ -77,14 +77,15 @@ def counted(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, sent)
         finally:
             meters.add("callboard_http_requests_in_flight", (), -1.0)
-            labels = _route(scope)
+            labels = route_of(scope)
             meters.observe("callboard_http_request_duration_seconds", time.perf_counter() - begun, labels)
             meters.add("callboard_http_requests_total", (*labels, f"{status // 100}xx"))
 
     return answered
 
 
-def _route(scope: Scope) -> Labels:
+def route_of(scope: Scope) -> Labels:
+    """The template of the path, and the method."""
     method = scope["method"] if scope["method"] in METHODS else OTHER
     return getattr(scope.get("route"), "path", "unmatched"), method
 

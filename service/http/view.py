@@ -47,6 +47,7 @@ def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operatio
         **attributes_of(dict(row)),
         "data": raw(row["data"]),
         **standing,
+        "accepted_by": row["accepted_by"],
         "started_at": attempts[0]["first_at"] if attempts else row["claimed_at"],
         "result": raw(row["result"]),
         "error": raw(row["error"] or (failed if row["status"] != "succeeded" else None)),

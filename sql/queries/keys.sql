@@ -96,8 +96,19 @@ from keys order by created_at;
 -- name: sign_in
 with old as (
     delete from sessions where expires_at < clock_timestamp() or used_at < clock_timestamp() - $6::interval
+), noted as (
+    insert into operations (op_id, tenant, actor, action)
+    select gen_random_uuid(), coalesce(k.tenant, 'default'), coalesce(k.prefix, 'local'), 'sign_in'
+    from (select $3::text as prefix) as told left join keys k using (prefix)
 )
 insert into sessions (prefix, hash, key, token, expires_at) values ($1, $2, $3, $4, clock_timestamp() + $5::interval);
 
 -- name: sign_out
-delete from sessions where prefix = $1 and hash = $2;
+with gone as (
+    delete from sessions where prefix = $1 and hash = $2 returning key
+), noted as (
+    insert into operations (op_id, tenant, actor, action)
+    select gen_random_uuid(), coalesce(k.tenant, 'default'), coalesce(k.prefix, 'local'), 'sign_out'
+    from gone left join keys k on k.prefix = gone.key
+)
+select coalesce(key, 'local') from gone;

@@ -3,7 +3,7 @@ select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attribute
        e.result, e.error, e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now,
        w.due_at, w.claimed_at, w.claim, w.rung_at, w.cause,
-       e.parent, coalesce(e.reaction, p.name) as pipeline, p.attempts_max
+       e.parent, e.accepted_by, coalesce(e.reaction, p.name) as pipeline, p.attempts_max
 from events e
 left join work w using (event_id)
 left join pipelines p on case when e.reaction is null then p.type = e.type else p.name = e.reaction end

@@ -6,12 +6,12 @@ from (select distinct hashtext(tenant || key) & 255 as bucket from unnest($1::te
 -- name: accept
 with given as (
     select * from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::json[], $8::json[], $9::timestamptz[],
-                         $10::uuid[], $11::text[], $12::text[])
-        with ordinality as g (event_id, tenant, source, id, type, partitionkey, attributes, data, due_at, parent, reaction, quota_key,
-                              n)
+                         $10::uuid[], $11::text[], $12::text[], $13::text[])
+        with ordinality as g (event_id, tenant, source, id, type, partitionkey, attributes, data, due_at, parent, reaction,
+                              accepted_by, quota_key, n)
 ), stored as (
-    insert into events (event_id, tenant, source, id, type, partitionkey, attributes, data, parent, reaction)
-    select event_id, tenant, source, id, type, partitionkey, attributes, data, parent, reaction from given order by n
+    insert into events (event_id, tenant, source, id, type, partitionkey, attributes, data, parent, reaction, accepted_by)
+    select event_id, tenant, source, id, type, partitionkey, attributes, data, parent, reaction, accepted_by from given order by n
     on conflict do nothing
     returning event_id
 ), queued as (

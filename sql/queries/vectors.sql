@@ -41,12 +41,19 @@ order by nth;
 select distinct vector_dims(embedding) as dimensions from documents where tenant = $1 and collection = $2 order by 1 limit 10;
 
 -- name: upsert
+-- Who did it ($7) goes on record in the same statement.
+with noted as (
+    insert into operations (op_id, tenant, actor, action, detail)
+    select gen_random_uuid(), $1, $7, 'write_documents', json_build_object('collection', collection, 'documents', count(*))
+    from unnest($2::text[]) as collection group by collection
+)
 insert into documents (tenant, collection, id, text, embedding, metadata)
 select $1, d.collection, d.id, d.text, d.embedding::vector, d.metadata::jsonb
 from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) as d (collection, id, text, embedding, metadata)
 order by d.id
 on conflict (tenant, collection, id) do update
-    set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp();
+    set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, event_id = null,
+        written_at = clock_timestamp();
 
 -- name: ids
 select id from documents

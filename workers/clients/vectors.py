@@ -104,13 +104,13 @@ class Vectors:
                     await self._check_dimensions(tenant, collection, len(vector))
         return [_found(row) for row in rows], (rows[0]["among"] - len(rows) if rows else 0)
 
-    async def upsert(self, tenant: str, documents: Sequence[Document]) -> None:
-        """Each (collection, id) at most once."""
+    async def upsert(self, tenant: str, documents: Sequence[Document], actor: str) -> None:
+        """Each (collection, id) at most once; `actor` goes on record."""
         rows = [
             (each.collection, each.id, each.text, Vector(each.embedding).to_text(), json.encode(each.metadata).decode())
             for each in documents
         ]
-        await _in_time(self._pool.execute(_SQL["upsert"], tenant, *zip(*rows, strict=True)))
+        await _in_time(self._pool.execute(_SQL["upsert"], tenant, *zip(*rows, strict=True), actor))
 
     async def ids(
         self, tenant: str, collection: str, ids: Sequence[str] | None, which: Mapping[str, Any], most: int

@@ -94,14 +94,16 @@ async def vectors(settings: Settings) -> AsyncIterator[Vectors]:
 @hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_a_filter_is_what_it_says(vectors: Vectors, which: dict[str, Any], metadata: list[Any]) -> None:
     collection = str(uuid4())
-    await vectors.upsert("acme", [Document(collection, str(n), "a", [1.0], each) for n, each in enumerate(metadata)])
+    await vectors.upsert(
+        "acme", [Document(collection, str(n), "a", [1.0], each) for n, each in enumerate(metadata)], "test"
+    )
     found, _ = await vectors.search("acme", collection, Search(vector=[1.0], k=100, filter=which))
     assert {each.id for each in found} == {str(n) for n, each in enumerate(metadata) if fits(which, each)}
 
 
 async def test_what_fits_is_deleted_however_much_it_is(vectors: Vectors) -> None:
     many = [Document("many", str(n), "a", [1.0], {"n": n}) for n in range(1_100)]
-    await vectors.upsert("acme", many)
+    await vectors.upsert("acme", many, "test")
     assert await vectors.delete("other", "many", None, {"n": {"gte": 100}}, "test") == 0
     assert await vectors.delete("acme", "many", None, {"n": {"gte": 100}}, "test") == 1_000
     assert len((await vectors.search("acme", "many", Search(vector=[1.0], k=1_000)))[0]) == 100
@@ -115,7 +117,7 @@ async def test_a_pipeline_searches_as_http_does(vectors: Vectors) -> None:
     with pytest.raises(BadEvent, match="a vector's length"):
         run.upsert("notes", "none", "nothing", vector=[0.0, 0.0])
     assert [each.id for each in effects.documents] == ["own", "hashed"]
-    await vectors.upsert("acme", effects.documents)
+    await vectors.upsert("acme", effects.documents, "test")
     assert [each.id for each in await run.search("notes", "words", sources=["/mail"])] == ["hashed"]
     assert [each.id for each in await run.search("notes", vector=[1.0, 1.0], where={"lang": {"eq": "en"}})] == ["own"]
     assert [each.id for each in await run.search("notes", "model", mode="keyword", min_score=0.01)] == ["own"]

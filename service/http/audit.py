@@ -1,0 +1,70 @@
+"""`/operations`: who did what. Refusals and sign-ins are lines of the log too: see service/audit.py."""
+
+from typing import Annotated, Final
+from uuid import UUID
+
+from msgspec import Meta, Struct
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import sql
+from schemas.envelope import Moment
+from service.audit import Action, named
+from service.http.auth import caller, session
+from service.http.door import Text, asked_by_query, door, fetch, raw, reply
+from service.http.metrics import route_of
+
+REFUSALS: Final = (401, 403, 429)
+SQL: Final = sql.queries("operate")
+
+
+class Operations(Struct, frozen=True, forbid_unknown_fields=True):
+    """The query of `GET /operations`; `cursor` is the `op_id` of the last one of a page."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+    actor: Text | None = None
+    action: Action | None = None
+    limit: Annotated[int, Meta(ge=1, le=500)] = 50
+    cursor: UUID | None = None
+
+
+async def list_operations(request: Request) -> Response:
+    """Who did what in this tenant, newest first."""
+    asked = asked_by_query(request, Operations)
+    which = (asked.since, asked.until, asked.actor, asked.action, asked.cursor, asked.limit)
+    rows = await fetch(request, SQL["list_operations"], caller(request).tenant, *which)
+    whole = len(rows) == asked.limit
+    items = [{**dict(row), "detail": raw(row["detail"])} for row in rows]
+    return reply({"items": items, "next": items[-1]["op_id"] if whole else None})
+
+
+def audited(app: ASGIApp) -> ASGIApp:
+    """Notes each refusal, whoever answers with it."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                status = scope["state"].get("refused", message["status"])
+                if status in REFUSALS:
+                    request = Request(scope)
+                    note(request, "refused", named(presented(request)), status)
+            await send(message)
+
+        await app(scope, receive, sent if scope["type"] == "http" else send)
+
+    return answered
+
+
+def note(request: Request, action: str, key: str, status: int) -> None:
+    """`key`: the prefix of a key, or another name for who it was."""
+    address = request.client.host if request.client else "unknown"
+    path, method = route_of(request.scope)
+    door(request).audit.note(action, key, address, f"{method} {path}", status)
+
+
+def presented(request: Request) -> str:
+    """What came as a key: in the form of the sign-in, in the header, or as a session."""
+    form: str = getattr(request.state, "presented", "")
+    return form or request.headers.get("authorization", "").partition(" ")[2].strip() or session(request)
