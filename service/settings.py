@@ -74,6 +74,9 @@ class Settings(Outside, frozen=True, kw_only=True):
     streams_max: Positive = 1000
     retention_days: Positive = 30
     dead_retention_days: Positive = 90
+    audit_retention_days: Positive = 365
+    state_retention_days: Annotated[int, Meta(ge=0)] = 0
+    document_retention_days: Annotated[int, Meta(ge=0)] = 0
     budget_day_usd: Annotated[float, Meta(ge=0)] = 5.0
     simulate: Literal["auto", "on", "off"] = "auto"
     redis_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:{}/-]{1,64}$")] = "callboard:"

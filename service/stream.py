@@ -1,7 +1,7 @@
 """The streams in Redis: names, groups, entries. Redis is the doorbell; nothing here is the record of anything."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ INGEST_GROUP: Final = "intake"
 PIECE: Final = 8  # entries that are read at a time where their bytes are bounded
 RING: Final = Path(__file__).with_name("stream_ring.lua").read_text(encoding="utf-8")
 BOUNDED: Final = Path(__file__).with_name("stream_read.lua").read_text(encoding="utf-8")
+SCAN: Final = Path(__file__).with_name("stream_scan.lua").read_text(encoding="utf-8")
 
 log = logging.getLogger("callboard.redis")
 
@@ -122,6 +123,15 @@ async def read_bounded(
         await ensure_group(redis, name, group)
         return []
     return [(_text(entry_id), dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, *fields in reply]
+
+
+async def scan(redis: Redis, name: str, field_max: int) -> AsyncIterator[list[Entry]]:
+    """All entries of a stream, PIECE at a time and for no group; each field is cut off behind `field_max` bytes."""
+    after = "-"
+    with placed(name):
+        while reply := await redis.register_script(SCAN)(keys=[name], args=[after, PIECE, field_max]):
+            yield [(_text(entry_id), dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, *fields in reply]
+            after = f"({_text(reply[-1][0])}"
 
 
 async def finish(redis: Redis, stream: str, group: str, entries: Sequence[str]) -> None:

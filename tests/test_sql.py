@@ -22,7 +22,7 @@ HOT: Final = {
     "engine.settle": {"work_pkey", "events_pkey"},
     "engine.heads": {"work_mailbox"},
     "keys.open_events": {"work_of_quota_key"},
-    "ledger.open_calls": {"calls_pkey"},
+    "ledger.open_calls": {"calls_pkey", "events_pkey"},
     "ledger.close_calls": {"calls_pkey", "work_pkey", "events_pkey"},
     "prompts.stats": {"calls_at"},
     # each is asked only whether it has one

@@ -32,6 +32,7 @@ COMMANDS = (
     Entry("replay", "operate", "Run an ended event again."),
     Entry("cancel", "operate", "End an event that has not ended."),
     Entry("audit", "audit", "List who did what."),
+    Entry("forget", "forget", "Remove every trace of a key, a subject or a source."),
     Entry("pipelines", "catalog", "List the pipelines, or draw one."),
     Entry("prompts", "catalog", "List, show and render prompts; count their calls."),
     Entry("new", "new", "Write a new event, prompt, node or pipeline to begin from."),

@@ -71,6 +71,7 @@ def _routes() -> list[Route]:
         *_both("/dead-letters", "DELETE", "operate", operations.discard_dead_letters),
         _at("/dead-letters/{dead_id:uuid}", "GET", "read", operations.get_dead_letter),
         _at("/dead-letters/replay", "POST", "operate", operations.replay_dead_letters),
+        *_both("/forget", "POST", "admin", operations.forget),
         *_both("/operations", "GET", "admin", list_operations),
         _at("/actors/{key:path}", "GET", "read", operations.get_actor),
         _at("/collections/{name}/search", "POST", "read", documents.search_collection),

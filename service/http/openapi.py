@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 from schemas.catalog import Catalog
 from schemas.envelope import Envelope
 from schemas.event import TAG_FIELD
+from service.forget_redis import Forgotten, Target
 from service.http import audit, batch, catalog, documents, events, metrics, operations, stream
 from service.http.auth import Endpoint, Need
 from service.http.door import JSON, door, reply
@@ -59,6 +60,7 @@ SHAPES: Final[Mapping[Endpoint, Shape]] = {
     operations.list_dead_letters: Shape(query=operations.Page),
     operations.replay_dead_letters: Shape(body=operations.Which, answer=Operated),
     operations.discard_dead_letters: Shape(body=operations.Which, answer=Operated),
+    operations.forget: Shape(body=Target, answer=Forgotten),
     audit.list_operations: Shape(query=audit.Operations),
     documents.search_collection: Shape(body=Search, answer=documents.Hits),
     documents.put_documents: Shape(body=documents.Upsert, answer=documents.Upserted),

@@ -1,4 +1,4 @@
-"""Cancel, replay, the dead letters, the mailbox of an actor."""
+"""Cancel, replay, the dead letters, the mailbox of an actor; what is to be forgotten."""
 
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 import sql
 from schemas.text import BadEvent
+from service.forget import Forgetter, InHand
+from service.forget_redis import RedisTraces, Target
 from service.http.auth import caller
 from service.http.door import (
     LIST_MAX,
@@ -107,6 +109,18 @@ async def get_actor(request: Request) -> Response:
         row = await connection.fetchrow(SQL["in_hand"], tenant, key)
         states = {each["type"]: raw(each["value"]) for each in await connection.fetch(SQL["states_of"], tenant, key)}
     return reply({"key": key, "states": states, "mailbox": length, "in_hand": dict(row) if row else None})
+
+
+async def forget(request: Request) -> Response:
+    """Removes every trace of a key, a subject or a source, and counts again what is left."""
+    target, here, who = await asked_by_body(request, Target), door(request), caller(request)
+    if len(target.by) != 1:
+        raise BadEvent(400, "name one of key, subject, source")
+    redis = RedisTraces(here.redis, names_of(here.settings), who.tenant, here.settings.body_max)
+    try:
+        return reply(await Forgetter(here.pool, redis, here.intake.outbox.ring, who.tenant, who.actor).forget(target))
+    except InHand as error:
+        raise HTTPException(409, str(error)) from error
 
 
 def _operator(request: Request) -> Operator:

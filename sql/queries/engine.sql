@@ -26,7 +26,7 @@ returning w.event_id, w.tenant, w.key, w.run, w.attempts, w.lost, w.put_offs, w.
 
 -- name: settle
 -- The fence is the first thing that happens: whoever does not hold the claim any more changes nothing below it. Only the
--- attempt is recorded all the same: it is a fact. What is written with an ending names it by its place n in the batch: an
+-- attempt is recorded all the same: it is a fact, unless the event was forgotten. What is written with an ending names it by its place n in the batch: an
 -- event may be there twice, under a claim that is lost and a new one. `status || ''`: so that the row is looked up by its key;
 -- else the planner may take work_held, the index on running rows, and filter every running event for each one that is settled.
 with given as (
@@ -73,7 +73,7 @@ with given as (
     where h.outcome = 'dead'
     on conflict (origin) do nothing
 ), last_said as (
-    select distinct on (h.tenant, d.collection, d.id) h.tenant, d.collection, d.id, d.text, d.embedding, d.metadata
+    select distinct on (h.tenant, d.collection, d.id) h.tenant, d.collection, d.id, d.text, d.embedding, d.metadata, h.event_id
     from unnest($16::bigint[], $17::text[], $18::text[], $19::text[], $20::vector[], $21::jsonb[])
         with ordinality as d (n, collection, id, text, embedding, metadata, nth)
     join held h using (n)
@@ -82,11 +82,12 @@ with given as (
     delete from documents d using last_said s
     where d.tenant = s.tenant and d.collection = s.collection and d.id = s.id and s.embedding is null
 ), written as (
-    insert into documents (tenant, collection, id, text, embedding, metadata)
-    select tenant, collection, id, text, embedding, metadata from last_said
+    insert into documents (tenant, collection, id, text, embedding, metadata, event_id)
+    select tenant, collection, id, text, embedding, metadata, event_id from last_said
     where embedding is not null order by tenant, collection, id
     on conflict (tenant, collection, id) do update
-        set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, written_at = clock_timestamp()
+        set text = excluded.text, embedding = excluded.embedding, metadata = excluded.metadata, event_id = excluded.event_id,
+            written_at = clock_timestamp()
 ), remembered as (
     insert into journal (event_id, run, step, at, entry, took_state)
     select h.event_id, h.run, j.step, j.at, j.entry, j.took_state
@@ -106,6 +107,7 @@ with given as (
 ), facts as (
     insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps)
     select event_id, claim, run, attempt, worker, started_at, clock_timestamp(), outcome, error, steps from given
+    where n = any (array(select n from held)) or (select true from events where events.event_id = given.event_id)
     on conflict (event_id, claim) do nothing
 )
 select n, tenant, case when outcome in ('succeeded', 'dead') then key end as key from held;

@@ -1,6 +1,7 @@
 -- name: open_calls
 -- Before a call is made. The sums go to the worker's allowance; where that was taken back, its worker counts as dead and
--- the call must not be made. $20: it has been made, and its row was lost with a crash of Postgres.
+-- the call must not be made. $20: it has been made, and its row was lost with a crash of Postgres, or the event was forgotten:
+-- then none is written.
 with given as (
     select g.*, found.call_id is not null as there
     from unnest($1::uuid[], $2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::integer[],
@@ -24,6 +25,7 @@ with given as (
     select call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, asked, ordinal, provider,
            model, 0, 0, case when held then cost_usd else 0 end, priced, 0, 'open', false, worker, tenant, day
     from held where not there and (held or $20::boolean)
+      and (not $20::boolean or (select true from events where events.event_id = held.event_id))
     on conflict (call_id) do nothing
 )
 select call_id from held where there or held;

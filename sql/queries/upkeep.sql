@@ -7,7 +7,7 @@ where d.dead_id = drawn.dead_id;
 
 -- name: unrelayed
 -- At most $1, and no more than $2 bytes of events but for the first: a stranger may have said all of them as large as may be.
-select dead_id, relay_no, event_id, reason, error, attempts, event
+select dead_id, relay_no, tenant, event_id, reason, error, attempts, event
 from (select *, sum(octet_length(event)) over (order by relay_no) as bytes, row_number() over (order by relay_no) as nth
       from (select * from dead_letters where not relayed and relay_no is not null order by relay_no limit $1) as first) as d
 where bytes <= $2 or nth = 1
@@ -33,13 +33,33 @@ with old as (
 ), a as (delete from attempts where event_id in (select event_id from old)),
    c as (delete from calls where event_id in (select event_id from old)),
    j as (delete from journal where event_id in (select event_id from old)),
-   r as (delete from runs where event_id in (select event_id from old)),
-   o as (delete from operations where event_id in (select event_id from old))
+   r as (delete from runs where event_id in (select event_id from old))
 delete from events where event_id in (select event_id from old);
 
 -- name: forget_letters
 delete from dead_letters where dead_id in (
     select dead_id from dead_letters where relayed and at < clock_timestamp() - make_interval(days => $1) order by at limit $2);
+
+-- name: oldest_relayed
+-- The entry of the dead stream that is the oldest to stay; where there is no letter any more, none is.
+select coalesce((select min(relay_no) from dead_letters where relay_no is not null), (select last_value + 1 from relay));
+
+-- name: forget_operations
+delete from operations where op_id = any (array(
+    select op_id from operations where at < clock_timestamp() - make_interval(days => $1) limit $2));
+
+-- name: forget_states
+-- Of actors that nothing waits for: an event that runs has read them, and would write them back.
+delete from states where ctid = any (array(
+    select s.ctid from states s
+    where s.written_at < clock_timestamp() - make_interval(days => $1)
+      and not exists (select 1 from work w where w.tenant = s.tenant and w.key = s.key)
+    limit $2 for update skip locked));
+
+-- name: forget_documents
+delete from documents where ctid = any (array(
+    select ctid from documents where written_at < clock_timestamp() - make_interval(days => $1)
+    limit $2 for update skip locked));
 
 -- name: forget_workers
 delete from workers w where state in ('dead', 'stopped') and lease_until < clock_timestamp() - interval '1 day'

@@ -152,7 +152,7 @@ async def _close(connection: Connection, batch: Sequence[Opened]) -> list[bool]:
     if lost := [each for each in batch if each.end[0] not in closed]:
         await _open(connection, [each.row for each in lost], made=True)
         closed |= await _closed(connection, lost)
-    return [closed[each.end[0]] for each in batch]
+    return [closed.get(each.end[0], False) for each in batch]
 
 
 async def _closed(connection: Connection, batch: Sequence[Opened]) -> dict[Any, bool]:

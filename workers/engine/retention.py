@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 import sql
-from schemas.identity import first_id
+from schemas.identity import first_id, uuid7
 from service import stream
 from service.resources import REDIS_ERRORS, Connection, connect
 from service.settings import Settings
@@ -20,6 +20,7 @@ from service.stream import Names
 from workers.engine.lease import Lease
 
 EVERY: Final = timedelta(minutes=1)
+SELDOM: Final = timedelta(hours=1)  # what has no index by time is read from end to end
 BATCH: Final = 500
 BATCHES: Final = 100  # a turn: 50,000 events a minute
 PAUSE_S: Final = 0.05
@@ -54,7 +55,10 @@ async def retain(settings: Settings, redis: Redis, lease: Lease) -> int:
         forgotten = await _events(settings, connection)
         await connection.execute(SQL["forget_letters"], settings.dead_retention_days, BATCH)
         await connection.execute(SQL["forget_workers"])
+        if await connection.fetchrow(SQL["hold_duty"], "long_retention", uuid7(), SELDOM) is not None:
+            await _long_kept(settings, connection)
         with suppress(*REDIS_ERRORS):  # they are looked for again in a minute
+            await _letters_in_redis(connection, redis, stream.names_of(settings).dead)
             await _consumers(connection, redis, stream.names_of(settings), lease)
         return forgotten
     finally:
@@ -75,6 +79,26 @@ async def _events(settings: Settings, connection: Connection) -> int:
     if forgotten:
         log.info("%d events ended more than %d days ago and are forgotten", forgotten, settings.retention_days)
     return forgotten
+
+
+async def _long_kept(settings: Settings, connection: Connection) -> None:
+    """What people set a time for, but for the record of operations, which has one from the start."""
+    for statement, days in (
+        (SQL["forget_operations"], settings.audit_retention_days),
+        (SQL["forget_states"], settings.state_retention_days),
+        (SQL["forget_documents"], settings.document_retention_days),
+    ):
+        for _ in range(BATCHES if days else 0):
+            if int((await connection.execute(statement, days, BATCH)).split()[-1]) < BATCH:
+                break
+            await asyncio.sleep(PAUSE_S)
+
+
+async def _letters_in_redis(connection: Connection, redis: Redis, name: str) -> None:
+    """The dead stream goes as the letters go: its entries have their numbers."""
+    oldest: int = await connection.fetchval(SQL["oldest_relayed"])
+    with suppress(ResponseError):  # something else has its name: the relay says so
+        await redis.xtrim(name, minid=f"{oldest}-0", approximate=False)
 
 
 async def _consumers(connection: Connection, redis: Redis, names: Names, lease: Lease) -> None:

@@ -36,6 +36,7 @@ NEEDS: Final = {
     "DELETE /dead-letters": "operate",
     "GET /dead-letters/{dead_id:uuid}": "read",
     "POST /dead-letters/replay": "operate",
+    "POST /forget": "admin",
     "GET /operations": "admin",
     "GET /actors/{key:path}": "read",
     "POST /collections/{name}/search": "read",

@@ -1,0 +1,129 @@
+"""What is to be forgotten, and was; its traces in Redis: entries of streams, and the live logs of events."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Struct, json
+from redis.asyncio import Redis
+
+from schemas.envelope import SOURCE, TENANT
+from service import live, stream
+from service.errors import Unavailable
+from service.resources import REDIS_ERRORS
+from service.stream import Names
+
+Said = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+class Target(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be forgotten, by one of three."""
+
+    key: Said | None = None
+    subject: Said | None = None
+    source: Said | None = None
+    dry_run: bool = False
+
+    @property
+    def by(self) -> list[str]:
+        return [name for name in ("key", "subject", "source") if getattr(self, name) is not None]
+
+    @property
+    def attribute(self) -> str:
+        """Its name in CloudEvents."""
+        return "partitionkey" if self.key is not None else self.by[0]
+
+    @property
+    def text(self) -> str:
+        text: str = getattr(self, self.by[0])
+        return text
+
+
+class Forgotten(Struct, frozen=True):
+    """How many were found in each table and stream; `left`: what was there when all was looked through again.
+
+    `more`: it ends at so many events; the rest is for the next request.
+    """
+
+    found: dict[str, int]
+    left: dict[str, int]
+    more: bool
+
+
+class _Attributes(Struct):
+    type: Any
+    partitionkey: Any = None
+    subject: Any = None
+    source: Any = SOURCE  # where the event names none
+
+
+def mentions(said: str, target: Target) -> bool:
+    """Whether what was said is an event with that attribute; where it is none at all, whether the text stands in it."""
+    try:
+        return bool(getattr(json.decode(said, type=_Attributes), target.attribute) == target.text)
+    except (msgspec.DecodeError, RecursionError):
+        quoted = json.encode(target.text).decode()
+        return quoted in said or json.encode(quoted).decode()[1:-1] in said
+
+
+class RedisTraces:
+    """What a tenant has of a target there. What it does raises Unavailable while Redis is away."""
+
+    def __init__(self, redis: Redis, names: Names, tenant: str, said_max: int) -> None:
+        self._redis: Final = redis
+        self._names: Final = names
+        self._tenant: Final = tenant
+        self._field_max: Final = said_max + 1
+
+    async def streams(self, target: Target, ids: set[UUID], *, delete: bool) -> Counter[str]:
+        """How many entries of the streams are of the target, or of these events."""
+        counts, known = Counter[str](), set(map(str, ids))
+        with _there():
+            if self._tenant == TENANT:  # what producers put there is nobody else's
+                async for entries in stream.scan(self._redis, self._names.ingest, self._field_max):
+                    found = [each for each, fields in entries if mentions(_text(fields, b"event"), target)]
+                    counts["ingest"] += len(found)
+                    if delete:
+                        await stream.finish(self._redis, self._names.ingest, stream.INGEST_GROUP, found)
+            async for entries in stream.scan(self._redis, self._names.dead, self._field_max):
+                found = [each for each, fields in entries if self._is_of(fields, target, known)]
+                counts["dead"] += len(found)
+                if found and delete:
+                    await self._redis.xdel(self._names.dead, *found)
+        return counts
+
+    async def logs(self, ids: Sequence[UUID], *, delete: bool) -> int:
+        """How many of these events have a log of what is told live."""
+        if not ids:
+            return 0
+        names = [live.log_of(self._names, each) for each in ids]
+        with _there():
+            counted: int = await (self._redis.delete if delete else self._redis.exists)(*names)
+        return counted
+
+    async def stop(self, ids: Sequence[UUID]) -> None:
+        """Tell the workers that run these events."""
+        with _there():
+            for each in ids:
+                await self._redis.publish(self._names.cancel, each.bytes)
+
+    def _is_of(self, fields: dict[bytes, bytes], target: Target, known: set[str]) -> bool:
+        """An entry of the release before names no tenant: it is known by its event, or came by a stream."""
+        event_id = _text(fields, b"event_id")
+        tenant = _text(fields, b"tenant") or ("" if event_id else TENANT)
+        return event_id in known or (tenant == self._tenant and mentions(_text(fields, b"event"), target))
+
+
+def _text(fields: dict[bytes, bytes], name: bytes) -> str:
+    return fields.get(name, b"").decode("utf-8", "replace")
+
+
+@contextmanager
+def _there() -> Iterator[None]:
+    try:
+        yield
+    except REDIS_ERRORS as error:
+        raise Unavailable("Redis does not answer, and what its streams hold is to be forgotten too") from error

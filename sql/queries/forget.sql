@@ -1,0 +1,141 @@
+-- name: page
+-- Of a page of at most $6 of the tenant's events behind $5 the first $7 that have this key ($2), subject ($3) or source ($4).
+-- There is no index on subjects: what has none is read page by page, each in a statement of its own.
+with page as materialized (
+    select event_id, source, attributes from events
+    where tenant = $1 and event_id > $5 and ($2::text is null or partitionkey = $2)
+    order by event_id limit $6
+), fit as (
+    select event_id from page
+    where ($3::text is null or attributes ->> 'subject' = $3) and ($4::text is null or source = $4)
+    order by event_id limit $7
+)
+select array(select event_id from fit order by event_id) as ids,
+       (select event_id from page order by event_id desc limit 1) as last, (select count(*) from page) = $6 as more;
+
+-- name: children
+-- Those that these events have caused, but for those that fit themselves ($2 to $4) where $5 says so: they are found anyway.
+select event_id from events
+where parent = any ($1::uuid[])
+  and not ($5::boolean and ($2::text is null or partitionkey is not distinct from $2)
+           and ($3::text is null or attributes ->> 'subject' is not distinct from $3) and ($4::text is null or source = $4))
+order by event_id limit $6;
+
+-- name: stop
+-- As cancel does it, without a word of it on record.
+with stopped as (
+    delete from work where event_id = any (array(
+        select event_id from work where event_id = any ($1::uuid[]) and tenant = $2 order by event_id for update))
+    returning event_id, tenant, key, status, run, attempts, claim, worker, claimed_at
+), ended as (
+    update events e set status = 'cancelled', finished_at = clock_timestamp(), worker = s.worker, attempts = s.attempts, claim = s.claim + 1
+    from stopped s where e.event_id = s.event_id
+), facts as (
+    insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome)
+    select event_id, claim, run, attempts + 1, worker, claimed_at, clock_timestamp(), 'cancelled'
+    from stopped where status = 'running'
+    on conflict (event_id, claim) do nothing
+)
+select event_id, tenant, key, status from stopped;
+
+-- name: at_rest
+-- Those of them that are there, locked, and whether no worker has a hand in them any more: one that was stopped while it ran
+-- is told so and lets go within $3, and a call under way is booked when it is answered.
+select e.event_id,
+       not exists (select 1 from work w where w.event_id = e.event_id)
+       and not exists (select 1 from calls c where c.event_id = e.event_id and c.outcome = 'open')
+       and not exists (select 1 from attempts a where a.event_id = e.event_id and a.outcome = 'cancelled'
+                       and a.finished_at > clock_timestamp() - $3::interval) as rests
+from events e where e.event_id = any ($1::uuid[]) and e.tenant = $2 order by e.event_id for update of e;
+
+-- name: actors
+-- Whose memory these events went into: they were the last that wrote it, or a step of theirs had it in hand.
+select distinct e.partitionkey as key from events e
+where e.event_id = any ($1::uuid[])
+  and exists (select 1 from states s where s.tenant = e.tenant and s.key = e.partitionkey
+              and (s.event_id = e.event_id
+                   or exists (select 1 from journal j where j.event_id = e.event_id and j.took_state)));
+
+-- name: heads_of
+-- The first in each of these mailboxes, locked, so that nobody claims it before this transaction ends.
+select head.event_id, head.status, k.key from unnest($2::text[]) as k (key)
+cross join lateral (
+    select w.event_id, w.status from work w
+    where w.tenant = $1 and w.key = k.key and w.ord is not null order by w.ord limit 1 for update) as head;
+
+-- name: scrub
+-- Everything that is about these events, and the events. What operators did stays on record, without the event's id.
+with w as (delete from work where event_id = any ($1::uuid[]) returning 1),
+     a as (delete from attempts where event_id = any ($1::uuid[]) returning 1),
+     c as (delete from calls where event_id = any ($1::uuid[]) returning 1),
+     j as (delete from journal where event_id = any ($1::uuid[]) returning 1),
+     r as (delete from runs where event_id = any ($1::uuid[]) returning 1),
+     l as (delete from dead_letters where event_id = any ($1::uuid[]) returning 1),
+     d as (delete from documents where event_id = any ($1::uuid[]) returning 1),
+     o as (update operations set event_id = null where event_id = any ($1::uuid[]) returning 1),
+     e as (delete from events where event_id = any ($1::uuid[]) returning 1)
+select (select count(*) from e) as events, (select count(*) from w) as work, (select count(*) from a) as attempts,
+       (select count(*) from c) as calls, (select count(*) from j) as journal, (select count(*) from r) as runs,
+       (select count(*) from l) as dead_letters, (select count(*) from d) as documents, (select count(*) from o) as operations;
+
+-- name: there
+select (select count(*) from events where event_id = any ($1::uuid[])) as events,
+       (select count(*) from work where event_id = any ($1::uuid[])) as work,
+       (select count(*) from attempts where event_id = any ($1::uuid[])) as attempts,
+       (select count(*) from calls where event_id = any ($1::uuid[])) as calls,
+       (select count(*) from journal where event_id = any ($1::uuid[])) as journal,
+       (select count(*) from runs where event_id = any ($1::uuid[])) as runs,
+       (select count(*) from dead_letters where event_id = any ($1::uuid[])) as dead_letters,
+       (select count(*) from documents where event_id = any ($1::uuid[])) as documents,
+       (select count(*) from operations where event_id = any ($1::uuid[])) as operations;
+
+-- name: count_states
+select count(*) from states where tenant = $1 and key = any ($2::text[]);
+
+-- name: delete_states
+with gone as (delete from states where tenant = $1 and key = any ($2::text[]) returning 1) select count(*) from gone;
+
+-- name: delete_derived
+-- A step that has an actor's memory in hand may say it again in its result, as may the steps behind it. A replay would not
+-- find the memory there any more either.
+with gone as (
+    delete from journal where ctid = any (array(
+        select j.ctid from events e join journal j using (event_id)
+        where e.tenant = $1 and e.partitionkey = any ($2::text[])
+          and j.at >= (select min(t.at) from journal t where t.event_id = j.event_id and t.run = j.run and t.took_state)
+        limit $3))
+    returning 1
+)
+select count(*) from gone;
+
+-- name: count_derived
+select j.event_id, count(*) from events e join journal j using (event_id)
+where e.tenant = $1 and e.partitionkey = any ($2::text[])
+  and j.at >= (select min(t.at) from journal t where t.event_id = j.event_id and t.run = j.run and t.took_state)
+group by j.event_id;
+
+-- name: document_page
+-- Of the tenant's documents behind ($2, $3) at most $6, and whether their metadata has the text $5 as $4.
+select collection, id, event_id, coalesce(metadata ->> $4::text = $5, false) as fits from documents
+where tenant = $1 and (collection, id) > ($2::text, $3::text) order by collection, id limit $6;
+
+-- name: delete_documents
+with gone as (
+    delete from documents where tenant = $1 and (collection, id) in (select * from unnest($2::text[], $3::text[])) returning 1
+)
+select count(*) from gone;
+
+-- name: letter_page
+-- Dead letters that never were an event: what they are about stands only in what was said.
+select dead_id, dead_no, event from dead_letters
+where tenant = $1 and event_id is null and dead_no > $2 order by dead_no limit $3;
+
+-- name: delete_letters
+with gone as (delete from dead_letters where dead_id = any ($1::uuid[]) returning 1) select count(*) from gone;
+
+-- name: begin_forget
+-- By what, not of whom: that would be a trace.
+insert into operations (op_id, tenant, actor, action, detail) values ($1, $2, $3, 'forget', json_build_object('by', $4::text));
+
+-- name: end_forget
+update operations set detail = $2 where op_id = $1;
