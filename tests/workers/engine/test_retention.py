@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from schemas import Event
@@ -103,6 +104,79 @@ async def test_the_dead_stream_is_bounded(
     kept = [fields[b"dead_id"].decode() for _, fields in await redis.xrange(NAMES.dead)]
     assert 100 <= len(kept) < 300, "Redis trims by nodes of its own"
     assert kept == [str(each) for each in letters[-len(kept) :]]
+
+
+async def test_the_dead_stream_goes_as_its_letters_go(settings: Settings, connection: Connection, redis: Redis) -> None:
+    old, young, discarded = uuid7(), uuid7(), uuid7()
+    await _write_letters(connection, [old], days_ago=91)
+    await _write_letters(connection, [young, discarded], days_ago=1)
+    await connection.execute("update dead_letters set tenant = 'acme' where dead_id = $1", young)
+    await relay.relay(settings, connection, redis)
+    entries = [fields for _, fields in await redis.xrange(NAMES.dead)]
+    assert [(each[b"dead_id"].decode(), each[b"tenant"]) for each in entries] == [
+        (str(old), b"default"),
+        (str(young), b"acme"),
+        (str(discarded), b"default"),
+    ]
+    await retain(settings, redis, _lease(settings))
+    left = [fields[b"dead_id"].decode() for _, fields in await redis.xrange(NAMES.dead)]
+    assert left == [str(young), str(discarded)]
+    await connection.execute("delete from dead_letters")
+    await retain(settings, redis, _lease(settings))
+    assert await redis.xlen(NAMES.dead) == 0
+    await _write_letters(connection, [later := uuid7()], days_ago=0)
+    await relay.relay(settings, connection, redis)
+    await retain(settings, redis, _lease(settings))
+    assert [fields[b"dead_id"].decode() for _, fields in await redis.xrange(NAMES.dead)] == [str(later)]
+
+
+@pytest.mark.parametrize(("days", "left"), [(0, 3), (10, 2)])
+async def test_states_and_documents_go_by_age_only_where_somebody_says_so(
+    settings: Settings, connection: Connection, redis: Redis, days: int, left: int
+) -> None:
+    for key, age in (("old", 11), ("young", 9), ("waited for", 11)):
+        await connection.execute(
+            "insert into states (tenant, key, type, value, event_id, written_at)"
+            " values ('default', $1, 'Memory', '{}', gen_random_uuid(), now() - $2 * interval '1 day')",
+            key,
+            age,
+        )
+        await connection.execute(
+            "insert into documents (collection, id, text, embedding, written_at)"
+            " values ('help', $1, 'a', '[1]', now() - $2 * interval '1 day')",
+            key,
+            age if key == "old" else 9,
+        )
+    await connection.execute(
+        "insert into work (event_id, tenant, key, status, due_at)"
+        " values ($1, 'default', 'waited for', 'scheduled', now())",
+        uuid7(),
+    )
+    set_so = replace(settings, state_retention_days=days, document_retention_days=days)
+    await retain(set_so, redis, _lease(set_so))
+    for table in ("states", "documents"):
+        assert await connection.fetchval(f"select count(*) from {table}") == left, table
+
+
+async def test_the_record_of_operations_outlives_its_events_and_ends(
+    settings: Settings, connection: Connection, redis: Redis
+) -> None:
+    event_id = uuid_days_ago(40)
+    await connection.execute(
+        "insert into events (event_id, source, id, type, data, status, finished_at)"
+        " values ($1, '/t', 'a', 'plain', '{}', 'succeeded', now() - interval '40 days')",
+        event_id,
+    )
+    for days in (40, 366):
+        await connection.execute(
+            "insert into operations (op_id, at, actor, action, event_id)"
+            " values (gen_random_uuid(), now() - $1 * interval '1 day', 'cb_12345678', 'replay', $2)",
+            days,
+            event_id,
+        )
+    assert await retain(settings, redis, _lease(settings)) == 1
+    rows = await connection.fetch("select event_id, now() - at < interval '41 days' as young from operations")
+    assert [(row["event_id"], row["young"]) for row in rows] == [(event_id, True)]
 
 
 @pytest.fixture
