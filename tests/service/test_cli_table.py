@@ -85,7 +85,10 @@ async def test_every_table_fits_80_columns_with_whole_ids_and_numbers(board: Boa
     children = [each["event_id"] for each in (await board.http.get(f"/events?parent={parent}")).json()["items"]]
     for child in children:
         await board.ended(child)
+    await board.http.post(f"/events/{children[0]}/replay", json={})
+    await board.ended(children[0])
     letters = [each["dead_id"] for each in (await board.http.get("/dead-letters")).json()["items"]]
+    await board.http.put("/collections/help/documents", json={"documents": [{"id": "D-1", "text": "how to log in"}]})
     tables = {
         ("events", "--since", "1h"): [parent, *children],
         ("dead", "list", "--since", "1h"): [*letters, "rejected"],
@@ -93,6 +96,8 @@ async def test_every_table_fits_80_columns_with_whole_ids_and_numbers(board: Boa
         ("pipelines",): ["a_pipeline_with_a_long_name"],
         ("prompts", "list"): ["tickets/classify"],
         ("prompts", "stats", "--since", "1h"): [],
+        ("audit", "--since", "1h"): [children[0], "replay", "write_documents"],
+        ("forget", "--key", "k" * 60, "--dry-run"): ["events", "attempts"],
     }
     for arguments, whole in tables.items():
         status, told = await asyncio.to_thread(on_terminal, board, *arguments)
@@ -148,6 +153,7 @@ def test_every_command_was_asked_for_help() -> None:
 
 def test_every_command_that_reads_has_json() -> None:
     reads = {"show", "events", "tail", "dead list", "dead show", "pipelines", "keys list", "send"}
+    reads |= {"audit", "forget"}
     reads |= {f"prompts {name}" for name in ("list", "show", "render", "stats")}
     having = {
         " ".join(words)
