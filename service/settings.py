@@ -10,6 +10,7 @@ from msgspec import Meta, Struct, ValidationError, convert, json
 from msgspec.structs import fields
 
 from service import postgres_url
+from service.destinations import allowed
 from service.errors import SettingsError
 
 PREFIX = "CALLBOARD_"
@@ -80,6 +81,7 @@ class Settings(Outside, frozen=True, kw_only=True):
     budget_day_usd: Annotated[float, Meta(ge=0)] = 5.0
     simulate: Literal["auto", "on", "off"] = "auto"
     redis_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:{}/-]{1,64}$")] = "callboard:"
+    web_allow: str = ""
     failpoints: str = ""
 
     def __repr__(self) -> str:
@@ -157,6 +159,11 @@ def _fault(field: str, value: Any) -> str | None:
     name = variable(field)
     if field.endswith("api_key") and not (value.isascii() and value.isprintable()):
         return f"{name} holds characters that no key has (a line break inside it, or a letter that is not ASCII)."
+    if field == "web_allow":
+        try:
+            allowed(value)
+        except ValueError as error:
+            return f"{name}: {error}."
     if field in ADDRESSES or field.endswith(ADDRESS_ENDINGS):
         if not value.isprintable() or any(map(str.isspace, value)):
             return f"{name} holds white space or other characters that no address has."

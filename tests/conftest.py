@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
+from service.destinations import ON_THIS_MACHINE
 from service.embedded import Server, start_postgres, start_redis, stop
 from service.log import Lines
 from service.migrate import migrate
@@ -62,7 +63,7 @@ async def settings(servers: tuple[Server, Server], tmp_path: Path) -> AsyncItera
     async with Redis.from_url(redis_url) as client:
         await client.flushdb()
     own = Settings(port=0, data_dir=str(tmp_path), database_url=database_url, redis_url=redis_url, grace_s=5)
-    yield replace(own, local_token=TOKEN, simulate="on")  # as `callboard up` does
+    yield replace(own, local_token=TOKEN, simulate="on", web_allow=ON_THIS_MACHINE)  # as `callboard up` does
     with suppress(asyncpg.PostgresError):
         await _admin(postgres.url, f'drop database "{name}" with (force)', name)
 

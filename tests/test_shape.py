@@ -55,6 +55,7 @@ HOMES: Final = {
     "asyncpg": ("service", "workers.engine"),
     "click": ("service.cli",),
     "genai_prices": ("workers.clients.prices",),
+    "httpcore": ("workers.clients.web",),
     "httpx": ("workers.clients.web", "service.cli"),
     "httpx2": ("workers.clients.sdk",),
     "jinja2": ("prompts", "service.dashboard.look"),
@@ -347,4 +348,8 @@ def test_every_library_used_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = [*project["project"]["dependencies"], *project["dependency-groups"]["embedded"]]
     declared = {re.split(r"[^A-Za-z0-9_-]", line)[0].replace("-", "_") for line in wanted}
-    assert HOMES.keys() - declared == {"aiohttp", "httpx2"}  # they come with the SDKs, whose clients they are
+    assert HOMES.keys() - declared == {
+        "aiohttp",
+        "httpcore",
+        "httpx2",
+    }  # they come with the SDKs and httpx, whose clients they are

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 import sql
-from service.embedded import embedded
+from service.embedded import embedded, on_this_machine
 from service.embedded.process import CHILD
 from service.errors import StartError
 from service.migrate import migrate
@@ -117,10 +117,10 @@ async def all_running(settings: Settings, workers: int) -> AsyncIterator[Running
         await migrate(whole)
         # A Redis that was started here is nobody else's: whichever database came to this data folder has it.
         await (check_redis(whole) if settings.redis_url else adopt(whole))
-        shared = ("database_url", "redis_url", "host", "port", "simulate")
-        environment = {**os.environ, **{variable(name): str(getattr(whole, name)) for name in shared}}
-        with_token = {**environment, variable("local_token"): whole.local_token}
-        api = Child("API", "service", with_token, STOP_TIMEOUT_S)
+        shared = ("database_url", "redis_url", "host", "port", "simulate", "web_allow")
+        known = on_this_machine(whole)
+        environment = {**os.environ, **{variable(name): str(getattr(known, name)) for name in shared}}
+        api = Child("API", "service", {**environment, variable("local_token"): known.local_token}, STOP_TIMEOUT_S)
         hands = [Child("worker", "workers", environment, whole.grace_s + STOP_TIMEOUT_S) for _ in range(workers)]
         tasks = [asyncio.create_task(child.run()) for child in (api, *hands)]
         stack.push_async_callback(_end_all, tasks)

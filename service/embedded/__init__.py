@@ -10,6 +10,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from service import postgres_url
+from service.destinations import ON_THIS_MACHINE
 from service.embedded.place import told
 from service.embedded.postgres import start_postgres
 from service.embedded.process import Server, command_line, stop
@@ -18,7 +19,7 @@ from service.errors import StartError
 from service.redis_address import redis_address
 from service.settings import Settings
 
-__all__ = ["Server", "embedded", "running", "start_postgres", "start_redis", "stop"]
+__all__ = ["Server", "embedded", "on_this_machine", "running", "start_postgres", "start_redis", "stop"]
 
 MISSING: Final = {"database_url": ("Postgres", "DATABASE_URL"), "redis_url": ("Redis", "REDIS_URL")}
 
@@ -56,6 +57,8 @@ def running(settings: Settings) -> Settings:
     """
     _check(settings)
     told_addresses = _read(settings)
+    if told_addresses:
+        settings = on_this_machine(settings)
     found = {name: getattr(settings, name) or told_addresses.get(name, "") for name in MISSING}
     for name, value in found.items():
         if not value:
@@ -64,6 +67,13 @@ def running(settings: Settings) -> Settings:
     if settings.simulate == "auto" and not settings.database_url:
         found["simulate"] = told_addresses.get("simulate", "auto")
     return replace(settings, **found)
+
+
+def on_this_machine(settings: Settings) -> Settings:
+    """What belongs to `callboard up` on loopback is on its user's own machine: `run.web` may post to others there."""
+    if not settings.on_loopback:
+        return settings
+    return replace(settings, web_allow=",".join(filter(None, (settings.web_allow, ON_THIS_MACHINE))))
 
 
 def _check(settings: Settings) -> None:

@@ -109,6 +109,15 @@ def test_an_address_that_is_none(name: str, value: str) -> None:
     assert "hush" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "value", ["*", "*.", "http://h/", "10.0.0.1/8", "10.0.0", "a b", "h:80", "*.10.0.0.1", "ü.example"]
+)
+def test_what_run_web_may_reach_inside_is_read_at_boot(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"^CALLBOARD_WEB_ALLOW: '.+' is neither a host's name"):
+        load({"CALLBOARD_WEB_ALLOW": f"hooks.internal, {value}"})
+    assert load({"CALLBOARD_WEB_ALLOW": "a.b,*.c,10.0.0.0/8,::1"}).web_allow == "a.b,*.c,10.0.0.0/8,::1"
+
+
 @pytest.mark.parametrize("value", ["http://u:hush@h\n/v1", "http://exa mple/v1", "http://h/\x00", "http://h\u2028/x"])
 def test_an_address_with_white_space_inside(value: str) -> None:
     with pytest.raises(SettingsError, match=r"^OPENAI_BASE_URL holds white space or other characters") as error:

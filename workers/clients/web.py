@@ -1,23 +1,27 @@
 """The web client: POST with an idempotency key, a deadline over all of it and a bound on the answer."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from string import punctuation
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
+import httpcore
 import httpx
 import msgspec
 from msgspec import Struct
 
+from service.destinations import PORTS, Allowed, literal
 from service.errors import Outage, Reject, text_of
 from workers.clients.faults import ALONE_MAX, Fault, asked_wait_s, outcome_of
 from workers.clients.unfolding import ASKED, CODINGS, unfolded
 
 CONNECTIONS_MAX: Final = 200
 REPLY_MAX: Final = 1_048_576
+NEXT_S: Final = 2.0  # to an address that others stand behind
 SAFE: Final = f"{punctuation} "  # a header is ASCII: the rest, in the name of a node, is percent-encoded
 
 
@@ -26,18 +30,38 @@ class Reply(Struct, frozen=True):
     body: bytes
 
 
+class Guarded:
+    """Connects to what is allowed, by the very address that was looked at: a name may lead elsewhere the next time."""
+
+    def __init__(self, backend: httpcore.AsyncNetworkBackend, allow: Allowed) -> None:
+        self._backend: Final = backend
+        self._allow: Final = allow
+        self.sleep: Final = backend.sleep
+
+    async def connect_tcp(self, host: str, port: int, **more: Any) -> Any:
+        found = await _resolved(host, port)
+        may = found if self._allow.host(host, port) else [each for each in found if self._allow.address(each)]
+        if not may:
+            raise _inside(host)
+        for address in may[:-1]:
+            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
+                return await self._backend.connect_tcp(address, port, **more | {"timeout": NEXT_S})
+        return await self._backend.connect_tcp(may[-1], port, **more)
+
+
 class Web:
     """Made by `open_web`: one per process."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, allow: Allowed) -> None:
         self._http = http
+        self._allow = allow
 
     async def post(self, url: str, *, json: object, idempotency_key: str, timeout_s: float = 10.0) -> Reply:
         """The 2xx answer.
 
-        Raises Outage for what passes (no connection, 5xx, 408, 429, too slow), Reject for a refusal (other 3xx, 4xx)
-        and for an address that is none. What has not passed in a day of waits is one of the event's attempts from then
-        on, but for a 429.
+        Raises Outage for what passes (no connection, 5xx, 408, 429, too slow), Reject for a refusal (other 3xx, 4xx),
+        for an address that is none and for one of the inside that is not allowed. What has not passed in a day of waits
+        is one of the event's attempts from then on, but for a 429.
         """
         headers = {
             "idempotency-key": quote(idempotency_key, safe=SAFE),
@@ -46,7 +70,9 @@ class Web:
         }
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._send(self._http.build_request("POST", url, content=_encode(json), headers=headers))
+                request = self._http.build_request("POST", url, content=_encode(json), headers=headers)
+                self._check(request.url)
+                return await self._send(request)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise Reject(f"The address to post to is none ({error}): begin it with http:// or https://.") from error
         except TimeoutError as error:
@@ -54,6 +80,12 @@ class Web:
         except httpx.RequestError as error:
             what = text_of(error)
             raise _outage(Fault("connection", f"{_host(url)} can't be reached ({what}).")) from error
+
+    def _check(self, url: httpx.URL) -> None:
+        """Here too, where a proxy of the environment connects: it decides where a name may lead."""
+        address, port = literal(url.host), url.port or PORTS.get(url.scheme, 0)
+        if address is not None and not self._allow.host(url.host, port) and not self._allow.address(address):
+            raise _inside(url.host)
 
     async def _send(self, request: httpx.Request) -> Reply:
         response = await self._http.send(request, stream=True)
@@ -66,13 +98,30 @@ class Web:
 
 
 @asynccontextmanager
-async def open_web() -> AsyncIterator[Web]:
+async def open_web(allow: Allowed) -> AsyncIterator[Web]:
     limits = httpx.Limits(max_connections=CONNECTIONS_MAX)
     # The deadline of each call is the total one of `post`: httpx's own bounds a single read.
     # A cookie that one tenant's address sets is no other event's: none is kept.
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
     async with httpx.AsyncClient(limits=limits, timeout=None, cookies=no_cookies) as http:  # noqa: S113
-        yield Web(http)
+        # httpx hands no backend on to httpcore. What goes through a proxy has a transport of its own.
+        pool: Any = http._transport._pool  # type: ignore[attr-defined]
+        pool._network_backend = Guarded(pool._network_backend, allow)
+        yield Web(http, allow)
+
+
+async def _resolved(host: str, port: int) -> list[str]:
+    try:
+        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise httpx.ConnectError(f"its name leads nowhere: {error}") from error
+    return list(dict.fromkeys(str(info[4][0]) for info in infos))
+
+
+def _inside(host: str) -> Reject:
+    # Only what was asked for is named: what a name leads to is not for everybody who may send events.
+    told = f"{host} is an address of the inside (loopback, private, link-local or the like)"
+    return Reject(f"{told}, where events lead nobody: allow it in CALLBOARD_WEB_ALLOW, if it should.")
 
 
 def _encode(json: object) -> bytes:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from prompts import Prompts
 from schemas.catalog import Catalog
+from service.destinations import allowed
 from service.inbound import Inbound
 from service.meters import Meters
 from service.outbox import Outbox
@@ -149,7 +150,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     shared = Shared(redis.register_script(SCRIPT.read_text()), names, lambda: lease.alive)
     meters = Meters()
     llm = open_llm(settings, program.prompts, simulator, providers=program.providers, shared=shared, meters=meters)
-    clients = await _open_clients(stack, llm, Vectors(pool, searching(settings, meters)))
+    clients = await _open_clients(settings, stack, llm, Vectors(pool, searching(settings, meters)))
     arq = open_arq(settings, owner.guard)
     stack.push_async_callback(arq.connection_pool.disconnect)
     outbox, ledger, journal = Outbox(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
@@ -188,11 +189,13 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     )
 
 
-async def _open_clients(stack: AsyncExitStack, llm: AbstractAsyncContextManager[Llm], vectors: Vectors) -> Clients:
+async def _open_clients(
+    settings: Settings, stack: AsyncExitStack, llm: AbstractAsyncContextManager[Llm], vectors: Vectors
+) -> Clients:
     return Clients(
         llm=await stack.enter_async_context(llm),
         vectors=vectors,
-        web=await stack.enter_async_context(open_web()),
+        web=await stack.enter_async_context(open_web(allowed(settings.web_allow, settings.page_url))),
         resources=await stack.enter_async_context(open_resources()),
     )
 

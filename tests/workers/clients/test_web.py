@@ -9,8 +9,11 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from service.destinations import ON_THIS_MACHINE, allowed
 from service.errors import Outage, Reject
 from workers.clients.web import REPLY_MAX, open_web
+
+LOOPBACK = allowed(ON_THIS_MACHINE)
 
 Answer = Callable[[bytes], Awaitable[bytes]]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -64,16 +67,29 @@ async def test_posts_json_with_the_key() -> None:
         seen.append(request)
         return b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok"
 
-    async with server(answer) as url, open_web() as web:
+    async with server(answer) as url, open_web(LOOPBACK) as web:
         reply = await web.post(url, json={"urgency": "high"}, idempotency_key="e1/page_on_call")
     assert (reply.status, reply.body) == (202, b"ok")
     assert b"idempotency-key: e1/page_on_call" in seen[0].lower()
     assert seen[0].endswith(b'{"urgency":"high"}')
 
 
+async def test_the_name_of_a_step_is_no_header_of_its_own() -> None:
+    """A route's label, and so a step's key, may hold any letters; a header holds ASCII."""
+    seen: list[bytes] = []
+
+    async def answer(request: bytes) -> bytes:
+        seen.append(request)
+        return await always("200 OK")(request)
+
+    async with server(answer) as url, open_web(LOOPBACK) as web:
+        await web.post(url, json={}, idempotency_key="e1/später/葉\r\nX-Admin: 1\0\x7f/a b")
+    assert b"idempotency-key: e1/sp%C3%A4ter/%E8%91%89%0D%0AX-Admin: 1%00%7F/a b\r\n" in seen[0]
+
+
 @pytest.mark.parametrize("status", ["500 Oops", "503 Busy", "429 Slow", "408 Late"])
 async def test_what_passes_is_an_outage(status: str) -> None:
-    async with server(always(status, headers="retry-after: 7\r\n")) as url, open_web() as web:
+    async with server(always(status, headers="retry-after: 7\r\n")) as url, open_web(LOOPBACK) as web:
         with pytest.raises(Outage, match=status[:3]) as caught:
             await web.post(url, json={}, idempotency_key="k")
     assert 7 <= caught.value.after_s <= 8
@@ -83,7 +99,7 @@ async def test_what_passes_is_an_outage(status: str) -> None:
 
 @pytest.mark.parametrize("status", ["400 Bad", "401 Who", "404 Where", "410 Gone", "302 Found"])
 async def test_a_refusal_is_the_events_own(status: str) -> None:
-    async with server(always(status, headers="location: /other\r\n")) as url, open_web() as web:
+    async with server(always(status, headers="location: /other\r\n")) as url, open_web(LOOPBACK) as web:
         with pytest.raises(Reject, match=status[:3]) as caught:
             await web.post(url, json={}, idempotency_key="k")
     assert "s3cret" not in str(caught.value)
@@ -102,7 +118,7 @@ async def test_a_refusal_is_the_events_own(status: str) -> None:
     ],
 )
 async def test_retry_after_has_a_cap_and_may_be_garbage(value: str, least: float, most: float) -> None:
-    async with server(always("503 Busy", headers=f"retry-after: {value}\r\n")) as url, open_web() as web:
+    async with server(always("503 Busy", headers=f"retry-after: {value}\r\n")) as url, open_web(LOOPBACK) as web:
         with pytest.raises(Outage) as caught:
             await web.post(url, json={}, idempotency_key="k")
     assert least <= caught.value.after_s <= most
@@ -111,7 +127,7 @@ async def test_retry_after_has_a_cap_and_may_be_garbage(value: str, least: float
 async def test_nobody_there() -> None:
     async with server(always("200 OK")) as url:
         pass
-    async with open_web() as web:
+    async with open_web(LOOPBACK) as web:
         with pytest.raises(Outage, match="can't be reached"):
             await web.post(url, json={}, idempotency_key="k")
 
@@ -126,13 +142,13 @@ async def test_the_deadline_is_total() -> None:
             with suppress(TimeoutError):
                 gone = not await asyncio.wait_for(reader.read(100), 0.02)
 
-    async with raw_server(drip) as url, open_web() as web:
+    async with raw_server(drip) as url, open_web(LOOPBACK) as web:
         with pytest.raises(Outage, match=r"no whole answer in 0\.3 s"):
             await web.post(url, json={}, idempotency_key="k", timeout_s=0.3)
 
 
 async def test_an_answer_without_end_is_refused() -> None:
-    async with server(always("200 OK", b"x" * (REPLY_MAX + 1))) as url, open_web() as web:
+    async with server(always("200 OK", b"x" * (REPLY_MAX + 1))) as url, open_web(LOOPBACK) as web:
         with pytest.raises(Reject, match="more than"):
             await web.post(url, json={}, idempotency_key="k")
 
@@ -141,7 +157,7 @@ async def test_an_answer_without_end_is_refused() -> None:
     ("url", "json"), [("nonsense", {}), ("ftp://127.0.0.1/", {}), ("http://a:b/", {}), ("http://x", object())]
 )
 async def test_what_can_never_be_posted_is_rejected(url: str, json: object) -> None:
-    async with open_web() as web:
+    async with open_web(LOOPBACK) as web:
         with pytest.raises(Reject):
             await web.post(url, json=json, idempotency_key="k")
 
@@ -155,11 +171,11 @@ def bomb(megabytes: int) -> bytes:
 async def test_gzip_is_unfolded_as_far_as_an_answer_may_go() -> None:
     """400 MB in 400 KB, twenty at once: neither is ever held."""
     packed = gzip.compress(b'{"ok": true}')
-    async with server(always("200 OK", packed, "content-encoding: gzip\r\n")) as url, open_web() as web:
+    async with server(always("200 OK", packed, "content-encoding: gzip\r\n")) as url, open_web(LOOPBACK) as web:
         assert (await web.post(url, json={}, idempotency_key="k")).body == b'{"ok": true}'
     folded = bomb(400)
     tracemalloc.start()
-    async with server(always("200 OK", folded, "content-encoding: gzip\r\n")) as url, open_web() as web:
+    async with server(always("200 OK", folded, "content-encoding: gzip\r\n")) as url, open_web(LOOPBACK) as web:
         posts = [web.post(url, json={}, idempotency_key="k") for _ in range(20)]
         for each in await asyncio.gather(*posts, return_exceptions=True):
             assert isinstance(each, Reject), each
@@ -171,13 +187,13 @@ async def test_gzip_is_unfolded_as_far_as_an_answer_may_go() -> None:
 
 @pytest.mark.parametrize("packed", [b"no gzip at all", gzip.compress(bytes(1000))[:-4]], ids=["none", "cut off"])
 async def test_gzip_that_is_none_is_an_outage(packed: bytes) -> None:
-    async with server(always("200 OK", packed, "content-encoding: gzip\r\n")) as url, open_web() as web:
+    async with server(always("200 OK", packed, "content-encoding: gzip\r\n")) as url, open_web(LOOPBACK) as web:
         with pytest.raises(Outage, match="gzip that is"):
             await web.post(url, json={}, idempotency_key="k")
 
 
 async def test_an_encoding_that_was_not_asked_for_is_a_refusal() -> None:
-    async with server(always("200 OK", b"x", "content-encoding: br\r\n")) as url, open_web() as web:
+    async with server(always("200 OK", b"x", "content-encoding: br\r\n")) as url, open_web(LOOPBACK) as web:
         with pytest.raises(Reject, match="in the encoding 'br'"):
             await web.post(url, json={}, idempotency_key="k")
 
@@ -189,7 +205,7 @@ async def test_a_cookie_of_one_answer_goes_out_with_no_other_post() -> None:
         seen.append(request.lower())
         return b"HTTP/1.1 200 OK\r\nset-cookie: tenant=a; path=/\r\ncontent-length: 0\r\n\r\n"
 
-    async with server(answer) as url, open_web() as web:
+    async with server(answer) as url, open_web(LOOPBACK) as web:
         for _ in range(2):
             await web.post(url, json={}, idempotency_key="k")
     assert [b"cookie:" in each for each in seen] == [False, False]

@@ -9,6 +9,7 @@ from msgspec import Raw
 
 from prompts import Prompts
 from schemas.identity import uuid7
+from service.destinations import ON_THIS_MACHINE, allowed
 from service.meters import Meters
 from service.settings import Settings
 from workers.clients.breaker import Policy
@@ -48,7 +49,7 @@ class Memory:
 async def open_run(memory: Memory | None = None) -> AsyncIterator[Run]:
     """A run that finds what `memory` has, and stores there."""
     memory = memory or Memory()
-    async with open_web() as web:
+    async with open_web(allowed(ON_THIS_MACHINE)) as web:
         pool: asyncpg.Pool = asyncpg.create_pool(NOWHERE.database_url, min_size=0)
         llm = Llm(Prompts({}, {}), Caller({}, {}, Policy(), simulated=False))
         yield Run(
