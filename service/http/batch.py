@@ -38,8 +38,9 @@ async def post_batch(request: Request) -> Response:
     items = (lines if in_lines else array)(body, settings.batch_max)
     sender = caller(request)
     granted, over = await door(request).quotas.admit(sender.key, len(items))
-    known = {"tenant": sender.tenant, "by": sender.actor, "quota_key": sender.quota_key}
-    batch = await intake.read_all(items[:granted], source=SOURCE, **known)
+    batch = await intake.read_all(
+        items[:granted], tenant=sender.tenant, source=SOURCE, by=sender.actor, quota_key=sender.quota_key
+    )
     for index, each in enumerate(batch):
         if isinstance(each, TooDeep) and not in_lines:
             raise BadEvent(400, each.message, f"$[{index}]")
