@@ -5,6 +5,7 @@ uvicorn's protocol for HTTP, with these bounds: by itself it takes a head of any
 
 import asyncio
 import resource
+import socket
 from collections import Counter
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_MAX: Final = 64 << 10
 HEAD_S: Final = 10.0
 READ_S: Final = 30.0  # for some 64 KiB, which is what uvicorn and service/http/answers.py keep for a connection
+SEND_MAX: Final = 256 << 10  # what the kernel may hold of an answer; by itself it lets that grow to 4 MiB a connection
 CONNECTIONS_MAX: Final = 2_000
 FILES_KEPT: Final = 200  # of those that this process may open: for Postgres, Redis, logs
 AGAIN_S: Final = 1
@@ -38,6 +40,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_MAX)
         self.since: float = self.loop.time()
         self.read_at = self.since
         self.refused = self._was_asked = False

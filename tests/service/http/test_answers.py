@@ -188,6 +188,8 @@ async def test_who_does_not_read_is_hung_up_on(settings: Settings, made: list[Co
         await eventually(lambda: stuck(made, 1))
         (connection,) = made
         assert connection.transport.get_write_buffer_size() <= 128 << 10, "the server holds no more than that"
+        held = connection.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert held <= 512 << 10, "nor does the kernel, which takes twice as much as it is told"
         now = asyncio.get_running_loop().time()
         expire_all(made, now + READ_S - 1)
         assert not connection.transport.is_closing()
