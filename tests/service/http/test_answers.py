@@ -142,6 +142,18 @@ async def test_a_search_gives_the_best_up_to_its_bytes(api: httpx.AsyncClient) -
     assert (len(few["items"]), few["left_out"]) == (2, 0)
 
 
+async def test_a_page_shows_the_beginning_of_what_is_large(api: httpx.AsyncClient, settings: Settings) -> None:
+    """Of events that were taken before their extensions had a bound; a list in the browser has so many rows."""
+    first, *_ = await keep(settings, [LARGE, *[10] * 150])
+    connection = await asyncpg.connect(settings.database_url)
+    large = await connection.fetchval("select event_id from events order by event_id limit 1")
+    await connection.close()
+    page = await api.get(f"/ui/events/{large}")
+    assert (page.status_code, "a" * 1_000 in page.text, len(page.content) < 30_000) == (200, True, True)
+    listed = await api.get("/?limit=500")
+    assert (listed.text.count("/ui/events/"), first in listed.text, "older" in listed.text) == (100, True, True)
+
+
 async def test_what_is_shown_of_json_is_bounded() -> None:
     """Sixty deep, each of many numbers on a line of its own: indented it would be a hundred times as long."""
     deep: Any = [0] * 400_000
