@@ -6,7 +6,7 @@ Where something is held for long it is refused instead (`Shares` in service/http
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, cast
 
 from service.errors import TooMany, Unavailable
@@ -67,13 +67,15 @@ class Turns:
             caller = min(able, key=lambda each: self._held.get(each, 0))  # of several the one that waits longest
             turn = self._waiting[caller][0]
             self._leave(caller, turn)
-            self._held[caller] = self._held.get(caller, 0) + 1
-            turn.set_result(None)
+            if not turn.cancelled():  # whoever waited for it does not run before the loop's next round
+                self._held[caller] = self._held.get(caller, 0) + 1
+                turn.set_result(None)
 
     def _leave(self, caller: str, turn: asyncio.Future[None]) -> None:
         """This turn is waited for no more; what else the caller waits for goes behind the others'."""
-        waiting = self._waiting.pop(caller)
-        waiting.remove(turn)
+        waiting = self._waiting.pop(caller, deque())
+        with suppress(ValueError):  # it was left already
+            waiting.remove(turn)
         if waiting:
             self._waiting[caller] = waiting
 

@@ -86,6 +86,21 @@ async def test_a_caller_waits_for_no_more_than_a_bound(monkeypatch: pytest.Monke
         await asyncio.wait(waiting)
 
 
+async def test_who_goes_when_a_turn_comes_takes_none_of_it_along() -> None:
+    own = made(1, wait_s=10)
+    stack = AsyncExitStack()
+    await take(stack, own, "a", 1)
+    gone, stays = [asyncio.create_task(take(stack, own, "b", 1)) for _ in range(2)]
+    await asyncio.sleep(0)
+    gone.cancel()
+    await stack.pop_all().aclose()  # before who was cancelled has run
+    await stays
+    await asyncio.wait([gone])
+    assert gone.cancelled()
+    await stack.aclose()
+    assert (own._held, own._waiting) == ({}, {})
+
+
 @given(
     st.integers(1, 6),
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["held", "left", "cancelled"])), max_size=40),
