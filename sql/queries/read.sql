@@ -35,7 +35,7 @@ with fit as (
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at,
        e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now, w.due_at,
-       e.parent, coalesce(e.reaction, p.name) as pipeline, p.attempts_max,
+       e.parent, e.accepted_by, coalesce(e.reaction, p.name) as pipeline, p.attempts_max,
        coalesce(e.error, case when coalesce(w.status, e.status) not in ('succeeded', 'dead') then
            (select a.detail from attempts a where a.event_id = e.event_id and a.run = coalesce(w.run, e.run) and a.detail is not null
             order by a.claim desc limit 1) end) as error,

@@ -13,7 +13,18 @@ CLOUDEVENTS = "application/cloudevents+json"
 TICKET_OPENED: dict[str, Any] = {"type": "ticket.opened", "data": TICKET}
 SHOWN = {
     *("specversion", "id", "source", "type", "datacontenttype", "data"),
-    *("event_id", "status", "attempts", "attempts_max", "run", "accepted_at", "due_at", "started_at", "finished_at"),
+    *(
+        "event_id",
+        "status",
+        "attempts",
+        "attempts_max",
+        "run",
+        "accepted_at",
+        "accepted_by",
+        "due_at",
+        "started_at",
+        "finished_at",
+    ),
     *("worker", "pipeline", "result", "error", "cost_usd", "calls", "timeline"),
 }
 MOMENT = {"seq", "at", "what", "step", "attempt", "ms", "detail"}
