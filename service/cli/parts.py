@@ -117,10 +117,9 @@ async def all_running(settings: Settings, workers: int) -> AsyncIterator[Running
         await migrate(whole)
         # A Redis that was started here is nobody else's: whichever database came to this data folder has it.
         await (check_redis(whole) if settings.redis_url else adopt(whole))
-        shared = ("database_url", "redis_url", "host", "port", "simulate", "web_allow")
-        known = on_this_machine(whole)
-        environment = {**os.environ, **{variable(name): str(getattr(known, name)) for name in shared}}
-        api = Child("API", "service", {**environment, variable("local_token"): known.local_token}, STOP_TIMEOUT_S)
+        environment = environment_of(whole)
+        with_token = {**environment, variable("local_token"): whole.local_token}
+        api = Child("API", "service", with_token, STOP_TIMEOUT_S)
         hands = [Child("worker", "workers", environment, whole.grace_s + STOP_TIMEOUT_S) for _ in range(workers)]
         tasks = [asyncio.create_task(child.run()) for child in (api, *hands)]
         stack.push_async_callback(_end_all, tasks)
@@ -133,6 +132,13 @@ def decided(settings: Settings) -> Settings:
     if settings.simulate != "auto":
         return settings
     return replace(settings, simulate="off" if settings.has_provider_key or settings.database_url else "on")
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """What the programs are told besides what was told to us."""
+    ours = on_this_machine(settings)
+    names = ("database_url", "redis_url", "host", "port", "simulate", "web_allow")
+    return {**os.environ, **{variable(name): str(getattr(ours, name)) for name in names}}
 
 
 def check_port(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from msgspec import json
 from msgspec.structs import replace
 
 from schemas import Event
+from service.cli.parts import environment_of
 from service.destinations import ON_THIS_MACHINE, Allowed, allowed
 from service.embedded import on_this_machine, running
 from service.errors import Outage, Reject
@@ -188,6 +189,7 @@ def test_on_a_developers_machine_loopback_is_allowed(tmp_path: Path) -> None:
     ours = Settings(data_dir=str(tmp_path), web_allow="*.corp.example")
     assert on_this_machine(ours).web_allow == f"*.corp.example,{ON_THIS_MACHINE}"
     assert on_this_machine(replace(ours, host="0.0.0.0")).web_allow == "*.corp.example"
+    assert environment_of(ours)["CALLBOARD_WEB_ALLOW"] == f"*.corp.example,{ON_THIS_MACHINE}"
     assert (allowed(ON_THIS_MACHINE).address("127.0.0.1"), allowed(ON_THIS_MACHINE).address("10.0.0.1")) == (
         True,
         False,
