@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults llama check bench bench-quick image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
+.PHONY: help up demo test faults hostile-test llama check bench bench-quick image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
 	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
@@ -29,6 +29,9 @@ test: venv ## all tests, on a Postgres and a Redis of their own (ARGS="-k story"
 faults: venv ## every fault, done for real, and what it cost (SEED=n ROWS="4 22")
 	@$(ALONE) FAULTS_SEED="$(SEED)" FAULTS_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v \
 		-n 4 --dist load --maxschedchunk 1
+
+hostile-test: venv ## an API in a cgroup of 256 MiB, a tenant that means no good and one that works (root)
+	@$(ALONE) .venv/bin/python -m pytest tests/service/http/test_neighbours.py -m hostile -v -s $(ARGS)
 
 llama: venv .venv-llama/stamp ## the service against llama.cpp's server, which this compiles (C++ compiler, 7 minutes)
 	@$(ALONE) LLAMA_PYTHON="$(CURDIR)/.venv-llama/bin/python" .venv/bin/python -m pytest tests/llama -m llama -v

@@ -68,6 +68,11 @@ class Connection(HttpToolsProtocol):
         if self._in_head and self._head_bytes > HEAD_MAX:
             self.refuse(431, LARGE)
 
+    def on_message_begin(self) -> None:
+        if self.refused:  # of thousands that one read brought the rest would only keep others waiting
+            raise ConnectionAbortedError(FULL)
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > HEAD_MAX:
             self.refuse(431, LARGE)

@@ -13,18 +13,37 @@ ROOT: Final = Path("/sys/fs/cgroup")
 
 @contextmanager
 def small_memory(pid: int, size: int) -> Iterator[Path]:
-    """The process `pid` and what it starts may use `size` bytes from now on; whoever uses more is killed by the kernel.
+    """The process `pid` and what it starts may use `size` bytes more; whoever uses more is killed by the kernel."""
+    with small_group(size) as group:
+        (group / "cgroup.procs").write_text(str(pid))
+        yield group
+
+
+@contextmanager
+def small_group(size: int) -> Iterator[Path]:
+    """A group whose members may use `size` bytes together; `joining` starts a program as one.
 
     Skips the test where no cgroup can be made, but for CI, where that is a failure.
     """
     group = _made(size)
     try:
-        (group / "cgroup.procs").write_text(str(pid))
         yield group
     finally:
         for each in (group / "cgroup.procs").read_text().split():
             (group.parent / "cgroup.procs").write_text(each)
         group.rmdir()
+
+
+def joining(group: Path) -> tuple[str, ...]:
+    """What stands before a command, so that all of its memory is the group's."""
+    return ("sh", "-c", f'echo $$ > {group / "cgroup.procs"} && exec "$@"', "sh")
+
+
+def killed(group: Path) -> int:
+    """How often the kernel killed a member for its memory."""
+    version_2 = (ROOT / "cgroup.controllers").exists()
+    told = (group / ("memory.events" if version_2 else "memory.oom_control")).read_text()
+    return int(dict(line.split() for line in told.splitlines())["oom_kill"])
 
 
 def _made(size: int) -> Path:

@@ -12,8 +12,10 @@ from typing import Final
 
 from msgspec import json
 
-from service.http.connections import PIPELINED_MAX
+from service.http.app import create_app
+from service.http.connections import PIPELINED_MAX, Connection
 from service.settings import Settings
+from tests.listening import listening_on
 from tests.service.http.test_connections import BEGINNING, Api, api_of, connected
 
 SECOND: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -147,3 +149,22 @@ async def all_said(api: Api, sent: bytes) -> bytes:
             while more := await reader.read(1 << 16):
                 whole += more
     return whole
+
+
+async def test_nothing_is_read_of_what_stands_behind_a_refusal(settings: Settings) -> None:
+    """The rest of what one read brought would be parsed for nothing, while all others wait."""
+    seen = list[bytes]()
+
+    class Counting(Connection):
+        def on_url(self, url: bytes) -> None:
+            seen.append(url)
+            super().on_url(url)
+
+    async with listening_on(create_app(settings), http=Counting) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write((BEGINNING + b"\r\n") * 7_000)
+        with suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                pass
+        writer.close()
+    assert PIPELINED_MAX < len(seen) < 2 * PIPELINED_MAX
