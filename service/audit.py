@@ -21,6 +21,7 @@ Action = Literal[
     "cancel",
     "discard",
     "create_key",
+    "limit_key",
     "revoke_key",
     "end_sessions",
     "sign_in",
