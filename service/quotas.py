@@ -23,7 +23,7 @@ from service.resources import REDIS_ERRORS, Pool
 from service.stream import Names
 
 LEASE_S: Final = 0.05
-DEADLINE_S: Final = 0.1  # what an event waits for Redis, at most
+DEADLINE_S: Final = 0.1  # of a question to Redis; an event waits for two at most
 ALONE_S: Final = 1.0  # after a failure Redis is not asked again for so long
 ALIVE_S: Final = 15.0
 BEAT_S: Final = 5.0
@@ -45,7 +45,7 @@ class Lease:
         self.ends_at = self.asked_at = -math.inf
         self.used = 0  # since it was asked for
         self.waiting = 0
-        self.alone: Final = asyncio.Lock()
+        self.asking: asyncio.Task[float] | None = None
         self.shared: Final = Bucket()  # as Redis told it
         self.own = Bucket()  # what this API let in
         self.unshared = Bucket()  # what it let in that Redis does not know of
@@ -126,22 +126,22 @@ class Quotas:
         lease = self._leases.get(prefix)
         if lease is None or lease.rate != rate:  # the rate was changed: what was known counts for nothing
             lease = _kept(self._leases, prefix, Lease(rate))
-        if lease.is_spent(self._clock(), asked) and self._clock() >= self._alone_until:
+        now, tries = self._clock(), 2  # who came while Redis was being asked for others may have to ask once more
+        while tries and lease.is_spent(now, asked) and now >= self._alone_until:
+            tries -= 1
             lease.waiting += asked
             try:
-                async with asyncio.timeout(DEADLINE_S), lease.alone:
-                    if lease.is_spent(self._clock(), asked):
-                        await self._ask(lease, prefix)
-            except REDIS_ERRORS:
-                self._alone_until = self._clock() + ALONE_S
+                if lease.asking is None:
+                    lease.asking = asyncio.create_task(self._ask_in_time(lease, prefix))
+                now = await asyncio.shield(lease.asking)
             finally:
                 lease.waiting -= asked
-        now = self._clock()
         granted = min(asked, lease.usable(now))
         lease.left -= granted
         lease.used += granted
         bucket, parts = lease.shared, 1
-        if granted < asked and now < self._alone_until:
+        if granted < asked and (now < self._alone_until or lease.is_spent(now, asked - granted)):
+            # Redis did not say in time that there is no more, which is no ground for a refusal.
             bucket, parts = lease.own, self.apis
             more = min(asked - granted, bucket.room(now, rate, parts))
             lease.unshared.add(now, rate, more, parts)
@@ -149,8 +149,20 @@ class Quotas:
         lease.own.add(now, rate, granted, self.apis)
         return granted, bucket.wait_s(now, rate, asked - granted, parts)
 
-    async def _ask(self, lease: Lease, prefix: str) -> None:
-        """Raises REDIS_ERRORS; what Redis may have granted then is lost to the key."""
+    async def _ask_in_time(self, lease: Lease, prefix: str) -> float:
+        """For all who wait: they go on together, and share a commit. Returns the time of the answer, or of its lack."""
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                return await self._ask(lease, prefix)
+        except REDIS_ERRORS:
+            now = self._clock()
+            self._alone_until = now + ALONE_S
+            return now
+        finally:
+            lease.asking = None
+
+    async def _ask(self, lease: Lease, prefix: str) -> float:
+        """The time of the answer. Raises REDIS_ERRORS; what Redis may have granted then is lost to the key."""
         now, rate = self._clock(), lease.rate
         expected = lease.used * LEASE_S / max(now - lease.asked_at, LEASE_S / 50)
         wanted = lease.waiting + min(int(expected), int(LEASE_S / rate.apart_s))
@@ -162,6 +174,7 @@ class Quotas:
         lease.unshared = Bucket()
         lease.left, lease.ends_at = granted, now + LEASE_S
         lease.shared.drained_at = now + drains_us / 1_000_000
+        return now
 
     async def _call(self, bucket: str | None = None, *numbers: int) -> tuple[int, int]:
         keys = [self._names.apis, *([bucket] if bucket else [])]
