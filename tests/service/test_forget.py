@@ -24,7 +24,7 @@ from service.forget_redis import Target, mentions
 from service.settings import Settings
 from tests.board import TICKET, Board, board_on
 from tests.eventually import eventually
-from tests.keys import bearer, make_key
+from tests.keys import TOKEN, bearer, make_key
 from tests.listening import listening_on
 from tests.programs import program_of
 from tests.servers import NAMES
@@ -148,7 +148,7 @@ async def send_all(board: Board, by: str, text: str) -> None:
 
 async def call(board: Board, *arguments: str) -> Any:
     line = ["forget", *arguments, "--url", str(board.http.base_url)]
-    return await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
+    return await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
 
 
 @pytest.mark.parametrize("by", BY)
@@ -347,7 +347,7 @@ async def test_the_command_fails_where_something_is_left() -> None:
 
     async with listening_on(Starlette(routes=[Route("/forget", answer, methods=["POST"])]), lifespan="off") as url:
         line = ["forget", "--key", MARK, "--url", url]
-        told = await asyncio.to_thread(CliRunner().invoke, command_line({}), line)
+        told = await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
     assert told.exit_code == 1
     assert told.stdout.splitlines() == ["what\tfound\tleft", "events\t7\t2"]
     assert "Something is left, or came in meanwhile" in told.stderr

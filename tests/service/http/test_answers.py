@@ -22,7 +22,7 @@ from service.http.door import LIST_MAX
 from service.settings import Settings
 from tests.debian import libraries, unpacked
 from tests.eventually import eventually
-from tests.keys import bearer, make_key
+from tests.keys import AT_HOME, TOKEN, bearer, make_key
 from tests.listening import listening_on
 from tests.service.http.test_connections import api_of, made
 from workers.clients.vectors import FOUND_MAX
@@ -178,10 +178,14 @@ async def unread(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         client.setblocking(False)
         await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
-        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        lines = "".join(f"{name}: {value}\r\n" for name, value in (headers or AT_HOME).items())
         request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode()
         await asyncio.get_running_loop().sock_sendall(client, request * requests)
         yield client
+
+
+def at_home(port: int) -> httpx.AsyncClient:
+    return httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10)
 
 
 @asynccontextmanager
@@ -217,7 +221,7 @@ async def test_who_does_not_read_is_hung_up_on(settings: Settings, made: list[Co
         assert received > 4 * PIECE
         expire_all(made, asyncio.get_running_loop().time() + READ_S + 1)
         await eventually(lambda: _is_gone(connection))
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        async with at_home(port) as http:
             counted = (await http.get("/metrics")).text
         assert 'callboard_refused_total{bound="unread",whose="caller"} 1.0' in counted
 
@@ -233,7 +237,10 @@ async def test_answers_that_are_not_read_take_room_by_caller(
     greedy, other = [bearer(await make_key(settings, "read", tenant=tenant)) for tenant in ("acme", "globex")]
     for tenant in ("acme", "globex"):
         await keep(settings, [LARGE] * 2, tenant)
-    async with here(settings) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+    async with (
+        here(settings) as port,
+        httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http,
+    ):
         async with AsyncExitStack() as stack:
             for count in (1, 2):
                 await stack.enter_async_context(unread(port, greedy))
@@ -260,7 +267,10 @@ async def test_a_stream_with_something_large_ends_early_where_there_is_no_room(
     await connection.execute("update events set status = 'succeeded', result = to_json(repeat('a', 1000000))")
     await connection.close()
     path = f"/events/{event_id}/stream"
-    async with here(settings) as port, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+    async with (
+        here(settings) as port,
+        httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http,
+    ):
         async with AsyncExitStack() as stack:
             for count in (1, 2):
                 await stack.enter_async_context(unread(port, path=path))
@@ -291,8 +301,12 @@ async def test_readers_that_never_read_hold_little(settings: Settings, tmp_path:
             assert len(await _body(api.port, "/workers")) < PIECE
         assert api.memory_mb - before_mb < 60
         address = f"http://127.0.0.1:{api.port}{LIST}"
+        async with at_home(api.port) as http:
+            await http.post("/login", data={"key": TOKEN})
+            cookie = f"callboard={http.cookies['callboard']}"
+        program = (root / "usr/bin/slowhttptest", "-X", "-u", address, "-j", cookie)
         tried = await asyncio.create_subprocess_exec(
-            *(root / "usr/bin/slowhttptest", "-X", "-u", address, "-c", "40", "-r", "40", "-k", "5", "-l", "2"),
+            *(*program, "-c", "40", "-r", "40", "-k", "5", "-l", "2"),
             env={"LD_LIBRARY_PATH": libraries(root), "TERM": "dumb", "LANG": "C.UTF-8"},
             stdout=asyncio.subprocess.PIPE,
         )
@@ -303,5 +317,5 @@ async def test_readers_that_never_read_hold_little(settings: Settings, tmp_path:
 
 
 async def _body(port: int, path: str = LIST) -> bytes:
-    async with httpx.AsyncClient(timeout=10) as http:
+    async with httpx.AsyncClient(headers=AT_HOME, timeout=10) as http:
         return (await http.get(f"http://127.0.0.1:{port}{path}")).content

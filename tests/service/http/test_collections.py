@@ -46,7 +46,7 @@ async def test_by_meaning_by_words_and_by_both(api: httpx.AsyncClient) -> None:
     assert (first["id"], first["text"], first["metadata"]) == (
         "refund",
         TEXTS["refund"],
-        {"stars": 4, "source": "http"},
+        {"stars": 4, "source": "key local"},
     )
     assert first["score"] == pytest.approx(2 / 61), "first in both lists"
     assert set(first["scores"]) == {"vector", "keyword"}

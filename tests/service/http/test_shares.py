@@ -31,7 +31,7 @@ class Two(Struct, frozen=True):
 
 @asynccontextmanager
 async def two(settings: Settings) -> AsyncIterator[Two]:
-    keys = [await make_key(settings, "read", "ingest", "operate", tenant=tenant) for tenant in ("acme", "globex")]
+    keys = [await make_key(settings, "read", "ingest", "documents", tenant=tenant) for tenant in ("acme", "globex")]
     limits = httpx.Limits(max_connections=None)
     async with serving(settings) as url, AsyncExitStack() as stack:
         clients = [httpx.AsyncClient(base_url=url, timeout=30, limits=limits, headers=bearer(key)) for key in keys]

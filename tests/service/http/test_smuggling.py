@@ -15,11 +15,12 @@ from msgspec import json
 from service.http.app import create_app
 from service.http.connections import PIPELINED_MAX, Connection
 from service.settings import Settings
+from tests.keys import AUTHORIZED
 from tests.listening import listening_on
 from tests.service.http.test_connections import BEGINNING, Api, api_of, connected
 
 SECOND: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-POST: Final = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+POST: Final = b"POST /events HTTP/1.1\r\nHost: localhost\r\n" + AUTHORIZED + b"Content-Type: application/json\r\n"
 CHUNKED: Final = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 END: Final = b"0\r\n\r\n"
 LENGTH: Final = b"Content-Length: %d\r\n" % len(SECOND)
