@@ -104,3 +104,10 @@ async def test_each_parameter_is_asked_for_by_its_name(api: httpx.AsyncClient, t
     letters = {each["name"] for each in told["paths"]["/dead-letters"]["get"]["parameters"]}
     assert letters == {"type", "reason", "since", "until", "limit", "cursor"}
     assert told["paths"]["/healthz"]["get"]["security"] == []
+
+
+def test_where_events_come_in_a_caller_may_be_told_to_wait(told: dict[str, Any]) -> None:
+    paths = told["paths"]
+    limited = [path for path, each in paths.items() if "429" in each.get("post", {}).get("responses", {})]
+    assert limited == ["/events", "/events/batch"]
+    assert "Retry-After" in paths["/events"]["post"]["responses"]["429"]["headers"]
