@@ -180,7 +180,7 @@ async def test_who_asks_for_the_head_of_a_stream_alone_has_it_at_once(board: Boa
     """And the connection is free again, though the event has not ended."""
     event_id = await board.send("message.labelled", {"text": "a", "label": "b"}, dueat="2099-01-01T00:00:00Z")
     one = httpx.Limits(max_connections=1)
-    async with httpx.AsyncClient(base_url=board.http.base_url, limits=one, timeout=5) as http:
+    async with httpx.AsyncClient(base_url=board.http.base_url, headers=AT_HOME, limits=one, timeout=5) as http:
         for _ in range(2):
             head = await http.head(f"/events/{event_id}/stream")
             assert head.status_code == 200
