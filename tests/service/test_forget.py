@@ -291,7 +291,8 @@ async def test_it_goes_on_where_there_is_more_than_a_request_takes(
     monkeypatch.setattr(forget, "EVENTS_MAX", 4)
     event = {"type": "told", "data": {"text": MARK}, "dueat": "2099-01-01T00:00:00Z"}
     events = [{**event, "source": "/b" if n % 3 else "/a", "subject": MARK} for n in range(9)]
-    await board.http.post("/events/batch", json=[*events, {**event, "data": {"text": OTHER}}])
+    sent = await board.http.post("/events/batch", json=[*events, {**event, "data": {"text": OTHER}}])
+    assert sent.status_code == 202, sent.text
     first = (await board.http.post("/forget", json={"subject": MARK})).json()
     assert (first["found"]["events"], first["more"]) == (4, True)
     assert (await call(board, "--subject", MARK)).exit_code == 0

@@ -248,7 +248,9 @@ class Worker:
         self._tenant = tenant
 
     async def register(self) -> None:
-        await self._pool.execute(LEASE_SQL["register"], self.worker, "host", 1, "test", timedelta(hours=1), 1, [])
+        await self._pool.execute(
+            LEASE_SQL["register"], self.worker, "host", 1, "test", timedelta(hours=1), 1, [], False
+        )
 
     async def make(self, spell: Spell, rescued: asyncio.Event) -> None:
         unheard: Any = None  # nothing is streamed here

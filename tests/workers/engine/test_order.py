@@ -56,6 +56,8 @@ def columns(each: Incoming) -> Sequence[Any]:
         None,
         None,
         None,
+        None,
+        None,
     )
     return [[value] for value in row]
 

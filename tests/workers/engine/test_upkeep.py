@@ -178,7 +178,7 @@ async def test_only_the_head_of_a_mailbox_is_rung(desk: Desk) -> None:
 async def lose(desk: Desk, event_ids: list[UUID], lost: int, lease_s: float = -1) -> None:
     """A worker claims these events and is lost, or lives; they had been lost `lost` times before."""
     worker = uuid4()
-    await desk.do(LEASE["register"], worker, "h", 1, "v", timedelta(seconds=lease_s), 10, ["p"])
+    await desk.do(LEASE["register"], worker, "h", 1, "v", timedelta(seconds=lease_s), 10, ["p"], False)
     claim = "update work set status = 'running', claim = claim + 1, claimed_at = now(), worker = $1, lost = $3"
     await desk.do(f"{claim} where event_id = any ($2)", worker, event_ids, lost)
 
