@@ -1,5 +1,6 @@
 """The application: routes, and what lives as long as it does."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -127,7 +128,7 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             turns = (querying(settings, meters), searching(settings, meters))
             shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), Room())
             there = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
-            made = (*there, quotas, Audit(meters))
+            made = (*there, quotas, Audit(meters), asyncio.Lock())
             yield State(door=Door(settings, catalog, told, *made))
 
     return lifespan

@@ -20,7 +20,7 @@ from service.audit import Audit
 from service.errors import Unavailable
 from service.follow import Followers
 from service.http.metrics import Measured
-from service.http.room import Room, Shares, caller_of
+from service.http.room import BODY_SMALL, Room, Shares, caller_of
 from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
@@ -62,6 +62,7 @@ class Door(Struct, frozen=True):
     owner: RedisOwner
     quotas: Quotas
     audit: Audit
+    decoding: asyncio.Lock
 
 
 def door(request: Request) -> Door:
@@ -93,8 +94,17 @@ def asked_by_query(request: Request, shape: type[T]) -> T:
 
 
 async def asked_by_body(request: Request, shape: type[T]) -> T:
-    """An empty body is an empty object."""
+    """An empty body is an empty object. Large ones are decoded one after the other, with a turn of all others between
+    them: that takes milliseconds, and many callers may send one at once."""
     body = await read_body(request, door(request).settings.body_max)
+    if len(body) <= BODY_SMALL:
+        return _decoded(body, shape)
+    async with door(request).decoding:
+        await asyncio.sleep(0)
+        return _decoded(body, shape)
+
+
+def _decoded(body: bytes, shape: type[T]) -> T:
     check(body)
     try:
         return json.decode(body or b"{}", type=shape)
