@@ -8,9 +8,12 @@ from service.errors import OverLimit
 
 T = TypeVar("T")
 
+LEFT: Final = 8  # one place in so many is left for the next caller
+
 
 class QueueShares(Generic[T]):
-    """Of n callers with items in the queue each may have one part of n + 1 of its places. Who has none may always come.
+    """A caller may have all places but an eighth, which is the next one's. Of n callers with items in the queue each may
+    have one part of n + 1 of its places. Who has none may always come.
 
     The callers are counted only when it is asked, which is when the queue is crowded: until then nobody lacks a place.
     """
@@ -28,7 +31,8 @@ class QueueShares(Generic[T]):
         caller = self._caller_of(items[0])
         held = self._by_caller[caller]
         callers = len(self._by_caller) + (held == 0)
-        if held and held + len(items) > places // (callers + 1):
+        share = places - places // LEFT if callers == 1 else places // (callers + 1)
+        if held and held + len(items) > share:
             message = f"{held} events of the tenant {caller} wait to be stored, which is its share of the queue"
             raise OverLimit("queue", message)
         self._by_caller[caller] += len(items)
