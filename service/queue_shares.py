@@ -12,8 +12,8 @@ LEFT: Final = 8  # one place in so many is left for the next caller
 
 
 class QueueShares(Generic[T]):
-    """A caller may have all places but an eighth, which is the next one's. Of n callers with items in the queue each may
-    have one part of n + 1 of its places. Who has none may always come.
+    """A caller may have all places but an eighth, which is the next one's. Of n callers with items in the queue each
+    may have one part of n + 1 of its places. Who has none may always come.
 
     The callers are counted only when it is asked, which is when the queue is crowded: until then nobody lacks a place.
     """
