@@ -106,7 +106,7 @@ class GroupCommit(Generic[T, R]):
         if len(self._waiting) * CROWDED >= WAITING_MAX:
             if len(self._waiting) >= WAITING_MAX:
                 raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
-            self._shares.take(items, (each[0] for each in self._waiting), WAITING_MAX)
+            self._shares.take(items, (each[0] for each in self._waiting), WAITING_MAX, self.health.reason)
         loop, last = asyncio.get_running_loop(), len(items) - 1
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
         self._waiting.extend([(item, futures[n], n < last) for n, item in enumerate(items)])

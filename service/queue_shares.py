@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, TypeVar
 
-from service.errors import OverLimit
+from service.errors import OverLimit, Unavailable
+from service.postgres_errors import SENTENCES, Reason
 
 T = TypeVar("T")
 
@@ -22,8 +23,10 @@ class QueueShares(Generic[T]):
         self._caller_of: Final = caller_of
         self._by_caller: Counter[str] | None = None
 
-    def take(self, items: Sequence[T], waiting: Iterable[T], places: int) -> None:
-        """So many of the `places` for one caller's `items`. Raises OverLimit where that is more than its share."""
+    def take(self, items: Sequence[T], waiting: Iterable[T], places: int, reason: Reason | None) -> None:
+        """So many of the `places` for one caller's `items`. Raises OverLimit where that is more than its share; but
+        Unavailable where the queue is long since Postgres, for this `reason`, takes nothing: no caller can help that.
+        """
         if self._caller_of is None:
             return
         if self._by_caller is None:
@@ -33,6 +36,8 @@ class QueueShares(Generic[T]):
         callers = len(self._by_caller) + (held == 0)
         share = places - places // LEFT if callers == 1 else places // (callers + 1)
         if held and held + len(items) > share:
+            if reason is not None:
+                raise Unavailable(f"{held} events of the tenant {caller} wait to be stored: {SENTENCES[reason]}")
             message = f"{held} events of the tenant {caller} wait to be stored, which is its share of the queue"
             raise OverLimit("queue", message)
         self._by_caller[caller] += len(items)

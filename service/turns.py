@@ -16,6 +16,7 @@ from service.settings import Settings
 
 LEFT: Final = 5  # one in so many is left for the next caller
 OWN: Final = 2  # connections of a pool that no caller has: for readiness, and for the poll of all followers
+STILL_S: Final = 4.5  # where nobody has given a turn back for so long, Postgres is at fault and not the caller
 WAITING_MAX: Final = 500  # of one caller, a quarter of what the API has connections for
 
 
@@ -33,11 +34,14 @@ class Turns:
         self._meters: Final = meters
         self._held: Final[dict[str, int]] = {}
         self._waiting: Final[dict[str, deque[asyncio.Future[None]]]] = {}
+        self._given_back_at = 0.0
 
     @asynccontextmanager
     async def turn(self, caller: str) -> AsyncIterator[None]:
-        """Raises TooMany where this caller has its share, else Unavailable, when no turn has come in time."""
-        turn = asyncio.get_running_loop().create_future()
+        """Raises TooMany where this caller has its share, else Unavailable, when no turn has come in time; Unavailable,
+        too, where in all that time nobody's turn has ended: that is no fault of the caller's.
+        """
+        turn, begun_at = asyncio.get_running_loop().create_future(), asyncio.get_running_loop().time()
         waiting = self._waiting.setdefault(caller, deque())
         if len(waiting) >= WAITING_MAX:
             raise self._refusal(caller)
@@ -52,7 +56,7 @@ class Turns:
             else:
                 self._give_back(caller)
             if isinstance(error, TimeoutError):
-                raise self._refusal(caller) from error
+                raise self._refusal(caller, max(begun_at, self._given_back_at)) from error
             raise
         try:
             yield
@@ -80,12 +84,16 @@ class Turns:
             self._waiting[caller] = waiting
 
     def _give_back(self, caller: str) -> None:
+        self._given_back_at = asyncio.get_running_loop().time()
         self._held[caller] -= 1
         if not self._held[caller]:
             del self._held[caller]
         self._next()
 
-    def _refusal(self, caller: str) -> Unavailable:
+    def _refusal(self, caller: str, still_since: float | None = None) -> Unavailable:
+        if still_since is not None and asyncio.get_running_loop().time() - still_since >= STILL_S:
+            self._meters.add("callboard_refused_total", (self._name, "all"))
+            return Unavailable(f"none of the {self._name} under way has ended for {STILL_S:g} s")
         mine, callers = self._held.get(caller, 0), len({*self._held, *self._waiting})
         is_its_own = mine >= min(self._alone_most, self._most // max(callers, 1) or 1)
         self._meters.add("callboard_refused_total", (self._name, "caller" if is_its_own else "all"))

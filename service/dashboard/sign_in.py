@@ -45,8 +45,10 @@ async def take_token(request: Request) -> Response:
     """The address that `callboard up` prints: its token becomes a session, and the address goes on without it."""
     kept = [each for each in request.query_params.multi_items() if each[0] != TOKEN]
     ahead = own_path(request.url.path + (f"?{urlencode(kept)}" if kept else ""))
+    request.state.presented = request.query_params[TOKEN]
     key = await door(request).keys.find(of_kind(request.query_params[TOKEN], *KEYS))
     if key != AT_HOME:
+        request.state.refused = 401
         return RedirectResponse(f"/login?next={quote(ahead, safe='')}", 303)
     return await _signed_in(request, key, ahead)
 

@@ -45,7 +45,7 @@ async def test_row_25_postgres_frozen_pool_comes_back(rig: Rig) -> None:
         assert await _answers(http) == {200}
         async with _frozen([row["pid"] for row in await _backends(rig, "callboard api")]):
             rig.injected()
-            assert await _answers(http) <= {200, 429, 503}  # this caller may have no more under way
+            assert await _answers(http) <= {200, 503}
         await eventually(lambda: _all_well(http), PATIENCE_S)
         assert len(await _backends(rig, "callboard api")) <= POOL_MAX
     assert api.running

@@ -57,6 +57,7 @@ async def test_each_refusal_has_a_line_with_who_whence_and_where(
     await http.post("/login", data={"key": wrong}, headers=OWN)
     await http.get("/", headers={"Cookie": f"callboard={session}"})
     await http.get("/")
+    await http.get(f"/?token=cl_{'u' * 43}")
     assert lines(caplog) == [
         f"refused 403: key {reader[:11]} from 127.0.0.1, POST /events/{{event_id}}/cancel",
         f"refused 401: key {wrong[:11]} from 127.0.0.1, GET /events",
@@ -64,8 +65,9 @@ async def test_each_refusal_has_a_line_with_who_whence_and_where(
         "refused 401: key none from 127.0.0.1, GET /events",
         f"refused 401: key {wrong[:11]} from 127.0.0.1, POST /login",
         f"refused 401: key {session[:11]} from 127.0.0.1, GET /",
+        "refused 401: key unknown from 127.0.0.1, GET /",
     ]
-    assert await counts(http) == {("refused", "401"): 5, ("refused", "403"): 1}
+    assert await counts(http) == {("refused", "401"): 6, ("refused", "403"): 1}
 
 
 async def test_the_address_is_the_one_a_trusted_proxy_names(

@@ -132,3 +132,20 @@ async def test_no_turn_is_lost_and_none_is_given_twice(most: int, asked: list[tu
         enough.set()
     await asyncio.gather(*(task for task, _ in tasks), return_exceptions=True)
     assert (own._held, own._waiting) == ({}, {})
+
+
+async def test_where_nothing_moves_it_is_no_callers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Postgres stands still: who has the share is told 503, too. Where turns end in between it is the share."""
+    monkeypatch.setattr(turns, "STILL_S", SOON_S)
+    own = made(10, wait_s=2 * SOON_S)
+    async with AsyncExitStack() as stack:
+        await take(stack, own, "a", 8)
+        with pytest.raises(Unavailable, match="has ended for") as refused:
+            await take(stack, own, "a", 1)
+        assert not isinstance(refused.value, TooMany)
+        waiting = asyncio.create_task(take(stack, own, "a", 1))
+        await asyncio.sleep(1.5 * SOON_S)
+        async with own.turn("b"):
+            pass
+        with pytest.raises(TooMany):
+            await waiting

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import commits
-from service.errors import OverLimit
+from service.errors import OverLimit, Unavailable
 from service.http.app import create_app
 from service.queue_shares import QueueShares
 from service.settings import Settings
@@ -88,7 +88,7 @@ def test_shares_by_their_rule(puts: list[tuple[str, int]], places: int) -> None:
         share = places - places // 8 if callers == 1 else places // (callers + 1)
         fits = held == 0 or held + count <= share
         try:
-            shares.take([caller] * count, waiting, places)
+            shares.take([caller] * count, waiting, places, None)
             assert fits
             waiting += [caller] * count
         except OverLimit:
@@ -96,3 +96,11 @@ def test_shares_by_their_rule(puts: list[tuple[str, int]], places: int) -> None:
         if len(waiting) > places // 2:
             del waiting[: places // 4]
             shares.forget()
+
+
+def test_where_postgres_is_away_it_is_no_callers_fault() -> None:
+    shares = QueueShares[str](str)
+    with pytest.raises(Unavailable, match="Postgres does not answer"):
+        shares.take(["a"], ["a"] * 40, 40, "away")
+    with pytest.raises(OverLimit, match="its share of the queue"):
+        shares.take(["a"], ["a"] * 40, 40, None)
