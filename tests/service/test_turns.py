@@ -135,7 +135,7 @@ async def test_no_turn_is_lost_and_none_is_given_twice(most: int, asked: list[tu
 
 
 async def test_where_nothing_moves_it_is_no_callers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where Postgres stands still: who has the share is told 503, too. Where turns end in between it is the share."""
+    """Whoever has the share is told 503, too. Where turns end in between it is the share."""
     monkeypatch.setattr(turns, "STILL_S", SOON_S)
     own = made(10, wait_s=2 * SOON_S)
     async with AsyncExitStack() as stack:
