@@ -5,10 +5,8 @@ from typing import Any, Final, get_args
 import click
 
 from schemas.outcome import Status
-from service.cli.api_client import as_json, ask, at_service, event_of, printable
-from service.cli.show import print_json
-from service.cli.table import print_rows
-from service.cli.times import AT
+from service.cli.api_client import as_json, at_service, event_of, printable
+from service.cli.pages import behind, between, print_page
 from service.settings import Settings
 
 COLUMNS: Final = ("event_id", "accepted", "type", "status", "key", "attempts", "took ms")
@@ -21,23 +19,13 @@ COLUMNS: Final = ("event_id", "accepted", "type", "status", "key", "attempts", "
 @click.option("--source", help="Only events from there.")
 @click.option("--id", help="Only events to which their source gave this id.")
 @click.option("--parent", type=click.UUID, help="Only the children of this event.")
-@click.option(
-    "--since", type=AT, help="Only events accepted from then on: 2026-11-22T10:00:00Z, or 1h for an hour ago."
-)
-@click.option("--until", type=AT, help="Only events accepted before that.")
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500))
-@click.option("--cursor", type=click.UUID, help="Go on behind this event_id, the last one of a page.")
+@between("events accepted")
+@behind("event_id")
 @as_json
 @at_service
 def events(as_json: bool, settings: Settings, **which: object) -> None:
     """List events, newest first. `callboard show` tells all of one."""
-    page = ask(settings, "GET", "/events", params={name: str(value) for name, value in which.items() if value})
-    if as_json:
-        print_json(page)
-        return
-    print_rows(COLUMNS, [_row(each) for each in page["items"]])
-    if page["next"]:
-        click.echo(f"There may be more: --cursor {page['next']}", err=True)
+    print_page(settings, "/events", which, as_json, COLUMNS, _row)
 
 
 def _row(told: dict[str, Any]) -> list[str]:

@@ -7,9 +7,8 @@ import msgspec
 
 from schemas.outcome import Reason
 from service.cli.api_client import BULK_TIMEOUT_S, NotFound, as_json, ask, at_service, printable
+from service.cli.pages import LIMIT, between, print_page
 from service.cli.show import pretty, print_json
-from service.cli.table import print_rows
-from service.cli.times import AT
 from service.settings import Settings
 
 COLUMNS: Final = ("dead_id", "at", "type", "reason", "attempts", "error")
@@ -58,10 +57,7 @@ def filtered(command: Any) -> Any:
             metavar="REASON",
             help=f"Only letters with this reason: {', '.join(get_args(Reason))}.",
         ),
-        click.option(
-            "--since", type=AT, help="Only letters from then on: 2026-11-22T10:00:00Z, or 1h for an hour ago."
-        ),
-        click.option("--until", type=AT, help="Only letters before that."),
+        between("letters"),
         at_service,
     )
     for option in reversed(options):
@@ -77,18 +73,12 @@ def chosen(command: Any) -> Any:
 
 @dead.command("list")
 @filtered
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 500))
+@LIMIT
 @click.option("--cursor", help="Go on behind a page: what it said at its end.")
 @as_json
-def list_(limit: int, as_json: bool, settings: Settings, **which: str | None) -> None:
+def list_(as_json: bool, settings: Settings, **which: object) -> None:
     """The newest dead letters that fit."""
-    page = ask(settings, "GET", "/dead-letters", params={**_given(which), "limit": str(limit)})
-    if as_json:
-        print_json(page)
-        return
-    print_rows(COLUMNS, [_row(each) for each in page["items"]])
-    if page["next"]:
-        click.echo(f"There may be more: --cursor {page['next']}", err=True)
+    print_page(settings, "/dead-letters", which, as_json, COLUMNS, _row)
 
 
 @dead.command("show")
