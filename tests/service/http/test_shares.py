@@ -68,37 +68,36 @@ async def answered_soon(http: httpx.AsyncClient, path: str = "/events") -> None:
         assert (await http.get(path)).status_code == 200
 
 
+async def searching(
+    http: httpx.AsyncClient, lock: asyncpg.Connection, count: int
+) -> list[asyncio.Task[httpx.Response]]:
+    """That many searches, under way: four of them wait for the lock."""
+    searches = [asyncio.create_task(http.post("/collections/help/search", json=SEARCH)) for _ in range(count)]
+
+    async def under_way() -> bool:
+        return await waiting(lock) == 4
+
+    await eventually(under_way)
+    return searches
+
+
 async def test_searches_of_one_leave_the_pool_to_others(settings: Settings) -> None:
     """Fifteen at once that take long, as the first of them to be tried did: four run, the others wait for a turn."""
     async with two(settings) as callers:
         async with locked(settings, "documents") as lock:
-            asked = [
-                asyncio.create_task(callers.greedy.post("/collections/help/search", json=SEARCH)) for _ in range(15)
-            ]
-
-            async def under_way() -> bool:
-                return await waiting(lock) == 4
-
-            await eventually(under_way)
+            searches = await searching(callers.greedy, lock, 15)
             for _ in range(10):
                 await answered_soon(callers.other)
                 await answered_soon(callers.greedy)
             assert await waiting(lock) == 4
-        assert statuses(await asyncio.gather(*asked)) == {200}
+        assert statuses(await asyncio.gather(*searches)) == {200}
 
 
 async def test_a_search_that_gets_no_turn_comes_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vectors, "WAIT_S", 0.1)
     async with two(settings) as callers:
         async with locked(settings, "documents") as lock:
-            asked = [
-                asyncio.create_task(callers.greedy.post("/collections/help/search", json=SEARCH)) for _ in range(4)
-            ]
-
-            async def under_way() -> bool:
-                return await waiting(lock) == 4
-
-            await eventually(under_way)
+            searches = await searching(callers.greedy, lock, 4)
             deleted = {"filter": {"a": {"eq": 1}}}
             for refused in (
                 await callers.greedy.post("/collections/help/search", json=SEARCH),
@@ -114,7 +113,7 @@ async def test_a_search_that_gets_no_turn_comes_again(settings: Settings, monkey
             await eventually(five)
             counted = (await callers.other.get("/metrics")).text
             assert 'callboard_refused_total{bound="searches",whose="caller"} 2.0' in counted
-        assert statuses(await asyncio.gather(*asked, theirs)) == {200}
+        assert statuses(await asyncio.gather(*searches, theirs)) == {200}
 
 
 async def test_a_search_has_a_time_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +158,7 @@ async def test_the_values_of_a_filter_are_counted(
 async def test_reads_of_one_leave_connections_to_others(settings: Settings) -> None:
     async with two(settings) as callers:
         async with locked(settings, "dead_letters") as lock:
-            asked = [asyncio.create_task(callers.greedy.get("/dead-letters")) for _ in range(30)]
+            reads = [asyncio.create_task(callers.greedy.get("/dead-letters")) for _ in range(30)]
 
             async def under_way() -> bool:
                 return await waiting(lock) == 6
@@ -169,7 +168,7 @@ async def test_reads_of_one_leave_connections_to_others(settings: Settings) -> N
                 await answered_soon(callers.other)
             await answered_soon(callers.other, "/readyz")
             assert await waiting(lock) == 6
-        assert statuses(await asyncio.gather(*asked)) == {200}
+        assert statuses(await asyncio.gather(*reads)) == {200}
 
 
 async def test_streams_of_one_leave_some_to_others(settings: Settings) -> None:
