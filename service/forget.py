@@ -205,7 +205,7 @@ class Forgetter:
         return deleted
 
     async def _stop(self, ids: Sequence[UUID], found: _Found) -> None:
-        rows = await self._fetch(SQL["stop"], ids, self._tenant)
+        rows = await self._fetch(SQL["cancel"], ids, self._tenant, None)
         found.counts["work"] += len(rows)
         keys = list({row["key"] for row in rows if row["key"] is not None})
         for head in await self._fetch(SQL["heads"], [self._tenant] * len(keys), keys) if keys else ():

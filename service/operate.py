@@ -82,7 +82,7 @@ class Operator:
     async def cancel(self, event_id: UUID) -> bool:
         """Whether there was anything to cancel. The worker that runs it is told; nothing it does counts any more."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            row = await connection.fetchrow(SQL["cancel"], event_id, self._tenant, self._actor)
+            row = await connection.fetchrow(SQL["cancel"], [event_id], self._tenant, self._actor)
             if row is None:
                 return False
             if row["key"] is not None:

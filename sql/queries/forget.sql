@@ -21,23 +21,6 @@ where parent = any ($1::uuid[])
            and ($3::text is null or attributes ->> 'subject' is not distinct from $3) and ($4::text is null or source = $4))
 order by event_id limit $6;
 
--- name: stop
--- As cancel does it, without a word of it on record.
-with stopped as (
-    delete from work where event_id = any (array(
-        select event_id from work where event_id = any ($1::uuid[]) and tenant = $2 order by event_id for update))
-    returning event_id, tenant, key, status, run, attempts, claim, worker, claimed_at
-), ended as (
-    update events e set status = 'cancelled', finished_at = clock_timestamp(), worker = s.worker, attempts = s.attempts, claim = s.claim + 1
-    from stopped s where e.event_id = s.event_id
-), facts as (
-    insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome)
-    select event_id, claim, run, attempts + 1, worker, claimed_at, clock_timestamp(), 'cancelled'
-    from stopped where status = 'running'
-    on conflict (event_id, claim) do nothing
-)
-select event_id, tenant, key, status from stopped;
-
 -- name: at_rest
 -- Those of them that are there, locked, and whether no worker has a hand in them any more: one that was stopped while it ran
 -- is told so and lets go within $3, and a call under way is booked when it is answered.

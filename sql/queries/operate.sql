@@ -95,9 +95,11 @@ select coalesce(
      where event_id = $1 and tenant = $3 and step ->> 'step' = $2));
 
 -- name: cancel
--- Cancelling is a takeover: the row is gone and the claim raised, so nothing a run does afterwards counts.
+-- Cancelling is a takeover: the row is gone and the claim raised, so nothing a run does afterwards counts. By $3, or by
+-- nobody who goes on record.
 with stopped as (
-    delete from work where event_id = $1 and tenant = $2
+    delete from work where event_id = any (array(
+        select event_id from work where event_id = any ($1::uuid[]) and tenant = $2 order by event_id for update))
     returning event_id, tenant, key, status, run, attempts, claim, worker, claimed_at
 ), ended as (
     update events e set status = 'cancelled', finished_at = clock_timestamp(), worker = s.worker, attempts = s.attempts, claim = s.claim + 1
@@ -109,7 +111,7 @@ with stopped as (
     on conflict (event_id, claim) do nothing
 ), noted as (
     insert into operations (op_id, tenant, actor, action, event_id)
-    select gen_random_uuid(), tenant, $3, 'cancel', event_id from stopped
+    select gen_random_uuid(), tenant, $3::text, 'cancel', event_id from stopped where $3::text is not null
 )
 select event_id, tenant, key, status from stopped;
 
