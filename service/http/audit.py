@@ -1,33 +1,26 @@
 """`/operations`: who did what. Refusals and sign-ins are lines of the log too: see service/audit.py."""
 
-from typing import Annotated, Final
-from uuid import UUID
+from typing import Final
 
-from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sql
-from schemas.envelope import Moment
 from service.audit import Action, named
 from service.http.auth import caller, session
-from service.http.door import Text, asked_by_query, door, fetch, raw, reply
+from service.http.door import PageQuery, Text, asked_by_query, door, fetch, raw, reply
 from service.http.metrics import route_of
 
 REFUSALS: Final = (401, 403, 429)
 SQL: Final = sql.queries("operate")
 
 
-class Operations(Struct, frozen=True, forbid_unknown_fields=True):
-    """The query of `GET /operations`; `cursor` is the `op_id` of the last one of a page."""
+class Operations(PageQuery, frozen=True, forbid_unknown_fields=True):
+    """The query of `GET /operations`."""
 
-    since: Moment | None = None
-    until: Moment | None = None
     actor: Text | None = None
     action: Action | None = None
-    limit: Annotated[int, Meta(ge=1, le=500)] = 50
-    cursor: UUID | None = None
 
 
 async def list_operations(request: Request) -> Response:

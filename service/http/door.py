@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from prompts import Prompts
 from schemas.catalog import Catalog
+from schemas.envelope import Moment
 from schemas.text import BadEvent, check, malformed, misfit
 from service.audit import Audit
 from service.errors import Unavailable
@@ -37,7 +38,17 @@ DISCARD_MAX: Final = 8 << 20
 LIST_MAX: Final = 1 << 20  # bytes of what has any size in the rows of a page, unless its first is larger
 
 Text = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
+Limit = Annotated[int, Meta(ge=1, le=500)]
 T = TypeVar("T")
+
+
+class PageQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The query of a list, newest first; `cursor` is the id of the last one of the page before."""
+
+    since: Moment | None = None
+    until: Moment | None = None
+    limit: Limit = 50
+    cursor: UUID | None = None
 
 
 class Door(Struct, frozen=True):

@@ -1,22 +1,22 @@
 """`/events`: accept, show, list."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Any, Final
 from uuid import UUID
 
-from msgspec import Meta, Struct
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
-from schemas.envelope import SOURCE, Moment
+from schemas.envelope import SOURCE
 from schemas.identity import first_id
 from schemas.outcome import Status
 from service.http.auth import caller
 from service.http.door import (
     JSON,
     LIST_MAX,
+    PageQuery,
     Text,
     asked_by_query,
     door,
@@ -35,7 +35,7 @@ MEDIA_TYPES: Final = (JSON, "application/cloudevents+json")
 SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
 
 
-class Filter(Struct, frozen=True, forbid_unknown_fields=True):
+class Filter(PageQuery, frozen=True, forbid_unknown_fields=True):
     """The query of `GET /events`."""
 
     type: Text | None = None
@@ -44,10 +44,6 @@ class Filter(Struct, frozen=True, forbid_unknown_fields=True):
     source: Text | None = None
     id: Text | None = None
     parent: UUID | None = None
-    since: Moment | None = None
-    until: Moment | None = None
-    limit: Annotated[int, Meta(ge=1, le=500)] = 50
-    cursor: UUID | None = None
 
 
 async def post_event(request: Request) -> Response:

@@ -16,6 +16,7 @@ from service.forget_redis import RedisTraces, Target
 from service.http.auth import caller
 from service.http.door import (
     LIST_MAX,
+    Limit,
     asked_by_body,
     asked_by_query,
     door,
@@ -35,7 +36,7 @@ CURSOR_MAX: Final = (1 << 63) - 1
 
 
 class Page(Letters, frozen=True, forbid_unknown_fields=True):
-    limit: Annotated[int, Meta(ge=1, le=500)] = 50
+    limit: Limit = 50
     cursor: Annotated[int, Meta(ge=1, le=CURSOR_MAX)] | None = None
 
 
