@@ -42,8 +42,8 @@ class Target(Struct, frozen=True):
     heard: Counter[str]
 
     def head(self, method: str, path: str, *lines: str) -> bytes:
-        told = (f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {self.key}", *lines)
-        return "".join(f"{line}\r\n" for line in told).encode()
+        head_lines = (f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {self.key}", *lines)
+        return "".join(f"{line}\r\n" for line in head_lines).encode()
 
 
 Attack = Callable[[Target, int], Awaitable[None]]
@@ -92,13 +92,13 @@ async def held(target: Target, many: int, raw: bytes) -> None:
 async def promised(target: Target, n: int) -> None:
     """A2: bodies that are promised and don't come, and those that come but for their end."""
     head = target.head("POST", "/events/batch", "Content-Type: application/json", f"Content-Length: {len(BODY)}")
-    whole = head + b"Connection: close\r\n\r\n"
+    request = head + b"Connection: close\r\n\r\n"
     if n % 3 == 0:
-        await held(target, 40, whole)
+        await held(target, 40, request)
     elif n % 3 == 1:
-        await held(target, 5, whole + BODY[:-1])
+        await held(target, 5, request + BODY[:-1])
     else:
-        await said(target, whole + BODY[:-1] + b"!")
+        await said(target, request + BODY[:-1] + b"!")
 
 
 async def lists(target: Target, n: int) -> None:
@@ -127,8 +127,8 @@ async def heads(target: Target, n: int) -> None:
 
 async def searches(target: Target, _: int) -> None:
     """A7: a hundred comparisons with four hundred values each."""
-    told = ("Content-Type: application/json", f"Content-Length: {len(SEARCH)}", "Connection: close")
-    await said(target, target.head("POST", "/collections/mine/search", *told) + b"\r\n" + SEARCH)
+    head_lines = ("Content-Type: application/json", f"Content-Length: {len(SEARCH)}", "Connection: close")
+    await said(target, target.head("POST", "/collections/mine/search", *head_lines) + b"\r\n" + SEARCH)
 
 
 ATTACKS: Final[dict[str, Attack]] = {"A2": promised, "A4": lists, "A5": heads, "A7": searches}

@@ -204,10 +204,10 @@ class Maker:
                 (chance.choice(FIELDS), chance.choice(chance.choice((TEXTS, MOMENTS, ("1", "500", "dead")))))
                 for _ in "ab"
             ]
-            told = (
+            query = (
                 "=".join(quote_from_bytes(part.encode("utf-8", "surrogatepass")) for part in pair) for pair in pairs
             )
-            target += b"?" + "&".join(told).encode()
+            target += b"?" + "&".join(query).encode()
         return target
 
     def _body(self, chance: Random, path: str) -> bytes:
@@ -241,14 +241,14 @@ def framed(chance: Random, body: bytes) -> bytes:
     return b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(pieces) + b"0\r\n\r\n"
 
 
-def spoiled(chance: Random, whole: bytes) -> bytes:
+def spoiled(chance: Random, text: bytes) -> bytes:
     for _ in range(chance.choice((1, 1, 2, 4))):
-        at = chance.randrange(len(whole) + 1)
+        at = chance.randrange(len(text) + 1)
         put = chance.choice(
-            (b"", chance.randbytes(1), chance.randbytes(4), b"\0", b"\r\n", b"\n", b"\xff", whole[at : at + 40])
+            (b"", chance.randbytes(1), chance.randbytes(4), b"\0", b"\r\n", b"\n", b"\xff", text[at : at + 40])
         )
-        whole = whole[:at] + put + whole[at + chance.choice((0, 1, 1, 9)) :]
-    return whole
+        text = text[:at] + put + text[at + chance.choice((0, 1, 1, 9)) :]
+    return text
 
 
 def text_of(chance: Random, length: int) -> str:

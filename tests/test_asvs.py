@@ -30,10 +30,10 @@ def points(text: str) -> Iterator[str]:
 
 
 def test_each_point_stands_there_once() -> None:
-    told = Counter(point for row in ROWS for point in points(row[0]))
-    assert set(told) == set(points(LEVEL_2))
-    assert [point for point, times in told.items() if times > 1] == []
-    assert len(told) == 259
+    counts = Counter(point for row in ROWS for point in points(row[0]))
+    assert set(counts) == set(points(LEVEL_2))
+    assert [point for point, times in counts.items() if times > 1] == []
+    assert len(counts) == 259
 
 
 def test_each_verdict_says_why() -> None:

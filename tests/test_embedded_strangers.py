@@ -28,15 +28,15 @@ STRANGER: Final = 54321
 # Asked for by somebody who has no right but to be on this machine: each address, and each file.
 ASKING: Final = """
 import json, os, socket, sys
-told = json.loads(sys.argv[1])
-os.setgroups([]); os.setgid(told["uid"]); os.setuid(told["uid"])
+question = json.loads(sys.argv[1])
+os.setgroups([]); os.setgid(question["uid"]); os.setuid(question["uid"])
 def reach(path):
     client = socket.socket(socket.AF_UNIX)
     client.connect(path)
     client.sendall(b"CONFIG GET dir\\r\\n")
     return client.recv(100)
 found = {}
-for act, paths in ((reach, told["sockets"]), (os.listdir, told["folders"]), (open, told["files"])):
+for act, paths in ((reach, question["sockets"]), (os.listdir, question["folders"]), (open, question["files"])):
     for path in paths:
         try:
             act(path)
@@ -54,9 +54,9 @@ def folder() -> Iterator[Path]:
         yield made
 
 
-def ask_as(uid: int, **asked: list[str]) -> dict[str, str]:
+def ask_as(uid: int, **paths: list[str]) -> dict[str, str]:
     """What a process of the user `uid` finds open."""
-    words = [sys.executable, "-I", "-S", "-c", ASKING, json.dumps({"uid": uid, **asked})]
+    words = [sys.executable, "-I", "-S", "-c", ASKING, json.dumps({"uid": uid, **paths})]
     done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
     found: dict[str, str] = json.loads(done.stdout)
     return found
@@ -83,7 +83,7 @@ async def test_another_user_gets_into_neither_server(folder: Path, closed: bool)
         homes = [each.parent.parent for each in (one, other)]
         files = [home / "log" for home in homes]
         files += [settings.data_path / name for name in ("redis/owner", "postgres/owner", "addresses.json")]
-        asked = {
+        paths = {
             "sockets": [str(one), str(other)],
             "folders": [str(home / "data") for home in homes],
             "files": [*map(str, files)],
@@ -91,8 +91,8 @@ async def test_another_user_gets_into_neither_server(folder: Path, closed: bool)
         for path in (one, other):
             assert stat.S_ISSOCK(path.stat().st_mode)
         assert all(each.stat().st_size for each in files), "what is asked for is there"
-        assert set(ask_as(STRANGER, **asked).values()) == {"closed"}
-        assert set(ask_as(0, **asked).values()) == {"open"}, "the question itself is sound"
+        assert set(ask_as(STRANGER, **paths).values()) == {"closed"}
+        assert set(ask_as(0, **paths).values()) == {"open"}, "the question itself is sound"
         notes = [home / "data" / name for home, name in zip(homes, ("pid", "postmaster.pid"), strict=True)]
         assert [listening(int(note.read_text().split()[0])) for note in notes] == [[], []]
         with socket.create_server(("127.0.0.1", 0)):

@@ -68,11 +68,11 @@ def test_the_image_is_built_anew_from_a_newer_base(command: str, tmp_path: Path,
         env={**os.environ, "BUILD": "docker"}, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = calls.read_text().splitlines()
-    (built,) = [line for line in told if line.startswith("docker build")]
+    commands = calls.read_text().splitlines()
+    (built,) = [line for line in commands if line.startswith("docker build")]
     assert ("--pull --no-cache" in built) == (command == "refresh")
-    (last,) = [line for line in told if line.startswith("ssh") and f"host.sh {command} " in line]
-    assert told.index(built) < told.index(last)
+    (last,) = [line for line in commands if line.startswith("ssh") and f"host.sh {command} " in line]
+    assert commands.index(built) < commands.index(last)
 
 
 def test_a_host_takes_newer_servers_and_says_which(tmp_path: Path, calls: Path) -> None:

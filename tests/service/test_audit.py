@@ -87,9 +87,9 @@ async def test_a_flood_fills_no_log_and_hides_nobody_else(
     await asyncio.gather(*(http.get("/events", headers=bearer(mint(KEY))) for _ in range(2 * LINES_OF_ALL)))
     await asyncio.gather(*(http.get("/types") for _ in range(LINES_OF_ALL)))
     await http.put("/collections/help/documents", json=DOCUMENTS, headers=bearer(key))
-    told = lines(caplog)
-    assert len(told) == LINES_OF_ALL + 1
-    assert told[-1] == f"write_documents 200: key {key[:11]} from 127.0.0.1, PUT /collections/{{name}}/documents"
+    messages = lines(caplog)
+    assert len(messages) == LINES_OF_ALL + 1
+    assert messages[-1] == f"write_documents 200: key {key[:11]} from 127.0.0.1, PUT /collections/{{name}}/documents"
     assert await counts(http) == {("refused", "401"): 3 * LINES_OF_ALL, ("write_documents", "200"): 1}
 
 
@@ -140,25 +140,25 @@ async def test_signing_in_and_out_and_documents_are_on_record(
         "delete_documents 200",
     ]
 
-    async def asked(as_key: str = key, **query: Any) -> Any:
+    async def page_of(as_key: str = key, **query: Any) -> Any:
         return (await http.get("/operations", params=query, headers=bearer(as_key))).json()
 
     prefix = key[:11]
-    done = [(each["actor"], each["action"], each["detail"]) for each in (await asked())["items"]]
+    done = [(each["actor"], each["action"], each["detail"]) for each in (await page_of())["items"]]
     assert done[:4] == [
         (prefix, "discard", {"collection": "help", "documents": 1}),
         (prefix, "write_documents", {"collection": "help", "documents": 2}),
         (prefix, "sign_out", None),
         (prefix, "sign_in", None),
     ]
-    assert [each["action"] for each in (await asked(other))["items"]] == ["create_key"], "its own tenant's alone"
-    first = await asked(actor=prefix, limit=3)
-    rest = await asked(actor=prefix, limit=3, cursor=first["next"])
+    assert [each["action"] for each in (await page_of(other))["items"]] == ["create_key"], "its own tenant's alone"
+    first = await page_of(actor=prefix, limit=3)
+    rest = await page_of(actor=prefix, limit=3, cursor=first["next"])
     assert [each["action"] for each in first["items"] + rest["items"]] == [action for _, action, _ in done[:4]]
-    assert [each["action"] for each in (await asked(action="sign_in"))["items"]] == ["sign_in"]
+    assert [each["action"] for each in (await page_of(action="sign_in"))["items"]] == ["sign_in"]
     at = first["items"][1]["at"]
-    assert [each["action"] for each in (await asked(since=at))["items"]] == ["discard", "write_documents"]
-    assert [each["action"] for each in (await asked(until=at, actor=prefix))["items"]] == ["sign_out", "sign_in"]
+    assert [each["action"] for each in (await page_of(since=at))["items"]] == ["discard", "write_documents"]
+    assert [each["action"] for each in (await page_of(until=at, actor=prefix))["items"]] == ["sign_out", "sign_in"]
 
 
 @pytest.fixture
@@ -204,10 +204,10 @@ async def test_the_audit_from_the_command_line(
         monkeypatch.setenv("CALLBOARD_API_KEY", api_key)
         return await asyncio.to_thread(CliRunner().invoke, command_line({}), ["audit", *arguments])
 
-    told = (await call("--since", "1h", "--action", "write_documents")).output.splitlines()
-    assert told[0].split("\t") == ["at", "actor", "action", "event_id", "detail"]
-    assert told[1].split("\t")[1:] == [key[:11], "write_documents", "", '{"collection":"help","documents":2}']
-    assert len(told) == 2
+    table = (await call("--since", "1h", "--action", "write_documents")).output.splitlines()
+    assert table[0].split("\t") == ["at", "actor", "action", "event_id", "detail"]
+    assert table[1].split("\t")[1:] == [key[:11], "write_documents", "", '{"collection":"help","documents":2}']
+    assert len(table) == 2
     page = json.decode((await call("--json", "--limit", "1")).output)
     assert [each["action"] for each in page["items"]] == ["write_documents"]
     assert "create_key" in (await call("--cursor", page["next"])).output

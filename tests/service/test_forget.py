@@ -40,7 +40,7 @@ BY = ("key", "subject", "source")
 ATTRIBUTE = {"key": "partitionkey", "subject": "subject", "source": "source"}
 
 
-class Told(Event, tag="told", frozen=True):
+class Noted(Event, tag="noted", frozen=True):
     text: str
     ends: str = "well"
 
@@ -61,7 +61,7 @@ class Waits:
     go_on: asyncio.Event
 
 
-async def hear(run: Run, event: Told, state: State[Memory]) -> str:
+async def hear(run: Run, event: Noted, state: State[Memory]) -> str:
     if event.ends == "badly":
         raise Reject(f"nobody understands {event.text}")
     if event.ends == "never":
@@ -82,7 +82,7 @@ async def hand_on(run: Run, event: Passed, state: State[Memory]) -> str:
 
 def both(settings: Settings) -> Program:
     """The project's own pipelines, and these."""
-    own = program_of(settings, told=Pipeline(on=Told, flow=[hear]), passed=Pipeline(on=Passed, flow=[hand_on]))
+    own = program_of(settings, noted=Pipeline(on=Noted, flow=[hear]), passed=Pipeline(on=Passed, flow=[hand_on]))
     base = program(settings)
     return replace(base, catalog={**base.catalog, **own.catalog}, wiring={**base.wiring, **own.wiring})
 
@@ -107,12 +107,12 @@ async def found_in(board: Board, text: str) -> dict[str, int]:
     finally:
         await connection.close()
     async for name in board.redis.scan_iter():
-        kind, told = await board.redis.type(name), name
+        kind, content = await board.redis.type(name), name
         if kind == b"stream":
-            told += repr(await board.redis.xrange(name)).encode()
+            content += repr(await board.redis.xrange(name)).encode()
         elif kind == b"string":
-            told += await board.redis.get(name)
-        found[f"redis {name.decode(errors='replace')}"] = text.encode() in told
+            content += await board.redis.get(name)
+        found[f"redis {name.decode(errors='replace')}"] = text.encode() in content
     return {name: count for name, count in found.items() if count}
 
 
@@ -125,13 +125,13 @@ async def send_all(board: Board, by: str, text: str) -> None:
     attributes = said(by, text)
     calls = await board.ended(await board.send("ticket.opened", {**TICKET, "body": text}, **attributes))
     assert calls["calls"], "the page on the model"
-    again = await board.ended(await board.send("told", {"text": text}, **attributes))
+    again = await board.ended(await board.send("noted", {"text": text}, **attributes))
     await board.redis.xadd(f"{NAMES.live}:{again['event_id']}", {"d": text}, id="9-2")  # as it is told live
     if by == "key":  # alone in its mailbox
         assert (await board.http.post(f"/events/{again['event_id']}/replay", json={})).status_code == 202
         await board.ended(again["event_id"])
-    await board.ended(await board.send("told", {"text": text, "ends": "badly"}, **attributes))
-    await board.send("told", {"text": text}, **attributes, dueat="2099-01-01T00:00:00Z")
+    await board.ended(await board.send("noted", {"text": text, "ends": "badly"}, **attributes))
+    await board.send("noted", {"text": text}, **attributes, dueat="2099-01-01T00:00:00Z")
     document = {"id": f"D {text}", "text": f"what {text} is", "metadata": {ATTRIBUTE[by]: text}}
     await board.http.put("/collections/help/documents", json={"documents": [document]})
     no_event = {"type": "no.such.type", **attributes}
@@ -155,7 +155,7 @@ async def call(board: Board, *arguments: str) -> Any:
 async def test_every_trace_is_gone_and_nothing_else(board: Board, by: str) -> None:
     await send_all(board, by, MARK)
     elsewhere = {"partitionkey": "another", "subject": "b", "source": "/b"}
-    other = await board.ended(await board.send("told", {"text": OTHER}, **elsewhere))
+    other = await board.ended(await board.send("noted", {"text": OTHER}, **elsewhere))
     there = await found_in(board, MARK)
     assert {*TABLES, f"redis {NAMES.dead}"} - there.keys() <= {"work", "attempts", "calls"}
     others = await found_in(board, OTHER)
@@ -171,11 +171,11 @@ async def test_every_trace_is_gone_and_nothing_else(board: Board, by: str) -> No
     }
     assert (await board.show(other["event_id"]))["status"] == "succeeded"
 
-    told = json.decode(done.output)
+    answer = json.decode(done.output)
     foreseen = {row.split("\t")[0]: int(row.split("\t")[1]) for row in dry.stdout.splitlines()[1:]}
-    assert told["found"].pop("live") >= 1, "runs that have just ended may still be heard"
+    assert answer["found"].pop("live") >= 1, "runs that have just ended may still be heard"
     foreseen.pop("live")
-    assert (told["found"], told["left"]) == (foreseen, {}), "as the dry run said"
+    assert (answer["found"], answer["left"]) == (foreseen, {}), "as the dry run said"
     assert {*TABLES, "dead"} <= foreseen.keys()
     (row,) = await board.sql("select actor, detail from operations where action = 'forget'")
     noted = json.decode(row["detail"])
@@ -187,7 +187,7 @@ async def test_another_tenant_keeps_its_own(board: Board) -> None:
     acme, other = [bearer(await make_key(board.settings, "admin", tenant=name)) for name in ("acme", "other")]
     ids = []
     for headers in (acme, other):
-        event = {"type": "told", "data": {"text": MARK}, "partitionkey": MARK}
+        event = {"type": "noted", "data": {"text": MARK}, "partitionkey": MARK}
         ids.append((await board.http.post("/events", json=event, headers=headers)).json()["event_id"])
 
     async def ended() -> bool:
@@ -204,9 +204,9 @@ async def test_another_tenant_keeps_its_own(board: Board) -> None:
 
 
 async def test_what_runs_is_stopped_and_writes_nothing_any_more(board: Board) -> None:
-    await board.send("told", {"text": MARK, "ends": "never"}, partitionkey=MARK)
+    await board.send("noted", {"text": MARK, "ends": "never"}, partitionkey=MARK)
     await Waits.running.wait()
-    behind = await board.send("told", {"text": MARK}, partitionkey=MARK)
+    behind = await board.send("noted", {"text": MARK}, partitionkey=MARK)
     done = (await board.http.post("/forget", json={"key": MARK})).json()
     Waits.go_on.set()
     assert (done["found"]["events"], done["found"]["work"], done["left"]) == (2, 2, {}), behind
@@ -220,7 +220,7 @@ async def test_what_runs_is_stopped_and_writes_nothing_any_more(board: Board) ->
 
 
 async def test_a_call_that_is_under_way_is_waited_for(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    event_id = await board.send("told", {"text": MARK}, partitionkey=MARK)
+    event_id = await board.send("noted", {"text": MARK}, partitionkey=MARK)
     await board.ended(event_id)
     await board.sql(
         "insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider,"
@@ -241,8 +241,8 @@ async def test_a_call_that_is_under_way_is_waited_for(board: Board, monkeypatch:
 
 
 async def test_a_memory_that_somebody_has_in_hand_is_refused_with_a_sentence(board: Board) -> None:
-    await board.ended(await board.send("told", {"text": MARK}, partitionkey=SHARED, subject=MARK))
-    await board.send("told", {"text": OTHER, "ends": "never"}, partitionkey=SHARED)
+    await board.ended(await board.send("noted", {"text": MARK}, partitionkey=SHARED, subject=MARK))
+    await board.send("noted", {"text": OTHER, "ends": "never"}, partitionkey=SHARED)
     await Waits.running.wait()
     refused = await call(board, "--subject", MARK)
     assert refused.exit_code == 5
@@ -258,21 +258,21 @@ async def test_a_memory_that_somebody_has_in_hand_is_refused_with_a_sentence(boa
 
 async def test_what_was_cut_off_is_finished_by_the_next(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
-        await board.ended(await board.send("told", {"text": MARK}, partitionkey=MARK))
+        await board.ended(await board.send("noted", {"text": MARK}, partitionkey=MARK))
 
     async def grown() -> bool:
         return len(await board.sql("select 1 from events where status = 'succeeded'")) == 9
 
     assert await eventually(grown)
     monkeypatch.setattr(forget, "BATCH", 1)
-    whole, times = forget.Forgetter._remove_events, 0
+    remove_events, times = forget.Forgetter._remove_events, 0
 
     async def cut_off(self: Any, *arguments: Any) -> None:
         nonlocal times
         times += 1
         if times == 2:
             raise forget.InHand("cut off")
-        await whole(self, *arguments)
+        await remove_events(self, *arguments)
 
     monkeypatch.setattr(forget.Forgetter, "_remove_events", cut_off)
     assert (await board.http.post("/forget", json={"key": MARK})).status_code == 409
@@ -289,7 +289,7 @@ async def test_it_goes_on_where_there_is_more_than_a_request_takes(
     monkeypatch.setattr(forget, "BATCH", 2)
     monkeypatch.setattr(forget, "PAGE", 3)
     monkeypatch.setattr(forget, "EVENTS_MAX", 4)
-    event = {"type": "told", "data": {"text": MARK}, "dueat": "2099-01-01T00:00:00Z"}
+    event = {"type": "noted", "data": {"text": MARK}, "dueat": "2099-01-01T00:00:00Z"}
     events = [{**event, "source": "/b" if n % 3 else "/a", "subject": MARK} for n in range(9)]
     sent = await board.http.post("/events/batch", json=[*events, {**event, "data": {"text": OTHER}}])
     assert sent.status_code == 202, sent.text
@@ -309,7 +309,7 @@ async def alone(settings: Settings) -> AsyncIterator[Board]:
 
 async def test_what_waits_in_the_streams_goes_too(alone: Board) -> None:
     for text in (MARK, OTHER):
-        event = {"type": "told", "data": {"text": text}, "partitionkey": text}
+        event = {"type": "noted", "data": {"text": text}, "partitionkey": text}
         await alone.redis.xadd(NAMES.ingest, {"event": json.encode(event)})
         for tenant in ("default", "acme"):
             await alone.redis.xadd(
@@ -324,7 +324,7 @@ async def test_what_waits_in_the_streams_goes_too(alone: Board) -> None:
 
 
 async def test_while_redis_is_away_nothing_is_forgotten_by_halves(alone: Board, settings: Settings) -> None:
-    await alone.send("told", {"text": MARK}, partitionkey=MARK)
+    await alone.send("noted", {"text": MARK}, partitionkey=MARK)
     async with board_on(replace(settings, redis_url="redis://127.0.0.1:9/0"), both(settings), workers=0) as away:
         answer = await away.http.post("/forget", json={"key": MARK})
     assert answer.status_code == 503
@@ -348,19 +348,19 @@ async def test_the_command_fails_where_something_is_left() -> None:
 
     async with listening_on(Starlette(routes=[Route("/forget", answer, methods=["POST"])]), lifespan="off") as url:
         line = ["forget", "--key", MARK, "--url", url]
-        told = await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
-    assert told.exit_code == 1
-    assert told.stdout.splitlines() == ["what\tfound\tleft", "events\t7\t2"]
-    assert "Something is left, or came in meanwhile" in told.stderr
+        result = await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == ["what\tfound\tleft", "events\t7\t2"]
+    assert "Something is left, or came in meanwhile" in result.stderr
 
 
 def test_what_is_no_event_is_about_whom_it_quotes() -> None:
     target = Target(key='a "quoted" é')
-    event = {"type": "told", "partitionkey": target.key}
+    event = {"type": "noted", "partitionkey": target.key}
     assert mentions(json.encode(event).decode(), target)
-    assert mentions('{"type": "told", "partitionkey": "a \\"quoted\\" \\u00e9"}', target)
+    assert mentions('{"type": "noted", "partitionkey": "a \\"quoted\\" \\u00e9"}', target)
     assert not mentions(json.encode({**event, "partitionkey": "b", "data": target.key}).decode(), target)
     assert mentions('{"partitionkey": "a \\"quoted\\" é", ', target)
     assert mentions(json.encode({"wrong": json.encode(event).decode()}).decode(), target)
     assert not mentions('{"partitionkey": "a"', target)
-    assert mentions('{"type": "told"}', Target(source="/http")), "where none is named"
+    assert mentions('{"type": "noted"}', Target(source="/http")), "where none is named"

@@ -43,8 +43,8 @@ class Time:
 
     async def go_on(self, seconds: float) -> None:
         self.now += seconds
-        whole = int(self.now)
-        await self._redis.hset("clock", mapping={"s": whole, "us": round((self.now - whole) * 1e6)})  # type: ignore[misc]
+        clock_s = int(self.now)
+        await self._redis.hset("clock", mapping={"s": clock_s, "us": round((self.now - clock_s) * 1e6)})  # type: ignore[misc]
 
 
 @pytest.fixture
@@ -81,14 +81,14 @@ async def test_no_time_sees_more_than_the_rate_allows(
     """However events are spread over APIs and time; and who comes again when it is told to is let in."""
     fleet, key, rate = apis(settings, redis, virtual, count), key_with(text), read_rate(text)
     let_in: list[tuple[float, int]] = []
-    for pause_s, which, asked in steps:
+    for pause_s, which, amount in steps:
         await virtual.go_on(pause_s)
-        granted, over = await fleet[which % count].admit(key, asked)
+        granted, over = await fleet[which % count].admit(key, amount)
         let_in.append((virtual.now, granted))
-        assert (granted == asked) is (over is None)
+        assert (granted == amount) is (over is None)
         if over is not None and count == 1:
             await virtual.go_on(over.retry_after_s)
-            rest = min(asked - granted, rate.count)
+            rest = min(amount - granted, rate.count)
             assert await fleet[0].admit(key, rest) == (rest, None)
             let_in.append((virtual.now, rest))
     for first in range(len(let_in)):
@@ -107,12 +107,12 @@ async def test_the_script_counts_as_the_bucket_does(
     """To a microsecond for each call, by which Redis rounds up."""
     rate, bucket, name = read_rate(text), Bucket(), f"bucket {next(NUMBERS)}"
     (api,) = apis(settings, redis, virtual, 1)
-    for number, (pause_s, asked, before) in enumerate(calls):
+    for number, (pause_s, amount, before) in enumerate(calls):
         await virtual.go_on(round(pause_s, 6))
         now = virtual.now
-        granted, drains_us = await api._call(name, rate.count, rate.period_s * 1_000_000, asked, before)
+        granted, drains_us = await api._call(name, rate.count, rate.period_s * 1_000_000, amount, before)
         bucket.add(now, rate, before)
-        assert abs(granted - min(asked, bucket.room(now, rate))) <= number / 1e6 / rate.apart_s + 1
+        assert abs(granted - min(amount, bucket.room(now, rate))) <= number / 1e6 / rate.apart_s + 1
         bucket.add(now, rate, granted)
         assert abs(max(0.0, bucket.drained_at - now) - drains_us / 1e6) <= (number + 1) * 2e-6
         bucket.drained_at = now + drains_us / 1e6
@@ -127,10 +127,10 @@ async def test_who_asks_while_another_is_being_answered(
     call = first._call
 
     async def slowly(*arguments: Any) -> tuple[int, int]:
-        told = await call(*arguments)
+        answer = await call(*arguments)
         counted.set()
         await go_on.wait()
-        return told
+        return answer
 
     monkeypatch.setattr(first, "_call", slowly)
     asking = [asyncio.ensure_future(first.admit(key, 1)) for _ in range(4)]
@@ -138,11 +138,11 @@ async def test_who_asks_while_another_is_being_answered(
     await counted.wait()
     granted, over = await second.admit(key, 10)
     go_on.set()
-    told = await asyncio.gather(*asking)
+    answers = await asyncio.gather(*asking)
     assert (granted, over and over.retry_after_s) == (0, 60)
-    assert [each for each, _ in told] == [1, 1, 1, 1, 6]
-    assert told[4][1] is not None
-    assert told[4][1].retry_after_s == 60
+    assert [each for each, _ in answers] == [1, 1, 1, 1, 6]
+    assert answers[4][1] is not None
+    assert answers[4][1].retry_after_s == 60
 
 
 async def test_what_an_api_has_not_used_comes_back(settings: Settings, redis: Redis, virtual: Time) -> None:

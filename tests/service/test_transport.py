@@ -51,7 +51,7 @@ def debian(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """What is logged where this machine counts as the internet."""
 
     async def public(host: str) -> bool:
@@ -145,7 +145,7 @@ def test_every_vendor_has_an_address() -> None:
 
 
 async def test_a_postgres_with_its_own_authority(
-    folder: Path, by: Certified, another: Certified, settings: Settings, told: pytest.LogCaptureFixture
+    folder: Path, by: Certified, another: Certified, settings: Settings, log: pytest.LogCaptureFixture
 ) -> None:
     """Debian's own Postgres: who is taken for it, and what is said."""
     async with tls_postgres(folder / "postgres", by) as port:
@@ -160,7 +160,7 @@ async def test_a_postgres_with_its_own_authority(
         await connection.close()
         await check_postgres(at(f"sslmode=verify-ca&{authority}", "127.0.0.1"), "API")
         await check_postgres(at(f"sslmode=require&{authority}", "127.0.0.1"), "API")
-        assert not told.messages
+        assert not log.messages
         for query, host in (
             (full, "127.0.0.1"),  # another name than the certificate's
             (f"sslmode=verify-full&sslrootcert={another.authority}", "localhost"),
@@ -169,12 +169,12 @@ async def test_a_postgres_with_its_own_authority(
         ):
             with pytest.raises(StartError, match="The TLS of Postgres is refused: CERTIFICATE_VERIFY_FAILED"):
                 await check_postgres(at(query, host), "API")
-        assert not told.messages
+        assert not log.messages
         with pytest.raises(StartError, match="no encryption"):
             await check_postgres(at("sslmode=disable"), "API")
-        assert PLAIN in told.messages[-1]
+        assert PLAIN in log.messages[-1]
         await check_postgres(at("sslmode=require"), "API")
-        assert UNVERIFIED in told.messages[-1]
+        assert UNVERIFIED in log.messages[-1]
 
 
 async def test_a_redis_with_its_own_authority(
@@ -183,7 +183,7 @@ async def test_a_redis_with_its_own_authority(
     another: Certified,
     debian: dict[str, str],
     settings: Settings,
-    told: pytest.LogCaptureFixture,
+    log: pytest.LogCaptureFixture,
 ) -> None:
     async with tls_redis(folder / "redis", by, debian) as port:
 
@@ -193,7 +193,7 @@ async def test_a_redis_with_its_own_authority(
         own = f"ssl_ca_certs={by.authority}"
         await check_redis(at(f"{own}&ssl_check_hostname=true"))
         await check_redis(at(own, "127.0.0.1"))
-        assert not told.messages
+        assert not log.messages
         for query, host in (
             (f"{own}&ssl_check_hostname=true", "127.0.0.1"),
             (f"ssl_ca_certs={another.authority}", "localhost"),
@@ -201,9 +201,9 @@ async def test_a_redis_with_its_own_authority(
         ):
             with pytest.raises(StartError, match="the certificate of Redis is not trusted"):
                 await check_redis(at(query, host))
-        assert not told.messages
+        assert not log.messages
         await check_redis(at("ssl_cert_reqs=none"))
-        assert UNVERIFIED in told.messages[-1]
+        assert UNVERIFIED in log.messages[-1]
 
 
 async def test_a_whole_callboard_by_tls_alone(

@@ -278,10 +278,10 @@ async def test_a_stream_with_something_large_ends_early_where_there_is_no_room(
             early = await http.get(path)
             assert (early.status_code, "event: end" in early.text) == (200, False)
 
-        async def whole() -> bool:
+        async def complete_answer() -> bool:
             return len((await http.get(path)).text.partition("event: end")[2]) > LARGE
 
-        await eventually(whole)
+        await eventually(complete_answer)
 
 
 async def test_readers_that_never_read_hold_little(settings: Settings, tmp_path: Path) -> None:
@@ -311,8 +311,8 @@ async def test_readers_that_never_read_hold_little(settings: Settings, tmp_path:
             stdout=asyncio.subprocess.PIPE,
         )
         async with asyncio.timeout(30):
-            told, _ = await tried.communicate()
-        assert b"YES" in told.rpartition(b"service available:")[2], told.decode()
+            output, _ = await tried.communicate()
+        assert b"YES" in output.rpartition(b"service available:")[2], output.decode()
         assert api.memory_mb - before_mb < 80
 
 

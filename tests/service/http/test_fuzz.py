@@ -91,7 +91,7 @@ class Hand:
         self._streams = None
 
 
-def trouble(asked: Asked, answer: Answer) -> str | None:
+def trouble(request: Asked, answer: Answer) -> str | None:
     """What is wrong with an answer."""
     if answer.status >= 500 and not (answer.status == 503 and b"retry-after" in answer.headers):
         return f"{answer.status}: {answer.body!r}"
@@ -99,18 +99,23 @@ def trouble(asked: Asked, answer: Answer) -> str | None:
         return f"{answer.status} with headers that are too few or too many: {answer.headers}"
     if b"Traceback" in (answer.body or b""):
         return f"{answer.status} that tells of the inside: {answer.body!r}"
-    if answer.status < 400 or asked.method == "HEAD" or asked.path in PAGES:
+    if answer.status < 400 or request.method == "HEAD" or request.path in PAGES:
         return None
     if answer.headers.get(b"content-type") != PROBLEM or not answer.body:
         return f"{answer.status} that is no problem: {answer.headers} {answer.body!r}"
-    told = json.decode(answer.body)
-    fits = told["status"] == answer.status and told["title"] and told["detail"] and isinstance(told["errors"], list)
-    return None if fits else f"a problem that does not fit its answer: {told}"
+    problem = json.decode(answer.body)
+    fits = (
+        problem["status"] == answer.status
+        and problem["title"]
+        and problem["detail"]
+        and isinstance(problem["errors"], list)
+    )
+    return None if fits else f"a problem that does not fit its answer: {problem}"
 
 
 async def answers_of_spoiled(api: Api, raw: bytes) -> bytes:
     """Whatever comes; what may be half a request is waited for no longer than SILENT_S."""
-    whole = b""
+    answers = b""
     async with connected(api.port) as (reader, writer):
         with suppress(ConnectionError, TimeoutError):
             writer.write(raw)
@@ -119,15 +124,16 @@ async def answers_of_spoiled(api: Api, raw: bytes) -> bytes:
                     piece = await reader.read(1 << 16)
                 if not piece:
                     break
-                whole += piece
-    return whole
+                answers += piece
+    return answers
 
 
 def posted(event: object, headers: dict[str, str]) -> bytes:
     body = json.encode(event)
-    told = {"Host": "localhost", **headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
+    fields = {"Host": "localhost", **headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
     return (
-        "".join(("POST /events HTTP/1.1\r\n", *(f"{name}: {told[name]}\r\n" for name in told), "\r\n")).encode() + body
+        "".join(("POST /events HTTP/1.1\r\n", *(f"{name}: {fields[name]}\r\n" for name in fields), "\r\n")).encode()
+        + body
     )
 
 
@@ -139,25 +145,27 @@ async def fuzz(
     until = loop.time() + DURATION_S
     while loop.time() < until:
         n = next(numbers)
-        asked = maker.make(Random(f"{SEED} {n}"))
-        told = f"FUZZ_SEED={SEED}, request {n}: {asked.raw[:3_000]!r}"
-        if asked.is_spoiled:
-            whole = await answers_of_spoiled(api, asked.raw)
-            wrong = [each[:3] for each in whole.split(b"HTTP/1.1 5")[1:] if each[:2] != b"03"]
-            assert not wrong, f"{told}\n{whole!r}"
+        request = maker.make(Random(f"{SEED} {n}"))
+        message = f"FUZZ_SEED={SEED}, request {n}: {request.raw[:3_000]!r}"
+        if request.is_spoiled:
+            answers = await answers_of_spoiled(api, request.raw)
+            wrong = [each[:3] for each in answers.split(b"HTTP/1.1 5")[1:] if each[:2] != b"03"]
+            assert not wrong, f"{message}\n{answers!r}"
             continue
         try:
             async with asyncio.timeout(ANSWER_S):
-                answer = await hand.ask(asked.method, asked.raw)
+                answer = await hand.ask(request.method, request.raw)
         except (TimeoutError, h11.RemoteProtocolError) as error:
-            raise AssertionError(f"{told}\nno whole answer; before it on this connection: {hand.before!r}") from error
-        wrong_with_it = trouble(asked, answer) if answer else "it was hung up without an answer"
-        assert wrong_with_it is None, f"{told}\n{wrong_with_it}"
-        yield asked.path, str(answer and answer.status)
+            raise AssertionError(
+                f"{message}\nno whole answer; before it on this connection: {hand.before!r}"
+            ) from error
+        wrong_with_it = trouble(request, answer) if answer else "it was hung up without an answer"
+        assert wrong_with_it is None, f"{message}\n{wrong_with_it}"
+        yield request.path, str(answer and answer.status)
         if n % 25 == 0:  # on the same connection, where it was kept
             good = await hand.ask("POST", posted(EVENT, headers))
-            assert good is not None, told
-            assert good.status == 202, told
+            assert good is not None, message
+            assert good.status == 202, message
             maker.names["{event_id}"] = json.decode(good.body or b"")["event_id"]
 
 
@@ -182,19 +190,19 @@ async def test_requests_of_chance(settings: Settings, tmp_path: Path) -> None:
             headers,
         )
         before_mb, numbers, seen = api.memory_mb, count(), Counter[str]()
-        asked = set[str]()
+        paths = set[str]()
 
         async def asks() -> None:
             with closing(Hand(api.port)) as hand:
                 async for path, status in fuzz(api, hand, maker, headers, numbers):
-                    asked.add(path)
+                    paths.add(path)
                     seen[status] += 1
 
         async with asyncio.TaskGroup() as hands:
             for _ in range(HANDS):
                 hands.create_task(asks())
         print(f"{sum(seen.values())} requests: {dict(seen)}; {before_mb:.0f} → {api.memory_mb:.0f} MB")
-        assert asked == {path for _, path in routes}
+        assert paths == {path for _, path in routes}
         assert {"200", "202", "400", "401", "404", "405", "422"} <= seen.keys()
         assert api.memory_mb - before_mb < GROWTH_MB
         assert await api.is_well()

@@ -63,8 +63,8 @@ async def strangers(settings: Settings, http: httpx.AsyncClient) -> list[Someone
     await revoke(settings, revoked)
 
     async def is_out() -> bool:
-        told = [await http.get("/types", headers=each) for each in (bearer(revoked), cookie(orphan))]
-        return [each.status_code for each in told] == [401, 401]
+        answers = [await http.get("/types", headers=each) for each in (bearer(revoked), cookie(orphan))]
+        return [each.status_code for each in answers] == [401, 401]
 
     await eventually(is_out, HELD_S + 1)
     sent = {
@@ -123,8 +123,12 @@ def outcome(answer: httpx.Response, route: str | None) -> Outcome:
     if status == 401 and route == "POST /login":  # the form again: no key was in it
         return "in"
     if status in (401, 403, 405):
-        told = answer.headers.get("www-authenticate", "").startswith('Bearer realm="callboard"')
-        return f"{status}" if told is (status == 401) or status == 403 else f"{status} with or without its challenge"
+        has_challenge = answer.headers.get("www-authenticate", "").startswith('Bearer realm="callboard"')
+        return (
+            f"{status}"
+            if has_challenge is (status == 401) or status == 403
+            else f"{status} with or without its challenge"
+        )
     return "in" if status < 500 else f"{status}"
 
 
@@ -192,8 +196,8 @@ async def test_another_tenant_reaches_nothing_by_any_route(board: Board) -> None
             for method in sorted(methods):
                 route = f"{method} {path}"
                 where = filled(path, event_id, dead_id)
-                asked = BODIES.get(route, ASKED.get(route, {}))
-                answer = await board.http.request(method, where, headers=headers, json=asked)
+                body = BODIES.get(route, ASKED.get(route, {}))
+                answer = await board.http.request(method, where, headers=headers, json=body)
                 named = "_id" in path and not path.startswith("/ui")
                 if MARK in answer.text or (named and answer.status_code not in (404, 422)) or answer.status_code >= 500:
                     differs.append(f"{route}: {answer.status_code} {answer.text[:200]}")

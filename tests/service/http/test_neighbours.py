@@ -71,7 +71,7 @@ async def worked(http: httpx.AsyncClient, key: str, duration_s: float) -> tuple[
     while loop.time() < until:
         began, n = loop.time(), n + 1
         try:
-            answer = await asked(http, key, n, event_id)
+            answer = await answer_of(http, key, n, event_id)
         except httpx.TransportError as error:
             heard[type(error).__name__] += 1
         else:
@@ -82,7 +82,7 @@ async def worked(http: httpx.AsyncClient, key: str, duration_s: float) -> tuple[
     return times, heard
 
 
-async def asked(http: httpx.AsyncClient, key: str, n: int, event_id: str) -> httpx.Response:
+async def answer_of(http: httpx.AsyncClient, key: str, n: int, event_id: str) -> httpx.Response:
     """One request after the other of those that a program makes all day, a sign-in among a hundred."""
     match n % 4:
         case 1:
@@ -99,8 +99,8 @@ def p99(times: list[float]) -> float:
 
 
 def cpu_s(api: Api) -> float:
-    told = Path(f"/proc/{api.program.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
+    fields = Path(f"/proc/{api.program.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mb(api: Api) -> float:
@@ -126,12 +126,12 @@ async def test_nobody_is_shut_out_by_a_neighbour(settings: Settings, tmp_path: P
                 async with attacked(api, hostile, duration_s + 2, names) as attackers:
                     times, heard = await worked(http, mine, duration_s)
                     answers, _ = await asyncio.to_thread(attackers.communicate)
-            told = f"{name}: p99 {alone_ms:.0f} → {p99(times):.0f} ms of {len(times)}, {dict(heard)}; "
-            told += f"{cpu_s(api) - before_s:.1f} s of {duration_s:.0f} s at work; "
-            told += f"{peak_mb(api):.0f} MB, killed {killed(group)}; attackers: {answers}"
-            print(told)
-            assert heard.keys() <= {"200", "202", "303"}, told
-            assert api.program.process.poll() is None, told
-            assert killed(group) == 0, told
-            assert json.decode(answers), told
-            assert p99(times) <= max(FACTOR * alone_ms, P99_MS), told
+            message = f"{name}: p99 {alone_ms:.0f} → {p99(times):.0f} ms of {len(times)}, {dict(heard)}; "
+            message += f"{cpu_s(api) - before_s:.1f} s of {duration_s:.0f} s at work; "
+            message += f"{peak_mb(api):.0f} MB, killed {killed(group)}; attackers: {answers}"
+            print(message)
+            assert heard.keys() <= {"200", "202", "303"}, message
+            assert api.program.process.poll() is None, message
+            assert killed(group) == 0, message
+            assert json.decode(answers), message
+            assert p99(times) <= max(FACTOR * alone_ms, P99_MS), message

@@ -65,8 +65,8 @@ async def test_a_rate_holds_over_two_apis(settings: Settings) -> None:
         after_s = int(refused.headers["retry-after"])
         assert 170 <= after_s <= 181  # the next of 20 in an hour
         assert refused.headers["content-type"] == "application/problem+json"
-        told = f"the key {key[:11]} may send 20 events an hour over all APIs (its --rate): the next one fits in"
-        assert refused.json()["detail"] == f"{told} {after_s} s"
+        detail = f"the key {key[:11]} may send 20 events an hour over all APIs (its --rate): the next one fits in"
+        assert refused.json()["detail"] == f"{detail} {after_s} s"
         assert {(await each.post("/events", json=EVENT, headers=other)).status_code for each in apis} == {202}
         assert len((await apis[0].get("/events?limit=100")).json()["items"]) == 22
         shown = [(await each.get("/metrics")).text for each in apis]

@@ -99,13 +99,13 @@ async def said(api: Api, first: bytes, second: bytes) -> list[bytes]:
     """All answers until the connection is closed; `second` is sent when the first answer begins, as a proxy does."""
     async with asyncio.timeout(5), connected(api.port) as (reader, writer):
         writer.write(first)
-        whole = await reader.read(1)
+        answers = await reader.read(1)
         writer.write(second)
         with suppress(ConnectionError):  # it was closed with bytes still on their way
             while more := await reader.read(1 << 16):
-                whole += more
-    assert whole.startswith(b"HTTP/1.1 ")
-    return whole.split(b"HTTP/1.1 ")[1:]
+                answers += more
+    assert answers.startswith(b"HTTP/1.1 ")
+    return answers.split(b"HTTP/1.1 ")[1:]
 
 
 async def test_what_can_be_taken_for_two_requests_is_none(settings: Settings, tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ async def test_what_can_be_taken_for_two_requests_is_none(settings: Settings, tm
             for sent in (form + SECOND, form):
                 answers = await said(api, sent, SECOND)
                 head, _, body = answers[0].partition(b"\r\n\r\n")
-                told = json.decode(body) if b"application/problem+json" in head else None
-                if len(answers) != 1 or not head.startswith(b"4") or not told or told["status"] != int(head[:3]):
+                problem = json.decode(body) if b"application/problem+json" in head else None
+                if len(answers) != 1 or not head.startswith(b"4") or not problem or problem["status"] != int(head[:3]):
                     differs.append(f"{name}: {answers}")
         for name, form in ONE.items():
             answers = await said(api, form, SECOND)
@@ -128,28 +128,28 @@ async def test_what_can_be_taken_for_two_requests_is_none(settings: Settings, tm
 
 async def test_requests_that_come_at_once_are_bounded_and_answered_in_order(settings: Settings, tmp_path: Path) -> None:
     """One read brings thousands of small ones; each would be held until those before it are answered."""
-    asked = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    request = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with api_of(settings, tmp_path) as api, asyncio.timeout(15):
         async with connected(api.port) as (reader, writer):
-            writer.write(asked + b"no request\r\n\r\n")
+            writer.write(request + b"no request\r\n\r\n")
             assert await reader.read() == b"", "its 400 would be taken for the first one's answer"
         for many in (PIPELINED_MAX, 30_000):
             before_mb = api.memory_mb
-            whole = await all_said(api, (BEGINNING + b"\r\n") * many + SECOND)
+            answers = await all_said(api, (BEGINNING + b"\r\n") * many + SECOND)
             if many == PIPELINED_MAX:
-                assert whole.count(b"HTTP/1.1 200") == many + 1
+                assert answers.count(b"HTTP/1.1 200") == many + 1
             assert api.memory_mb - before_mb < 10
             assert await api.is_well()
 
 
 async def all_said(api: Api, sent: bytes) -> bytes:
-    whole = b""
+    answers = b""
     async with connected(api.port) as (reader, writer):
         writer.write(sent)
         with suppress(ConnectionError):
             while more := await reader.read(1 << 16):
-                whole += more
-    return whole
+                answers += more
+    return answers
 
 
 async def test_nothing_is_read_of_what_stands_behind_a_refusal(settings: Settings) -> None:

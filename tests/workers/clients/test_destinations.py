@@ -173,10 +173,10 @@ async def call(run: Run, event: Called) -> int:
 
 
 async def test_an_event_that_leads_inside_is_dead_at_once(settings: Settings) -> None:
-    whole = program_of(settings, called=Pipeline(on=Called, flow=[call]))
+    program = program_of(settings, called=Pipeline(on=Called, flow=[call]))
     async with listening() as (port, seen), listening() as (pager, _):
         page_url = f"http://127.0.0.1:{pager}/"
-        async with board_on(replace(settings, web_allow="", page_url=page_url), whole) as board:
+        async with board_on(replace(settings, web_allow="", page_url=page_url), program) as board:
             event = await board.ended(await board.send("called", {"url": f"http://127.0.0.1:{port}/"}))
             assert (event["status"], event["attempts"], event["error"]["kind"]) == ("dead", 1, "Reject")
             assert "127.0.0.1 is an address of the inside" in event["error"]["message"]

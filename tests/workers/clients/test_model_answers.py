@@ -41,7 +41,7 @@ PIECES: Final = {
 Ask = Callable[[Client], Awaitable[object]]
 
 
-async def whole(client: Client) -> object:
+async def completion(client: Client) -> object:
     return await client.complete(REQUEST, 20)
 
 
@@ -55,10 +55,10 @@ async def embedded(client: Client) -> object:
 
 
 WAYS: Final = [
-    ("openai", whole),
+    ("openai", completion),
     ("openai", streamed),
     ("openai", embedded),
-    ("anthropic", whole),
+    ("anthropic", completion),
     ("anthropic", streamed),
 ]
 
@@ -149,7 +149,7 @@ async def test_gzip_is_read_whole(sdk: str) -> None:
         async with server(always("200 OK", folded, FOLDED)) as url, OPEN[sdk](url) as client:
             assert (await client.complete(REQUEST, 5)).text == "hi"
         async with server(always("200 OK", folded[:-4], FOLDED)) as url, OPEN[sdk](url) as client:
-            assert "gzip that is cut off" in str(await fault_of(whole, client))
+            assert "gzip that is cut off" in str(await fault_of(completion, client))
 
 
 @pytest.mark.parametrize("sdk", SDKS)
@@ -170,7 +170,7 @@ async def test_an_answer_without_end_ends(sdk: str, kind: str) -> None:
                     async with asyncio.timeout(1):
                         await streamed(client)
             else:
-                fault = await fault_of(whole if kind == "body" else streamed, client)
+                fault = await fault_of(completion if kind == "body" else streamed, client)
                 assert (fault.outcome, "more than" in str(fault)) == ("malformed", True)
 
 
@@ -206,7 +206,7 @@ async def test_no_key_goes_along_with_a_redirect(sdk: str, status: int) -> None:
         )
 
     async with server(elsewhere) as far, server(away(far)) as url, OPEN[sdk](url) as client:
-        for ask in (whole, streamed):
+        for ask in (completion, streamed):
             fault = await fault_of(ask, client)
             assert (fault.outcome, fault.free, "redirect" in str(fault)) == ("setup", True, True)
     assert not seen

@@ -51,8 +51,8 @@ async def test_a_call_that_is_paid_for_is_booked_before_its_event_goes(settings:
 
         assert await eventually(stopped)
         go_on.set()
-        told = (await forgetting).json()
-        assert (told["found"]["events"], told["found"]["calls"], told["left"]) == (1, 1, {})
+        answer = (await forgetting).json()
+        assert (answer["found"]["events"], answer["found"]["calls"], answer["left"]) == (1, 1, {})
         assert await rows(board, "events", "attempts", "calls", "journal") == [0, 0, 0, 0]
         (used,) = await board.sql("select used_usd from allowances")
         assert used["used_usd"] == pytest.approx(COST_USD)
