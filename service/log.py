@@ -18,6 +18,9 @@ RUN: Final[ContextVar[Callable[[], Mapping[str, Any]]]] = ContextVar("run", defa
 """Of whatever is logged while an event is run, by the user's code too: `event`, `run`, `attempt`, `trace`."""
 STEP: Final = ContextVar("step", default="")
 
+INVALID: Final = "Invalid HTTP request received."
+INVALID_EVERY_S: Final = 10.0
+
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 # Control characters of ASCII and of ISO 8859-1 but for tab and newline, and those that turn the direction of text.
 _COMMANDS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -79,6 +82,12 @@ def _first_line(record: logging.LogRecord) -> bool:
     return True
 
 
+def _seldom_invalid() -> Callable[[logging.LogRecord], bool]:
+    """uvicorn says that a request is none for each of them: whoever sends nothing else would fill the log."""
+    seldom = Seldom(INVALID_EVERY_S)
+    return lambda record: record.msg != INVALID or seldom.now()
+
+
 def setup(level: int = logging.INFO, secrets: tuple[str, ...] = ()) -> None:
     """Send everything to stderr, once per process; quiet the libraries that talk at every step.
 
@@ -88,6 +97,7 @@ def setup(level: int = logging.INFO, secrets: tuple[str, ...] = ()) -> None:
     handler.setFormatter(Lines(secrets, plain=sys.stderr.isatty(), told=level <= logging.DEBUG))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("asyncio").filters = [] if level <= logging.DEBUG else [_first_line]
+    logging.getLogger("uvicorn.error").filters = [_seldom_invalid()]
     for noisy in ("arq", "httpx", "httpx2", "httpcore", "httpcore2", "openai", "anthropic", "uvicorn"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

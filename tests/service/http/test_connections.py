@@ -13,6 +13,7 @@ from msgspec import Struct, json
 
 from service.http.app import create_app
 from service.http.connections import FILES_KEPT, HEAD_MAX, HEAD_S, Connection, expire_all
+from service.log import INVALID
 from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES, AT_HOME, AUTHORIZED
@@ -103,6 +104,11 @@ async def test_a_head_has_a_bound_and_a_deadline(settings: Settings, tmp_path: P
             for _ in range(3):  # on one connection; a body is no head
                 answer = await http.post("/events", content=json.encode(large) + b" " * 300_000)
                 assert answer.status_code != 431
+        for _ in range(50):  # who sends nothing that is a request does not fill the log
+            async with connected(api.port) as (reader, writer):
+                writer.write(b"NONE OF IT\r\n\r\n")
+                assert (await answered(reader))[0] == 400
+        assert 1 <= api.program.told.count(INVALID) <= 3
         status, body = await answered(slow)
         assert status == 408
         assert "did not arrive within 10 s" in json.decode(body)["detail"]
