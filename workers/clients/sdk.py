@@ -99,7 +99,9 @@ class _Body(httpx2.AsyncByteStream):
 
 
 async def _unfold(response: httpx2.Response) -> None:
-    response.stream = _Body(response)
+    """A reply that is not folded stays as it comes: whoever reads it counts its bytes."""
+    if not (response.is_success and response.headers.get("content-encoding", "") in CODINGS[:2]):
+        response.stream = _Body(response)
 
 
 @lru_cache(maxsize=2)
