@@ -9,8 +9,12 @@ from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Final
 
+import asyncpg
+
 import sql
+from service import roles
 from service.errors import StartError, text_of
+from service.postgres_address import NAME, OWNER_NAME
 from service.postgres_preflight import check_postgres
 from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
@@ -24,15 +28,35 @@ _SQL: Final = sql.queries("migrate")
 async def migrate(settings: Settings) -> list[str]:
     """Bring the schema up to date; returns the names of the migrations run now.
 
+    As the owner, where DATABASE_OWNER_URL names one: then the role of DATABASE_URL gets the rights that it needs, also
+    in a database in which one role did everything before.
+
     Raises StartError where a migration that has run was changed since, another process is at it for too long, or
     Postgres is away or refuses one.
     """
-    await check_postgres(settings, "migrations")
+    await _check_owner(settings)
     async with _connected(settings) as connection:
         await connection.execute("set statement_timeout = 0")
         await _wait_for_turn(connection)
-        await connection.execute(_SQL["table"])
-        return [name for name, text in sql.migrations() if await _run_once(connection, name, text)]
+        if settings.database_owner_url:
+            await roles.take(connection)
+        await _make_table(connection)
+        names = [name for name, text in sql.migrations() if await _run_once(connection, name, text)]
+        if settings.database_owner_url:
+            await roles.grant(connection, settings)
+        return names
+
+
+async def _make_table(connection: Connection) -> None:
+    """Raises StartError for a role that may not, as one that only reads and writes rows."""
+    try:
+        if await pending(connection):
+            await connection.execute(_SQL["table"])
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise StartError(
+            f"The role of DATABASE_URL may not change the schema ({text_of(error)}):"
+            " set DATABASE_OWNER_URL to the address of the role that owns it."
+        ) from error
 
 
 async def _wait_for_turn(connection: Connection) -> None:
@@ -52,15 +76,28 @@ async def outstanding(settings: Settings) -> list[str]:
 
 @asynccontextmanager
 async def _connected(settings: Settings) -> AsyncIterator[Connection]:
+    """As the owner. Raises StartError, which names the address that was used."""
+    owner = roles.as_owner(settings)
     try:
-        connection = await connect(settings, "migrate")
+        connection = await connect(owner, "migrate")
         try:
             yield connection
         finally:
             await connection.close()
     except POSTGRES_ERRORS as error:
-        told = text_of(error)
-        raise StartError(f"Postgres can't be brought up to date: {told}. Look at it, and at DATABASE_URL.") from error
+        name = OWNER_NAME if settings.database_owner_url else NAME
+        raise StartError(
+            f"Postgres can't be brought up to date: {text_of(error)}. Look at it, and at {name}."
+        ) from error
+
+
+async def _check_owner(settings: Settings) -> None:
+    try:
+        await check_postgres(roles.as_owner(settings), "migrations")
+    except StartError as error:
+        if not settings.database_owner_url:
+            raise
+        raise StartError(str(error).replace(NAME, OWNER_NAME)) from error
 
 
 async def pending(connection: Connection | Pool) -> list[str]:

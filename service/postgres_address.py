@@ -12,6 +12,7 @@ from msgspec import Struct
 from service.transport import Weakness
 
 NAME: Final = "DATABASE_URL"
+OWNER_NAME: Final = "DATABASE_OWNER_URL"
 CONNECT_TIMEOUT_MAX_S: Final = 30.0
 # Handed to the driver as they are: it reads the files whenever it connects.
 SSL: Final = ("sslcert", "sslkey", "sslcrl", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")

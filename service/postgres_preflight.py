@@ -14,6 +14,7 @@ from service import postgres_url
 from service.errors import CallboardError, StartError, text_of
 from service.postgres_errors import SENTENCES, reason_of
 from service.resources import POSTGRES_ERRORS, Connection, open_plain
+from service.roles import check_rights
 from service.settings import Settings
 from service.transport import warn_if_exposed
 
@@ -124,6 +125,8 @@ async def _faults(settings: Settings, program: ProgramName, first: Connection, s
         log.warning("%s. The %s is not ready until that ends.", SENTENCES["read-only"], program)
     if server["vectors"] is False:
         found.append("This role may not use the schema of pgvector: grant usage on it to the role.")
+    if program != "migrations":
+        found += await check_rights(first)
     pooled = first.get_server_pid() != server["pid"]
     try:
         async with asyncio.timeout(POOLER_TIMEOUT_S):

@@ -44,9 +44,9 @@ def read(url: str) -> Address:
     return address
 
 
-def faults(url: str) -> list[str]:
-    """What is wrong with `url`, each in one sentence that shows no value of it."""
-    return [*_read(url)[1]]
+def faults(url: str, name: str = NAME) -> list[str]:
+    """What is wrong with `url`, each in one sentence that shows no value of it. `name`: of its setting."""
+    return [each.replace(NAME, name) for each in _read(url)[1]]
 
 
 def secrets(url: str) -> set[str]:

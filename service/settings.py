@@ -40,6 +40,7 @@ class Outside(Struct, frozen=True, kw_only=True):
     """What is not ours, under the names that everybody gives it: `<NAME>` each, without a prefix."""
 
     database_url: str = ""
+    database_owner_url: str = ""
     redis_url: str = ""
     anthropic_api_key: str = ""
     anthropic_base_url: str = ""
@@ -95,7 +96,8 @@ class Settings(Outside, frozen=True, kw_only=True):
         urls = (value for name, value in given.items() if name.endswith(("_url", "_endpoint")))
         passwords = [match[1] or match[2] or "" for url in urls if (match := _PASSWORD.search(url))]
         keys = (value for name, value in given.items() if name.endswith(("api_key", "local_token")))
-        found = {*keys, *passwords, *map(unquote, passwords), *postgres_url.secrets(self.database_url)}
+        found = {*keys, *passwords, *map(unquote, passwords)}
+        found |= postgres_url.secrets(self.database_url) | postgres_url.secrets(self.database_owner_url)
         found |= {json.encode(each).decode()[1:-1] for each in found}
         return tuple(sorted((each for each in found if len(each) >= SECRET_MIN), key=len, reverse=True))
 
@@ -148,8 +150,9 @@ def load(environ: Mapping[str, str]) -> Settings:
             faults.append(str(fault))
     faults += filter(None, (_fault(field, value) for field, value in given.items()))
     if faults:
-        if url := given.get("database_url"):
-            faults += postgres_url.faults(url)
+        for field in ("database_url", "database_owner_url"):
+            if url := given.get(field):
+                faults += postgres_url.faults(url, variable(field))
         raise SettingsError("\n".join(faults))
     return Settings(**given)
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from service.destinations import ON_THIS_MACHINE
 from service.embedded import Server, start_postgres, start_redis, stop
+from service.embedded.postgres import as_runner
 from service.log import Lines
 from service.migrate import migrate
 from service.settings import Settings
@@ -62,7 +63,8 @@ async def settings(servers: tuple[Server, Server], tmp_path: Path) -> AsyncItera
     redis_url = f"{redis.url.partition('?')[0]}?db={next(REDIS_NUMBERS)}"
     async with Redis.from_url(redis_url) as client:
         await client.flushdb()
-    own = Settings(port=0, data_dir=str(tmp_path), database_url=database_url, redis_url=redis_url, grace_s=5)
+    own = Settings(port=0, data_dir=str(tmp_path), redis_url=redis_url, grace_s=5)
+    own = replace(own, database_url=as_runner(database_url), database_owner_url=database_url)
     yield replace(own, local_token=TOKEN, simulate="on", web_allow=ON_THIS_MACHINE)  # as `callboard up` does
     with suppress(asyncpg.PostgresError):
         await _admin(postgres.url, f'drop database "{name}" with (force)', name)
@@ -79,7 +81,8 @@ async def board(settings: Settings) -> AsyncIterator[Board]:
 
 
 async def _make_template(url: str) -> None:
-    await migrate(Settings(database_url=await _admin(url, f"create database {TEMPLATE}", TEMPLATE)))
+    owner = await _admin(url, f"create database {TEMPLATE}", TEMPLATE)
+    await migrate(Settings(database_url=as_runner(owner), database_owner_url=owner))
 
 
 async def _admin(url: str, statement: str, name: str) -> str:

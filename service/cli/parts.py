@@ -135,10 +135,12 @@ def decided(settings: Settings) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """What the programs are told besides what was told to us."""
+    """What the programs are told besides what was told to us, without the owner's address: they don't migrate."""
     ours = on_this_machine(settings)
     names = ("database_url", "redis_url", "host", "port", "simulate", "web_allow")
-    return {**os.environ, **{variable(name): str(getattr(ours, name)) for name in names}}
+    owners = variable("database_owner_url")
+    others = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") != owners}
+    return others | {variable(name): str(getattr(ours, name)) for name in names}
 
 
 def check_port(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from service import postgres_url
 from service.destinations import ON_THIS_MACHINE
 from service.embedded.place import told
-from service.embedded.postgres import start_postgres
+from service.embedded.postgres import as_runner, start_postgres
 from service.embedded.process import Server, command_line, stop
 from service.embedded.redis import start_redis
 from service.errors import StartError
@@ -39,7 +39,7 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
         if not settings.database_url:
             postgres = await start_postgres(settings.data_path / "postgres")
             undo.push_async_callback(stop, postgres)
-            found["database_url"] = postgres.url
+            found |= {"database_url": as_runner(postgres.url), "database_owner_url": postgres.url}
         if not settings.redis_url:
             redis = await start_redis(settings.data_path / "redis")
             undo.push_async_callback(stop, redis)
@@ -60,8 +60,10 @@ def running(settings: Settings) -> Settings:
     if told_addresses:
         settings = on_this_machine(settings)
     found = {name: getattr(settings, name) or told_addresses.get(name, "") for name in MISSING}
-    for name, value in found.items():
-        if not value:
+    if not settings.database_url:
+        found["database_owner_url"] = told_addresses.get("database_owner_url", "")
+    for name in MISSING:
+        if not found[name]:
             what, variable = MISSING[name]
             raise StartError(f"No {what}: set {variable}, or start `make up` (its data folder: {settings.data_path}).")
     if settings.simulate == "auto" and not settings.database_url:
@@ -78,7 +80,8 @@ def on_this_machine(settings: Settings) -> Settings:
 
 def _check(settings: Settings) -> None:
     """What is no address would be taken for a server that is away; it may hold a password, so it is not shown."""
-    wrong = postgres_url.faults(settings.database_url) if settings.database_url else []
+    addresses = {"DATABASE_URL": settings.database_url, "DATABASE_OWNER_URL": settings.database_owner_url}
+    wrong = [fault for name, url in addresses.items() if url for fault in postgres_url.faults(url, name)]
     try:
         if settings.redis_url:
             redis_address(settings.redis_url)
@@ -107,5 +110,6 @@ def _read(settings: Settings) -> dict[str, str]:
     with suppress(FileNotFoundError, ValueError):
         told_addresses: dict[str, str | int] = json.loads(_addresses(settings).read_text(encoding="utf-8"))
         if command_line(int(told_addresses["pid"])):
-            return {name: str(told_addresses[name]) for name in (*MISSING, "simulate") if name in told_addresses}
+            names = (*MISSING, "database_owner_url", "simulate")
+            return {name: str(told_addresses[name]) for name in names if name in told_addresses}
     return {}

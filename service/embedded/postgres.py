@@ -32,6 +32,7 @@ from service.embedded.process import (
 from service.errors import StartError
 
 NAME = "Postgres"
+OWNER, RUNNER = "callboard", "callboard_runner"
 ENDING: Ending = ((signal.SIGINT, 20), (signal.SIGQUIT, 10), (signal.SIGKILL, 5))
 READY_S = 60
 SOCKET = ".s.PGSQL.5432"
@@ -50,7 +51,7 @@ SETTINGS = {
 
 
 async def start_postgres(folder: Path) -> Server:
-    """Starts the Postgres of `folder`, made at the first time; the url is that of its database `callboard`.
+    """Starts the Postgres of `folder`, made at the first time; the url is its owner's, of the database `callboard`.
 
     Raises StartError with one sentence where the folder, the disk or the program does not let it.
     """
@@ -94,7 +95,7 @@ async def _create(programs: Path, place: Place) -> None:
         shutil.rmtree(fresh)
     give(fresh, place.who)
     since = log_size(place.folder)
-    options = ["-U", "callboard", "--auth=trust", "-E", "UTF8", "--no-instructions"]
+    options = ["-U", OWNER, "--auth=trust", "-E", "UTF8", "--no-instructions"]
     locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     command = [str(programs / "initdb"), "-D", str(fresh), *options, *locale]
     if await _finish(command, place) != 0:
@@ -121,7 +122,12 @@ async def _finish(command: list[str], place: Place) -> int | None:
 
 
 def _url(sockets: Path) -> str:
-    return f"postgresql://callboard@/callboard?host={quote(str(sockets), safe='')}&port=5432"
+    return f"postgresql://{OWNER}@/callboard?host={quote(str(sockets), safe='')}&port=5432"
+
+
+def as_runner(url: str) -> str:
+    """The same database for programs, which own nothing in it: `callboard migrate` makes that role."""
+    return url.replace(f"//{OWNER}@", f"//{RUNNER}@", 1)
 
 
 async def _run(command: list[str], place: Place, sockets: Path) -> "subprocess.Popen[bytes]":
@@ -144,7 +150,7 @@ async def _answers(command: list[str], place: Place, sockets: Path) -> bool:
         connection = await asyncpg.connect(_url(sockets), timeout=5)
     except asyncpg.InvalidCatalogNameError:
         createdb = str(Path(command[0]).with_name("createdb"))
-        await _finish([createdb, "-h", str(sockets), "-p", "5432", "-U", "callboard", "callboard"], place)
+        await _finish([createdb, "-h", str(sockets), "-p", "5432", "-U", OWNER, "callboard"], place)
         return False
     except (OSError, asyncpg.PostgresError):
         return False

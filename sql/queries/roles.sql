@@ -1,0 +1,72 @@
+-- name: owned
+-- Our tables that belong to another role than the session's, and whether that one may be spoken for.
+select c.relname as name, pg_get_userbyid(c.relowner) as owner, pg_has_role(current_user, c.relowner, 'usage') as ours
+from pg_class c
+where c.oid in (select to_regclass(name) from unnest($1::text[]) as t (name)) and c.relowner <> current_user::regrole
+order by 1;
+
+-- name: taking
+-- A statement for each relation and function of ours that belongs to another role, which makes it the session's.
+select format('alter %s %s owner to %I',
+              case when c.relkind = 'S' then 'sequence' else 'table' end, c.oid::regclass, current_user) as statement
+from pg_class c
+where c.oid in (select to_regclass(name) from unnest($1::text[] || $2::text[]) as t (name))
+  and c.relowner <> current_user::regrole
+union all
+select format('alter function %s owner to %I', p.oid::regprocedure, current_user)
+from pg_proc p
+where p.oid in (select to_regprocedure(name) from unnest($3::text[]) as f (name)) and p.proowner <> current_user::regrole;
+
+-- name: granting
+-- A statement for each right that the role $1 lacks of those that programs need: on the schema of ours and that of pgvector,
+-- on tables ($2; `migrations` is only read), sequences ($3) and functions ($4).
+select statement from (
+    select format('grant usage on schema %I to %I', n.nspname, $1::text) as statement
+    from pg_namespace n
+    where n.oid in ((select relnamespace from pg_class where oid = to_regclass('migrations')),
+                    (select extnamespace from pg_extension where extname = 'vector'))
+      and not has_schema_privilege($1::text::name, n.oid, 'usage')
+    union all
+    select format('grant %s on table %s to %I', string_agg(word, ', '), t.oid, $1::text)
+    from (select to_regclass(name) as oid, name from unnest($2::text[]) as t (name)) t
+    cross join unnest(array['select', 'insert', 'update', 'delete']) as r (word)
+    where (t.name <> 'migrations' or word = 'select') and not has_table_privilege($1::text::name, t.oid, word)
+    group by t.oid
+    union all
+    select format('grant usage, select, update on sequence %s to %I', s.oid, $1::text)
+    from (select to_regclass(name) as oid from unnest($3::text[]) as t (name)) s
+    where not (has_sequence_privilege($1::text::name, s.oid, 'usage') and has_sequence_privilege($1::text::name, s.oid, 'select')
+               and has_sequence_privilege($1::text::name, s.oid, 'update'))
+    union all
+    select format('grant execute on function %s to %I', f.oid, $1::text)
+    from (select to_regprocedure(name) as oid from unnest($4::text[]) as t (name)) f
+    where not has_function_privilege($1::text::name, f.oid, 'execute')
+) g;
+
+-- name: parting
+-- Where the role $1 is a member of the session's role: it had been one until all was granted to it.
+select format('revoke %I from %I', current_user, $1::text) as statement
+from pg_auth_members
+where roleid = current_user::regrole and member = $1::text::regrole;
+
+-- name: there
+select exists (select 1 from pg_roles where rolname = $1::text);
+
+-- name: making
+-- Its password only as what the server keeps of one.
+select case when $2::text = '' then format('create role %I login', $1::text)
+            else format('create role %I login password %L', $1::text, $2::text) end as statement;
+
+-- name: acting
+-- The role that a session acts as, which `alter role … set role` may have changed, and whose tables it finds.
+select current_user::text as role,
+       (select format('%s/%s', oid, datname) from pg_database where datname = current_database()) as database,
+       to_regclass('migrations')::oid as migrations;
+
+-- name: rights
+-- What a program finds of its role: whether it is more than it needs to be, or less.
+select current_user::text as role,
+       (select rolsuper from pg_roles where rolname = current_user) as superuser,
+       to_regclass('events') is not null as migrated,
+       coalesce((select pg_has_role(relowner, 'usage') from pg_class where oid = to_regclass('events')), false) as owner,
+       coalesce(has_table_privilege(to_regclass('events'), 'insert'), false) as writes;
