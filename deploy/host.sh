@@ -20,7 +20,7 @@ NEXT=callboard-postgres-next # while Postgres is upgraded
 DUMP=''
 # Empty ones count as not set.
 OF_OTHERS="anthropic_api_key openai_api_key azure_openai_api_key azure_openai_endpoint gemini_api_key mistral_api_key
-    local_base_url local_api_key page_url postgres_ca redis_ca"
+    local_base_url local_api_key page_url database_owner_url postgres_ca redis_ca"
 
 say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
 stop() { say "STOPPED: $*" >&2; exit 1; }
@@ -49,17 +49,22 @@ random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 prepare() {
     mkdir -p secrets certs backups
     touch settings releases
-    for each in postgres redis; do [ -s "secrets/${each}_password" ] || write_password "$each" "$(random)"; done
+    [ -s secrets/redis_password ] || write_redis "$(random)"
+    [ -s secrets/postgres_password ] || { write_owner "$(random)"; write_runner callboard_runner "$(random)"; }
     for each in $OF_OTHERS api_key; do [ -e "secrets/$each" ] || give "$each" </dev/null; done
 }
 
-write_password() { # postgres|redis PASSWORD [USER]
-    printf '%s' "$2" | give "${1}_password"
-    case $1 in
-        postgres) printf 'postgresql://%s:%s@postgres:5432/callboard' "${3:-callboard}" "$2" | give database_url ;;
-        redis) printf 'redis://:%s@redis:6379/0' "$2" | give redis_url ;;
-    esac
+write_redis() { # PASSWORD
+    printf '%s' "$1" | give redis_password
+    printf 'redis://:%s@redis:6379/0' "$1" | give redis_url
 }
+# Who migrates owns all and is the server's administrator; whom the programs run as reads and writes rows.
+write_owner() { # PASSWORD
+    printf '%s' "$1" | give postgres_password
+    postgres_url callboard "$1" | give database_owner_url
+}
+write_runner() { postgres_url "$1" "$2" | give database_url; } # USER PASSWORD
+postgres_url() { printf 'postgresql://%s:%s@postgres:5432/callboard' "$1" "$2"; }
 
 first_key() {
     local key
@@ -90,27 +95,54 @@ rotate() { # postgres|redis|api_key …
     for each in "$@"; do [ "$each" = api_key ] || "keep_$each"; done
 }
 
-# A role has one password, so there are two that take turns; all that they make belongs to callboard.
+# A role has one password, so there are two that take turns and act as callboard_runner. As the owner nobody is connected.
 turn() { if grep -q callboard_a: secrets/database_url; then echo callboard_b; else echo callboard_a; fi; }
 add_postgres() { # PASSWORD
     local user
+    hand_over
     user=$(turn)
-    query -d postgres <<<"drop role if exists $user; create role $user login password '$1' in role callboard;
-        alter role $user set role callboard"
-    write_password postgres "$1" "$user"
+    query -d postgres <<<"drop role if exists $user; create role $user login password '$1' in role callboard_runner;
+        alter role $user set role callboard_runner"
+    write_runner "$user" "$1"
+    renew_owner
+}
+renew_owner() {
+    local password
+    password=$(random)
+    query -d postgres <<<"alter role callboard password '$password'"
+    write_owner "$password"
 }
 keep_postgres() {
-    query -d postgres <<<"drop role if exists $(turn); alter role callboard password null"
+    query -d postgres <<<"drop role if exists $(turn); alter role callboard_runner password null"
 }
 add_redis() { # PASSWORD
     redis_does "acl setuser default >$1"
-    write_password redis "$1"
+    write_redis "$1"
 }
 keep_redis() { redis_does "acl setuser default resetpass >$(cat secrets/redis_password)"; }
 redis_does() { # COMMAND
     local told
     told=$(printf 'auth %s\n%s\n' "$(cat secrets/redis_password)" "$1" | compose exec -T redis redis-cli)
     [ "$told" = $'OK\nOK' ] || stop "Redis says: $told. \`docker restart callboard-redis-1\` gives it the password in secrets."
+}
+
+# -- On a host of 0.1 one role did everything. The programs' own is a member of it until `callboard migrate` has given it its
+# rights: whatever starts meanwhile, of whichever release, can go on under the new name.
+
+hand_over() {
+    local password
+    if managed || [ -s secrets/database_owner_url ]; then return; fi
+    say "The programs get a role of their own in Postgres, which owns nothing."
+    password=$(random)
+    query -d postgres <<<"drop role if exists callboard_runner; create role callboard_runner login password '$password' in role callboard"
+    case $(cat secrets/database_url) in
+        *//callboard:*) give database_owner_url < secrets/database_url ;;
+        *) renew_owner ;;
+    esac
+    write_runner callboard_runner "$password"
+}
+members() { # of the owner, one a line: callboard_runner on its way, and the roles that a rotation had made before
+    managed || query -d postgres -c "select member::regrole from pg_auth_members where roleid = 'callboard'::regrole"
 }
 
 # -- A release ---------------------------------------------------------------------------------------------------
@@ -188,12 +220,13 @@ roll_out() { # VERSION
 
     say "Servers."
     managed || { compose up -d --no-deps --wait postgres redis; forget_next; }
+    hand_over
     pending=$(tool callboard migrate --dry-run)
     if [ -n "$pending" ]; then
         [ -z "$live" ] || backup "before-$1"
         say "Migrations: $pending."
-        tool callboard migrate >/dev/null
     fi
+    [ -z "$pending$(members | grep -x callboard_runner)" ] || tool callboard migrate >/dev/null
     [ -s secrets/api_key ] || first_key
 
     say "web-$idle starts, out of the proxy's sight."
@@ -222,6 +255,7 @@ roll_out() { # VERSION
     # shellcheck disable=SC2046,SC2086
     set -- "$1" $([ -z "$live" ] || compose ps -aq "web-$live") $old_workers
     if [ $# -gt 1 ]; then docker stop "${@:2}" >/dev/null; docker rm "${@:2}" >/dev/null; fi
+    for each in $(members | grep -vx callboard_runner); do query -d postgres -c "drop role $each"; done
     forget_images
     through_proxy || stop "$1 is deployed, but the proxy does not answer: \`make logs HOST=… ARGS=proxy\` (a certificate?)."
     say "$1 serves."
@@ -292,6 +326,7 @@ restore() { # FILE: the database as it was then, an empty Redis; what is there n
     compose rm -sf redis >/dev/null
     docker volume rm callboard_redis >/dev/null
     compose up -d --no-deps --wait redis
+    tool callboard migrate >/dev/null # of before the release that serves, or of before there were two roles
     go_on
     say "$1 is what there is now; the database before it is callboard_before, drop it when you don't need it."
 }
@@ -398,6 +433,8 @@ case $command in
         [ -e "secrets/${1:-}" ] || stop "There is no secret ${1:-}; there are: $(ls secrets)"
         # A certificate has lines; a key that came with a line break would be refused by a header.
         case $1 in *_ca) tr -d '\r' ;; *) tr -d '\r\n' ;; esac | give "$1"
+        # Of a server elsewhere; the owner's of the one here is none of it.
+        if [ "$1" = database_url ] && grep -q @postgres:5432/ secrets/database_owner_url; then give database_owner_url </dev/null; fi
         ;;
     status) status ;;
     rotate) alone rotate "$@" ;;

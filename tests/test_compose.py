@@ -6,6 +6,7 @@ import ssl
 import subprocess
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -36,6 +37,35 @@ def test_a_vendors_authority_is_a_file_that_an_address_may_name(name: str) -> No
     assert all(name in compose["services"][each]["secrets"] for each in readers)
     assert name in re.split(r"\W+", (ROOT / "deploy/host.sh").read_text(encoding="utf-8").partition("say()")[0])
     assert f"/run/secrets/{name}" in (ROOT / "deploy/managed-servers.md").read_text(encoding="utf-8")
+
+
+def test_the_owner_of_the_database_is_the_tools_alone() -> None:
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))
+    assert [each for each, it in compose["services"].items() if "database_owner_url" in it.get("secrets", ())] == [
+        "tool"
+    ]
+    reads = [each for each, it in compose["services"].items() if "DATABASE_OWNER_URL_FILE" in it.get("environment", ())]
+    assert reads == ["tool"]
+
+
+def test_a_fresh_host_has_an_owner_and_a_runner_and_an_address_of_others_none_of_ours(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "deploy/host.sh", tmp_path)
+    host = ["bash", str(tmp_path / "host.sh")]
+    subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
+    secrets = tmp_path / "secrets"
+    owner, runner = (urlsplit((secrets / f"{name}_url").read_text()) for name in ("database_owner", "database"))
+    assert (owner.username, owner.password) == ("callboard", (secrets / "postgres_password").read_text())
+    assert runner.username == "callboard_runner"
+    assert runner.password not in (None, owner.password)
+    before = {each.name: each.read_text() for each in secrets.iterdir()}
+    subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
+    assert {each.name: each.read_text() for each in secrets.iterdir()} == before
+    managed = b"postgresql://u:p@db.example.org/callboard?sslmode=verify-full"
+    for name in ("database_url", "database_owner_url", "database_url"):
+        subprocess.run([*host, "secret", name], input=managed, check=True, capture_output=True, timeout=20)
+        given = (secrets / "database_owner_url").read_bytes()
+        assert given == (managed if name == "database_owner_url" or given else b"")
+    assert given == managed
 
 
 def test_a_certificate_keeps_its_lines_and_a_key_has_none(tmp_path: Path) -> None:

@@ -79,6 +79,16 @@ def test_its_settings_are_ours_and_its_secrets_are_files(name: str, tmp_path: Pa
     assert {key.removesuffix("_FILE") for key in given} <= ours | {"FORWARDED_ALLOW_IPS"}
 
 
+def test_the_owner_of_the_database_is_known_to_who_migrates_alone() -> None:
+    secrets = {
+        name: {each for volume in pod["spec"]["volumes"] for each in re.findall(r"callboard[a-z-]*", str(volume))}
+        for name, pod in PODS.items()
+    }
+    assert {name for name, named in secrets.items() if "callboard-owner" in named} == {"migrate-VERSION"}
+    assert {name for name in PODS if "DATABASE_OWNER_URL_FILE" in environment(name)} == {"migrate-VERSION"}
+    assert "database_owner_url" not in str(STACK)
+
+
 def test_it_runs_what_compose_runs_and_gives_it_as_long() -> None:
     services = COMPOSE["services"]
     for name, like in (("api", "web-blue"), ("worker", "worker"), ("migrate-VERSION", "tool")):

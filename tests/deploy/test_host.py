@@ -39,6 +39,7 @@ def test_secrets_are_files_and_nothing_else(host: Host, product: Product) -> Non
         SECRET,
         key(host),
         *(host.ssh(f"cat {THERE}/secrets/{name}_password").strip() for name in ("postgres", "redis")),
+        *host.ssh(f"cat {THERE}/secrets/database_url | sed 's/.*:\\(.*\\)@.*/\\1/'").split(),
     ]
     shown = host.ssh(
         "docker inspect $(docker ps -aq); docker history --no-trunc $(docker image ls -q localhost/callboard);"
@@ -56,11 +57,18 @@ def test_new_passwords_and_keys_fail_nobody(host: Host, product: Product) -> Non
     with load(host):
         product.make("rotate", "NAME=postgres redis")
     between = passwords(host)
+    assert query(host, RUNNERS) == "callboard_a|callboard_runner|f"
     assert [may(host, old), may(host, between)] == [["no", "no"], ["1", "PONG"]]
     product.make("rotate", "NAME=redis postgres api_key")
     assert [may(host, old), may(host, between), may(host, passwords(host))] == [["no", "no"]] * 2 + [["1", "PONG"]]
     assert curl(host, "/types") == "200"
     until(lambda: curl(host, "/types", known=old_key) == "401", 10)
+
+
+RUNNERS: Final = (
+    "select m.member::regrole, m.roleid::regrole, r.rolsuper from pg_auth_members m join pg_roles r on r.oid = m.member"
+    " where r.rolcanlogin"
+)
 
 
 def passwords(host: Host) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from tests.deploy.host import THERE, Host, run, until
-from tests.deploy.product import NAPS, Product, curl, live, load, query, send_nap, served, succeeded
+from tests.deploy.product import NAPS, Product, containers, curl, live, load, query, send_nap, served, succeeded
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.host
@@ -19,6 +19,10 @@ NEXT: Final = "localhost/postgres18:test"
 # The restore can't begin.
 HELD: Final = "begin; lock table pg_database in share mode; select pg_sleep(600)"
 WAITING: Final = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and query ilike 'drop database%'"
+ROLES: Final = (
+    "select distinct r.rolname, r.rolsuper from pg_stat_activity a join pg_roles r on r.rolname = a.usename"
+    " where application_name like 'callboard %' and application_name <> 'callboard migrate'"
+)
 CODE: Final = ("schemas", "prompts", "sql", "service", "workers", "pyproject.toml", "requirements.lock")
 
 
@@ -45,10 +49,35 @@ def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: 
     with load(host):
         product.make("deploy")
     assert served(host) == version
+    as_one_role(host)
     product.withdraw()
     with load(host):
-        product.make("deploy")
+        told = product.make("deploy")
     assert served(host) == now
+    assert "a role of their own in Postgres" in told
+    assert query(host, ROLES) == "callboard_runner|f"
+    assert query(host, "select count(*) from pg_auth_members where roleid = 'callboard'::regrole") == "0"
+    owner = host.ssh(f"sed 's/@postgres/@127.0.0.1/' {THERE}/secrets/database_owner_url").strip()
+    assert host.ssh(f"docker exec callboard-postgres-1 psql {owner} -Atc 'select session_user'").strip() == "callboard"
+
+
+def as_one_role(host: Host) -> None:
+    """What serves is as 0.1 left it behind a new password: one of two roles in turn, which act as the administrator."""
+    password = os.urandom(12).hex()
+    statements = (
+        f"create role callboard_a login password '{password}' in role callboard;"
+        " alter role callboard_a set role callboard; alter role callboard password null"
+    )
+    query(host, "drop role if exists callboard_a, callboard_b")
+    query(host, statements)
+    secrets = f"{THERE}/secrets"
+    url = f"postgresql://callboard_a:{password}@postgres:5432/callboard"
+    for name, text in (("database_url", url), ("database_owner_url", "")):
+        host.ssh(f"printf %s '{text}' > {secrets}/new && chmod 444 {secrets}/new && mv {secrets}/new {secrets}/{name}")
+    host.ssh(f"docker restart {live(host)} {' '.join(containers(host, 'worker'))}", timeout_s=120)
+    until(lambda: curl(host, "/types") == "200", 60)
+    query(host, "drop owned by callboard_runner; drop role callboard_runner")
+    succeeded(host, send_nap(host, 0.1))
 
 
 def test_another_major_version_of_postgres(host: Host, product: Product) -> None:
