@@ -1,4 +1,4 @@
-"""Who was refused, signed in or out, or wrote documents: a line of the log each, within bounds, and a count of all."""
+"""The audit log: a line for each refusal, sign-in, sign-out and write of documents, within bounds; a count of all."""
 
 import logging
 import re
@@ -41,21 +41,21 @@ class Audit:
         self._rations: Final[dict[str, _Ration]] = {}
 
     def note(self, action: str, key: str, address: str, route: str, status: int) -> None:
-        """`key` is the prefix of a key, or another name for who it was; never the key itself."""
+        """`key` is the prefix of the caller's key, or another name of the caller; never the key itself."""
         self._meters.add("callboard_audit_total", (action, str(status)))
         ration = self._rations.setdefault(action, _Ration())
         if left_out := ration.renewed():
             log.warning("%d more lines of %s were left out before: callboard_audit_total has all", left_out, action)
         if ration.take((key, address, route, status)):
-            told = {"action": action, "key": key, "address": address, "route": route, "status": status}
-            log.info("%s %d: key %s from %s, %s", action, status, key, address, route, extra=told)
+            fields = {"action": action, "key": key, "address": address, "route": route, "status": status}
+            log.info("%s %d: key %s from %s, %s", action, status, key, address, route, extra=fields)
 
 
 class _Ration:
     def __init__(self) -> None:
         self._until = 0.0
         self._lines: Final[Counter[Source]] = Counter()
-        self._said = 0
+        self._total = 0
         self._left_out = 0
 
     def renewed(self) -> int:
@@ -63,22 +63,22 @@ class _Ration:
         now = time.monotonic()
         if now < self._until:
             return 0
-        left_out, self._left_out, self._said, self._until = self._left_out, 0, 0, now + MINUTE_S
+        left_out, self._left_out, self._total, self._until = self._left_out, 0, 0, now + MINUTE_S
         self._lines.clear()
         return left_out
 
     def take(self, source: Source) -> bool:
         """Whether there is a line for it."""
-        if self._said >= LINES_OF_ALL or self._lines[source] >= LINES_OF_ONE:
+        if self._total >= LINES_OF_ALL or self._lines[source] >= LINES_OF_ONE:
             self._left_out += 1
             return False
         self._lines[source] += 1
-        self._said += 1
+        self._total += 1
         return True
 
 
 def named(presented: str) -> str:
-    """How a line names what somebody presented as a key: what has not the form of one may be another secret."""
+    """The name of a presented key in a line of the log. A text that has not the form of a key may be another secret."""
     if not presented:
         return "none"
     return presented[:PREFIX_CHARS] if _SECRET.fullmatch(presented) else "unknown"

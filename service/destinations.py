@@ -14,7 +14,7 @@ Address = IPv4Address | IPv6Address
 NAME: Final = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 PORTS: Final = {"http": 80, "https": 443}
 NAT64: Final = IPv6Network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an address of version 4
-UNICAST: Final = IPv6Network("2000::/3")  # of all that is not of this IANA has given nothing to the Internet
+UNICAST: Final = IPv6Network("2000::/3")  # IANA assigns addresses of the Internet from here only
 # Python holds some of the first for global, Oracle's metadata among them; the second is answered in Azure's machines.
 NOT_GLOBAL: Final = (IPv4Network("192.0.0.0/24"), IPv4Network("168.63.129.16/32"))
 ON_THIS_MACHINE: Final = "127.0.0.0/8,::1"
@@ -39,19 +39,19 @@ class Allowed(Struct, frozen=True):
         return not _is_inside(forms[-1]) or any(form in network for form in forms for network in self.networks)
 
 
-def allowed(told: str, *addresses: str) -> Allowed:
-    """As CALLBOARD_WEB_ALLOW tells it, with each of `addresses`, which are set, by its host and port.
+def allowed(entries: str, *addresses: str) -> Allowed:
+    """Reads the `entries` of CALLBOARD_WEB_ALLOW, and adds the host and port of each of `addresses` that is set.
 
     Raises ValueError with one sentence.
     """
     names, networks = [], []
-    for entry in filter(None, (each.strip().lower() for each in told.split(","))):
+    for entry in filter(None, (each.strip().lower() for each in entries.split(","))):
         try:
             networks.append(ip_network(entry))
         except ValueError:
             if not NAME.fullmatch(entry) or literal(entry.removeprefix("*.")) is not None:
-                told = "neither a host's name, nor *.suffix, nor a network such as 10.0.0.0/8"
-                raise ValueError(f"{entry[:60]!r} is {told}") from None
+                fault = "neither a host's name, nor *.suffix, nor a network such as 10.0.0.0/8"
+                raise ValueError(f"{entry[:60]!r} is {fault}") from None
             names.append(entry)
     urls = [urlsplit(each) for each in addresses if each]
     return Allowed(

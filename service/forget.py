@@ -1,6 +1,6 @@
-"""Forget: every trace of a key, a subject or a source goes, in pieces, and is looked for again afterwards.
+"""Forget: deletes every trace of a key, a subject or a source, piece by piece, and then counts what is left.
 
-Children go before what caused them: where it is cut off in between, what is left can still be reached.
+Children are deleted before their parents: after a stop in between, the next request still finds what is left.
 """
 
 import asyncio
@@ -34,17 +34,17 @@ SQL: Final = {**sql.queries("forget"), **sql.queries("store"), **sql.queries("en
 
 
 class InHand(Exception):
-    """Somebody has to end before it can go on."""
+    """A worker runs an event of the target: the caller has to try again when that has ended."""
 
 
-class _Found(Struct):
+class _Traces(Struct):
     counts: Counter[str] = msgspec.field(default_factory=Counter)
     ids: set[UUID] = msgspec.field(default_factory=set)
     actors: set[str] = msgspec.field(default_factory=set)
     more: bool = False
 
     @property
-    def whole(self) -> dict[str, int]:
+    def nonzero(self) -> dict[str, int]:
         return {name: count for name, count in self.counts.items() if count}
 
 
@@ -59,78 +59,78 @@ class Forgetter:
         self._actor: Final = actor
 
     async def forget(self, target: Target) -> Forgotten:
-        """Raises InHand where a run that can't be stopped holds it up, Unavailable while Redis is away."""
+        """Raises InHand where a worker goes on with an event of the target, Unavailable while Redis is away."""
         if target.dry_run:
-            there = await self._count(target)
-            return Forgotten(there.whole, {}, there.more)
+            traces = await self._count(target)
+            return Forgotten(traces.nonzero, {}, traces.more)
         op_id = uuid4()
         await self._fetch(SQL["begin_forget"], op_id, self._tenant, self._actor, target.by[0])
-        found, left = _Found(), Counter[str]()
+        traces, left = _Traces(), Counter[str]()
         for _ in range(ROUNDS):
-            await self._remove(target, found)
-            left = await self._left(target, found)
-            if found.more or not left:
+            await self._remove(target, traces)
+            left = await self._left(target, traces)
+            if traces.more or not left:
                 break
-        counts = {"by": target.by[0], "found": found.whole, "left": dict(left)}
+        counts = {"by": target.by[0], "found": traces.nonzero, "left": dict(left)}
         await self._fetch(SQL["end_forget"], op_id, json.encode(counts).decode())
-        return Forgotten(found.whole, dict(left), found.more)
+        return Forgotten(traces.nonzero, dict(left), traces.more)
 
-    async def _remove(self, target: Target, found: _Found) -> None:
-        await self._streams(target, found, delete=True)
-        async for ids in self._pages(target, found):
-            await self._remove_tree(ids, target, found)
-        for chunk in _chunks(found.ids):  # what a run that was stopped may have written since
-            found.counts.update(await self._row(SQL["scrub"], chunk))
-            found.counts["live"] += await self._redis.logs(chunk, delete=True)
+    async def _remove(self, target: Target, traces: _Traces) -> None:
+        await self._streams(target, traces, delete=True)
+        async for ids in self._pages(target, traces):
+            await self._remove_tree(ids, target, traces)
+        for chunk in _chunks(traces.ids):  # what a run that was stopped may have written since
+            traces.counts.update(await self._row(SQL["scrub"], chunk))
+            traces.counts["live"] += await self._redis.logs(chunk, delete=True)
         if target.key is not None:
-            await self._remove_states([target.key], found)
+            await self._remove_states([target.key], traces)
         async for rows in self._documents(target):
             which = [[row["collection"] for row in rows], [row["id"] for row in rows]]
-            found.counts["documents"] += (await self._row(SQL["delete_documents"], self._tenant, *which))["count"]
+            traces.counts["documents"] += (await self._row(SQL["delete_documents"], self._tenant, *which))["count"]
         async for letters in self._letters(target):
-            found.counts["dead_letters"] += (await self._row(SQL["delete_letters"], letters))["count"]
-        await self._streams(target, found, delete=True)
+            traces.counts["dead_letters"] += (await self._row(SQL["delete_letters"], letters))["count"]
+        await self._streams(target, traces, delete=True)
 
-    async def _left(self, target: Target, found: _Found) -> Counter[str]:
-        there = (await self._count(target, found.ids)).counts
-        for chunk in _chunks(found.ids):
-            there.update(await self._row(SQL["there"], chunk))
-            there["live"] += await self._redis.logs(chunk, delete=False)
-        return +there
+    async def _left(self, target: Target, traces: _Traces) -> Counter[str]:
+        counts = (await self._count(target, traces.ids)).counts
+        for chunk in _chunks(traces.ids):
+            counts.update(await self._row(SQL["there"], chunk))
+            counts["live"] += await self._redis.logs(chunk, delete=False)
+        return +counts
 
-    async def _count(self, target: Target, known: Iterable[UUID] = ()) -> _Found:
-        """What is there of the target; of events that are `known` to be its own, entries in streams too."""
-        found = _Found(ids=set(known))
-        async for ids in self._pages(target, found):
+    async def _count(self, target: Target, known: Iterable[UUID] = ()) -> _Traces:
+        """The traces of the target; of events that are `known` to be its own, entries in streams too."""
+        traces = _Traces(ids=set(known))
+        async for ids in self._pages(target, traces):
             level = ids
             while level:
                 for chunk in _chunks(level):
-                    found.counts.update(await self._row(SQL["there"], chunk))
-                    found.counts["live"] += await self._redis.logs(chunk, delete=False)
-                    found.actors.update(row["key"] for row in await self._fetch(SQL["actors"], chunk))
-                found.ids.update(level)
+                    traces.counts.update(await self._row(SQL["there"], chunk))
+                    traces.counts["live"] += await self._redis.logs(chunk, delete=False)
+                    traces.actors.update(row["key"] for row in await self._fetch(SQL["actors"], chunk))
+                traces.ids.update(level)
                 level = await self._children(level, target, EVENTS_MAX, fitting=False)
-        found.actors.update([target.key] if target.key is not None else [])
-        for keys in _chunks(found.actors):
-            found.counts["states"] += (await self._row(SQL["count_states"], self._tenant, keys))["count"]
+        traces.actors.update([target.key] if target.key is not None else [])
+        for keys in _chunks(traces.actors):
+            traces.counts["states"] += (await self._row(SQL["count_states"], self._tenant, keys))["count"]
             derived = await self._fetch(SQL["count_derived"], self._tenant, keys)
-            found.counts["journal"] += sum(row["count"] for row in derived if row["event_id"] not in found.ids)
+            traces.counts["journal"] += sum(row["count"] for row in derived if row["event_id"] not in traces.ids)
         async for rows in self._documents(target):
-            found.counts["documents"] += sum(row["event_id"] not in found.ids for row in rows)
+            traces.counts["documents"] += sum(row["event_id"] not in traces.ids for row in rows)
         async for letters in self._letters(target):
-            found.counts["dead_letters"] += len(letters)
-        await self._streams(target, found, delete=False)
-        return found
+            traces.counts["dead_letters"] += len(letters)
+        await self._streams(target, traces, delete=False)
+        return traces
 
-    async def _pages(self, target: Target, found: _Found) -> AsyncIterator[list[UUID]]:
-        """The events that fit, up to BATCH at a time; those that were given may be gone when more are asked for."""
+    async def _pages(self, target: Target, traces: _Traces) -> AsyncIterator[list[UUID]]:
+        """The events that fit, up to BATCH at a time; the caller may delete a page before it takes the next one."""
         after, rows_max = NO_ID, BATCH if target.key is not None else PAGE
-        asked = (self._tenant, target.key, target.subject, target.source)
+        filters = (self._tenant, target.key, target.subject, target.source)
         while True:
-            (page,) = await self._fetch(SQL["page"], *asked, after, rows_max, BATCH)
+            (page,) = await self._fetch(SQL["page"], *filters, after, rows_max, BATCH)
             if page["ids"]:
-                if len(found.ids) >= EVENTS_MAX:
-                    found.more = True
+                if len(traces.ids) >= EVENTS_MAX:
+                    traces.more = True
                     return
                 yield page["ids"]
             if not page["more"] and len(page["ids"]) < BATCH:
@@ -138,34 +138,34 @@ class Forgetter:
             after = page["ids"][-1] if len(page["ids"]) == BATCH else page["last"]
 
     async def _children(self, ids: Sequence[UUID], target: Target, most: int, *, fitting: bool) -> list[UUID]:
-        asked = (target.key, target.subject, target.source, not fitting, most)
-        return [row["event_id"] for row in await self._fetch(SQL["children"], ids, *asked)]
+        filters = (target.key, target.subject, target.source, not fitting, most)
+        return [row["event_id"] for row in await self._fetch(SQL["children"], ids, *filters)]
 
-    async def _remove_tree(self, ids: list[UUID], target: Target, found: _Found) -> None:
-        """From the leaves on: what is open is stopped before its children are looked for, so that none comes after."""
+    async def _remove_tree(self, ids: list[UUID], target: Target, traces: _Traces) -> None:
+        """From the leaves on: stops open events before it looks for their children, so that no child is added later."""
         while True:
             level, is_root = ids, True
-            await self._stop(level, found)
+            await self._stop(level, traces)
             while children := await self._children(level, target, BATCH, fitting=True):
                 level, is_root = children, False
-                await self._stop(level, found)
-            await self._remove_events(level, found)
+                await self._stop(level, traces)
+            await self._remove_events(level, traces)
             if is_root:
                 return
 
-    async def _remove_events(self, ids: Sequence[UUID], found: _Found) -> None:
+    async def _remove_events(self, ids: Sequence[UUID], traces: _Traces) -> None:
         left, deadline = set(ids), asyncio.get_running_loop().time() + WAIT_S
         while True:
-            left = await self._remove_at_rest(list(left), found)
+            left = await self._remove_at_rest(list(left), traces)
             if not left:
                 return
             if asyncio.get_running_loop().time() > deadline:
                 raise InHand(f"a worker has {len(left)} of the events in hand still, {min(left)} among them: try again")
             await asyncio.sleep(PAUSE_S)
-            await self._stop(list(left), found)  # somebody may have replayed one
+            await self._stop(list(left), traces)  # somebody may have replayed one
 
-    async def _remove_at_rest(self, ids: Sequence[UUID], found: _Found) -> set[UUID]:
-        """Those that are not at rest yet, and stay."""
+    async def _remove_at_rest(self, ids: Sequence[UUID], traces: _Traces) -> set[UUID]:
+        """Deletes the events that no worker holds; returns the others."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
             keys = [row["key"] for row in await connection.fetch(SQL["mailboxes_of"], ids, self._tenant)]
             await connection.execute(SQL["lock_mailboxes"], [self._tenant] * len(keys), keys)
@@ -174,27 +174,27 @@ class Forgetter:
             actors = [row["key"] for row in await connection.fetch(SQL["actors"], resting)]
             states = await self._without_states(connection, actors)
             counts = dict((await connection.fetch(SQL["scrub"], resting))[0])
-        found.counts.update(counts)
-        found.counts["states"] += states
-        await self._remove_derived(actors, found)
-        found.ids.update(resting)
-        found.counts["live"] += await self._redis.logs(resting, delete=True)
+        traces.counts.update(counts)
+        traces.counts["states"] += states
+        await self._remove_derived(actors, traces)
+        traces.ids.update(resting)
+        traces.counts["live"] += await self._redis.logs(resting, delete=True)
         return {row["event_id"] for row in rows if not row["rests"]}
 
-    async def _remove_states(self, actors: Sequence[str], found: _Found) -> None:
+    async def _remove_states(self, actors: Sequence[str], traces: _Traces) -> None:
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
             await connection.execute(SQL["lock_mailboxes"], [self._tenant] * len(actors), actors)
-            found.counts["states"] += await self._without_states(connection, actors)
+            traces.counts["states"] += await self._without_states(connection, actors)
 
-    async def _remove_derived(self, actors: Sequence[str], found: _Found) -> None:
-        """What other events remember of steps that had such a memory in hand, and of those behind them."""
+    async def _remove_derived(self, actors: Sequence[str], traces: _Traces) -> None:
+        """Deletes other events' journal entries of steps that read such an actor's memory, and of later steps."""
         gone = PAGE if actors else 0
         while gone == PAGE:
             gone = (await self._row(SQL["delete_derived"], self._tenant, actors, PAGE))["count"]
-            found.counts["journal"] += gone
+            traces.counts["journal"] += gone
 
     async def _without_states(self, connection: Any, actors: Sequence[str]) -> int:
-        """Nobody may have them in hand: he would write back what he has read. Their mailboxes are locked."""
+        """Deletes the memories, whose mailboxes are locked. An event that runs would write back what it has read."""
         for head in await connection.fetch(SQL["heads_of"], self._tenant, actors) if actors else ():
             if head["status"] == "running":
                 raise InHand(
@@ -204,9 +204,9 @@ class Forgetter:
         deleted: int = await connection.fetchval(SQL["delete_states"], self._tenant, actors)
         return deleted
 
-    async def _stop(self, ids: Sequence[UUID], found: _Found) -> None:
+    async def _stop(self, ids: Sequence[UUID], traces: _Traces) -> None:
         rows = await self._fetch(SQL["cancel"], ids, self._tenant, None)
-        found.counts["work"] += len(rows)
+        traces.counts["work"] += len(rows)
         keys = list({row["key"] for row in rows if row["key"] is not None})
         for head in await self._fetch(SQL["heads"], [self._tenant] * len(keys), keys) if keys else ():
             self._ring(head["event_id"])
@@ -228,8 +228,8 @@ class Forgetter:
             if ids := [row["dead_id"] for row in page if mentions(row["event"], target)]:
                 yield ids
 
-    async def _streams(self, target: Target, found: _Found, *, delete: bool) -> None:
-        found.counts.update(await self._redis.streams(target, found.ids, delete=delete))
+    async def _streams(self, target: Target, traces: _Traces, *, delete: bool) -> None:
+        traces.counts.update(await self._redis.streams(target, traces.ids, delete=delete))
 
     async def _row(self, statement: str, *arguments: Any) -> dict[str, int]:
         return dict((await self._fetch(statement, *arguments))[0])

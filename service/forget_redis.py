@@ -1,4 +1,4 @@
-"""What is to be forgotten, and was; its traces in Redis: entries of streams, and the live logs of events."""
+"""The request to forget and its answer; the target's traces in Redis: entries of streams, and live logs of events."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,15 +16,15 @@ from service.errors import Unavailable
 from service.resources import REDIS_ERRORS
 from service.stream import Names
 
-Said = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
+Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
 
 
 class Target(Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to be forgotten, by one of three."""
+    """Whose traces are deleted: those of one key, one subject or one source."""
 
-    key: Said | None = None
-    subject: Said | None = None
-    source: Said | None = None
+    key: Text | None = None
+    subject: Text | None = None
+    source: Text | None = None
     dry_run: bool = False
 
     @property
@@ -43,9 +43,9 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Forgotten(Struct, frozen=True):
-    """How many were found in each table and stream; `left`: what was there when all was looked through again.
+    """`found`: how many traces each table and stream had; `left`: how many each had when they were counted again.
 
-    `more`: it ends at so many events; the rest is for the next request.
+    `more`: one request handles a bounded number of events; the next request goes on with the rest.
     """
 
     found: dict[str, int]
@@ -60,43 +60,43 @@ class _Attributes(Struct):
     source: Any = SOURCE  # where the event names none
 
 
-def mentions(said: str, target: Target) -> bool:
-    """Whether what was said is an event with that attribute; where it is none at all, whether the text stands in it."""
+def mentions(body: str, target: Target) -> bool:
+    """Whether the body is an event with that attribute; where it is no event, whether it contains the text."""
     try:
-        return bool(getattr(json.decode(said, type=_Attributes), target.attribute) == target.text)
+        return bool(getattr(json.decode(body, type=_Attributes), target.attribute) == target.text)
     except (msgspec.DecodeError, RecursionError):
         quoted = json.encode(target.text).decode()
-        return quoted in said or json.encode(quoted).decode()[1:-1] in said
+        return quoted in body or json.encode(quoted).decode()[1:-1] in body
 
 
 class RedisTraces:
-    """What a tenant has of a target there. What it does raises Unavailable while Redis is away."""
+    """A target's traces in Redis, of one tenant. Its methods raise Unavailable while Redis is away."""
 
-    def __init__(self, redis: Redis, names: Names, tenant: str, said_max: int) -> None:
+    def __init__(self, redis: Redis, names: Names, tenant: str, body_max: int) -> None:
         self._redis: Final = redis
         self._names: Final = names
         self._tenant: Final = tenant
-        self._field_max: Final = said_max + 1
+        self._field_max: Final = body_max + 1
 
     async def streams(self, target: Target, ids: set[UUID], *, delete: bool) -> Counter[str]:
         """How many entries of the streams are of the target, or of these events."""
         counts, known = Counter[str](), set(map(str, ids))
         with _there():
-            if self._tenant == TENANT:  # what producers put there is nobody else's
+            if self._tenant == TENANT:  # producers write the ingest stream for this tenant only
                 async for entries in stream.scan(self._redis, self._names.ingest, self._field_max):
-                    found = [each for each, fields in entries if mentions(_text(fields, b"event"), target)]
-                    counts["ingest"] += len(found)
+                    entry_ids = [entry_id for entry_id, fields in entries if mentions(_text(fields, b"event"), target)]
+                    counts["ingest"] += len(entry_ids)
                     if delete:
-                        await stream.finish(self._redis, self._names.ingest, stream.INGEST_GROUP, found)
+                        await stream.finish(self._redis, self._names.ingest, stream.INGEST_GROUP, entry_ids)
             async for entries in stream.scan(self._redis, self._names.dead, self._field_max):
-                found = [each for each, fields in entries if self._is_of(fields, target, known)]
-                counts["dead"] += len(found)
-                if found and delete:
-                    await self._redis.xdel(self._names.dead, *found)
+                entry_ids = [entry_id for entry_id, fields in entries if self._is_of(fields, target, known)]
+                counts["dead"] += len(entry_ids)
+                if entry_ids and delete:
+                    await self._redis.xdel(self._names.dead, *entry_ids)
         return counts
 
     async def logs(self, ids: Sequence[UUID], *, delete: bool) -> int:
-        """How many of these events have a log of what is told live."""
+        """How many of these events have a live log."""
         if not ids:
             return 0
         names = [live.log_of(self._names, each) for each in ids]

@@ -37,15 +37,15 @@ class Rate(Struct, frozen=True):
 
 def read_rate(text: str) -> Rate:
     """Raises ValueError where it is none."""
-    found = _RATE.fullmatch(text)
-    if found is None:
+    match = _RATE.fullmatch(text)
+    if match is None:
         raise ValueError("a number of events up to 9999999 for a second, a minute or an hour: 100/s, 100/min, 100/h")
-    return Rate(int(found[1]), cast("Unit", found[2]))
+    return Rate(int(match[1]), cast("Unit", match[2]))
 
 
 class Bucket:
-    """What came of one rate lately, by the Generic Cell Rate Algorithm: its state is the time at which all that was
-    taken will have drained. quota.lua is the same in Redis.
+    """The recent events of one rate, by the Generic Cell Rate Algorithm: its state is the time at which all of them
+    will have drained. quota.lua is the same in Redis.
 
     `parts`: this bucket is one of so many that share the rate; it holds one event at least.
     """
@@ -62,7 +62,7 @@ class Bucket:
         return max(0, math.floor(free_s / apart_s + 1e-6))
 
     def add(self, now: float, rate: Rate, events: int, parts: int = 1) -> None:
-        """What does not fit is not remembered."""
+        """Adds the events that fit; the others leave no trace."""
         apart_s = rate.apart_s * parts
         drained_at = max(self.drained_at, now) + events * apart_s
         self.drained_at = min(drained_at, now + max(rate.period_s, apart_s))

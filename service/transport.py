@@ -1,4 +1,4 @@
-"""Whether somebody on the way could read or change what is said to a server elsewhere: told at boot, never refused."""
+"""Whether somebody on the way could read or change the traffic with a server on the internet: a warning at boot."""
 
 import asyncio
 import logging
@@ -42,7 +42,7 @@ async def is_public(host: str) -> bool:
         return False
     try:
         async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            infos = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError, UnicodeError):
         return False
-    return any(ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in found)
+    return any(ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in infos)

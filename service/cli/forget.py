@@ -29,31 +29,30 @@ def forget(dry_run: bool, as_json: bool, settings: Settings, **which: str | None
     looked through again: exits with 1 where something is left. There is no
     way back but a backup, which knows it still. It takes the scope admin.
     """
-    asked = {name: value for name, value in which.items() if value is not None}
-    if len(asked) != 1:
+    target = {name: value for name, value in which.items() if value is not None}
+    if len(target) != 1:
         raise click.UsageError("Name one of --key, --subject, --source.")
-    body = msgspec.json.encode({**asked, "dry_run": dry_run})
-    found, told = Counter[str](), dict[str, Any]()
-    while not told or (told["more"] and not dry_run):
-        told = ask(settings, "POST", "/forget", content=body, timeout=BULK_TIMEOUT_S)
-        found.update(told["found"])
+    body = msgspec.json.encode({**target, "dry_run": dry_run})
+    counts, answer = Counter[str](), dict[str, Any]()
+    while not answer or (answer["more"] and not dry_run):
+        answer = ask(settings, "POST", "/forget", content=body, timeout=BULK_TIMEOUT_S)
+        counts.update(answer["found"])
     if as_json:
-        print_json({**told, "found": found})
+        print_json({**answer, "found": counts})
     else:
-        print_rows(
-            ("what", "found", "left"), [_row(name, found, told["left"]) for name in sorted({*found, *told["left"]})]
-        )
-        click.echo(_summary(found, told, dry_run), err=True)
-    sys.exit(1 if told["left"] else 0)
+        left: dict[str, int] = answer["left"]
+        print_rows(("what", "found", "left"), [_row(name, counts, left) for name in sorted({*counts, *left})])
+        click.echo(_summary(counts, answer, dry_run), err=True)
+    sys.exit(1 if answer["left"] else 0)
 
 
-def _row(name: str, found: Counter[str], left: dict[str, int]) -> tuple[str, str, str]:
-    return name, f"{found[name]:,}", f"{left.get(name, 0):,}"
+def _row(name: str, counts: Counter[str], left: dict[str, int]) -> tuple[str, str, str]:
+    return name, f"{counts[name]:,}", f"{left.get(name, 0):,}"
 
 
-def _summary(found: Counter[str], told: dict[str, Any], dry_run: bool) -> str:
+def _summary(counts: Counter[str], answer: dict[str, Any], dry_run: bool) -> str:
     if dry_run:
-        return f"{found.total():,} {'or more ' if told['more'] else ''}are there, none was removed (dry run)"
-    if told["left"]:
+        return f"{counts.total():,} {'or more ' if answer['more'] else ''}are there, none was removed (dry run)"
+    if answer["left"]:
         return "Something is left, or came in meanwhile: stop who sends it, and try again."
-    return f"{found.total():,} were removed; counted again, nothing is left"
+    return f"{counts.total():,} were removed; counted again, nothing is left"

@@ -55,23 +55,23 @@ def tenant_name(_: click.Context, __: click.Parameter, told: str) -> str:
     return told
 
 
-def rate_text(_: click.Context, __: click.Parameter, told: str | None) -> str | None:
-    """The rate as it is kept; NONE is an empty one."""
-    if told is None or told == NONE:
-        return None if told is None else ""
+def rate_text(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    """The rate as its column has it; NONE is an empty text."""
+    if text is None or text == NONE:
+        return None if text is None else ""
     try:
-        return str(read_rate(told))
+        return str(read_rate(text))
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
 
-def open_events(_: click.Context, __: click.Parameter, told: str | None) -> int | None:
-    """The number as it is kept; NONE is 0."""
-    if told is None or told == NONE:
-        return None if told is None else 0
-    if not re.fullmatch(r"[1-9][0-9]{0,5}", told) or int(told) > MAX_OPEN:
+def open_events(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """The number as its column has it; NONE is 0."""
+    if text is None or text == NONE:
+        return None if text is None else 0
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", text) or int(text) > MAX_OPEN:
         raise click.BadParameter(f"a number from 1 to {MAX_OPEN}")
-    return int(told)
+    return int(text)
 
 
 def quotas(command: Callable[..., None]) -> Callable[..., None]:
@@ -114,12 +114,12 @@ def create(
     operate   replay, cancel, discard
     """
     key = mint(KEY)
-    told, chosen = presented(key), sorted(set(scopes))
+    parts, chosen = presented(key), sorted(set(scopes))
 
-    who = (told.prefix, tenant, name[:200], told.hash, chosen, expires, ACTOR)
-    ((until,),) = _ask(SQL["create"], *who, rate or None, max_open or None)
+    values = (parts.prefix, tenant, name[:200], parts.hash, chosen, expires, ACTOR)
+    ((until,),) = _ask(SQL["create"], *values, rate or None, max_open or None)
     click.echo(
-        f"{told.prefix} may {', '.join(chosen)} for tenant {tenant}; "
+        f"{parts.prefix} may {', '.join(chosen)} for tenant {tenant}; "
         f"it {f'expires on {until:%Y-%m-%d %H:%M} UTC' if until else 'never expires'}. "
         "The key, which is shown this once and kept nowhere:",
         err=True,
@@ -142,7 +142,7 @@ def list_(as_json: bool) -> None:
 @click.argument("prefix")
 @quotas
 def limit(prefix: str, rate: str | None, max_open: int | None) -> None:
-    """Change what the key with this PREFIX may send, within 2 seconds. What is not given stays as it is."""
+    """Change what the key with this PREFIX may send, within 2 seconds. A limit without an option stays as it is."""
     if rate is None and max_open is None:
         raise click.UsageError("say what it may send: --rate, --max-open or both; none takes a limit away")
     short = prefix[:PREFIX_CHARS]

@@ -1,6 +1,6 @@
-"""Answers: large ones go out in pieces as they are read, and take room until they are. Each caller has a share of it.
+"""Answers: large ones go out in pieces as the client reads, and take room until it has. Each caller has a share of it.
 
-A server keeps what it is given to send: whoever asks for much and never reads would have it hold all of that.
+A server holds an answer until its client reads it: a client that never reads would fill the server's memory.
 """
 
 from typing import Final
@@ -20,7 +20,7 @@ ANSWERS_MAX: Final = 32 << 20  # bytes of answers larger than PIECE that are not
 def in_pieces(app: ASGIApp) -> ASGIApp:
     """A large answer for which there is no room is a 429 or a 503; a large piece of a stream raises Unavailable.
 
-    What a request has done is told in any case: refused are the answers of those that read.
+    The answer of a request that has changed something is never refused, only that of one that reads.
     """
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,12 +60,12 @@ def in_pieces(app: ASGIApp) -> ASGIApp:
 
 
 def _reads(scope: Scope) -> bool:
-    """Whether the request has changed nothing; what names no scope that it needs is a page."""
+    """Whether the request has changed nothing; an endpoint that names no scope is a page."""
     return getattr(scope.get("endpoint"), "need", "read") in ("read", "open")
 
 
 def _length(message: Message) -> int:
-    """What the answer has in all where its head says so, else what this piece of it has."""
+    """The bytes of the answer where its head says so, else the bytes of this piece."""
     if message["type"] != "http.response.start":
         return len(message.get("body", b""))
     return next((int(value) for name, value in message["headers"] if name == b"content-length"), 0)

@@ -1,4 +1,4 @@
-"""`/operations`: who did what. Refusals and sign-ins are lines of the log too: see service/audit.py."""
+"""`/operations`: who did what. Refusals and sign-ins are also lines of the log: see service/audit.py."""
 
 from typing import Final
 
@@ -25,16 +25,16 @@ class Operations(PageQuery, frozen=True, forbid_unknown_fields=True):
 
 async def list_operations(request: Request) -> Response:
     """Who did what in this tenant, newest first."""
-    asked = asked_by_query(request, Operations)
-    which = (asked.since, asked.until, asked.actor, asked.action, asked.cursor, asked.limit)
-    rows = await fetch(request, SQL["list_operations"], caller(request).tenant, *which)
-    whole = len(rows) == asked.limit
+    query = asked_by_query(request, Operations)
+    filters = (query.since, query.until, query.actor, query.action, query.cursor, query.limit)
+    rows = await fetch(request, SQL["list_operations"], caller(request).tenant, *filters)
+    is_full = len(rows) == query.limit
     items = [{**dict(row), "detail": raw(row["detail"])} for row in rows]
-    return reply({"items": items, "next": items[-1]["op_id"] if whole else None})
+    return reply({"items": items, "next": items[-1]["op_id"] if is_full else None})
 
 
 def audited(app: ASGIApp) -> ASGIApp:
-    """Notes each refusal, whoever answers with it."""
+    """Notes each refusal, whichever part of the application answers with it."""
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
         async def sent(message: Message) -> None:
@@ -51,13 +51,13 @@ def audited(app: ASGIApp) -> ASGIApp:
 
 
 def note(request: Request, action: str, key: str, status: int) -> None:
-    """`key`: the prefix of a key, or another name for who it was."""
+    """`key`: the prefix of the caller's key, or another name of the caller."""
     address = request.client.host if request.client else "unknown"
     path, method = route_of(request.scope)
     door(request).audit.note(action, key, address, f"{method} {path}", status)
 
 
 def presented(request: Request) -> str:
-    """What came as a key: in the form of the sign-in, in the header, or as a session."""
+    """The text that came as a key: in the form of the sign-in, in the header, or as a session."""
     form: str = getattr(request.state, "presented", "")
     return form or request.headers.get("authorization", "").partition(" ")[2].strip() or session(request)

@@ -14,7 +14,7 @@ select array(select event_id from fit order by event_id) as ids,
        (select event_id from page order by event_id desc limit 1) as last, (select count(*) from page) = $6 as more;
 
 -- name: children
--- Those that these events have caused, but for those that fit themselves ($2 to $4) where $5 says so: they are found anyway.
+-- The children of these events. $5 leaves out those that fit $2 to $4 themselves, which `page` returns.
 select event_id from events
 where parent = any ($1::uuid[])
   and not ($5::boolean and ($2::text is null or partitionkey is not distinct from $2)
@@ -22,8 +22,8 @@ where parent = any ($1::uuid[])
 order by event_id limit $6;
 
 -- name: at_rest
--- Those of them that are there, locked, and whether no worker has a hand in them any more: one that was stopped while it ran
--- is told so and lets go within $3, and a call under way is booked when it is answered.
+-- Locks those of these events that exist, and says of each whether no worker has a hand in it any more: a worker learns of a
+-- stop and lets go within $3, and books a call that is under way when the answer comes.
 select e.event_id,
        not exists (select 1 from work w where w.event_id = e.event_id)
        and not exists (select 1 from calls c where c.event_id = e.event_id and c.outcome = 'open')
@@ -79,8 +79,8 @@ select count(*) from states where tenant = $1 and key = any ($2::text[]);
 with gone as (delete from states where tenant = $1 and key = any ($2::text[]) returning 1) select count(*) from gone;
 
 -- name: delete_derived
--- A step that has an actor's memory in hand may say it again in its result, as may the steps behind it. A replay would not
--- find the memory there any more either.
+-- The result of a step that read an actor's memory may repeat it, as may those of the later steps. A replay of them would not
+-- have the memory any more either.
 with gone as (
     delete from journal where ctid = any (array(
         select j.ctid from events e join journal j using (event_id)
@@ -109,7 +109,7 @@ with gone as (
 select count(*) from gone;
 
 -- name: letter_page
--- Dead letters that never were an event: what they are about stands only in what was said.
+-- Dead letters that never were an event: only their body says whose they are.
 select dead_id, dead_no, event from dead_letters
 where tenant = $1 and event_id is null and dead_no > $2 order by dead_no limit $3;
 

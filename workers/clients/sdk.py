@@ -21,7 +21,7 @@ from msgspec import Struct
 from workers.clients.faults import Fault, asked_wait_s, outcome_of
 from workers.clients.provider import Request, Texts
 from workers.clients.streaming import Listener, Patience, Response, Told, listen
-from workers.clients.unfolding import ASKED, CODINGS, unfolded
+from workers.clients.unfolding import ACCEPT_ENCODING, CODINGS, unfolded
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def transport(*, proxies: bool) -> dict[str, Any]:
         "trust_env": proxies,
         "verify": _trusted(proxies, *named),
         "follow_redirects": False,
-        "headers": {"accept-encoding": ASKED},
+        "headers": {"accept-encoding": ACCEPT_ENCODING},
         "event_hooks": {"response": [_unfold]},
         # A cookie that comes with one tenant's answer goes out with no other's request.
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),

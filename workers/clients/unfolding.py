@@ -6,16 +6,16 @@ from typing import Final
 
 from workers.clients.faults import Fault
 
-ASKED: Final = "gzip"  # what we send as Accept-Encoding: of the codings that save much, the one that every Python has
-CODINGS: Final = ("identity", "", ASKED, "x-gzip")
-AS_GZIP: Final = zlib.MAX_WBITS | 16  # how zlib is told of gzip's head
+ACCEPT_ENCODING: Final = "gzip"  # of the codings that save much, the one that every Python has
+CODINGS: Final = ("identity", "", ACCEPT_ENCODING, "x-gzip")
+AS_GZIP: Final = zlib.MAX_WBITS | 16  # zlib's flag for gzip's head
 PIECE_MAX: Final = 65_536
 
 
 async def unfolded(folded: AsyncIterator[bytes], coding: str, name: str) -> AsyncIterator[bytes]:
-    """The body that comes from `name`; what was folded comes in pieces of at most PIECE_MAX bytes.
+    """The body that the server `name` sends; gzip is unfolded to pieces of at most PIECE_MAX bytes.
 
-    Raises Fault where the coding was not asked for, and where the gzip is broken or cut off.
+    Raises Fault where the coding is not in CODINGS, and where the gzip is broken or cut off.
     """
     coding = coding.strip().lower()
     if coding not in CODINGS:
@@ -26,7 +26,7 @@ async def unfolded(folded: AsyncIterator[bytes], coding: str, name: str) -> Asyn
             yield chunk
             continue
         rest, full = chunk, False
-        while (rest or full) and not unfolding.eof:  # what fills a piece may have more behind it, without further input
+        while (rest or full) and not unfolding.eof:  # behind a full piece there may be more, without further input
             try:
                 piece = unfolding.decompress(rest, PIECE_MAX)
             except zlib.error as error:

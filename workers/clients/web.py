@@ -17,7 +17,7 @@ from msgspec import Struct
 from service.destinations import PORTS, Allowed, literal
 from service.errors import Outage, Reject, text_of
 from workers.clients.faults import ALONE_MAX, Fault, asked_wait_s, outcome_of
-from workers.clients.unfolding import ASKED, CODINGS, unfolded
+from workers.clients.unfolding import ACCEPT_ENCODING, CODINGS, unfolded
 
 CONNECTIONS_MAX: Final = 200
 REPLY_MAX: Final = 1_048_576
@@ -66,7 +66,7 @@ class Web:
         headers = {
             "idempotency-key": quote(idempotency_key, safe=SAFE),
             "content-type": "application/json",
-            "accept-encoding": ASKED,  # which is unfolded here: httpx unfolds each piece without a bound
+            "accept-encoding": ACCEPT_ENCODING,  # which is unfolded here: httpx unfolds each piece without a bound
         }
         try:
             async with asyncio.timeout(timeout_s):
