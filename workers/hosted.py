@@ -39,11 +39,11 @@ def program(settings: Settings) -> Program:
     return Program(settings, catalog, wiring, told, workers.providers.discover(workers.providers))
 
 
-def check_models(whole: Program) -> None:
-    """Raises CallboardError where a prompt's models can't answer: nobody gets simulated text who did not ask for it."""
-    if not whole.settings.simulated:
-        with_key = [name for name, connect in whole.providers.items() if connect(whole.settings, None) is not None]
-        check_keys(whole.prompts, with_key)
+def check_models(worker: Program) -> None:
+    """Raises CallboardError where a prompt's models can't answer: simulated text takes CALLBOARD_SIMULATE."""
+    if not worker.settings.simulated:
+        with_key = [name for name, connect in worker.providers.items() if connect(worker.settings, None) is not None]
+        check_keys(worker.prompts, with_key)
 
 
 def worker_settings() -> type:
@@ -51,8 +51,8 @@ def worker_settings() -> type:
     try:
         settings = running(load(os.environ))
         preflight(settings, "worker")
-        whole = program(settings)
-        check_models(whole)
+        worker_program = program(settings)
+        check_models(worker_program)
     except (CallboardError, CatalogError, PromptError) as error:
         sys.exit(f"callboard worker: {error}")
     stack = AsyncExitStack()
@@ -60,7 +60,7 @@ def worker_settings() -> type:
     async def on_startup(_: dict[Any, Any]) -> None:
         setup(secrets=settings.secrets)
         try:
-            started.append(await stack.enter_async_context(open_worker(whole, with_arq=False, owner=owner)))
+            started.append(await stack.enter_async_context(open_worker(worker_program, with_arq=False, owner=owner)))
         except (CallboardError, PromptError) as error:
             sys.exit(f"callboard worker: {error}")
         settle()

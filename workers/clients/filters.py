@@ -9,7 +9,7 @@ from schemas.text import BadEvent, misfit
 
 DEPTH_MAX: Final = 8
 COMPARISONS_MAX: Final = 100
-VALUES_MAX: Final = 1000  # that all comparisons name together: each is compared with each document
+VALUES_MAX: Final = 1000  # values in all comparisons of a filter: Postgres compares each with each document
 GROUPS: Final = ("and", "or", "not")
 OPERATORS: Final = {"eq": "==", "ne": "==", "in_": "==", "lt": "<", "lte": "<=", "gt": ">", "gte": ">="}
 

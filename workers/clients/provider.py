@@ -10,8 +10,8 @@ from service.settings import Settings
 from workers.clients.streaming import Patience, Told
 
 SIMULATED_KEY: Final = "simulated"
-# The most that is read of an answer: more than any has that keeps to what was asked for. A token is a word or less, and
-# JSON may write each letter as \uXXXX; a vector has 4,096 numbers of up to 32 characters.
+# A client reads so many bytes of an answer: more than any answer within the request's limits has. A token is a word
+# or less, and JSON may write each letter as \uXXXX; a vector has 4,096 numbers of up to 32 characters.
 ANSWER_BYTES: Final = 1 << 20
 TOKEN_BYTES: Final = 256
 VECTOR_BYTES: Final = 1 << 17

@@ -41,7 +41,7 @@ UNMADE: Final = (ValueError, TypeError, httpx2.InvalidURL)
 
 
 def transport(*, proxies: bool) -> dict[str, Any]:
-    """What an SDK's HTTP client is made with; `proxies`: whether the environment's proxies and certificates count.
+    """The arguments of an SDK's HTTP client; `proxies`: whether the environment's proxies and certificates count.
 
     No redirect is followed: httpx2 takes `Authorization` from a request to another host, but not `x-api-key`.
     """
@@ -53,7 +53,7 @@ def transport(*, proxies: bool) -> dict[str, Any]:
         "follow_redirects": False,
         "headers": {"accept-encoding": ACCEPT_ENCODING},
         "event_hooks": {"response": [_unfold]},
-        # A cookie that comes with one tenant's answer goes out with no other's request.
+        # A cookie in one tenant's answer goes into no other tenant's request.
         "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
     }
 
@@ -72,21 +72,21 @@ def cookieless(http: T) -> T:
 
 
 class _Body(httpx2.AsyncByteStream):
-    """An answer's body, unfolded as it comes; of an error's no more than ERROR_MAX, since the SDKs read it whole."""
+    """An answer's body, unfolded as it comes; an error's is cut at ERROR_MAX, since the SDKs read all of it."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self._folded: Any = response.stream
         self._coding = response.headers.pop("content-encoding", "")
         self._host = response.url.host
-        self._whole = response.is_success
+        self._is_success = response.is_success
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         left = ERROR_MAX
-        if not self._whole and self._coding.strip().lower() not in CODINGS:
+        if not self._is_success and self._coding.strip().lower() not in CODINGS:
             return
         async with aclosing(unfolded(aiter(self._folded), self._coding, self._host)) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
-                if self._whole:
+                if self._is_success:
                     yield piece
                 else:
                     yield piece[:left]
@@ -189,10 +189,10 @@ def _refusal(provider: str, error: Any) -> Fault:
     if code in ("insufficient_quota", "billing_error") or "credit balance" in message:
         return Fault("setup", f"{provider} says the account has no credit left.", free=True)
     if error.response.has_redirect_location:
-        told = (
+        sentence = (
             f"{provider} answers with a redirect (HTTP {status}), which is not followed, since our key would go along"
         )
-        return Fault("setup", f"{told}: look at its address.", free=True)
+        return Fault("setup", f"{sentence}: look at its address.", free=True)
     outcome = outcome_of(status) if status >= 400 else "server"  # a redirect to nowhere is not for the event to mend
     if status in (401, 402, 403):
         # The provider's own words may hold a part of the key.

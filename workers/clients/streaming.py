@@ -53,7 +53,7 @@ async def listen(
 ) -> Mapping[str, str]:
     """Read a stream to its end, with the connection closed on any other way out; returns its headers.
 
-    `most`: of the pieces that make up the reply, in bytes. Raises Fault; what the SDK raises goes through.
+    `most`: bytes of all pieces of the reply together. Raises Fault; lets the SDK's own errors through.
     """
     loop, begun, held = asyncio.get_running_loop(), False, 0
     try:

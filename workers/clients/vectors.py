@@ -22,12 +22,12 @@ from workers.clients.filters import compiled
 T = TypeVar("T")
 
 SEARCH_TIMEOUT_S: Final = 5.0  # a search, in Postgres
-TIMEOUT_S: Final = 10.0  # what else is asked of a collection
+TIMEOUT_S: Final = 10.0  # every other query of a collection
 WAIT_S: Final = 5.0  # for a turn
 LENGTHS: Final = (1e-12, 1e12)
 DELETE_BATCH: Final = 1000
 SOURCE: Final = "source"  # in the metadata of a document: who wrote it, which its writer can't choose
-FOUND_MAX: Final = 4 << 20  # bytes of documents that a search gives, unless the first is larger
+FOUND_MAX: Final = 4 << 20  # bytes of documents that a search returns, unless the first is larger
 _SQL: Final = sql.queries("vectors")
 
 Mode = Literal["vector", "keyword", "hybrid"]
@@ -80,7 +80,7 @@ class Found(Struct, frozen=True):
 class Vectors:
     """Reads and writes through the pool of its process, in turns: those of `caller`, or of the tenant.
 
-    What it does raises Outage while Postgres is away or takes too long; Unavailable or TooMany where no turn comes.
+    Its methods raise Outage while Postgres is away or takes too long; Unavailable or TooMany where no turn comes.
     """
 
     def __init__(self, pool: Pool, searches: Turns, caller: str = "") -> None:
@@ -89,17 +89,17 @@ class Vectors:
         self._caller: Final = caller
 
     async def search(
-        self, tenant: str, collection: str, asked: Search, sources: Sequence[str] | None = None
+        self, tenant: str, collection: str, search: Search, sources: Sequence[str] | None = None
     ) -> tuple[list[Found], int]:
         """Best first, up to FOUND_MAX; and how many are left out. Raises BadEvent 422 for what can't be looked for."""
-        vector, words = _looked_for(asked)
-        where = compiled(asked.filter)
+        vector, words = _looked_for(search)
+        where = compiled(search.filter)
         limits = (sources and list(sources), where and where.path, where and where.values)
-        by = (vector and Vector(vector).to_text(), words, asked.candidates, asked.k, asked.min_score, FOUND_MAX)
+        by = (vector and Vector(vector).to_text(), words, search.candidates, search.k, search.min_score, FOUND_MAX)
         with our_wait():
             async with self._searches.turn(self._caller or tenant):
-                asks = self._pool.fetch(_SQL["search"], tenant, collection, *limits, *by)
-                rows = await _in_time(asks, SEARCH_TIMEOUT_S)
+                query = self._pool.fetch(_SQL["search"], tenant, collection, *limits, *by)
+                rows = await _in_time(query, SEARCH_TIMEOUT_S)
                 if vector and all(row["vector"] is None for row in rows):
                     await self._check_dimensions(tenant, collection, len(vector))
         return [_found(row) for row in rows], (rows[0]["among"] - len(rows) if rows else 0)
@@ -117,20 +117,20 @@ class Vectors:
     ) -> list[str]:
         """Those that `delete` would delete now, `most` at most. Raises BadEvent 422."""
         where = compiled(which)
-        asked = (tenant, collection, ids and list(ids), where and where.path, where and where.values, most)
+        filters = (tenant, collection, ids and list(ids), where and where.path, where and where.values, most)
         with our_wait():
             async with self._searches.turn(self._caller or tenant):
-                return [row["id"] for row in await _in_time(self._pool.fetch(_SQL["ids"], *asked))]
+                return [row["id"] for row in await _in_time(self._pool.fetch(_SQL["ids"], *filters))]
 
     async def delete(
         self, tenant: str, collection: str, ids: Sequence[str] | None, which: Mapping[str, Any], actor: str
     ) -> int:
         """How many there were with one of `ids`, where given, that fit the filter `which`. Raises BadEvent 422."""
         where, deleted = compiled(which), 0
-        asked = (tenant, collection, ids and list(ids), where and where.path, where and where.values)
+        filters = (tenant, collection, ids and list(ids), where and where.path, where and where.values)
         while True:
             async with self._searches.turn(self._caller or tenant):
-                gone: int = await _in_time(self._pool.fetchval(_SQL["delete"], *asked, DELETE_BATCH, actor))
+                gone: int = await _in_time(self._pool.fetchval(_SQL["delete"], *filters, DELETE_BATCH, actor))
             deleted += gone
             if gone < DELETE_BATCH:
                 return deleted
@@ -149,18 +149,18 @@ def check_vector(vector: Sequence[float], path: str) -> None:
         raise BadEvent(422, f"a vector's length is between {LENGTHS[0]:g} and {LENGTHS[1]:g}", path)
 
 
-def _looked_for(asked: Search) -> tuple[list[float] | None, str | None]:
+def _looked_for(search: Search) -> tuple[list[float] | None, str | None]:
     """Its vector and its words. What is asked for has one reading, else it is refused."""
-    if asked.mode != "vector" and asked.query is None:
-        raise BadEvent(422, f"mode {asked.mode} looks for the words of `query`", "$.query")
-    if asked.mode == "keyword" and asked.vector is not None:
+    if search.mode != "vector" and search.query is None:
+        raise BadEvent(422, f"mode {search.mode} looks for the words of `query`", "$.query")
+    if search.mode == "keyword" and search.vector is not None:
         raise BadEvent(422, "mode keyword looks at no vector: leave it out, or ask for hybrid", "$.vector")
-    if asked.mode == "vector" and (asked.query is None) == (asked.vector is None):
+    if search.mode == "vector" and (search.query is None) == (search.vector is None):
         raise BadEvent(422, "give `query` or `vector`, one of them (hybrid takes both)", "$")
-    if asked.vector is not None:
-        check_vector(asked.vector, "$.vector")
-    words = None if asked.mode == "vector" else asked.query
-    return (None if asked.mode == "keyword" else asked.vector or embed(asked.query or "")), words
+    if search.vector is not None:
+        check_vector(search.vector, "$.vector")
+    words = None if search.mode == "vector" else search.query
+    return (None if search.mode == "keyword" else search.vector or embed(search.query or "")), words
 
 
 def _found(row: Any) -> Found:
@@ -173,11 +173,11 @@ def searching(settings: Settings, meters: Meters) -> Turns:
     return Turns("searches", max(1, settings.pool // 2), WAIT_S, meters)
 
 
-async def _in_time(asked: Awaitable[T], timeout_s: float = TIMEOUT_S) -> T:
+async def _in_time(query: Awaitable[T], timeout_s: float = TIMEOUT_S) -> T:
     try:
         with our_wait():
             async with asyncio.timeout(timeout_s):
-                return await asked
+                return await query
     except POSTGRES_ERRORS as error:
         if not postgres_passes(error):
             raise

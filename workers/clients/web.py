@@ -31,7 +31,7 @@ class Reply(Struct, frozen=True):
 
 
 class Guarded:
-    """Connects to what is allowed, by the very address that was looked at: a name may lead elsewhere the next time."""
+    """Connects to the very address that it has checked: the host's name may lead elsewhere at the next look-up."""
 
     def __init__(self, backend: httpcore.AsyncNetworkBackend, allow: Allowed) -> None:
         self._backend: Final = backend
@@ -39,14 +39,16 @@ class Guarded:
         self.sleep: Final = backend.sleep
 
     async def connect_tcp(self, host: str, port: int, **more: Any) -> Any:
-        found = await _resolved(host, port)
-        may = found if self._allow.host(host, port) else [each for each in found if self._allow.address(each)]
-        if not may:
+        addresses = await _resolved(host, port)
+        targets = (
+            addresses if self._allow.host(host, port) else [each for each in addresses if self._allow.address(each)]
+        )
+        if not targets:
             raise _inside(host)
-        for address in may[:-1]:
+        for address in targets[:-1]:
             with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
                 return await self._backend.connect_tcp(address, port, **more | {"timeout": NEXT_S})
-        return await self._backend.connect_tcp(may[-1], port, **more)
+        return await self._backend.connect_tcp(targets[-1], port, **more)
 
 
 class Web:
@@ -82,7 +84,7 @@ class Web:
             raise _outage(Fault("connection", f"{_host(url)} can't be reached ({what}).")) from error
 
     def _check(self, url: httpx.URL) -> None:
-        """Here too, where a proxy of the environment connects: it decides where a name may lead."""
+        """Checks an address in the URL: where a proxy of the environment connects, Guarded does not see it."""
         address, port = literal(url.host), url.port or PORTS.get(url.scheme, 0)
         if address is not None and not self._allow.host(url.host, port) and not self._allow.address(address):
             raise _inside(url.host)
@@ -119,9 +121,9 @@ async def _resolved(host: str, port: int) -> list[str]:
 
 
 def _inside(host: str) -> Reject:
-    # Only what was asked for is named: what a name leads to is not for everybody who may send events.
-    told = f"{host} is an address of the inside (loopback, private, link-local or the like)"
-    return Reject(f"{told}, where events lead nobody: allow it in CALLBOARD_WEB_ALLOW, if it should.")
+    # The message names the host only: whoever may send events need not learn the addresses behind it.
+    message = f"{host} is an address of the inside (loopback, private, link-local or the like)"
+    return Reject(f"{message}, where events lead nobody: allow it in CALLBOARD_WEB_ALLOW, if it should.")
 
 
 def _encode(json: object) -> bytes:
@@ -145,7 +147,7 @@ def _outage(fault: Fault) -> Outage:
 
 
 async def _body(response: httpx.Response) -> bytes:
-    """Unfolded, with a bound on what comes out of it."""
+    """The unfolded body, of REPLY_MAX bytes at most."""
     host, coding = response.url.host, response.headers.get("content-encoding", "")
     if coding.strip().lower() not in CODINGS:
         raise Reject(f"{host} answered in the encoding {coding[:20]!r}, which was not asked for.")

@@ -56,7 +56,7 @@ async def retain(settings: Settings, redis: Redis, lease: Lease) -> int:
         await connection.execute(SQL["forget_letters"], settings.dead_retention_days, BATCH)
         await connection.execute(SQL["forget_workers"])
         if await connection.fetchrow(SQL["hold_duty"], "long_retention", uuid7(), SELDOM) is not None:
-            await _long_kept(settings, connection)
+            await _long_retention(settings, connection)
         with suppress(*REDIS_ERRORS):  # they are looked for again in a minute
             await _letters_in_redis(connection, redis, stream.names_of(settings).dead)
             await _consumers(connection, redis, stream.names_of(settings), lease)
@@ -81,8 +81,8 @@ async def _events(settings: Settings, connection: Connection) -> int:
     return forgotten
 
 
-async def _long_kept(settings: Settings, connection: Connection) -> None:
-    """What people set a time for, but for the record of operations, which has one from the start."""
+async def _long_retention(settings: Settings, connection: Connection) -> None:
+    """Deletes operations, states and documents that are older than their settings say; 0 days deletes none."""
     for statement, days in (
         (SQL["forget_operations"], settings.audit_retention_days),
         (SQL["forget_states"], settings.state_retention_days),
@@ -95,7 +95,7 @@ async def _long_kept(settings: Settings, connection: Connection) -> None:
 
 
 async def _letters_in_redis(connection: Connection, redis: Redis, name: str) -> None:
-    """The dead stream goes as the letters go: its entries have their numbers."""
+    """Trims the dead stream to the letters that are left: its entries have the letters' numbers."""
     oldest: int = await connection.fetchval(SQL["oldest_relayed"])
     with suppress(ResponseError):  # something else has its name: the relay says so
         await redis.xtrim(name, minid=f"{oldest}-0", approximate=False)

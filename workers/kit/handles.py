@@ -50,14 +50,14 @@ class RunVectors(Struct, frozen=True):
     ) -> list[Found]:
         """The `k` documents nearest to `text` or `vector`, best first; only those written for `sources`, where given.
 
-        Of documents so large that they are over 4 MiB together only the best, those up to that, but at least one.
+        Where they are larger than 4 MiB together, it returns the best of them up to that size, but at least one.
         `mode`, `min_score` and `where`, there `filter`, are those of `POST /collections/{name}/search`.
         """
         check_in_step("run.vectors.search", self.step_key, self.effects)
         own = None if vector is None else list(vector)
-        asked = Search(text, own, mode, k, dict(where or {}), min_score)
-        found, _ = await self.client.search(self.tenant, collection, asked, sources)
-        return found
+        query = Search(text, own, mode, k, dict(where or {}), min_score)
+        documents, _ = await self.client.search(self.tenant, collection, query, sources)
+        return documents
 
     def upsert(
         self,
@@ -67,18 +67,18 @@ class RunVectors(Struct, frozen=True):
         metadata: Mapping[str, Any] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
-        """Keep `text` under `doc_id`, by its own `vector` or embedded; its metadata also says the event's `source`.
+        """Keep `text` under `doc_id`, by its own `vector` or embedded; adds the event's `source` to its metadata.
 
         Raises WiringError for metadata with another `source`.
         """
         check_in_step("run.vectors.upsert", self.step_key, self.effects)
         if vector is not None:
             check_vector(vector, "$.vector")
-        whole = {SOURCE: self.source, **(metadata or {})}
-        if whole[SOURCE] != self.source:
-            told = f"run.vectors.upsert({collection!r}, {doc_id!r}) gives a `{SOURCE}` in its metadata"
-            raise WiringError(f"{told}. The event's own, {self.source!r}, stands there: call yours something else.")
-        self.effects.documents.append(Document(collection, doc_id, text, list(vector or embed(text)), whole))
+        full_metadata = {SOURCE: self.source, **(metadata or {})}
+        if full_metadata[SOURCE] != self.source:
+            message = f"run.vectors.upsert({collection!r}, {doc_id!r}) gives a `{SOURCE}` in its metadata"
+            raise WiringError(f"{message}. The event's own, {self.source!r}, stands there: call yours something else.")
+        self.effects.documents.append(Document(collection, doc_id, text, list(vector or embed(text)), full_metadata))
 
     async def delete(
         self, collection: str, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
