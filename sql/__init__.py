@@ -28,7 +28,7 @@ def queries(topic: str) -> Mapping[str, str]:
 def columns(rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
     """The arrays of a statement that unnests them side by side: at least one row, each with a value for each array.
 
-    One that would hold nothing but null is empty: unnest fills it up, and the driver looks at every element.
+    An array of nulls only is replaced by an empty one: unnest pads it, and the driver has no elements to look at.
     """
     arrays = zip(*rows, strict=True)
     return [() if array[0] is None and array.count(None) == len(array) else array for array in arrays]

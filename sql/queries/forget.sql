@@ -1,6 +1,6 @@
 -- name: page
--- Of a page of at most $6 of the tenant's events behind $5 the first $7 that have this key ($2), subject ($3) or source ($4).
--- There is no index on subjects: what has none is read page by page, each in a statement of its own.
+-- Reads a page, the tenant's next $6 events behind $5, and returns the first $7 of them that have this key ($2), subject ($3)
+-- or source ($4). Subjects and sources have no index: each page of events is a statement of its own.
 with page as materialized (
     select event_id, source, attributes from events
     where tenant = $1 and event_id > $5 and ($2::text is null or partitionkey = $2)
@@ -32,7 +32,7 @@ select e.event_id,
 from events e where e.event_id = any ($1::uuid[]) and e.tenant = $2 order by e.event_id for update of e;
 
 -- name: actors
--- Whose memory these events went into: they were the last that wrote it, or a step of theirs had it in hand.
+-- The actors whose memory these events may be in: an event was the last that wrote it, or one of its steps read it.
 select distinct e.partitionkey as key from events e
 where e.event_id = any ($1::uuid[])
   and exists (select 1 from states s where s.tenant = e.tenant and s.key = e.partitionkey
@@ -47,7 +47,7 @@ cross join lateral (
     where w.tenant = $1 and w.key = k.key and w.ord is not null order by w.ord limit 1 for update) as head;
 
 -- name: scrub
--- Everything that is about these events, and the events. What operators did stays on record, without the event's id.
+-- Deletes these events and all rows about them. The operations stay on record, without the event's id.
 with w as (delete from work where event_id = any ($1::uuid[]) returning 1),
      a as (delete from attempts where event_id = any ($1::uuid[]) returning 1),
      c as (delete from calls where event_id = any ($1::uuid[]) returning 1),
@@ -98,7 +98,7 @@ where e.tenant = $1 and e.partitionkey = any ($2::text[])
 group by j.event_id;
 
 -- name: document_page
--- Of the tenant's documents behind ($2, $3) at most $6, and whether their metadata has the text $5 as $4.
+-- The tenant's next $6 documents behind ($2, $3), and whether the field $4 of their metadata has the text $5.
 select collection, id, event_id, coalesce(metadata ->> $4::text = $5, false) as fits from documents
 where tenant = $1 and (collection, id) > ($2::text, $3::text) order by collection, id limit $6;
 
@@ -117,7 +117,7 @@ where tenant = $1 and event_id is null and dead_no > $2 order by dead_no limit $
 with gone as (delete from dead_letters where dead_id = any ($1::uuid[]) returning 1) select count(*) from gone;
 
 -- name: begin_forget
--- By what, not of whom: that would be a trace.
+-- The record has the kind of the target, not its text, which would be a trace.
 insert into operations (op_id, tenant, actor, action, detail) values ($1, $2, $3, 'forget', json_build_object('by', $4::text));
 
 -- name: end_forget

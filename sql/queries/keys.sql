@@ -1,37 +1,37 @@
 -- name: look_up
--- For each presented text, by prefix and hash: the key, or the key of the session, that may be meant. Whether the hash fits
--- is for the caller to compare. What fits counts as used, once a minute at most. $3: how long a session may lie idle; $4: the
--- hash of the local token, which has sessions too.
-with asked as (
-    select * from unnest($1::text[], $2::bytea[]) with ordinality as a (prefix, given, n)
-), found as (
-    select a.n, a.given, k.hash, k.prefix as key, k.tenant, k.scopes, k.rate, k.max_open,
+-- For each pair of a prefix and a hash: the key of that prefix, or the key of the session of that prefix. The caller compares
+-- the hashes. Where they are equal the key or the session counts as used, which is written once a minute at most. $3: how
+-- long a session may lie idle; $4: the hash of the local token, which has sessions too.
+with pairs as (
+    select * from unnest($1::text[], $2::bytea[]) with ordinality as a (prefix, text_hash, n)
+), candidates as (
+    select a.n, a.text_hash, k.hash, k.prefix as key, k.tenant, k.scopes, k.rate, k.max_open,
            k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) as live
-    from asked a join keys k using (prefix)
+    from pairs a join keys k using (prefix)
     union all
-    select a.n, a.given, s.hash, coalesce(k.prefix, 'local'), coalesce(k.tenant, 'default'), coalesce(k.scopes, '{admin}'),
+    select a.n, a.text_hash, s.hash, coalesce(k.prefix, 'local'), coalesce(k.tenant, 'default'), coalesce(k.scopes, '{admin}'),
            k.rate, k.max_open,
            k.revoked_at is null and coalesce(k.expires_at > clock_timestamp(), true) and s.expires_at > clock_timestamp()
            and s.used_at > clock_timestamp() - $3::interval
-    from asked a join sessions s using (prefix) left join keys k on k.prefix = s.key
+    from pairs a join sessions s using (prefix) left join keys k on k.prefix = s.key
     where k.prefix is not null or s.token = $4
 ), seen as (
     update sessions set used_at = clock_timestamp()
     where prefix = any (array(
-        select s.prefix from sessions s join asked a using (prefix)
-        where s.hash = a.given and s.expires_at > clock_timestamp() and s.used_at > clock_timestamp() - $3::interval
+        select s.prefix from sessions s join pairs a using (prefix)
+        where s.hash = a.text_hash and s.expires_at > clock_timestamp() and s.used_at > clock_timestamp() - $3::interval
           and s.used_at < clock_timestamp() - interval '1 minute'
         order by s.prefix for update of s skip locked))
 ), used as (
     update keys set last_used_at = clock_timestamp()
     where prefix = any (array(
         select prefix from keys
-        where prefix in (select key from found where live and given = hash)
+        where prefix in (select key from candidates where live and text_hash = hash)
           and coalesce(last_used_at < clock_timestamp() - interval '1 minute', true)
         order by prefix for update skip locked))
 )
 select f.hash, f.key, f.tenant, f.scopes, f.rate, f.max_open, f.live
-from asked a left join found f using (n) order by a.n;
+from pairs a left join candidates f using (n) order by a.n;
 
 -- name: any_made
 select exists (select 1 from keys);
@@ -60,7 +60,7 @@ with revoked as (
 select tenant, name from revoked;
 
 -- name: limit
--- Null leaves it as it is; '' and 0 take it away.
+-- Null leaves a limit as it is; '' and 0 take it away.
 with limited as (
     update keys set rate = nullif(coalesce($2, rate), ''), max_open = nullif(coalesce($3, max_open), 0)
     where prefix = $1 and revoked_at is null
@@ -99,7 +99,7 @@ with old as (
 ), noted as (
     insert into operations (op_id, tenant, actor, action)
     select gen_random_uuid(), coalesce(k.tenant, 'default'), coalesce(k.prefix, 'local'), 'sign_in'
-    from (select $3::text as prefix) as told left join keys k using (prefix)
+    from (select $3::text as prefix) as session_key left join keys k using (prefix)
 )
 insert into sessions (prefix, hash, key, token, expires_at) values ($1, $2, $3, $4, clock_timestamp() + $5::interval);
 

@@ -116,7 +116,7 @@ with stopped as (
 select event_id, tenant, key, status from stopped;
 
 -- name: dead_letters
--- Newest first. Of up to $8 that fit, which are `among`, no more than $9 bytes of what has any size, but for the first.
+-- Newest first. Up to $8 rows, `among` in number, cut where their columns without a bound have $9 bytes, but at least one.
 select * from (
     select *, count(*) over () as among, row_number() over (order by dead_no desc) as nth,
            sum(octet_length(event) + octet_length(error::text)) over (order by dead_no desc) as bytes
@@ -164,7 +164,7 @@ with gone as (
 select dead_id from gone;
 
 -- name: operations
--- The latest $2; of all how many there are.
+-- The latest $2 operations. `among`: how many there are in all.
 select * from (
     select at, actor, action, detail, count(*) over () as among, row_number() over (order by at desc) as nth
     from operations where event_id = $1 and action <> 'discard') as numbered

@@ -10,7 +10,8 @@ left join pipelines p on case when e.reaction is null then p.type = e.type else 
 where e.event_id = $1 and e.tenant = $2;
 
 -- name: attempts
--- The latest that have no more than $2 bytes, but for the last; of all how many there are, and when the first began.
+-- The latest attempts, up to $3 rows and $2 bytes, but at least one. `among`: how many there are in all; `first_at`: when the
+-- first one began.
 select * from (
     select claim, run, attempt, worker, started_at, finished_at, outcome, detail, steps,
            count(*) over () as among, min(started_at) over () as first_at, row_number() over (order by claim desc) as nth,
@@ -20,7 +21,7 @@ where (bytes <= $2 and nth <= $3) or nth = 1
 order by claim;
 
 -- name: calls
--- The latest $2; of all how many there are, and what they cost.
+-- The latest $2 calls. `among`: how many there are in all; `total_usd`: what all of them cost.
 select * from (
     select run, claim, step, at, prompt, version, provider, model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, cause,
            simulated, count(*) over () as among, sum(cost_usd) over () as total_usd, row_number() over (order by at desc) as nth
@@ -30,7 +31,7 @@ order by at;
 
 -- name: events
 -- Newest first: event ids are UUIDv7. Each filter counts where it is not null; what is open is looked for in `work` alone.
--- Of up to $9 that fit, which are `among`, no more than $11 bytes of what has any size, but for the first.
+-- Up to $9 rows, `among` in number, cut where their columns without a bound have $11 bytes, but at least one.
 with fit as (
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at,
        e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,

@@ -41,7 +41,7 @@ delete from dead_letters where dead_id in (
     select dead_id from dead_letters where relayed and at < clock_timestamp() - make_interval(days => $1) order by at limit $2);
 
 -- name: oldest_relayed
--- The entry of the dead stream that is the oldest to stay; where there is no letter any more, none is.
+-- The number of the oldest entry that stays in the dead stream; where there is no letter any more, a number behind the last.
 select coalesce((select min(relay_no) from dead_letters where relay_no is not null), (select last_value + 1 from relay));
 
 -- name: forget_operations
@@ -49,7 +49,7 @@ delete from operations where op_id = any (array(
     select op_id from operations where at < clock_timestamp() - make_interval(days => $1) limit $2));
 
 -- name: forget_states
--- Of actors that nothing waits for: an event that runs has read them, and would write them back.
+-- Spares the states of actors with events in `work`: an event that runs has read them, and would write them back.
 delete from states where ctid = any (array(
     select s.ctid from states s
     where s.written_at < clock_timestamp() - make_interval(days => $1)

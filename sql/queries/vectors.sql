@@ -1,8 +1,8 @@
 -- name: search
 -- The $9 best of a collection. By vector $6: exact, by cosine similarity, among vectors with as many numbers. By words $7:
 -- any of them, by ts_rank. By both: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009) with their constant,
--- the sum of 1 / (60 + place) over the two lists, of which each has up to $8. Of the best, which are `among`, no more than
--- $11 bytes, but for the first.
+-- the sum of 1 / (60 + place) over the two lists, of which each has up to $8. The best are `among` in number, and cut at $11
+-- bytes, but at least one.
 with nearest as (
     select id, 1 - distance as score, row_number() over (order by distance, id) as place
     from (select id, embedding <=> $6::vector as distance from documents
@@ -17,17 +17,17 @@ with nearest as (
             and ($4::jsonpath is null or jsonb_path_exists(metadata, $4, $5::jsonb))
             and document_words(text) @@ any_word($7::text)
           order by score desc, id limit $8) as said
-), found as (
+), scores as (
     select id, n.score as vector, w.score as keyword,
            case when $6::vector is null or $7::text is null then coalesce(n.score, w.score)
                 else coalesce(1.0::double precision / (60 + n.place), 0) + coalesce(1.0::double precision / (60 + w.place), 0)
            end as score
     from nearest n full join worded w using (id)
 ), best as (
-    select d.id, d.text, d.metadata, found.score, found.vector, found.keyword
-    from found join documents d on d.tenant = $1 and d.collection = $2 and d.id = found.id
-    where $10::double precision is null or found.score >= $10
-    order by found.score desc, d.id
+    select d.id, d.text, d.metadata, scores.score, scores.vector, scores.keyword
+    from scores join documents d on d.tenant = $1 and d.collection = $2 and d.id = scores.id
+    where $10::double precision is null or scores.score >= $10
+    order by scores.score desc, d.id
     limit $9
 )
 select * from (
