@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 SIZE: Final = 500
 WAITING_MAX: Final = 10_000
-CROWDED: Final = 8  # one part of so many of the places is taken: from then on shares are looked at
+CROWDED: Final = 8  # from an eighth of the places on, each caller's share is checked
 WRITE_TIMEOUT_S: Final = 10.0
 QUIET_S: Final = 1.0
 

@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class Together(Generic[R]):
-    """What was put together, which is late together."""
+    """The futures of items that were put in one call: they are late together."""
 
     def __init__(self, futures: Sequence["asyncio.Future[R]"]) -> None:
         self.futures: Final = futures
@@ -28,7 +28,7 @@ class Together(Generic[R]):
 
 
 class Deadlines(Generic[T]):
-    """What is held is done within its limit, or `late` is called with it and its limit, in seconds."""
+    """Calls `late` with each item that is not done within its limit, and with that limit, in seconds."""
 
     def __init__(self, late: Callable[[T, float], object]) -> None:
         self._late: Final = late
@@ -43,9 +43,9 @@ class Deadlines(Generic[T]):
 
 
 class _Held(Generic[T]):
-    """All of one limit, in the order in which their time is up. While there are any, a timer runs.
+    """The items of one limit, in the order in which their time is up. While there are any, a timer runs.
 
-    What is done is let go of when its time would have been up, or before where there is much of it.
+    An item that is done is dropped when its time would have been up, or earlier where there are many.
     """
 
     def __init__(self, limit_s: float, late: Callable[[T, float], object]) -> None:

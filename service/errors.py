@@ -63,7 +63,7 @@ class Unavailable(CallboardError):
 
 
 class TooMany(Unavailable):
-    """Of this caller there is as much under way as one may have; others are served: 429."""
+    """This caller has as much under way as one caller may have; others are served: 429."""
 
 
 class OverLimit(CallboardError):

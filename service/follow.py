@@ -222,14 +222,14 @@ async def standing(pool: Pool, event_id: UUID, tenant: str, timeout_s: float) ->
 
 
 async def told(
-    followers: Followers, pool: Pool, event_id: UUID, found: tuple[Standing, int], last: int | None
+    followers: Followers, pool: Pool, event_id: UUID, state: tuple[Standing, int], last: int | None
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events until the event or the process ends, read by `pool`; the client has read up to seq `last`."""
     story = Story(*live.parted(last)) if last else Story()
     follower = Follower(followers.redis, live.log_of(followers.names, event_id), pool, event_id, story)
-    with followers.follow(event_id, found[0]) as (topic, news):
-        if not last and found[1]:
-            for message in await follower.skip_runs(found[1]):
+    with followers.follow(event_id, state[0]) as (topic, news):
+        if not last and state[1]:
+            for message in await follower.skip_runs(state[1]):
                 yield message
         while not followers.leaving and topic.standing is not None:
             news.clear()

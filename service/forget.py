@@ -24,7 +24,7 @@ T = TypeVar("T")
 BATCH: Final = 100  # events of one transaction
 PAGE: Final = 5_000  # rows that one statement reads
 LETTERS: Final = 16
-EVENTS_MAX: Final = 100_000  # of one request: their ids are held until it has counted again
+EVENTS_MAX: Final = 100_000  # of one request, which holds their ids until it has counted again
 ROUNDS: Final = 3
 LET_GO: Final = timedelta(seconds=3)  # by then a worker has heard that a run was stopped, without Redis too
 WAIT_S: Final = 150.0  # a call that is under way lasts 120 s at most

@@ -92,18 +92,18 @@ class Intake:
         quota_key: str | None = None,
     ) -> list[Incoming | BadEvent]:
         """What each is; nothing is stored."""
-        found: list[Incoming | BadEvent] = []
+        events: list[Incoming | BadEvent] = []
         size = 0
         for body in bodies:
             try:
-                found.append(self._read(body, tenant, source, by, quota_key))
+                events.append(self._read(body, tenant, source, by, quota_key))
             except BadEvent as error:
-                found.append(error)
+                events.append(error)
             size += len(body)
             if size > READ_AT_ONCE:
                 size = 0
                 await asyncio.sleep(0)
-        return found
+        return events
 
     async def take_all(self, batch: Sequence[Incoming | BadEvent]) -> list[Accepted | Exception]:
         """Accept what is an event, in this order: what `take` would have answered or raised for each."""

@@ -73,7 +73,7 @@ def presented(text: str) -> Presented:
 
 
 class Keys:
-    """What was found, held for HELD_S so that few requests cost a query; what is no key costs the same as what is one.
+    """Holds each answer for HELD_S, so that few requests cost a query. A text that is no key costs as much as a key.
 
     `token` is the hash of the local token, where there is one.
     """
@@ -81,7 +81,7 @@ class Keys:
     def __init__(self, settings: Settings) -> None:
         self.token: Final = presented(settings.local_token).hash if settings.local_token else None
         self._look_ups: Final = GroupCommit[Presented, Key | None](
-            "keys", lambda: connect(settings, "keys"), lambda connection, asked: look_up(connection, asked, self.token)
+            "keys", lambda: connect(settings, "keys"), lambda connection, batch: look_up(connection, batch, self.token)
         )
         self._held: Final[dict[bytes, tuple[float, Key | None]]] = {}
 
@@ -90,21 +90,21 @@ class Keys:
         await self._look_ups.run()
 
     async def find(self, text: str) -> Key | None:
-        """The key that is valid now and is this, or the key of this session. Raises Unavailable while Postgres is away.
+        """The valid key with this text, or the key of the session with it. Raises Unavailable while Postgres is away.
 
         The local token needs no Postgres.
         """
-        asked = presented(text)
-        if self.token is not None and hmac.compare_digest(self.token, asked.hash):
+        parts = presented(text)
+        if self.token is not None and hmac.compare_digest(self.token, parts.hash):
             return AT_HOME
         now = asyncio.get_running_loop().time()
-        held = self._held.get(asked.hash)
+        held = self._held.get(parts.hash)
         if held is None or held[0] <= now:
-            key = await self._look_ups.put(asked, LOOK_UP_TIMEOUT_S)
+            key = await self._look_ups.put(parts, LOOK_UP_TIMEOUT_S)
             self.forget(text)
             if len(self._held) >= HELD_MAX:
                 del self._held[next(iter(self._held))]
-            self._held[asked.hash] = held = (now + HELD_S, key)
+            self._held[parts.hash] = held = (now + HELD_S, key)
         return held[1]
 
     def forget(self, text: str) -> None:
@@ -119,18 +119,18 @@ async def open_keys(settings: Settings) -> AsyncIterator[Keys]:
         yield keys
 
 
-async def look_up(connection: Connection, asked: Sequence[Presented], token: bytes | None) -> list[Key | None]:
-    """Unknown, expired, revoked and valid ones alike: found by prefix, then compared in constant time.
+async def look_up(connection: Connection, batch: Sequence[Presented], token: bytes | None) -> list[Key | None]:
+    """Reads the key of each by its prefix, then compares the hashes in constant time, whether the key is valid or not.
 
-    Sessions of the local token count where it is this one still.
+    A session of the local token is valid while that is the same `token`.
     """
-    prefixes, hashes = [each.prefix for each in asked], [each.hash for each in asked]
+    prefixes, hashes = [each.prefix for each in batch], [each.hash for each in batch]
     rows = await connection.fetch(SQL["look_up"], prefixes, hashes, IDLE_MAX, token)
-    found: list[Key | None] = []
-    for each, row in zip(asked, rows, strict=True):
+    keys: list[Key | None] = []
+    for each, row in zip(batch, rows, strict=True):
         fits = hmac.compare_digest(row["hash"] or NOBODY, each.hash)
-        found.append(_key(row) if fits and row["live"] else None)
-    return found
+        keys.append(_key(row) if fits and row["live"] else None)
+    return keys
 
 
 def _key(row: asyncpg.Record) -> Key:
@@ -150,21 +150,21 @@ async def any_made(settings: Settings) -> bool:
 
 
 async def sign_in(pool: Pool, key: Key, lasts: timedelta, token: bytes | None) -> str:
-    """A new session of this key: its secret. It ends after `lasts`, or when it was not used for IDLE_MAX.
+    """The secret of a new session of this key. It ends after `lasts`, or when nobody has used it for IDLE_MAX.
 
-    One AT_HOME is the local token's, whose hash is `token`.
+    Where the key is AT_HOME, the session belongs to the local token, whose hash is `token`.
     """
     secret = mint(SESSION)
-    told = presented(secret)
+    parts = presented(secret)
     whose = (None, token) if key == AT_HOME else (key.prefix, None)
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        await connection.execute(SQL["sign_in"], told.prefix, told.hash, *whose, lasts, IDLE_MAX)
+        await connection.execute(SQL["sign_in"], parts.prefix, parts.hash, *whose, lasts, IDLE_MAX)
     return secret
 
 
 async def sign_out(pool: Pool, token: str) -> str | None:
     """The prefix of the key whose session it was; None where it was none."""
-    told = presented(token)
+    parts = presented(token)
     async with pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-        prefix: str | None = await connection.fetchval(SQL["sign_out"], told.prefix, told.hash)
+        prefix: str | None = await connection.fetchval(SQL["sign_out"], parts.prefix, parts.hash)
     return prefix

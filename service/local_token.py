@@ -1,4 +1,4 @@
-"""The local token: by it `callboard up` lets in whoever can read its data folder, before and after keys are made."""
+"""The local token: `callboard up` lets in whoever can read it in the data folder, whether there are keys or not."""
 
 import os
 import re
@@ -15,9 +15,9 @@ OTHERS: Final = 0o077
 
 
 def local_token(folder: Path) -> str:
-    """The token of a data folder, made where there is none: in a file that nobody else may read.
+    """Reads the token of a data folder; where there is none, writes one to a file that nobody else may read.
 
-    One that others could read is made anew. Raises StartError where the folder can't be used.
+    Replaces one that others could read. Raises StartError where the folder can't be used.
     """
     path = folder / FILE
     try:
@@ -34,7 +34,7 @@ def local_token(folder: Path) -> str:
 
 
 def noted_token(folder: Path) -> str:
-    """What the file has; nothing where there is none that we may read."""
+    """The token in the file; empty where there is none that we may read."""
     with suppress(OSError, UnicodeDecodeError):
         token = (folder / FILE).read_text(encoding="ascii").strip()
         if re.fullmatch(LOCAL_TOKEN, token):

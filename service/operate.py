@@ -98,7 +98,7 @@ class Operator:
     async def letters(
         self, which: Letters, limit: int, bytes_max: int, before: int | None = None
     ) -> list[asyncpg.Record]:
-        """Dead letters, newest first, below the number `before`; `among` tells how many there are up to `limit`."""
+        """Dead letters, newest first, below the number `before`; `among`: how many there are, counted up to `limit`."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
             return list(await connection.fetch(SQL["dead_letters"], *self._asked(which), before, limit, bytes_max))
 
@@ -146,8 +146,8 @@ class Operator:
     async def _take_again(self, row: asyncpg.Record) -> bool:
         """The letter's own id is the event's where it names none, so that twice is once."""
         try:
-            said, own_id = row["event"].encode(), str(row["dead_id"])
-            await self._intake.take(said, tenant=self._tenant, source=SOURCE, default_id=own_id, by=self._actor)
+            body, own_id = row["event"].encode(), str(row["dead_id"])
+            await self._intake.take(body, tenant=self._tenant, source=SOURCE, default_id=own_id, by=self._actor)
         except (BadEvent, Conflict):
             log.info("dead letter %s is no event still", row["dead_id"])
             return False

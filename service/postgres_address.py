@@ -51,8 +51,8 @@ class Address(Struct, frozen=True):
 
     @property
     def weakness(self) -> Weakness | None:
-        given = self.parameters
-        mode, authority = given.get("sslmode", "prefer"), given.get("sslrootcert")
+        parameters = self.parameters
+        mode, authority = parameters.get("sslmode", "prefer"), parameters.get("sslrootcert")
         if authority == "system" or mode in ("verify-ca", "verify-full"):
             return None
         if mode == "require":  # with an authority it is verify-ca, as libpq has it

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Lease:
-    """What one API has of one key's rate. `left` may be used until `ends_at`."""
+    """The part of one key's rate that one API holds. It may use `left` until `ends_at`."""
 
     def __init__(self, rate: Rate) -> None:
         self.rate: Final = rate

@@ -36,7 +36,7 @@ class Rate(Struct, frozen=True):
 
 
 def read_rate(text: str) -> Rate:
-    """Raises ValueError where it is none."""
+    """Raises ValueError where the text is no rate."""
     match = _RATE.fullmatch(text)
     if match is None:
         raise ValueError("a number of events up to 9999999 for a second, a minute or an hour: 100/s, 100/min, 100/h")
@@ -56,7 +56,7 @@ class Bucket:
         self.drained_at = drained_at
 
     def room(self, now: float, rate: Rate, parts: int = 1) -> int:
-        """So many events fit now."""
+        """How many events fit now."""
         apart_s = rate.apart_s * parts
         free_s = max(rate.period_s, apart_s) - max(0.0, self.drained_at - now)
         return max(0, math.floor(free_s / apart_s + 1e-6))
@@ -68,11 +68,11 @@ class Bucket:
         self.drained_at = min(drained_at, now + max(rate.period_s, apart_s))
 
     def held(self, now: float, rate: Rate, parts: int = 1) -> int:
-        """So many events have not drained, the one that drains counted too."""
+        """How many events have not drained yet, with the one that drains now."""
         return math.ceil(max(0.0, self.drained_at - now) / (rate.apart_s * parts) - 1e-6)
 
     def wait_s(self, now: float, rate: Rate, events: int, parts: int = 1) -> float:
-        """Until so many fit, or as many as ever do."""
+        """The seconds until so many events fit, or until the bucket is empty where they never all fit."""
         apart_s = rate.apart_s * parts
         most_s = max(rate.period_s, apart_s)
         return max(0.0, self.drained_at - now + min(events * apart_s, most_s) - most_s)

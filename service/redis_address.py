@@ -144,7 +144,7 @@ def _db(text: str) -> int:
 def _tls(options: dict[str, str]) -> dict[str, str | bool]:
     """`CERT_NONE` is how Python's ssl module spells `none`, and what some services print.
 
-    The authorities that a machine trusts sign for everybody, so that then the name has to fit.
+    The authorities that a machine trusts sign for everybody: where REDIS_URL names none, the host's name has to fit.
     """
     tls: dict[str, str | bool] = {name: options[name] for name in FILES if name in options}
     lost = next((name for name in tls if not Path(str(tls[name])).is_file()), None)

@@ -92,14 +92,14 @@ class Settings(Outside, frozen=True, kw_only=True):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Keys and the passwords in addresses, in every spelling that may turn up in a log."""
-        given = {field.name: str(getattr(self, field.name)) for field in fields(self)}
-        urls = (value for name, value in given.items() if name.endswith(("_url", "_endpoint")))
+        texts = {field.name: str(getattr(self, field.name)) for field in fields(self)}
+        urls = (value for name, value in texts.items() if name.endswith(("_url", "_endpoint")))
         passwords = [match[1] or match[2] or "" for url in urls if (match := _PASSWORD.search(url))]
-        keys = (value for name, value in given.items() if name.endswith(("api_key", "local_token")))
-        found = {*keys, *passwords, *map(unquote, passwords)}
-        found |= postgres_url.secrets(self.database_url) | postgres_url.secrets(self.database_owner_url)
-        found |= {json.encode(each).decode()[1:-1] for each in found}
-        return tuple(sorted((each for each in found if len(each) >= SECRET_MIN), key=len, reverse=True))
+        keys = (value for name, value in texts.items() if name.endswith(("api_key", "local_token")))
+        secrets = {*keys, *passwords, *map(unquote, passwords)}
+        secrets |= postgres_url.secrets(self.database_url) | postgres_url.secrets(self.database_owner_url)
+        secrets |= {json.encode(each).decode()[1:-1] for each in secrets}
+        return tuple(sorted((each for each in secrets if len(each) >= SECRET_MIN), key=len, reverse=True))
 
     @property
     def data_path(self) -> Path:
@@ -119,7 +119,7 @@ class Settings(Outside, frozen=True, kw_only=True):
 
     @property
     def simulated(self) -> bool:
-        """Whether answers come from the simulator. `auto` is for `callboard up` to decide; to all others it says no."""
+        """Whether answers come from the simulator. `callboard up` decides for `auto`; elsewhere that is off."""
         return self.simulate == "on"
 
 

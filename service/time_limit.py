@@ -129,7 +129,7 @@ class TimeLimit:
 
 
 def shared_limits() -> Deadlines[TimeLimit]:
-    """What the time limits of many runs are given."""
+    """One object that holds the time limits of many runs."""
     return Deadlines(lambda limit, _: limit.late())
 
 

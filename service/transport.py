@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import Final, Literal
 
 Weakness = Literal["plain", "unverified"]
-"""It may go without TLS; or TLS takes whoever answers for the server."""
+"""`plain`: the connection may have no TLS; `unverified`: its TLS takes any server for the right one."""
 
 RESOLVE_TIMEOUT_S: Final = 5.0
 WHAT: Final = {

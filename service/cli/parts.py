@@ -113,18 +113,20 @@ async def all_running(settings: Settings, workers: int) -> AsyncIterator[Running
     """
     check_port(settings)
     async with AsyncExitStack() as stack:
-        whole = await stack.enter_async_context(embedded(decided(settings)))
-        await migrate(whole)
+        full_settings = await stack.enter_async_context(embedded(decided(settings)))
+        await migrate(full_settings)
         # A Redis that was started here is nobody else's: whichever database came to this data folder has it.
-        await (check_redis(whole) if settings.redis_url else adopt(whole))
-        environment = environment_of(whole)
-        with_token = {**environment, variable("local_token"): whole.local_token}
-        api = Child("API", "service", with_token, STOP_TIMEOUT_S)
-        hands = [Child("worker", "workers", environment, whole.grace_s + STOP_TIMEOUT_S) for _ in range(workers)]
+        await (check_redis(full_settings) if settings.redis_url else adopt(full_settings))
+        environment = environment_of(full_settings)
+        api_environment = {**environment, variable("local_token"): full_settings.local_token}
+        api = Child("API", "service", api_environment, STOP_TIMEOUT_S)
+        hands = [
+            Child("worker", "workers", environment, full_settings.grace_s + STOP_TIMEOUT_S) for _ in range(workers)
+        ]
         tasks = [asyncio.create_task(child.run()) for child in (api, *hands)]
         stack.push_async_callback(_end_all, tasks)
-        await _until_ready(whole, [api, *hands])
-        yield Running(whole, api, hands)
+        await _until_ready(full_settings, [api, *hands])
+        yield Running(full_settings, api, hands)
 
 
 def decided(settings: Settings) -> Settings:
@@ -135,12 +137,15 @@ def decided(settings: Settings) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """What the programs are told besides what was told to us, without the owner's address: they don't migrate."""
-    ours = on_this_machine(settings)
+    """The environment of the API and the workers: our own, with the values that were decided here.
+
+    It is without the owner's address, for they don't migrate.
+    """
+    local = on_this_machine(settings)
     names = ("database_url", "redis_url", "host", "port", "simulate", "web_allow")
-    owners = variable("database_owner_url")
-    others = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") != owners}
-    return others | {variable(name): str(getattr(ours, name)) for name in names}
+    owner = variable("database_owner_url")
+    environment = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") != owner}
+    return environment | {variable(name): str(getattr(local, name)) for name in names}
 
 
 def check_port(settings: Settings) -> None:

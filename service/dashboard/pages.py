@@ -89,22 +89,22 @@ def _shown(mine: Look, show: Show, *, is_open: bool = False) -> Callable[[Reques
 
 
 async def list_page(mine: Look, request: Request) -> Response:
-    asked = _asked(request)
-    if asked is None:
+    query = _asked(request)
+    if query is None:
         return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
     here = door(request)
-    asked = replace(asked, limit=min(asked.limit, ROWS_MAX))
-    items, more = await find(request, asked)
-    newest = asked.cursor is None
+    query = replace(query, limit=min(query.limit, ROWS_MAX))
+    items, more = await find(request, query)
+    newest = query.cursor is None
     return mine.page(
         "events.html",
         **_common(request, live=newest, simulated=await _simulated(request)),
         items=[{"partitionkey": None, **each, "error": _failure(each["error"])} for each in items],
-        asked=asked,
-        is_filtered=replace(asked, limit=50, cursor=None) != Filter(),
+        query=query,
+        is_filtered=replace(query, limit=50, cursor=None) != Filter(),
         older=_address(request, str(items[-1]["event_id"])) if more else None,
         newest=None if newest else _address(request, ""),
-        types=sorted({*here.catalog, *([asked.type] if asked.type else [])}),
+        types=sorted({*here.catalog, *([query.type] if query.type else [])}),
         counts=await _counts(request),
         workers=await fetch(request, SQL["workers"]),
         latest=LATEST,
@@ -122,8 +122,8 @@ async def event_page(mine: Look, request: Request) -> Response:
     event_id = _uuid(request.path_params["event_id"])
     event = await load(request, event_id) if event_id else None
     if event is None:
-        told = request.path_params["event_id"]
-        return _trouble(mine, request, 404, "No such event", f"There is no event {told}, or it has been forgotten.")
+        shown_id = request.path_params["event_id"]
+        return _trouble(mine, request, 404, "No such event", f"There is no event {shown_id}, or it has been forgotten.")
     common = _common(request, live=event["status"] in OPEN, simulated=await _simulated(request))
     children, more = await find(request, Filter(parent=event_id, limit=CHILDREN_MAX + 1))
     return mine.page(
@@ -140,8 +140,8 @@ async def event_page(mine: Look, request: Request) -> Response:
 
 
 async def _simulated(request: Request) -> bool:
-    ((said,),) = await fetch(request, SQL["simulated"])
-    return bool(said)
+    ((simulated,),) = await fetch(request, SQL["simulated"])
+    return bool(simulated)
 
 
 def _common(request: Request, *, live: bool, simulated: bool = False) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _failure(error: Any) -> dict[str, Any] | None:
 
 
 def _shown_key(request: Request) -> str:
-    """What stands for the key in a line for the shell."""
+    """The shell's word for the caller's key."""
     token = door(request).settings.data_path / FILE
     return f"$(cat {quote(str(token))})" if caller(request).key == AT_HOME else "$CALLBOARD_API_KEY"
 

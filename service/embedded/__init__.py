@@ -50,25 +50,24 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
 
 
 def running(settings: Settings) -> Settings:
-    """The settings with both addresses, as the running `make up` of the same data folder has told them, and whether it
-    simulates.
+    """The settings with both addresses, and with `simulate`, of the running `make up` of the same data folder.
 
     Raises StartError with one sentence where one is missing and none runs, or is none.
     """
     _check(settings)
-    told_addresses = _read(settings)
-    if told_addresses:
+    record = _read(settings)
+    if record:
         settings = on_this_machine(settings)
-    found = {name: getattr(settings, name) or told_addresses.get(name, "") for name in MISSING}
+    addresses = {name: getattr(settings, name) or record.get(name, "") for name in MISSING}
     if not settings.database_url:
-        found["database_owner_url"] = told_addresses.get("database_owner_url", "")
+        addresses["database_owner_url"] = record.get("database_owner_url", "")
     for name in MISSING:
-        if not found[name]:
+        if not addresses[name]:
             what, variable = MISSING[name]
             raise StartError(f"No {what}: set {variable}, or start `make up` (its data folder: {settings.data_path}).")
     if settings.simulate == "auto" and not settings.database_url:
-        found["simulate"] = told_addresses.get("simulate", "auto")
-    return replace(settings, **found)
+        addresses["simulate"] = record.get("simulate", "auto")
+    return replace(settings, **addresses)
 
 
 def on_this_machine(settings: Settings) -> Settings:
@@ -95,21 +94,21 @@ def _addresses(settings: Settings) -> Path:
     return settings.data_path / "addresses.json"
 
 
-def _tell(settings: Settings, found: dict[str, str]) -> None:
-    """Writes the addresses of what was started, and no other: those may hold a password; and who answers."""
+def _tell(settings: Settings, addresses: dict[str, str]) -> None:
+    """Writes the addresses of our own servers, not the user's, which may hold a password; and `simulate`."""
     path = _addresses(settings)
     fresh = path.with_suffix(".new")
     with told(path), os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(
-            {"database_url": "", "redis_url": "", **found, "simulate": settings.simulate, "pid": os.getpid()}, file
+            {"database_url": "", "redis_url": "", **addresses, "simulate": settings.simulate, "pid": os.getpid()}, file
         )
     fresh.replace(path)
 
 
 def _read(settings: Settings) -> dict[str, str]:
     with suppress(FileNotFoundError, ValueError):
-        told_addresses: dict[str, str | int] = json.loads(_addresses(settings).read_text(encoding="utf-8"))
-        if command_line(int(told_addresses["pid"])):
+        record: dict[str, str | int] = json.loads(_addresses(settings).read_text(encoding="utf-8"))
+        if command_line(int(record["pid"])):
             names = (*MISSING, "database_owner_url", "simulate")
-            return {name: str(told_addresses[name]) for name in names if name in told_addresses}
+            return {name: str(record[name]) for name in names if name in record}
     return {}

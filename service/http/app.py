@@ -49,10 +49,10 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     """`uvicorn --factory service:create_app` reads the settings from the environment."""
     chosen = settings or running(load(os.environ))
     types = catalog or discover(schemas.events)
-    told = prompts.load()
+    library = prompts.load()
     return Starlette(
         routes=_routes(),
-        lifespan=_lifespan(chosen, types, told),
+        lifespan=_lifespan(chosen, types, library),
         exception_handlers=HANDLERS,
         middleware=[Middleware(metrics.counted), Middleware(audited), Middleware(leaving), Middleware(in_pieces)],
     )
@@ -104,7 +104,7 @@ def _both(path: str, method: str, need: Need, endpoint: Endpoint) -> list[Route]
     return [_at(each, method, need, endpoint) for each in (path, f"{path}/")]
 
 
-def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ignore[no-untyped-def]
+def _lifespan(settings: Settings, catalog: Catalog, library: Prompts):  # type: ignore[no-untyped-def]
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
@@ -127,8 +127,8 @@ def _lifespan(settings: Settings, catalog: Catalog, told: Prompts):  # type: ign
             readiness = Readiness(pool, intake.commits)
             turns = (querying(settings, meters), searching(settings, meters))
             shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), Room())
-            there = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
-            made = (*there, quotas, Audit(meters), asyncio.Lock())
-            yield State(door=Door(settings, catalog, told, *made))
+            parts = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
+            all_parts = (*parts, quotas, Audit(meters), asyncio.Lock())
+            yield State(door=Door(settings, catalog, library, *all_parts))
 
     return lifespan

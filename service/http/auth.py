@@ -60,7 +60,7 @@ def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
 async def admit(request: Request, scope: Scope) -> None:
     """Raises HTTPException 401 without a valid key, 403 without the scope, and Unavailable while Postgres is away.
 
-    Where somebody comes from counts for nothing: whatever a proxy forwards comes from this machine.
+    The client's address does not count: all that a proxy on this machine forwards has its address.
     """
     bearer = _bearer(request)
     if bearer is None:

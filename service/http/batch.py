@@ -90,7 +90,7 @@ def _too_many(most: int) -> BadEvent:
 
 
 async def _answer(request: Request, outcomes: Sequence[Accepted | Exception]) -> Response:
-    """Where nothing was taken and that is not the events' fault, all of it has to come again: it is a 429 or 503."""
+    """Where no event was accepted and one was not at fault, it raises that one's 429 or 503: all have to come again."""
     accepted = sum(isinstance(each, Accepted) for each in outcomes)
     for each in outcomes:
         if not accepted and not isinstance(each, Accepted | BadEvent | Conflict):

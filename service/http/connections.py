@@ -1,4 +1,4 @@
-"""Connections: a request's head has a bound and a deadline, as has what is to be read; none keeps others out.
+"""Connections: a request's head and an unread answer have a bound and a deadline, so that none keeps others out.
 
 uvicorn's protocol for HTTP, with these bounds: by itself it takes a head of any size, for as long as that takes.
 """
@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_MAX: Final = 64 << 10
 HEAD_S: Final = 10.0
 READ_S: Final = 30.0  # for some 64 KiB, which is what uvicorn and service/http/answers.py keep for a connection
-SEND_MAX: Final = 256 << 10  # what the kernel may hold of an answer; by itself it lets that grow to 4 MiB a connection
+SEND_MAX: Final = 256 << 10  # bytes of an answer that the kernel may hold; its default grows to 4 MiB a connection
 CONNECTIONS_MAX: Final = 2_000
 FILES_KEPT: Final = 200  # of those that this process may open: for Postgres, Redis, logs
 AGAIN_S: Final = 1
@@ -27,15 +27,15 @@ PIPELINED_MAX: Final = (
     100  # requests behind the one that is answered: each holds some KB, and one read brings thousands
 )
 VERSIONS: Final = ("1.0", "1.1")
-NO_HTTP: Final = "this is no request in HTTP/1.1, or its end is told in a way that can be taken for another one"
+NO_HTTP: Final = "this is no request in HTTP/1.1, or its headers leave open where its body ends"
 LATE: Final = f"the head of this request did not arrive within {HEAD_S:g} s"
 FULL: Final = "not now: as many requests as it has connections for are under way"
 
 
 class Connection(HttpToolsProtocol):
-    """`since`: when the head that is awaited began to come, or the connection was made or became idle.
+    """`since`: when the current head began to arrive, or the connection began or became idle.
 
-    `read_at`: when last nothing was left to be read, or so little that more was sent.
+    `read_at`: when the client last had read all of an answer, or enough of it for more to be sent.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -69,7 +69,7 @@ class Connection(HttpToolsProtocol):
             self.refuse(431, LARGE)
 
     def on_message_begin(self) -> None:
-        if self.refused:  # of thousands that one read brought the rest would only keep others waiting
+        if self.refused:  # one read may bring thousands: to parse the rest would only keep others waiting
             raise ConnectionAbortedError(FULL)
         super().on_message_begin()
 
@@ -107,9 +107,9 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
 
     def expire(self, now: float) -> None:
-        """Ends a head that takes too long, and an answer that nobody reads: closing would wait for that.
+        """Ends a head that takes too long; aborts an answer that nobody reads, since to close would wait for a reader.
 
-        Of a connection that is kept open uvicorn's own timer knows.
+        uvicorn's own timer ends idle connections.
         """
         if not self.transport.get_write_buffer_size():
             self.read_at = now

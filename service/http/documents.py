@@ -44,7 +44,7 @@ class Deletion(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Hits(Struct, frozen=True):
-    """`left_out`: how many more were found, too large to be told with these."""
+    """`left_out`: how many more documents fit the search, for which this answer has no room."""
 
     items: list[Found]
     left_out: int = 0
@@ -60,20 +60,20 @@ class Deleted(Struct, frozen=True):
 
 async def search_collection(request: Request) -> Response:
     """The documents that are nearest, best first."""
-    asked = await asked_by_body(request, Search)
-    return reply(Hits(*await _vectors(request).search(caller(request).tenant, _collection(request), asked)))
+    search = await asked_by_body(request, Search)
+    return reply(Hits(*await _vectors(request).search(caller(request).tenant, _collection(request), search)))
 
 
 async def put_documents(request: Request) -> Response:
     """Keeps documents, in the place of those with the same id; of two in one request the last one counts."""
-    collection, asked, who = _collection(request), await asked_by_body(request, Upsert), caller(request)
+    collection, upsert, who = _collection(request), await asked_by_body(request, Upsert), caller(request)
     documents, source = {}, f"key {who.actor}"
-    for place, each in enumerate(asked.documents):
+    for place, each in enumerate(upsert.documents):
         if each.vector is not None:
             check_vector(each.vector, f"$.documents[{place}].vector")
         if each.metadata.get(SOURCE, source) != source:
-            told = f"`{SOURCE}` says who wrote a document, here {source!r}: leave it out, or call yours something else"
-            raise BadEvent(422, told, f"$.documents[{place}].metadata.{SOURCE}")
+            rule = f"`{SOURCE}` says who wrote a document, here {source!r}: leave it out, or call yours something else"
+            raise BadEvent(422, rule, f"$.documents[{place}].metadata.{SOURCE}")
         vector = each.vector or embed(each.text)
         documents[each.id] = Document(collection, each.id, each.text, vector, {**each.metadata, SOURCE: source})
         await asyncio.sleep(0)  # embedding takes up to some milliseconds: others have their turn
@@ -85,10 +85,10 @@ async def put_documents(request: Request) -> Response:
 
 async def delete_documents(request: Request) -> Response:
     """Deletes by `ids`, by `filter`, or those that fit both."""
-    collection, asked, who = _collection(request), await asked_by_body(request, Deletion), caller(request)
-    if asked.ids is None and not asked.filter:
+    collection, deletion, who = _collection(request), await asked_by_body(request, Deletion), caller(request)
+    if deletion.ids is None and not deletion.filter:
         raise BadEvent(400, "name `ids` or a `filter`: everything at once is asked for by none")
-    deleted = await _vectors(request).delete(who.tenant, collection, asked.ids, asked.filter, who.actor)
+    deleted = await _vectors(request).delete(who.tenant, collection, deletion.ids, deletion.filter, who.actor)
     note(request, "delete_documents", who.actor, 200)
     return reply(Deleted(deleted))
 

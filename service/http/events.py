@@ -30,7 +30,7 @@ from service.http.door import (
 from service.http.view import event_view, list_item
 from service.resources import ACQUIRE_TIMEOUT_S
 
-MOMENTS_MAX: Final = 2_000  # attempts, calls and operations each that one event's timeline has: the latest
+MOMENTS_MAX: Final = 2_000  # the timeline of an event has the latest so many attempts, calls and operations each
 MEDIA_TYPES: Final = (JSON, "application/cloudevents+json")
 SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
 
@@ -81,19 +81,19 @@ async def load(request: Request, event_id: UUID) -> dict[str, Any] | None:
 
 
 async def list_events(request: Request) -> Response:
-    asked = asked_by_query(request, Filter)
-    items, more = await find(request, asked)
+    query = asked_by_query(request, Filter)
+    items, more = await find(request, query)
     return reply({"items": items, "next": items[-1]["event_id"] if more else None})
 
 
-async def find(request: Request, asked: Filter) -> tuple[list[dict[str, Any]], bool]:
+async def find(request: Request, query: Filter) -> tuple[list[dict[str, Any]], bool]:
     """The events that fit, newest first, without `data`, `result` and `timeline`; and whether there may be more."""
-    bounds = [at and first_id(at) for at in (asked.since, asked.until)]
-    below = min((each for each in (bounds[1], asked.cursor) if each is not None), default=None)
-    kinds = (asked.type, asked.status, asked.key, asked.source, asked.id)
-    bounded = (bounds[0], below, asked.limit)
-    rows = await fetch(request, SQL["events"], caller(request).tenant, *kinds, *bounded, asked.parent, LIST_MAX)
-    return [list_item(row) for row in rows], has_more(rows, asked.limit)
+    bounds = [at and first_id(at) for at in (query.since, query.until)]
+    below = min((each for each in (bounds[1], query.cursor) if each is not None), default=None)
+    kinds = (query.type, query.status, query.key, query.source, query.id)
+    bounded = (bounds[0], below, query.limit)
+    rows = await fetch(request, SQL["events"], caller(request).tenant, *kinds, *bounded, query.parent, LIST_MAX)
+    return [list_item(row) for row in rows], has_more(rows, query.limit)
 
 
 def media_type_of(request: Request, taken: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Cancel, replay, the dead letters, the mailbox of an actor; what is to be forgotten."""
+"""Cancel, replay, the dead letters, the mailbox of an actor, and forget."""
 
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -78,9 +78,9 @@ async def cancel_event(request: Request) -> Response:
 
 
 async def list_dead_letters(request: Request) -> Response:
-    asked = asked_by_query(request, Page)
-    rows = await _operator(request).letters(asked, asked.limit, LIST_MAX, asked.cursor)
-    more = has_more(rows, asked.limit)
+    page = asked_by_query(request, Page)
+    rows = await _operator(request).letters(page, page.limit, LIST_MAX, page.cursor)
+    more = has_more(rows, page.limit)
     return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if more else None})
 
 
@@ -114,19 +114,19 @@ async def get_actor(request: Request) -> Response:
 
 async def forget(request: Request) -> Response:
     """Removes every trace of a key, a subject or a source, and counts again what is left."""
-    target, here, who = await asked_by_body(request, Target), door(request), caller(request)
+    target, app, who = await asked_by_body(request, Target), door(request), caller(request)
     if len(target.by) != 1:
         raise BadEvent(400, "name one of key, subject, source")
-    redis = RedisTraces(here.redis, names_of(here.settings), who.tenant, here.settings.body_max)
+    redis = RedisTraces(app.redis, names_of(app.settings), who.tenant, app.settings.body_max)
     try:
-        return reply(await Forgetter(here.pool, redis, here.intake.outbox.ring, who.tenant, who.actor).forget(target))
+        return reply(await Forgetter(app.pool, redis, app.intake.outbox.ring, who.tenant, who.actor).forget(target))
     except InHand as error:
         raise HTTPException(409, str(error)) from error
 
 
 def _operator(request: Request) -> Operator:
-    whole, who, pool = door(request), caller(request), pool_of(request)
-    return Operator(pool, whole.redis, names_of(whole.settings).cancel, whole.intake, who.tenant, who.actor)
+    app, who, pool = door(request), caller(request), pool_of(request)
+    return Operator(pool, app.redis, names_of(app.settings).cancel, app.intake, who.tenant, who.actor)
 
 
 async def _why_not(request: Request, event_id: UUID, reason: str) -> HTTPException:

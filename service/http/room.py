@@ -76,15 +76,15 @@ class Room:
 
 
 def _held(scope: Scope) -> tuple[str, int, Shares | None]:
-    found: tuple[str, int, Shares] | None = scope["state"].get("room")
-    return found or (caller_of(scope), 0, None)
+    held: tuple[str, int, Shares] | None = scope["state"].get("room")
+    return held or (caller_of(scope), 0, None)
 
 
 def caller_of(scope: Scope) -> str:
-    """The key; of who has shown none yet the address."""
-    found = scope["state"].get("caller")
-    if found is not None:
-        return f"key {found.key.prefix}"
+    """The prefix of the caller's key; before that is known, the caller's address."""
+    caller = scope["state"].get("caller")
+    if caller is not None:
+        return f"key {caller.key.prefix}"
     return f"address {(scope.get('client') or ('',))[0]}"
 
 

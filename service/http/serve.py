@@ -115,17 +115,17 @@ class _Server(uvicorn.Server):
 
 
 def refuse_open_door(settings: Settings) -> None:
-    """Raises StartError where others can reach an API that nobody has a key for; on loopback it is said in the log."""
+    """Raises StartError where others can reach an API that nobody has a key for; on loopback it logs a warning."""
     if settings.local_token and settings.on_loopback:
         return
     try:
-        made = asyncio.run(any_made(settings))
+        has_keys = asyncio.run(any_made(settings))
     except POSTGRES_ERRORS as error:  # then nobody gets in before it is back
         log.warning("%s: whether a key was made shows later: %s", sentence(error), text_of(error))
         return
-    if not made and settings.on_loopback:
+    if not has_keys and settings.on_loopback:
         log.warning("no key was made yet: all but the health is refused. Make one with `callboard keys create`")
-    elif not made:
+    elif not has_keys:
         raise StartError(
             f"CALLBOARD_HOST={settings.host} is open to others, and no key was made yet. "
             "Make one with `callboard keys create`, or use 127.0.0.1."

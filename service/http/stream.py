@@ -32,26 +32,26 @@ log = logging.getLogger("callboard.stream")
 
 async def follow_event(request: Request) -> Response:
     """200 and a stream that ends with the event; 204, which tells a browser to stay away, where that has been read."""
-    event_id, here = event_id_of(request), door(request)
+    event_id, app = event_id_of(request), door(request)
     last = _last(request)
     pool, who = pool_of(request), caller_of(request.scope)
-    found = await standing(pool, event_id, caller(request).tenant, ACQUIRE_TIMEOUT_S)
-    if found is None:
+    state = await standing(pool, event_id, caller(request).tenant, ACQUIRE_TIMEOUT_S)
+    if state is None:
         raise HTTPException(404, f"no event {event_id}")
-    if last is not None and _is_read(found[0], last):
+    if last is not None and _is_read(state[0], last):
         return Response(status_code=204)
     if request.method == "HEAD":  # a stream would hold the connection until the event has ended, and say nothing
         head = Response(headers=HEADERS, media_type=MEDIA)
         del head.headers["content-length"]
         return head
-    here.followers.admit()
-    _take_share(here, who)
-    stream = told(here.followers, pool, event_id, found, last)
-    return EventStream(stream, lambda: admit(request, "read"), lambda: here.streams.give_back(who, 1))
+    app.followers.admit()
+    _take_share(app, who)
+    stream = told(app.followers, pool, event_id, state, last)
+    return EventStream(stream, lambda: admit(request, "read"), lambda: app.streams.give_back(who, 1))
 
 
 class EventStream(StreamingResponse):
-    """Whatever ends it, nobody follows any more. Who does not read is hung up on: see service/http/connections.py."""
+    """Whatever ends it, it gives its place back. service/http/connections.py ends it where the client does not read."""
 
     def __init__(self, stream: AsyncGenerator[bytes, None], admitted: Admitted, leave: Callable[[], None]) -> None:
         self.stream: Final = stream
@@ -68,7 +68,7 @@ class EventStream(StreamingResponse):
         async with aclosing(self.stream):
             try:
                 await super().stream_response(send)
-            except Unavailable:  # there is no room for something as large as what comes next: its client comes again
+            except Unavailable:  # there is no room for the next message, which is large: the client connects again
                 await send({"type": "http.response.body", "body": b""})
 
 
@@ -95,10 +95,10 @@ async def _until_trouble(stream: AsyncGenerator[bytes, None], admitted: Admitted
             check.cancel()
 
 
-def _take_share(here: Door, who: str) -> None:
-    """Raises TooMany where this caller follows as much as one may, Unavailable where all do."""
-    if full := here.streams.take(who, 1):
-        here.meters.add("callboard_refused_total", ("streams", "caller" if full == "this caller" else "all"))
+def _take_share(app: Door, who: str) -> None:
+    """Raises TooMany where this caller has its share of the streams, Unavailable where all are taken."""
+    if full := app.streams.take(who, 1):
+        app.meters.add("callboard_refused_total", ("streams", "caller" if full == "this caller" else "all"))
         if full == "this caller":
             raise TooMany("more of your streams are open than one caller may have", AGAIN_S)
         raise Unavailable("as many streams are open as one API serves (CALLBOARD_STREAMS_MAX)", AGAIN_S)
