@@ -29,7 +29,7 @@ ALIVE_S: Final = 15.0
 BEAT_S: Final = 5.0
 COUNTED_S: Final = 1.0
 COUNT_TIMEOUT_S: Final = 3.0
-DRY_S: Final = 0.01  # the bucket has to hold the events of so long before Redis is queried again
+DRY_S: Final = 0.01  # the bucket has to have room for the events of so long before Redis is queried again
 HELD_MAX: Final = 10_000  # keys with quotas that are held in memory
 SCRIPT: Final = Path(__file__).with_name("quota.lua").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Whether somebody on the way could read or change the traffic with a server on the internet: a warning at boot."""
+"""Whether others could read or change the traffic with a server on the internet: the boot warns, and never refuses."""
 
 import asyncio
 import logging

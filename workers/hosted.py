@@ -33,17 +33,17 @@ def program(settings: Settings) -> Program:
     """
     catalog = discover(schemas.events)
     wiring = wire(workers.pipelines, catalog)
-    told = prompts.load()
+    library = prompts.load()
     for each in everyone(wiring):
-        check_calls(each.plan, told)
-    return Program(settings, catalog, wiring, told, workers.providers.discover(workers.providers))
+        check_calls(each.plan, library)
+    return Program(settings, catalog, wiring, library, workers.providers.discover(workers.providers))
 
 
-def check_models(worker: Program) -> None:
-    """Raises CallboardError where a prompt's models can't answer: simulated text takes CALLBOARD_SIMULATE."""
-    if not worker.settings.simulated:
-        with_key = [name for name, connect in worker.providers.items() if connect(worker.settings, None) is not None]
-        check_keys(worker.prompts, with_key)
+def check_models(program: Program) -> None:
+    """Raises CallboardError where a prompt's models can't answer. The simulator does only where it is switched on."""
+    if not program.settings.simulated:
+        with_key = [name for name, connect in program.providers.items() if connect(program.settings, None) is not None]
+        check_keys(program.prompts, with_key)
 
 
 def worker_settings() -> type:

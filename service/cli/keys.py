@@ -40,19 +40,19 @@ def keys() -> None:
     """Who may come in, for which tenant, and what for. Needs the database: DATABASE_URL, or that of `callboard up`."""
 
 
-def lasting(_: click.Context, __: click.Parameter, told: str | None) -> timedelta | None:
-    if told is None:
+def lasting(_: click.Context, __: click.Parameter, text: str | None) -> timedelta | None:
+    if text is None:
         return None
-    found = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", told)
-    if found is None:
+    match = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", text)
+    if match is None:
         raise click.BadParameter("a number with h, d or w behind it: 12h, 90d, 52w")
-    return timedelta(**{UNITS[found[2]]: int(found[1])})
+    return timedelta(**{UNITS[match[2]]: int(match[1])})
 
 
-def tenant_name(_: click.Context, __: click.Parameter, told: str) -> str:
-    if not TENANT.fullmatch(told):
+def tenant_name(_: click.Context, __: click.Parameter, text: str) -> str:
+    if not TENANT.fullmatch(text):
         raise click.BadParameter("lower-case letters, digits, dots, dashes and underscores, 63 at most")
-    return told
+    return text
 
 
 def rate_text(_: click.Context, __: click.Parameter, text: str | None) -> str | None:

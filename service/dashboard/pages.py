@@ -92,7 +92,7 @@ async def list_page(mine: Look, request: Request) -> Response:
     query = _asked(request)
     if query is None:
         return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
-    here = door(request)
+    app = door(request)
     query = replace(query, limit=min(query.limit, ROWS_MAX))
     items, more = await find(request, query)
     newest = query.cursor is None
@@ -104,11 +104,11 @@ async def list_page(mine: Look, request: Request) -> Response:
         is_filtered=replace(query, limit=50, cursor=None) != Filter(),
         older=_address(request, str(items[-1]["event_id"])) if more else None,
         newest=None if newest else _address(request, ""),
-        types=sorted({*here.catalog, *([query.type] if query.type else [])}),
+        types=sorted({*app.catalog, *([query.type] if query.type else [])}),
         counts=await _counts(request),
         workers=await fetch(request, SQL["workers"]),
         latest=LATEST,
-        example=_example(here),
+        example=_example(app),
         shown_key=_shown_key(request),
         url=str(request.base_url).rstrip("/"),
     )
@@ -207,9 +207,9 @@ def _shown_key(request: Request) -> str:
     return f"$(cat {quote(str(token))})" if caller(request).key == AT_HOME else "$CALLBOARD_API_KEY"
 
 
-def _example(here: Door) -> str | None:
+def _example(app: Door) -> str | None:
     """Something to send, where the worked example is still there."""
-    if "ticket.opened" not in here.catalog:
+    if "ticket.opened" not in app.catalog:
         return None
     data = {"ticket_id": "T-1", "subject": "Charged twice", "body": "You charged my card twice this month."}
     return json.encode(data).decode()

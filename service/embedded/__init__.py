@@ -35,18 +35,18 @@ async def embedded(settings: Settings) -> AsyncIterator[Settings]:
         yield settings
         return
     async with AsyncExitStack() as undo:
-        found: dict[str, str] = {}
+        addresses: dict[str, str] = {}
         if not settings.database_url:
             postgres = await start_postgres(settings.data_path / "postgres")
             undo.push_async_callback(stop, postgres)
-            found |= {"database_url": as_runner(postgres.url), "database_owner_url": postgres.url}
+            addresses |= {"database_url": as_runner(postgres.url), "database_owner_url": postgres.url}
         if not settings.redis_url:
             redis = await start_redis(settings.data_path / "redis")
             undo.push_async_callback(stop, redis)
-            found["redis_url"] = redis.url
-        _tell(settings, found)
+            addresses["redis_url"] = redis.url
+        _tell(settings, addresses)
         undo.callback(_addresses(settings).unlink, missing_ok=True)
-        yield replace(settings, **found)
+        yield replace(settings, **addresses)
 
 
 def running(settings: Settings) -> Settings:
@@ -58,16 +58,16 @@ def running(settings: Settings) -> Settings:
     record = _read(settings)
     if record:
         settings = on_this_machine(settings)
-    addresses = {name: getattr(settings, name) or record.get(name, "") for name in MISSING}
+    values = {name: getattr(settings, name) or record.get(name, "") for name in MISSING}
     if not settings.database_url:
-        addresses["database_owner_url"] = record.get("database_owner_url", "")
+        values["database_owner_url"] = record.get("database_owner_url", "")
     for name in MISSING:
-        if not addresses[name]:
+        if not values[name]:
             what, variable = MISSING[name]
             raise StartError(f"No {what}: set {variable}, or start `make up` (its data folder: {settings.data_path}).")
     if settings.simulate == "auto" and not settings.database_url:
-        addresses["simulate"] = record.get("simulate", "auto")
-    return replace(settings, **addresses)
+        values["simulate"] = record.get("simulate", "auto")
+    return replace(settings, **values)
 
 
 def on_this_machine(settings: Settings) -> Settings:

@@ -60,7 +60,7 @@ def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
 async def admit(request: Request, scope: Scope) -> None:
     """Raises HTTPException 401 without a valid key, 403 without the scope, and Unavailable while Postgres is away.
 
-    The client's address does not count: all that a proxy on this machine forwards has its address.
+    The client's address does not count: a request that a proxy on this machine forwards has this machine's address.
     """
     bearer = _bearer(request)
     if bearer is None:

@@ -83,8 +83,8 @@ def door(request: Request) -> Door:
 
 def pool_of(request: Request) -> Pool:
     """The pool, of which this caller has no more than its share."""
-    here = door(request)
-    return lent(here.pool, here.turns, caller_of(request.scope))
+    app = door(request)
+    return lent(app.pool, app.turns, caller_of(request.scope))
 
 
 async def fetch(request: Request, statement: str, *arguments: Any) -> list[asyncpg.Record]:

@@ -30,7 +30,7 @@ from service.http.door import (
 from service.http.view import event_view, list_item
 from service.resources import ACQUIRE_TIMEOUT_S
 
-MOMENTS_MAX: Final = 2_000  # the timeline of an event has the latest so many attempts, calls and operations each
+MOMENTS_MAX: Final = 2_000  # attempts, calls, operations: the timeline of an event has the latest so many of each
 MEDIA_TYPES: Final = (JSON, "application/cloudevents+json")
 SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
 

@@ -32,9 +32,9 @@ async def readyz(request: Request) -> Response:
 
 async def _degraded(request: Request) -> list[dict[str, Any]]:
     """What of Redis does not work now."""
-    here = door(request)
-    await here.owner.probe(here.redis)
-    trouble = here.owner.state.trouble
+    app = door(request)
+    await app.owner.probe(app.redis)
+    trouble = app.owner.state.trouble
     return [{"part": "redis", "reason": trouble.reason, "since": trouble.since}] if trouble else []
 
 

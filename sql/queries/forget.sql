@@ -1,6 +1,6 @@
 -- name: page
--- Reads a page, the tenant's next $6 events behind $5, and returns the first $7 of them that have this key ($2), subject ($3)
--- or source ($4). Subjects and sources have no index: each page of events is a statement of its own.
+-- Reads a page, the tenant's next $6 events behind $5, of this key ($2) where one is given, and returns the first $7 of them
+-- that have this subject ($3) or source ($4). Subjects have no index: each page of events is a statement of its own.
 with page as materialized (
     select event_id, source, attributes from events
     where tenant = $1 and event_id > $5 and ($2::text is null or partitionkey = $2)

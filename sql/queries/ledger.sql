@@ -1,7 +1,7 @@
 -- name: open_calls
 -- Before a call is made. The sums go to the worker's allowance; where that was taken back, its worker counts as dead and
--- the call must not be made. $20: the call has ended, and its row is gone: a crash of Postgres lost it, which this makes good,
--- or its event was forgotten, and then no row is written.
+-- the call must not be made. $20: the call has ended, and its row is gone. Where a crash of Postgres lost it, it is written
+-- again; where its event was forgotten, it is not.
 with given as (
     select g.*, found.call_id is not null as there
     from unnest($1::uuid[], $2::uuid[], $3::integer[], $4::bigint[], $5::text[], $6::timestamptz[], $7::text[], $8::integer[],

@@ -116,7 +116,8 @@ with stopped as (
 select event_id, tenant, key, status from stopped;
 
 -- name: dead_letters
--- Newest first. Up to $8 rows, `among` in number, cut where their columns without a bound have $9 bytes, but at least one.
+-- Newest first. Up to $8 letters fit, `among` in number; returns as many as have $9 bytes in their columns without a bound, but
+-- at least one.
 select * from (
     select *, count(*) over () as among, row_number() over (order by dead_no desc) as nth,
            sum(octet_length(event) + octet_length(error::text)) over (order by dead_no desc) as bytes

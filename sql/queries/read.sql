@@ -31,7 +31,7 @@ order by at;
 
 -- name: events
 -- Newest first: event ids are UUIDv7. Each filter counts where it is not null; what is open is looked for in `work` alone.
--- Up to $9 rows, `among` in number, cut where their columns without a bound have $11 bytes, but at least one.
+-- Up to $9 events fit, `among` in number; returns as many as have $11 bytes in their columns without a bound, but at least one.
 with fit as (
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at,
        e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,

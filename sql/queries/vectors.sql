@@ -1,8 +1,8 @@
 -- name: search
 -- The $9 best of a collection. By vector $6: exact, by cosine similarity, among vectors with as many numbers. By words $7:
 -- any of them, by ts_rank. By both: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009) with their constant,
--- the sum of 1 / (60 + place) over the two lists, of which each has up to $8. The best are `among` in number, and cut at $11
--- bytes, but at least one.
+-- the sum of 1 / (60 + place) over the two lists, of which each has up to $8. The best are `among` in number;
+-- returns as many of them as have $11 bytes, but at least one.
 with nearest as (
     select id, 1 - distance as score, row_number() over (order by distance, id) as place
     from (select id, embedding <=> $6::vector as distance from documents

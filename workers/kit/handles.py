@@ -55,8 +55,8 @@ class RunVectors(Struct, frozen=True):
         """
         check_in_step("run.vectors.search", self.step_key, self.effects)
         own = None if vector is None else list(vector)
-        query = Search(text, own, mode, k, dict(where or {}), min_score)
-        documents, _ = await self.client.search(self.tenant, collection, query, sources)
+        search = Search(text, own, mode, k, dict(where or {}), min_score)
+        documents, _ = await self.client.search(self.tenant, collection, search, sources)
         return documents
 
     def upsert(
@@ -67,7 +67,7 @@ class RunVectors(Struct, frozen=True):
         metadata: Mapping[str, Any] | None = None,
         vector: Sequence[float] | None = None,
     ) -> None:
-        """Keep `text` under `doc_id`, by its own `vector` or embedded; adds the event's `source` to its metadata.
+        """Keep `text` under `doc_id`, by its own `vector` or embedded; its metadata also gets the event's `source`.
 
         Raises WiringError for metadata with another `source`.
         """
