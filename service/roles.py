@@ -51,7 +51,7 @@ async def take(owner: Connection) -> None:
                 f' not speak: `grant "{row["owner"]}" to` it as an administrator, or name that role there.'
             )
     async with owner.transaction():
-        await _do(owner, "taking", [*TABLES], [*SEQUENCES], [*FUNCTIONS])
+        await _execute_all(owner, _SQL["taking"], [*TABLES], [*SEQUENCES], [*FUNCTIONS])
 
 
 async def grant(owner: Connection, settings: Settings) -> None:
@@ -61,13 +61,15 @@ async def grant(owner: Connection, settings: Settings) -> None:
     """
     runner = await _runner(owner, settings)
     async with owner.transaction():
-        await _do(owner, "parting", runner)  # first: what a member of the owner may do is not granted to it
-        await _do(owner, "granting", runner, [*TABLES], [*SEQUENCES], [*FUNCTIONS])
+        await _execute_all(
+            owner, _SQL["parting"], runner
+        )  # first: what a member of the owner may do is not granted to it
+        await _execute_all(owner, _SQL["granting"], runner, [*TABLES], [*SEQUENCES], [*FUNCTIONS])
     await _check(owner, settings, runner)
 
 
-async def _do(owner: Connection, name: str, *arguments: object) -> None:
-    for row in await owner.fetch(_SQL[name], *arguments):
+async def _execute_all(owner: Connection, query: str, *arguments: object) -> None:
+    for row in await owner.fetch(query, *arguments):
         await owner.execute(row["statement"])
 
 
@@ -86,7 +88,7 @@ async def _runner(owner: Connection, settings: Settings) -> str:
     except asyncpg.InsufficientPrivilegeError as error:
         raise StartError(
             f"There is no role {address.user}, which DATABASE_URL names, and that of DATABASE_OWNER_URL may make none:"
-            f" `create role \"{address.user}\" login password '…'` as an administrator, then migrate again."
+            " make it as an administrator (deploy/README.md, Roles), then migrate again."
         ) from error
     return await _acting(settings)
 
@@ -109,8 +111,8 @@ async def _check(owner: Connection, settings: Settings, runner: str) -> None:
     ours: Any = await owner.fetchrow(_SQL["acting"])
     if (found["database"], found["migrations"]) != (ours["database"], ours["migrations"]):
         raise StartError(
-            "DATABASE_OWNER_URL and DATABASE_URL lead to other tables: is it the same database, and has"
-            f' {runner} the same search_path (`alter role "{runner}" in database … set search_path = …`)?'
+            "DATABASE_OWNER_URL and DATABASE_URL lead to different tables: let both name the same database, and give"
+            f" the role {runner} the owner's search_path (deploy/README.md, Roles)."
         )
 
 

@@ -223,7 +223,7 @@ async def test_an_owner_who_may_make_no_role_says_what_an_administrator_does(
 ) -> None:
     _, before = await by_one_role(arranged, settings)
     after = replace(before, database_url=arranged.url("nobody_yet"), database_owner_url=before.database_url)
-    with pytest.raises(StartError, match=r"There is no role nobody_yet.*`create role"):
+    with pytest.raises(StartError, match=r"There is no role nobody_yet.*make it as an administrator"):
         await migrate(after)
 
 
@@ -231,7 +231,7 @@ async def test_another_database_is_not_taken_for_the_same(arranged: Arranged, se
     app, before = await by_one_role(arranged, settings)
     await arranged.do(f"alter role {app} createrole")
     elsewhere = settings.database_url
-    with pytest.raises(StartError, match="lead to other tables"):
+    with pytest.raises(StartError, match="lead to different tables"):
         await migrate(replace(before, database_url=elsewhere, database_owner_url=before.database_url))
     await arranged.inside(f"drop owned by {RUNNER}")
 
