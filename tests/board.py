@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from service.http.app import create_app
+from service.roles import as_owner
 from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import AT_HOME
@@ -57,7 +58,7 @@ class Board:
         return found
 
     async def sql(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(self.settings.database_url)
+        connection = await asyncpg.connect(as_owner(self.settings).database_url)
         try:
             return list(await connection.fetch(statement, *arguments))
         finally:

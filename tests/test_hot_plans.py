@@ -16,6 +16,7 @@ from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
 from schemas.outcome import Done, Later
 from service.resources import Connection, connect
+from service.roles import as_owner
 from service.settings import Settings
 from service.store import accept
 from tests.test_sql import statements
@@ -80,7 +81,7 @@ class Explained:
 
 @pytest.fixture
 async def connection(settings: Settings) -> AsyncIterator[Connection]:
-    held = await connect(settings, "test")
+    held = await connect(as_owner(settings), "test")
     try:
         for table in TABLES:
             await held.execute(f"alter table {table} set (autovacuum_enabled = off)")

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 from service.resources import Connection, connect
+from service.roles import as_owner
 from service.settings import Settings
 from tests.test_sql import statements
 
@@ -12,7 +13,7 @@ CLAIMS = 8  # after five, Postgres may keep a generic plan
 
 
 async def test_a_plan_made_on_empty_tables_is_not_kept(settings: Settings) -> None:
-    connection = await connect(settings, "test")
+    connection = await connect(as_owner(settings), "test")
     try:
         for table in ("work", "events"):
             await connection.execute(f"alter table {table} set (autovacuum_enabled = off)")

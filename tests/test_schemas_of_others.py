@@ -33,7 +33,7 @@ async def arranged(
         " grant usage on schema extensions to app; revoke all on schema public from public"
     )
     await inside.close()
-    yield replace(settings, database_url=database(servers[0], NAME, "app"))
+    yield replace(settings, database_url=database(servers[0], NAME, "app"), database_owner_url="")
     await outside.execute(f"drop database {NAME} with (force)")
     await outside.execute("drop role app")
     await outside.close()

@@ -12,6 +12,7 @@ import sql
 from service.errors import StartError
 from service.migrate import migrate, pending
 from service.resources import Connection, connect
+from service.roles import as_owner
 from service.settings import Settings
 
 # What runs for every event, or every second, on the tables that grow: each row is found by one of these, no other way.
@@ -37,7 +38,7 @@ def statements() -> dict[str, str]:
 
 @pytest.fixture
 async def connection(settings: Settings) -> AsyncIterator[Connection]:
-    held = await connect(settings, "test")
+    held = await connect(as_owner(settings), "test")
     try:
         yield held
     finally:

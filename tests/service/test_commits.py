@@ -18,6 +18,7 @@ from service import commits
 from service.commits import BadRow, GroupCommit
 from service.errors import Unavailable
 from service.resources import Connection, connect
+from service.roles import as_owner
 from service.settings import Settings
 from service.supervise import end
 from tests.eventually import eventually
@@ -66,8 +67,8 @@ async def open_desk(settings: Settings, writers: int = 1) -> AsyncIterator[Desk]
 
 @pytest.fixture
 async def sql(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(settings.database_url)
-    await connection.execute(TABLE)
+    connection = await asyncpg.connect(as_owner(settings).database_url)
+    await connection.execute(f"{TABLE}; grant all on notes to public")
     yield connection
     await connection.close()
 

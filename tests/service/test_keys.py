@@ -19,6 +19,7 @@ from service.http.serve import refuse_open_door
 from service.keys import AT_HOME, HELD_S, KEY, SESSION, Keys, look_up, mint, open_keys, presented, sign_in, sign_out
 from service.rates import Rate
 from service.resources import connect, open_pool
+from service.roles import as_owner
 from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import TOKEN, make_key, revoke
@@ -186,7 +187,7 @@ async def test_another_address_than_loopback_needs_a_key_at_boot(settings: Setti
         await asyncio.to_thread(refuse_open_door, outside)
     await revoke(settings, await make_key(settings, "read"))
     await asyncio.to_thread(refuse_open_door, outside)  # made once is enough: from then on all need one
-    connection = await connect(settings, "test")
+    connection = await connect(as_owner(settings), "test")
     await connection.execute("drop table sessions; drop table keys")
     await connection.close()
     with pytest.raises(StartError, match="no key was made yet"):

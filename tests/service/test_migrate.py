@@ -13,6 +13,7 @@ from service.embedded import Server
 from service.errors import StartError
 from service.migrate import migrate, outstanding, pending
 from service.resources import connect
+from service.roles import as_owner
 from service.settings import Settings
 
 NAMES = [name for name, _ in sql.migrations()]
@@ -25,7 +26,7 @@ async def fresh(settings: Settings, servers: tuple[Server, Server]) -> AsyncIter
     outside = await asyncpg.connect(servers[0].url)
     await outside.execute(f"create database {FRESH} template template0")
     head, _, query = servers[0].url.partition("?")
-    yield replace(settings, database_url=f"{head.rpartition('/')[0]}/{FRESH}?{query}")
+    yield replace(settings, database_url=f"{head.rpartition('/')[0]}/{FRESH}?{query}", database_owner_url="")
     await outside.execute(f"drop database {FRESH} with (force)")
     await outside.close()
 
@@ -57,7 +58,7 @@ async def test_a_long_one_and_who_waits_for_it(fresh: Settings, monkeypatch: pyt
 
 
 async def test_an_index_whose_making_was_cut_off_is_made_anew(settings: Settings) -> None:
-    connection = await connect(settings, "test")
+    connection = await connect(as_owner(settings), "test")
     (name,) = (name for name, text in sql.migrations() if "events_of_key" in text)
     await connection.execute("update pg_index set indisvalid = false where indexrelid = 'events_of_key'::regclass")
     await connection.execute("delete from migrations where name = $1", name)
@@ -74,7 +75,7 @@ async def test_without_postgres_there_is_a_sentence(settings: Settings) -> None:
 
 
 async def test_one_that_was_changed_stops_the_boot(settings: Settings) -> None:
-    connection = await connect(settings, "test")
+    connection = await connect(as_owner(settings), "test")
     await connection.execute("update migrations set hash = 'another' where name = $1", NAMES[0])
     with pytest.raises(StartError, match=rf"sql/migrations/{NAMES[0]} was changed .* write a new one"):
         await migrate(settings)
@@ -85,7 +86,7 @@ async def test_one_that_was_changed_stops_the_boot(settings: Settings) -> None:
 
 async def test_keys_made_before_documents_had_a_scope_keep_what_they_could(settings: Settings) -> None:
     """Beside the release before, whose constraint on scopes had no `documents`."""
-    connection = await connect(settings, "test")
+    connection = await connect(as_owner(settings), "test")
     before = "check (scopes <@ array['ingest', 'read', 'operate', 'admin'] and scopes <> '{}')"
     await connection.execute(
         f"alter table keys drop constraint keys_scopes_check, add constraint keys_scopes_check {before}"

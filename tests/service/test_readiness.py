@@ -19,6 +19,7 @@ from service.postgres_errors import SENTENCES, NoVectors, reason_of
 from service.postgres_preflight import ProgramName, check_postgres
 from service.readiness import NOT_READY_S, CommitHealth
 from service.resources import open_pool, postgres_passes
+from service.roles import as_owner
 from service.settings import Settings
 from tests.board import TICKET, board_on, serving
 from tests.eventually import eventually
@@ -110,9 +111,9 @@ async def limited(settings: Settings, servers: tuple[Server, Server]) -> AsyncIt
     await ask(servers[0].url, f"create role {ROLE} login")
     everything = "tables", "sequences", "functions"
     for each in everything:
-        await ask(settings.database_url, f"grant all on all {each} in schema public to {ROLE}")
+        await ask(as_owner(settings).database_url, f"grant all on all {each} in schema public to {ROLE}")
     yield replace(settings, database_url=database(servers[0], name, ROLE))
-    await ask(settings.database_url, f"drop owned by {ROLE}")
+    await ask(as_owner(settings).database_url, f"drop owned by {ROLE}")
     await ask(servers[0].url, f"drop role {ROLE}")
 
 
@@ -138,24 +139,24 @@ async def test_an_idle_api_finds_out_that_it_could_store_nothing(
 ) -> None:
     async with serving(limited) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
         assert await becomes(http, 200) == "ready"
-        await ask(settings.database_url, f"revoke insert on events from {ROLE}")
+        await ask(as_owner(settings).database_url, f"revoke insert on events from {ROLE}")
         assert await becomes(http, 503) == "Postgres refuses the login, or a right that is needed"
         assert "permission denied for table events" in caplog.text
-        await ask(settings.database_url, f"grant insert on events to {ROLE}")
+        await ask(as_owner(settings).database_url, f"grant insert on events to {ROLE}")
         assert await becomes(http, 200) == "ready"
-    assert await ask(settings.database_url, "select count(*) from events") == 0, "what it tried was rolled back"
+    assert await ask(settings.database_owner_url, "select count(*) from events") == 0, "what it tried was rolled back"
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_commits_of_events_that_fail(limited: Settings, settings: Settings) -> None:
     """Nobody's event is lost or a 500, and the API is not ready until one was stored."""
     async with serving(limited) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=15) as http:
-        await ask(settings.database_url, f"revoke insert on work from {ROLE}")
+        await ask(as_owner(settings).database_url, f"revoke insert on work from {ROLE}")
         sending = asyncio.create_task(http.post("/events", json={"type": "ticket.opened", "data": TICKET}))
         assert await becomes(http, 503) == "Postgres refuses the login, or a right that is needed"
         metrics = (await http.get("/metrics")).text
         assert 'callboard_commits_failing{commit="store",reason="refused"} 1.0' in metrics
-        await ask(settings.database_url, f"grant insert on work to {ROLE}")
+        await ask(as_owner(settings).database_url, f"grant insert on work to {ROLE}")
         assert (await sending).status_code == 202
         assert await becomes(http, 200) == "ready"
         assert 'callboard_commits_failing{commit="store",reason="refused"} 0.0' in (await http.get("/metrics")).text
@@ -165,7 +166,7 @@ async def test_commits_of_events_that_fail(limited: Settings, settings: Settings
 async def test_a_worker_that_can_settle_nothing(limited: Settings, settings: Settings) -> None:
     """It is not ready, says why wherever one looks, and charges no attempt."""
     async with board_on(limited) as board:
-        await ask(settings.database_url, f"revoke insert on attempts from {ROLE}")
+        await ask(as_owner(settings).database_url, f"revoke insert on attempts from {ROLE}")
         event_id = await board.send("ticket.opened", TICKET)
         sentence = "every commit of its settle failed: Postgres refuses the login, or a right that is needed"
 
@@ -176,7 +177,7 @@ async def test_a_worker_that_can_settle_nothing(limited: Settings, settings: Set
         assert await eventually(disconnected)
         assert sentence in str(await ailing(settings, HOST, None))
         assert (await board.show(event_id))["status"] == "running"
-        await ask(settings.database_url, f"grant insert on attempts to {ROLE}")
+        await ask(as_owner(settings).database_url, f"grant insert on attempts to {ROLE}")
         shown = await board.ended(event_id)
         assert (shown["status"], shown["attempts"]) == ("succeeded", 1)
 
@@ -189,15 +190,15 @@ async def test_a_worker_that_can_settle_nothing(limited: Settings, settings: Set
 @pytest.mark.usefixtures("impatient")
 async def test_an_idle_worker_without_pgvector_is_not_ready(limited: Settings, settings: Settings) -> None:
     """It read, it claimed, and it ended nothing: ready is who could settle."""
-    await ask(settings.database_url, "create schema away")
-    await ask(settings.database_url, "alter extension vector set schema away")
+    await ask(as_owner(settings).database_url, "create schema away")
+    await ask(as_owner(settings).database_url, "alter extension vector set schema away")
     async with open_worker(program(limited)):
 
         async def disconnected() -> bool:
             return "Postgres has no pgvector that this role can use" in str(await ailing(settings, HOST, None))
 
         assert await eventually(disconnected)
-        await ask(settings.database_url, f"grant usage on schema away to {ROLE}")
+        await ask(as_owner(settings).database_url, f"grant usage on schema away to {ROLE}")
 
         async def ready() -> bool:
             return await ailing(settings, HOST, None) is None
@@ -214,11 +215,13 @@ async def test_no_connection_left_is_said_and_charged_to_nobody(
         strangers.push_async_callback(ask, servers[0].url, f"alter role {ROLE} connection limit -1")
         await ask(servers[0].url, f"alter role {ROLE} connection limit 0")
         pool = f"application_name = 'callboard worker' and usename = '{ROLE}'"
-        await ask(settings.database_url, f"select pg_terminate_backend(pid) from pg_stat_activity where {pool}")
+        await ask(
+            as_owner(settings).database_url, f"select pg_terminate_backend(pid) from pg_stat_activity where {pool}"
+        )
         event_id = await board.send("ticket.opened", TICKET)
 
         async def uncharged() -> bool:
-            cause = str(await ask(settings.database_url, "select cause from work where attempts = 0"))
+            cause = str(await ask(as_owner(settings).database_url, "select cause from work where attempts = 0"))
             return "too many connections for role" in cause
 
         assert await eventually(uncharged, 20)

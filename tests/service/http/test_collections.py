@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from service.resources import open_pool
+from service.roles import as_owner
 from service.settings import Settings
 from tests.keys import bearer, make_key
 
@@ -199,7 +200,7 @@ async def test_a_depth_of_eight_and_no_more(api: httpx.AsyncClient) -> None:
 
 
 async def test_while_postgres_is_not_ready_it_is_503(api: httpx.AsyncClient, settings: Settings) -> None:
-    async with open_pool(settings, "test") as pool:
+    async with open_pool(as_owner(settings), "test") as pool:
         await pool.execute("alter table documents rename to elsewhere")
     asked: list[tuple[str, str, dict[str, Any]]] = [
         ("POST", "search", {"query": "a"}),
