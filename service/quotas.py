@@ -1,8 +1,9 @@
 """Quotas of keys: how many events a key may send in a time, and how many of them may be open.
 
 A rate holds over all APIs together: its bucket is in Redis. An API takes as many events as wait, and as many more as
-it is likely to need within LEASE_S, so that few events cost a round trip; its next query gives the unused ones back.
-While Redis is away each API keeps to its part of the rate, by the number of APIs that was last known.
+it is likely to need, at most those of LEASE_S; its next query gives the unused ones back. It queries Redis again while
+half of them is left, so that no event of a busy key waits for a round trip before the rate is reached. While Redis is
+away each API keeps to its part of the rate, by the number of APIs that was last known.
 """
 
 import asyncio
@@ -22,7 +23,8 @@ from service.rates import Bucket, Rate
 from service.resources import REDIS_ERRORS, Pool
 from service.stream import Names
 
-LEASE_S: Final = 0.05
+LEASE_S: Final = 0.1
+AHEAD_S: Final = 2 * LEASE_S  # a lease is for the events of so long: some of them come before Redis has answered
 DEADLINE_S: Final = 0.1  # of a query to Redis; an event waits for two at most
 ALONE_S: Final = 1.0  # after a failure Redis is not queried for so long
 ALIVE_S: Final = 15.0
@@ -37,11 +39,11 @@ T = TypeVar("T")
 
 
 class Lease:
-    """The part of one key's rate that one API holds. It may use `left` until `ends_at`."""
+    """One API's part of one key's rate. It may use `left` until `ends_at`, and queries for more once `low` are left."""
 
     def __init__(self, rate: Rate) -> None:
         self.rate: Final = rate
-        self.left = 0
+        self.left = self.low = 0
         self.ends_at = self.queried_at = -math.inf
         self.used = 0  # since the last query
         self.waiting = 0
@@ -55,9 +57,16 @@ class Lease:
 
     def is_spent(self, now: float, wanted: int) -> bool:
         """Whether Redis has to be queried: the lease has too little left, and Redis may have more."""
-        enough = max(1, int(DRY_S / self.rate.apart_s))
-        may_be_more = self.left > self.usable(now) or self.shared.room(now, self.rate) >= enough
-        return self.usable(now) < wanted and may_be_more
+        usable = self.usable(now)
+        return usable < wanted and (self.left > usable or self._may_be_more(now))
+
+    def is_low(self, now: float) -> bool:
+        """Whether Redis should be queried already, so that no event has to wait for it."""
+        half_over = self.left <= self.low or now >= self.ends_at - LEASE_S / 2
+        return half_over and self.query is None and self._may_be_more(now)
+
+    def _may_be_more(self, now: float) -> bool:
+        return self.shared.room(now, self.rate) >= max(1, int(DRY_S / self.rate.apart_s))
 
 
 class Counted:
@@ -102,10 +111,11 @@ class Quotas:
             granted = min(wanted, max(0, key.max_open - counted.count))
             over = _too_many_open(key.prefix, key.max_open) if granted < wanted else None
             counted.count += granted
-        if key is not None and key.rate is not None and granted:
-            fitting, wait_s = await self._take(key.prefix, key.rate, granted)
+        rate = None if key is None else key.rate
+        if key is not None and rate is not None and granted and not self._take_at_once(key.prefix, rate, granted):
+            fitting, wait_s = await self._take(key.prefix, rate, granted)
             if fitting < granted:
-                over = _too_fast(key.prefix, key.rate, granted - fitting, wait_s)
+                over = _too_fast(key.prefix, rate, granted - fitting, wait_s)
                 if counted is not None:
                     counted.count -= granted - fitting
             granted = fitting
@@ -120,6 +130,18 @@ class Quotas:
                         counted.count = await connection.fetchval(SQL["open_events"], prefix, max_open)
                     counted.ends_at = self._clock() + COUNTED_S
         return counted
+
+    def _take_at_once(self, prefix: str, rate: Rate, wanted: int) -> bool:
+        """Whether the lease had all of the `wanted` events, and gave them. A low one is renewed in the background."""
+        lease, now = self._leases.get(prefix), self._clock()
+        if lease is None or lease.rate != rate or lease.usable(now) < wanted:
+            return False
+        lease.left -= wanted
+        lease.used += wanted
+        lease.own.add(now, rate, wanted, self.apis)
+        if now >= self._alone_until and lease.is_low(now):
+            lease.query = asyncio.create_task(self._query_in_time(lease, prefix))
+        return True
 
     async def _take(self, prefix: str, rate: Rate, wanted: int) -> tuple[int, float]:
         """How many of the `wanted` events fit the rate, and in how many seconds the others would."""
@@ -164,15 +186,17 @@ class Quotas:
     async def _query(self, lease: Lease, prefix: str) -> float:
         """Returns the time of the answer. Raises REDIS_ERRORS; events that Redis granted then are lost to the key."""
         now, rate = self._clock(), lease.rate
-        expected = lease.used * LEASE_S / max(now - lease.queried_at, LEASE_S / 50)
+        expected = lease.used * AHEAD_S / max(now - lease.queried_at, LEASE_S / 50)
         wanted = lease.waiting + min(int(expected), int(LEASE_S / rate.apart_s))
-        back, lease.left, lease.used, lease.queried_at = lease.left, 0, 0, now
+        # The script takes back what is left and grants it anew, so it may be used meanwhile, unless other events wait.
+        back, lease.left = lease.left, 0 if lease.waiting else min(lease.left, wanted)
+        lease.used, lease.queried_at = 0, now
         unknown = lease.unshared.held(now, rate, self.apis)
         numbers = (rate.count, rate.period_s * 1_000_000, wanted, unknown - back)
         granted, drains_us = await self._call(f"{self._names.quota}:{prefix}", *numbers)
         now = self._clock()
         lease.unshared = Bucket()
-        lease.left, lease.ends_at = granted, now + LEASE_S
+        lease.left, lease.low, lease.ends_at = max(0, granted - lease.used), granted // 2, now + LEASE_S
         lease.shared.drained_at = now + drains_us / 1_000_000
         return now
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 import pytest
@@ -145,6 +145,87 @@ async def test_who_asks_while_another_is_being_answered(
     assert answers[4][1].retry_after_s == 60
 
 
+def at_once(admitting: Coroutine[Any, Any, tuple[int, Any]]) -> int:
+    """How many were let in; raises AssertionError where that had to wait."""
+    try:
+        admitting.send(None)
+    except StopIteration as answered:
+        return int(answered.value[0])
+    raise AssertionError("it waits")
+
+
+def gated(api: Quotas, monkeypatch: pytest.MonkeyPatch, *, answers: bool) -> asyncio.Event:
+    """While it is clear, the API's queries do not reach Redis, or with `answers` their answers do not come back."""
+    call, gate = api._call, asyncio.Event()
+
+    async def slowly(*arguments: Any) -> tuple[int, int]:
+        if answers:
+            answer = await call(*arguments)
+            await gate.wait()
+            return answer
+        await gate.wait()
+        return await call(*arguments)
+
+    monkeypatch.setattr(api, "_call", slowly)
+    return gate
+
+
+async def renewed(api: Quotas, key: Key) -> None:
+    """The API's query in the background, if there is one, is answered."""
+    if (query := api._leases[key.prefix].query) is not None:
+        await query
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["queried late", "answered late"])
+async def test_two_that_renew_early_let_in_no_more_than_the_rate(
+    settings: Settings, redis: Redis, virtual: Time, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """Both use their leases up during their queries; other events wait for those, and the last ones find nothing."""
+    fleet, key, begun, let_in = apis(settings, redis, virtual, 2), key_with("1000/s"), virtual.now, 0
+    for _ in range(10):
+        await virtual.go_on(0.002)
+        for api in fleet:
+            let_in += (await api.admit(key, 5))[0]
+    await virtual.go_on(LEASE_S / 2)
+    gates = [gated(api, monkeypatch, answers=answers) for api in fleet]
+    leases = [api._leases[key.prefix] for api in fleet]
+    for api, lease in zip(fleet, leases, strict=True):
+        while lease.query is None:
+            let_in += at_once(api.admit(key, 1))
+        await asyncio.sleep(0)  # the query begins
+        assert lease.left > 10
+        while lease.left:
+            let_in += at_once(api.admit(key, 1))
+    waiting = [asyncio.ensure_future(api.admit(key, many)) for api in fleet for many in (1, 30)]
+    for gate in gates:
+        gate.set()
+    let_in += sum(granted for granted, _ in await asyncio.gather(*waiting))
+    for api in fleet * 2:
+        let_in += (await api.admit(key, 1000))[0]
+    allowed = 1000 + (virtual.now - begun) * 1000
+    assert allowed - 10 <= let_in <= allowed
+
+
+async def test_a_busy_key_waits_for_redis_only_where_its_rate_is_reached(
+    settings: Settings, redis: Redis, virtual: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However its events come: one by one, or 64 at once behind each commit; each answer takes 5 ms."""
+    for together, pause_s in ((2, 0.001), (64, 0.02)):
+        (api,), key = apis(settings, redis, virtual, 1), key_with("5000/s")
+        gate = gated(api, monkeypatch, answers=True)
+        gate.set()
+        for round_number in range(200):
+            await virtual.go_on(pause_s)
+            if round_number < 2:  # it is not known yet that the key is busy
+                await api.admit(key, together)
+            else:
+                gate.clear()
+                assert sum(at_once(api.admit(key, 1)) for _ in range(together)) == together
+            await virtual.go_on(0.005)
+            gate.set()
+            await renewed(api, key)
+
+
 async def test_what_an_api_has_not_used_comes_back(settings: Settings, redis: Redis, virtual: Time) -> None:
     """It takes more than it needs at once, since it was busy; a lease that is over serves nobody, and is given back."""
     busy, idle = apis(settings, redis, virtual, 2)
@@ -152,6 +233,7 @@ async def test_what_an_api_has_not_used_comes_back(settings: Settings, redis: Re
     for _ in range(20):
         await virtual.go_on(0.002)
         assert await busy.admit(key, 10) == (10, None)
+    await renewed(busy, key)
     lease = busy._leases[key.prefix]
     assert 0 < lease.left <= 1000 * LEASE_S
     left = lease.left
