@@ -30,8 +30,9 @@ faults: venv ## every fault, done for real, and what it cost (SEED=n ROWS="4 22"
 	@$(ALONE) FAULTS_SEED="$(SEED)" FAULTS_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v \
 		-n 4 --dist load --maxschedchunk 1
 
-hostile-test: venv ## an API in a cgroup of 256 MiB, a tenant that means no good and one that works (root)
-	@$(ALONE) .venv/bin/python -m pytest tests/service/http/test_neighbours.py -m hostile -v -s $(ARGS)
+hostile-test: venv ## an API in 256 MiB, a tenant that means no good and one that works; a worker in 512 MiB (root)
+	@$(ALONE) .venv/bin/python -m pytest tests/service/http/test_neighbours.py tests/workers/clients/test_little_memory.py \
+		-m hostile -v -s $(ARGS)
 
 llama: venv .venv-llama/stamp ## the service against llama.cpp's server, which this compiles (C++ compiler, 7 minutes)
 	@$(ALONE) LLAMA_PYTHON="$(CURDIR)/.venv-llama/bin/python" .venv/bin/python -m pytest tests/llama -m llama -v

@@ -46,12 +46,22 @@ def killed(group: Path) -> int:
     return int(dict(line.split() for line in told.splitlines())["oom_kill"])
 
 
+def peak_mb(pid: int) -> float:
+    """The most that it ever held; of what has ended, nothing."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int((status.partition("VmHWM:")[2].split() or ["0"])[0]) / 1024
+
+
 def _made(size: int) -> Path:
     version_2 = (ROOT / "cgroup.controllers").exists()
     group = (ROOT if version_2 else ROOT / "memory") / f"callboard-test-{os.getpid()}"
     try:
         group.mkdir(exist_ok=True)
         (group / ("memory.max" if version_2 else "memory.limit_in_bytes")).write_text(str(size))
+        # The one bounds swap, the other both together; without swap in the kernel there is neither.
+        swap = (group / "memory.swap.max", "0") if version_2 else (group / "memory.memsw.limit_in_bytes", str(size))
+        if swap[0].exists():
+            swap[0].write_text(swap[1])
     except OSError as error:
         reason = f"no cgroup with a bound of memory can be made: {error}"
         if os.environ.get("CI"):

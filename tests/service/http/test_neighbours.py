@@ -20,7 +20,7 @@ from msgspec import json
 
 from service.settings import Settings
 from tests.attacks import ATTACKS
-from tests.faults.memory import joining, killed, small_group
+from tests.faults.memory import joining, killed, peak_mb, small_group
 from tests.keys import bearer, make_key
 from tests.processes import ROOT
 from tests.service.http.test_connections import Api, api_of
@@ -103,12 +103,6 @@ def cpu_s(api: Api) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def peak_mb(api: Api) -> float:
-    """The most that it ever held; of what has ended, nothing."""
-    status = Path(f"/proc/{api.program.process.pid}/status").read_text()
-    return int((status.partition("VmHWM:")[2].split() or ["0"])[0]) / 1024
-
-
 @pytest.mark.hostile
 @pytest.mark.parametrize("name", [*ATTACKS, "all"])
 async def test_nobody_is_shut_out_by_a_neighbour(settings: Settings, tmp_path: Path, name: str) -> None:
@@ -128,7 +122,7 @@ async def test_nobody_is_shut_out_by_a_neighbour(settings: Settings, tmp_path: P
                     answers, _ = await asyncio.to_thread(attackers.communicate)
             message = f"{name}: p99 {alone_ms:.0f} → {p99(times):.0f} ms of {len(times)}, {dict(heard)}; "
             message += f"{cpu_s(api) - before_s:.1f} s of {duration_s:.0f} s at work; "
-            message += f"{peak_mb(api):.0f} MB, killed {killed(group)}; attackers: {answers}"
+            message += f"{peak_mb(api.program.process.pid):.0f} MB, killed {killed(group)}; attackers: {answers}"
             print(message)
             assert heard.keys() <= {"200", "202", "303"}, message
             assert api.program.process.poll() is None, message
