@@ -77,14 +77,23 @@ async def board_on(settings: Settings, whole: Program | None = None, workers: in
         )
         hands = [await stack.enter_async_context(open_worker(whole)) for _ in range(workers)]
         board = Board(settings, http, redis, hands)
-        await eventually(lambda: _ready(board, workers))
+        await _ready(settings, workers)
         yield board
 
 
-async def _ready(board: Board, workers: int) -> bool:
-    drawn = await board.sql("select 1 from pipelines")
-    there = await board.sql("select 1 from workers where state not in ('dead', 'stopped')")
-    return len(there) >= workers and (bool(drawn) or not workers)
+READY: Final = """
+    select (select count(*) from workers where state not in ('dead', 'stopped')) >= $1
+        and ($1 = 0 or exists (select from pipelines))
+"""
+
+
+async def _ready(settings: Settings, workers: int) -> None:
+    """By one connection: one for each look would cost more than the board."""
+    connection = await asyncpg.connect(settings.database_url)
+    try:
+        await eventually(lambda: connection.fetchval(READY, workers))
+    finally:
+        await connection.close()
 
 
 @asynccontextmanager
