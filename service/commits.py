@@ -105,6 +105,7 @@ class GroupCommit(Generic[T, R]):
     def _queue(self, items: Sequence[T], timeout_s: float) -> list["asyncio.Future[R]"]:
         if len(self._waiting) * CROWDED >= WAITING_MAX:
             if len(self._waiting) >= WAITING_MAX:
+                self._meters.add("callboard_refused_total", (self._name, "all"))
                 raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
             self._shares.take(items, (each[0] for each in self._waiting), WAITING_MAX, self.health.reason)
         loop, last = asyncio.get_running_loop(), len(items) - 1

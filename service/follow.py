@@ -28,7 +28,6 @@ POLL_S: Final = 1.0
 LISTEN_S: Final = 2.0
 COMMENT_S: Final = 15.0
 COMMENT: Final = b": still here\n\n"
-AGAIN_S: Final = 5
 SQL: Final = sql.queries("follow")
 
 log = logging.getLogger("callboard.follow")
@@ -52,23 +51,16 @@ class Topic(Struct, eq=False):
 
 
 class Followers:
-    """At most `most` at a time."""
-
-    def __init__(self, redis: Redis, names: Names, pool: Pool, most: int) -> None:
+    def __init__(self, redis: Redis, names: Names, pool: Pool) -> None:
         self.redis: Final = redis
         self.names: Final = names
         self.pool: Final = pool
         self.leaving = False
-        self._most: Final = most
         self._topics: Final[dict[UUID, Topic]] = {}
-
-    @property
-    def count(self) -> int:
-        return sum(len(topic.followers) for topic in self._topics.values())
 
     @contextmanager
     def follow(self, event_id: UUID, standing: Standing) -> Iterator[tuple[Topic, asyncio.Event]]:
-        """Raises Unavailable where there are enough."""
+        """Raises Unavailable where this process stops."""
         self.admit()
         topic = self._topics.setdefault(event_id, Topic(standing))
         news = asyncio.Event()
@@ -81,9 +73,8 @@ class Followers:
                 self._topics.pop(event_id, None)
 
     def admit(self) -> None:
-        if self.leaving or self.count >= self._most:
-            told = "it stops" if self.leaving else f"{self._most} streams are open (CALLBOARD_STREAMS_MAX)"
-            raise Unavailable(told, 1 if self.leaving else AGAIN_S)
+        if self.leaving:
+            raise Unavailable("it stops")
 
     def leave(self) -> None:
         """Ends every stream: its client comes again, to another process."""

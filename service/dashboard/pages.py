@@ -77,13 +77,15 @@ def _shown(mine: Look, show: Show, *, is_open: bool = False) -> Callable[[Reques
                 if presented(request):  # a visitor who has nothing yet is not refused
                     request.state.refused = 401
                 return to_login(request)
-            return _trouble(mine, request, error.status_code, "Not for you", error.detail)
+            return _trouble(mine, request, error.status_code, "Not for you", error.detail, error.headers)
         except TooMany as error:
-            return _trouble(mine, request, 429, "Too much at once", f"{error}. Reload in a moment.")
+            again = {"Retry-After": str(error.retry_after_s)}
+            return _trouble(mine, request, 429, "Too much at once", f"{error}. Reload in a moment.", again)
         except (Unavailable, *POSTGRES_ERRORS) as error:
             if not isinstance(error, Unavailable) and not postgres_passes(error):
                 raise
-            return _trouble(mine, request, 503, "Postgres does not answer", "Reload in a moment.")
+            again = {"Retry-After": str(getattr(error, "retry_after_s", 1))}
+            return _trouble(mine, request, 503, "Postgres does not answer", "Reload in a moment.", again)
 
     return endpoint
 
@@ -157,8 +159,12 @@ def _common(request: Request, *, live: bool, simulated: bool = False) -> dict[st
     }
 
 
-def _trouble(mine: Look, request: Request, status: int, title: str, what: str) -> Response:
-    return mine.page("trouble.html", status, **_common(request, live=False), title=title, what=what)
+def _trouble(
+    mine: Look, request: Request, status: int, title: str, what: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    page = mine.page("trouble.html", status, **_common(request, live=False), title=title, what=what)
+    page.headers.update(headers or {})
+    return page
 
 
 def _asked(request: Request) -> Filter | None:

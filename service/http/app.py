@@ -121,7 +121,7 @@ def _lifespan(settings: Settings, catalog: Catalog, library: Prompts):  # type: 
             keys = await stack.enter_async_context(open_keys(settings))
             quotas = Quotas(names, redis, pool)
             await stack.enter_async_context(supervised({"quotas": quotas.run}))
-            followers = Followers(redis, names, pool, settings.streams_max)
+            followers = Followers(redis, names, pool)
             await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
             app.state.leave = followers.leave
             readiness = Readiness(pool, intake.commits)

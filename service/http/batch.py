@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from schemas.envelope import SOURCE
 from schemas.text import BadEvent, TooDeep
-from service.errors import OverLimit
+from service.errors import OverLimit, Unavailable
 from service.http.auth import caller
 from service.http.door import door, read_body, reply
 from service.http.events import media_type_of
@@ -97,7 +97,7 @@ async def _answer(request: Request, outcomes: Sequence[Accepted | Exception]) ->
             raise each
     items = [await _item(request, index, outcome) for index, outcome in enumerate(outcomes)]
     rejected = len(items) - accepted
-    over = next((each for each in outcomes if isinstance(each, OverLimit)), None)
+    over = next((each for each in outcomes if isinstance(each, OverLimit | Unavailable)), None)
     headers = {"Retry-After": str(over.retry_after_s)} if over is not None else None
     return reply({"accepted": accepted, "rejected": rejected, "items": items}, 207 if rejected else 202, headers)
 

@@ -30,6 +30,7 @@ VERSIONS: Final = ("1.0", "1.1")
 NO_HTTP: Final = "this is no request in HTTP/1.1, or its headers leave open where its body ends"
 LATE: Final = f"the head of this request did not arrive within {HEAD_S:g} s"
 FULL: Final = "not now: as many requests as it has connections for are under way"
+BOUNDS: Final = {408: "unsent", 431: "heads", 503: "connections"}  # as callboard_refused_total names them
 
 
 class Connection(HttpToolsProtocol):
@@ -65,7 +66,7 @@ class Connection(HttpToolsProtocol):
                 self.since = self.loop.time()
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > HEAD_MAX:
+        if self._in_head and self._head_bytes > HEAD_MAX and not self.refused:
             self.refuse(431, LARGE)
 
     def on_message_begin(self) -> None:
@@ -114,7 +115,7 @@ class Connection(HttpToolsProtocol):
         if not self.transport.get_write_buffer_size():
             self.read_at = now
         elif now - self.read_at > READ_S:
-            self.app_state["door"].meters.add("callboard_refused_total", ("unread", "caller"))
+            self.count("unread")
             self.transport.abort()
             return
         if self.is_busy or self.refused or now - self.since <= HEAD_S:
@@ -124,9 +125,14 @@ class Connection(HttpToolsProtocol):
         elif not self._was_asked:
             self.transport.close()  # nothing ever came
 
-    def refuse(self, status: int, detail: str) -> None:
+    def count(self, bound: str, whose: str = "caller") -> None:
+        self.app_state["door"].meters.add("callboard_refused_total", (bound, whose))
+
+    def refuse(self, status: int, detail: str, whose: str = "caller") -> None:
         """Answers with a problem and hangs up; where that could be taken for an answer under way it only hangs up."""
         self.refused = True
+        if status in BOUNDS:
+            self.count(BOUNDS[status], whose)
         if self.is_busy:
             if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
                 self.transport.close()
@@ -154,11 +160,12 @@ def make_room(new: Connection) -> None:
         return
     waiting = [each for each in connections if each is not new and not each.is_busy and not each.refused]
     if not waiting:
-        new.refuse(503, FULL)
+        new.refuse(503, FULL, "all")
         return
     held = Counter(each.address for each in waiting)
     last = max(waiting, key=lambda each: (held[each.address], -each.since))
     last.refused = True
+    last.count("connections")
     last.transport.close()
 
 

@@ -146,6 +146,7 @@ async def read_body(request: Request, size_max: int) -> bytes:
                 elif size > size_max + DISCARD_MAX:
                     break
     except TimeoutError as error:
+        door(request).meters.add("callboard_refused_total", ("unsent", "caller"))
         raise HTTPException(
             408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", {"Connection": "close"}
         ) from error

@@ -45,8 +45,10 @@ def problem(
 async def on_error(request: Request, error: Exception) -> Response:
     match error:
         case BadEvent():
-            closing = {"Connection": "close"} if error.status == 413 else None
-            return problem(request, error.status, error.message, error.path, closing)
+            if error.status != 413:
+                return problem(request, error.status, error.message, error.path)
+            request.state.door.meters.add("callboard_refused_total", ("sizes", "caller"))
+            return problem(request, 413, error.message, error.path, {"Connection": "close"})
         case Conflict():
             return problem(request, 409, str(error), "$.id", {"Location": f"/events/{error.stored.event_id}"})
         case OverLimit() | Unavailable() | Outage():

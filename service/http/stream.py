@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import keys, live
 from service.errors import TooMany, Unavailable, text_of
-from service.follow import AGAIN_S, Standing, standing, told
+from service.follow import Standing, standing, told
 from service.http.auth import admit, caller
 from service.http.door import Door, door, event_id_of, pool_of
 from service.http.room import caller_of
@@ -22,6 +22,7 @@ from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 MEDIA: Final = "text/event-stream"
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 CHECK_S: Final = 0.2
+AGAIN_S: Final = 5
 SEQ_MAX: Final = 1 << 63
 
 Admitted = Callable[[], Awaitable[None]]
