@@ -18,6 +18,7 @@ stored reply from its beginning.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 from uuid import UUID
 
@@ -30,6 +31,8 @@ from service.stream import Names
 KEPT_S: Final = 3600
 LENGTH_MAX: Final = 10_000  # entries of one event, about
 PAGE: Final = 1000
+PAGE_MAX: Final = 64 << 10  # bytes of entries that are read at a time; the first one may have more
+READ: Final = Path(__file__).with_name("live_read.lua").read_text(encoding="utf-8")
 
 N_MAX: Final = 99_999_999
 END: Final = 9
@@ -93,10 +96,11 @@ def log_of(names: Names, event_id: UUID) -> str:
     return f"{names.live}:{event_id}"
 
 
-async def read_log(redis: Redis, name: str, after: Place) -> list[tuple[Place, Said]]:
-    """Up to PAGE entries of the log `name` behind `after`."""
-    entries = await redis.xrange(name, f"({after[0]}-{after[1]}", "+", count=PAGE)
-    return [(_place(entry_id), _DECODER.decode(fields[b"d"])) for entry_id, fields in entries]
+async def read_log(redis: Redis, name: str, after: Place) -> tuple[list[tuple[Place, Said]], bool]:
+    """Up to PAGE entries, of PAGE_MAX bytes, of the log `name` behind `after`; and whether there may be more."""
+    arguments = (f"{after[0]}-{after[1]}", PAGE, PAGE_MAX)
+    more, entries = await redis.register_script(READ)(keys=[name], args=arguments)
+    return [(_place(entry_id), _DECODER.decode(said)) for entry_id, said in entries], bool(more)
 
 
 def ids(events: Sequence[UUID]) -> bytes:

@@ -12,8 +12,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from service import keys, live
+from service.catch_up import Standing
 from service.errors import TooMany, Unavailable, text_of
-from service.follow import Standing, standing, told
+from service.follow import standing, told
 from service.http.auth import admit, caller
 from service.http.door import Door, door, event_id_of, pool_of
 from service.http.room import caller_of

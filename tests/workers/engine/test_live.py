@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from msgspec import json
 from redis.asyncio import Redis
 
 from service.live import Answered, Stepped, Token, log_of, read_log
@@ -40,7 +41,7 @@ def _call(reply: str = "") -> Call:
 
 async def _said(redis: Redis, voice: Voice, count: int) -> list[Any]:
     async def fact() -> list[Any] | None:
-        entries = await read_log(redis, log_of(NAMES, voice.event_id), (0, 0))
+        entries, _ = await read_log(redis, log_of(NAMES, voice.event_id), (0, 0))
         return entries if len(entries) >= count else None
 
     found = await eventually(fact)
@@ -97,3 +98,22 @@ async def test_without_redis_tokens_are_given_up_and_memory_is_bounded() -> None
             wire.voice(_claimed()).piece("s", _call(), "x")
         assert len(wire._waiting) <= live.VOICES_MAX
         await end(running)
+
+
+async def test_a_log_is_read_up_to_a_number_of_entries_and_of_bytes(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the first: what is larger than a page is one by itself."""
+    name = log_of(NAMES, uuid4())
+    texts = ["a" * 10, "b" * 3_000, "c" * 10, "d" * 10, "e" * 10, "f" * 10]
+    for n, text in enumerate(texts, 1):
+        await redis.xadd(name, {"d": json.encode(Token("s", "c", "m", 0, text))}, id=f"1-{2 * n}")
+    monkeypatch.setattr("service.live.PAGE", 3)
+    monkeypatch.setattr("service.live.PAGE_MAX", 1_000)
+    pages, after, more = [], (0, 0), True
+    while more:
+        page, more = await read_log(redis, name, after)
+        pages.append([said.text[0] for _, said in page if isinstance(said, Token)])
+        after = page[-1][0]
+    assert pages == [["a"], ["b"], ["c", "d", "e"], ["f"]]
+    assert await read_log(redis, name, after) == ([], False)
