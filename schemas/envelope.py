@@ -14,8 +14,9 @@ from schemas.text import BadEvent, check, malformed, misfit
 
 TENANT: Final = "default"
 SOURCE: Final = "/http"  # where the event names none
-RESERVED: Final = ("/events/", "/schedules/")
-"""Sources of the events that events and schedules cause: with their ids they tell a second time from the first."""
+RESERVED: Final = ("/events/", "/schedules/", "key ")
+"""Beginnings of the sources that Callboard itself gives: to the events that events and schedules cause, whose ids with
+them tell a second time from the first, and to the documents that a key has put (service/http/documents.py)."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Moment = Annotated[datetime, Meta(tz=True)]
@@ -105,7 +106,7 @@ def read(
     envelope, extensions = _envelope(body)
     if envelope.source and envelope.source.startswith(RESERVED):
         message = (
-            f"what begins with {' or '.join(RESERVED)} is kept for events that Callboard itself causes: send another "
+            f"what begins with {' or '.join(map(repr, RESERVED))} is kept for what Callboard itself says: send another "
             "source, or replay the event"
         )
         raise BadEvent(422, message, "$.source")

@@ -179,12 +179,12 @@ async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_ta
 
 
 async def test_without_a_token_it_starts_where_keys_are_in_use(settings: Settings, tmp_path: Path) -> None:
-    """With a key that may not send, no examples go in, and it says so."""
+    """With a key that may put no documents, no examples go in, and it says so."""
     key = await make_key(settings, "read")
     given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
     with up_on(tmp_path, {**given, "CALLBOARD_API_KEY": key}, ROOT, "--no-token") as running:
         told = await running.program.says(LAST_WORDS)
-        assert "No examples were sent" in told
+        assert "No examples were put into the collection `seed`" in told
         assert key[11:] not in told
         assert f"page      {running.address}/\n" in told
         assert not Path(running.data).exists()
@@ -214,16 +214,19 @@ async def test_a_database_that_somebody_brings_gets_no_simulated_answers(setting
     refused(done, 1, "no model can answer: set ANTHROPIC_API_KEY, OPENAI_API_KEY")
 
 
-async def test_the_examples_go_in_with_a_key_that_may_send(board: Board, capsys: pytest.CaptureFixture[str]) -> None:
-    key = await make_key(board.settings, "ingest", "read")
+async def test_the_examples_go_in_with_a_key_that_may_put_documents(
+    board: Board, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = await make_key(board.settings, "documents", "read")
     known = replace(board.settings, port=board.http.base_url.port or 0, local_token="", api_key=key)
     await seed(known)
     assert capsys.readouterr().err == ""
-    headers = {"Authorization": f"Bearer {key}"}
-    items = (await board.http.get("/events", params={"source": "/seed", "limit": "500"}, headers=headers)).json()
-    assert len(items["items"]) == 60
-    await seed(replace(board.settings, port=board.http.base_url.port or 0, local_token=""))
-    assert "No examples were sent" in capsys.readouterr().err
+    (row,) = await board.sql("select count(*), min(metadata ->> 'source') as source from documents")
+    assert (row["count"], row["source"]) == (60, f"key {key[:11]}")
+    for scopes in ((), ("ingest", "read")):
+        api_key = await make_key(board.settings, *scopes) if scopes else ""
+        await seed(replace(known, api_key=api_key))
+        assert "No examples were put into the collection `seed`" in capsys.readouterr().err
 
 
 async def labelled(http: httpx.AsyncClient, wanted: str = "order_status") -> str:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from shlex import quote
-from typing import Final
+from typing import Any, Final
 
 import click
 from msgspec import json
@@ -28,7 +28,8 @@ from service.settings import PROVIDERS, Settings, load
 from service.stream import names_of
 
 SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
-SEED_SOURCE: Final = "/seed"
+SEED_PATH: Final = "/collections/seed"
+SEEN_MAX: Final = 100  # as many as a search gives; the seed has 60
 PLACES: Final = (*USER_PLACES, "prompts")
 SEED_TIMEOUT_S: Final = 30.0
 EXAMPLE: Final = '{"ticket_id":"T-1","subject":"Cannot log in","body":"My password is rejected."}'
@@ -95,18 +96,28 @@ async def _run(settings: Settings, workers: int) -> None:
 
 
 async def seed(settings: Settings) -> None:
-    """The examples of the worked example, once: each has an id of its own, so a second time changes nothing."""
+    """Puts the examples of the worked example into the collection `seed`, except those that are there already.
+
+    They are documents and no events: any key that sends events can name any source, so that no source can be trusted.
+    """
+    documents = [_example(line) for line in SEED.read_text(encoding="utf-8").splitlines()]
     known = replace(settings, url=address(settings), api_key=settings.local_token or settings.api_key)
     async with asyncio.timeout(SEED_TIMEOUT_S), open_client(known) as http:
-        for line in SEED.read_text(encoding="utf-8").splitlines():
-            message = json.decode(line, type=dict[str, str])
-            name = blake2b(line.encode(), digest_size=8).hexdigest()
-            event = {"type": "message.labelled", "source": SEED_SOURCE, "id": name, "data": message}
-            response = await http.post("/events", json=event)
-            if response.status_code in (401, 403):
-                click.echo("No examples were sent: that takes CALLBOARD_API_KEY, a key that may send events.", err=True)
-                return
-            response.raise_for_status()
+        found = await http.post(f"{SEED_PATH}/search", json={"query": "a", "k": SEEN_MAX})
+        seen = {each["id"] for each in found.json()["items"]} if found.is_success else set()
+        missing = [each for each in documents if each["id"] not in seen]
+        put = await http.put(f"{SEED_PATH}/documents", json={"documents": missing}) if found.is_success else found
+    if put.status_code in (401, 403):
+        need = "that takes CALLBOARD_API_KEY, a key with the scopes `documents` and `read`."
+        click.echo(f"No examples were put into the collection `seed`: {need}", err=True)
+        return
+    put.raise_for_status()
+
+
+def _example(line: str) -> dict[str, Any]:
+    message = json.decode(line, type=dict[str, str])
+    name = blake2b(line.encode(), digest_size=8).hexdigest()
+    return {"id": name, "text": message["text"], "metadata": {"label": message["label"]}}
 
 
 def _banner(live: Running) -> str:

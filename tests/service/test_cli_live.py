@@ -8,13 +8,14 @@ from typing import Any, Final
 
 import pytest
 from msgspec import Struct, json
+from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from schemas.events.tickets import TicketOpened
-from service.cli import corpus
+from service.cli.up import seed
 from service.settings import Settings
 from tests.board import TICKET, Board, board_on
 from tests.keys import TOKEN, make_key
@@ -135,8 +136,7 @@ async def test_wrong_usage_exits_with_2_and_no_service_with_3(board: Board) -> N
 
 
 async def test_the_demo_takes_its_60_messages_to_their_end(board: Board) -> None:
-    for each in corpus.shipped("seed"):
-        await board.send("message.labelled", {"text": each.text, "label": each.label}, source="/seed")
+    await seed(replace(board.settings, port=board.http.base_url.port or 0))
     fed = await callboard(board, "demo")
     assert fed.returncode == 0, fed.stderr
     done, dead, calls, cost_usd, p50_ms, p99_ms = last_line(fed)

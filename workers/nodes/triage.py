@@ -8,9 +8,9 @@ from msgspec import Meta, Struct
 from schemas.events.tickets import MessageLabelled, TicketOpened
 from workers.kit import Run
 
-EXAMPLES = "examples"  # messages that people labelled
+EXAMPLES = "examples"  # messages that people labelled, by events
+SEED = "seed"  # examples for tickets of all sources: keys with the scope `documents` put them there, no event does
 TICKETS = "tickets"  # what we have seen and handled
-SEED = "/seed"  # the source of the examples that come with the project
 NEIGHBOURS = 10
 
 
@@ -91,10 +91,15 @@ async def detect_language(run: Run, ticket: TicketOpened) -> Language:
 
 
 async def recall_similar(run: Run, ticket: TicketOpened) -> Similar:
-    """The ten nearest labelled messages of the ticket's own source and of the seed, and the intent they vote for."""
+    """The ten nearest labelled messages of the seed and of the ticket's own source, and the intent they vote for.
+
+    Any sender can name any source, so examples that came under one source count for tickets of that source alone.
+    """
     text = body_of(ticket)
-    found = await run.vectors.search(EXAMPLES, text, k=NEIGHBOURS, sources=[run.source, SEED])
-    neighbours = [Neighbour(each.text, each.label, each.score) for each in found]
+    own = await run.vectors.search(EXAMPLES, text, k=NEIGHBOURS, sources=[run.source])
+    found = [*own, *await run.vectors.search(SEED, text, k=NEIGHBOURS)]
+    nearest = sorted(found, key=lambda each: each.score, reverse=True)[:NEIGHBOURS]
+    neighbours = [Neighbour(each.text, each.label, each.score) for each in nearest]
     intent, share = vote(neighbours)
     return Similar(intent, round(share, 3), neighbours)
 
