@@ -21,7 +21,8 @@ from service.live import Place, Said, Stepped
 from service.resources import REDIS_ERRORS, Pool
 from service.story import START, Reply, Story
 
-PAGE_MAX: Final = 64 << 10  # bytes of stored replies; the first one may have more
+PAGE: Final = 100  # stored replies that are read at a time
+PAGE_MAX: Final = 64 << 10  # bytes of them; the first one may have more
 SQL: Final = sql.queries("follow")
 
 log = logging.getLogger("callboard.follow")
@@ -117,11 +118,14 @@ class Follower:
             yield step
 
     async def _replies(self, after: Place, before: Place) -> AsyncIterator[tuple[Place, Reply]]:
-        """In order, a page of PAGE_MAX bytes at a time: the next one is read after the last reply of this one."""
+        """In order, a page at a time: the next one is read after the last reply of this one.
+
+        Of a call that was answered twice the first reply is told too, and the second takes it back.
+        """
         more = True
         while more:
-            rows = await self._pool.fetch(SQL["replies"], self._event_id, *after, *before, PAGE_MAX)
-            more = bool(rows) and len(rows) < rows[0]["total"]
+            rows = await self._pool.fetch(SQL["replies"], self._event_id, *after, *before, PAGE, PAGE_MAX)
+            more = bool(rows) and (len(rows) < rows[0]["total"] or rows[0]["total"] == PAGE)
             for row in rows:
                 after = (row["claim"], row["n"])
                 call, made = live.call_name(row["asked"], row["ordinal"]), live.made_name(row["call_id"])

@@ -10,21 +10,17 @@ select e.event_id, coalesce(w.status, e.status) as status, coalesce(w.run, e.run
 from unnest($1::uuid[]) as f (event_id) join events e using (event_id) left join work w using (event_id);
 
 -- name: replies
--- Streamed replies that a retry would get back, behind one place and before another, in order; of a call that was answered
--- twice the last. They have at most $6 bytes together, or the first alone has more; `total`: how many there are.
+-- Streamed replies that a retry would get back, behind one place and before another, in order: at most $6 of them, of $7 bytes
+-- together, or the first alone where it has more. `total`: how many there would be without the bound of bytes.
 select * from (
-    select claim, told_no as n, step, asked, ordinal, call_id, reply, count(*) over () as total, row_number() over places as nth,
+    select *, count(*) over () as total, row_number() over places as nth,
            sum(200 + octet_length(step) + octet_length(reply)) over places as bytes
-    from calls c
-    where event_id = $1 and told_no is not null and memory and (claim, told_no) > ($2::bigint, $3::integer)
-      and (claim, told_no) < ($4::bigint, $5::integer)
-      and not exists (select from calls l
-                      where l.event_id = $1 and l.told_no is not null and l.memory
-                        and (l.step, l.asked, l.ordinal) = (c.step, c.asked, c.ordinal)
-                        and (l.claim, l.told_no) > (c.claim, c.told_no)
-                        and (l.claim, l.told_no) < ($4::bigint, $5::integer))
-    window places as (order by claim, told_no)) as sized
-where bytes <= $6 or nth = 1
+    from (select claim, told_no as n, step, asked, ordinal, call_id, reply from calls
+          where event_id = $1 and told_no is not null and memory and (claim, told_no) > ($2::bigint, $3::integer)
+            and (claim, told_no) < ($4::bigint, $5::integer)
+          order by claim, told_no limit $6) as next
+    window places as (order by claim, n)) as sized
+where bytes <= $7 or nth = 1
 order by nth;
 
 -- name: steps
