@@ -1,12 +1,14 @@
 """Callers that mean no good, as a program of its own: `python -m tests.attacks PORT KEY SECONDS NAME…`.
 
-At the end it prints what they were answered, as JSON: how often by attack and status.
+SITE@ADDRESS:PORT in the place of PORT is a proxy that speaks TLS. At the end it prints what they were answered, as
+JSON: how often by attack and status.
 """
 
 import asyncio
 import os
 import resource
 import socket
+import ssl
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +22,7 @@ HOLD_S: Final = 3.0
 PIECE: Final = b"X-Much: " + b"a" * 1_000 + b"\r\n"
 EVENT: Final = json.encode({"type": "message.labelled", "data": {"text": "a" * 4_000, "label": "b"}})
 BODY: Final = b"[" + b",".join([EVENT] * 900) + b"]"  # 3.7 MB
+UNHEARD_OF: Final = BODY.replace(b"message.labelled", b"nobody.knows.it")
 LISTS: Final = (
     "/events?limit=500",
     "/dead-letters?limit=500",
@@ -37,16 +40,24 @@ SEARCH: Final = json.encode(
 
 
 class Target(Struct, frozen=True):
+    """`site` is where TLS is spoken, to a proxy."""
+
+    address: str
     port: int
+    site: str
     key: str
     heard: Counter[str]
 
     def head(self, method: str, path: str, *lines: str) -> bytes:
-        head_lines = (f"{method} {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {self.key}", *lines)
+        host = f"Host: {self.site or 'localhost'}"
+        head_lines = (f"{method} {path} HTTP/1.1", host, f"Authorization: Bearer {self.key}", *lines)
         return "".join(f"{line}\r\n" for line in head_lines).encode()
 
 
 Attack = Callable[[Target, int], Awaitable[None]]
+
+TLS: Final = ssl.create_default_context()
+TLS.check_hostname, TLS.verify_mode = False, ssl.CERT_NONE
 
 
 @asynccontextmanager
@@ -57,11 +68,12 @@ async def connected(target: Target) -> AsyncIterator[tuple[asyncio.StreamReader,
     )  # who does not read shall not be read for by the kernel
     plain.setblocking(False)
     try:
-        await asyncio.get_running_loop().sock_connect(plain, ("127.0.0.1", target.port))
+        await asyncio.get_running_loop().sock_connect(plain, (target.address, target.port))
     except OSError:
         plain.close()
         raise
-    reader, writer = await asyncio.open_connection(sock=plain, limit=4_096)
+    tls, site = (TLS, target.site) if target.site else (None, None)
+    reader, writer = await asyncio.open_connection(sock=plain, limit=4_096, ssl=tls, server_hostname=site)
     try:
         yield reader, writer
     finally:
@@ -131,19 +143,29 @@ async def searches(target: Target, _: int) -> None:
     await said(target, target.head("POST", "/collections/mine/search", *head_lines) + b"\r\n" + SEARCH)
 
 
+async def batches(target: Target, n: int) -> None:
+    """The largest there are, of events that count and that nobody stores; each third is one that no proxy lets in."""
+    size = len(UNHEARD_OF) if n % 3 else 100_000_000
+    head_lines = ("Content-Type: application/json", f"Content-Length: {size}", "Connection: close")
+    await said(target, target.head("POST", "/events/batch", *head_lines) + b"\r\n" + (UNHEARD_OF if n % 3 else b""))
+
+
 ATTACKS: Final[dict[str, Attack]] = {"A2": promised, "A4": lists, "A5": heads, "A7": searches}
+WITH_A_RATE: Final[dict[str, Attack]] = {"batches": batches}
 
 
 async def attack(target: Target, name: str, n: int) -> None:
     while True:
         with suppress(OSError, ValueError, asyncio.IncompleteReadError):
-            await ATTACKS[name](target, n)
+            await (ATTACKS | WITH_A_RATE)[name](target, n)
         await asyncio.sleep(0)
         n += 1
 
 
-async def main(port: int, key: str, duration_s: float, names: list[str]) -> None:
-    targets = {name: Target(port, key, Counter()) for name in names}
+async def main(where: str, key: str, duration_s: float, names: list[str]) -> None:
+    site, _, rest = where.rpartition("@")
+    address, _, port = rest.rpartition(":")
+    targets = {name: Target(address or "127.0.0.1", int(port), site, key, Counter()) for name in names}
     with suppress(TimeoutError):
         async with asyncio.timeout(duration_s), asyncio.TaskGroup() as group:
             for n in range(ATTACKERS):
@@ -156,4 +178,4 @@ if __name__ == "__main__":
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # what is tried are bounds, not who has the processor
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:]))
+    asyncio.run(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4:]))

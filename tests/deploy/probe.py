@@ -31,9 +31,17 @@ class Seen(Struct):
     requests: int = 0
     streams: int = 0
     failed: int = 0
-    slowest_s: float = 0.0
+    times_s: list[float] = []
     failures: list[str] = []
     events: list[str] = []
+
+    @property
+    def slowest_s(self) -> float:
+        return max(self.times_s)
+
+    @property
+    def p99_s(self) -> float:
+        return sorted(self.times_s)[int(len(self.times_s) * 0.99)]
 
     def fails(self, what: str) -> None:
         self.failed += 1
@@ -75,7 +83,7 @@ async def ask(http: httpx.AsyncClient, asked: Asked, seen: Seen, nth: int) -> No
     except httpx.HTTPError as error:
         seen.fails(f"{'GET' if nth % 2 else 'POST'} {type(error).__name__} {error}")
     seen.requests += 1
-    seen.slowest_s = max(seen.slowest_s, time.monotonic() - begun)
+    seen.times_s.append(time.monotonic() - begun)
 
 
 async def listen(http: httpx.AsyncClient, asked: Asked, seen: Seen) -> None:

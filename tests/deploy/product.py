@@ -20,6 +20,9 @@ from tests.deploy.probe import Asked, Seen
 from tests.processes import ROOT
 
 SLOWEST_S: Final = 3.0
+P99_S: Final = 3.0  # beside a hostile tenant; half of that was measured on a machine five times as busy as it can be
+ATTACK_S: Final = 15
+ATTACKS: Final = ("A2", "A4", "A7", "batches")
 SECRET: Final = f"sk-{os.urandom(12).hex()}"
 STREAMS: Final = any(
     getattr(each, "path", "") == "/events/{event_id}/stream"
@@ -146,8 +149,11 @@ def succeeded(host: Host, event_id: str) -> None:
 
 
 @contextmanager
-def load(host: Host, *, hurts: bool = False) -> Iterator[None]:
-    """The probe, for as long as the block lasts; it must have seen no failure, or some where it `hurts`."""
+def load(host: Host, *, hurts: bool = False, p99_s: float | None = None) -> Iterator[None]:
+    """The probe, for as long as the block lasts; it must have seen no failure, or some where it `hurts`.
+
+    Of its requests the slowest has a bound, or with `p99_s` all but a hundredth.
+    """
     with probed(host, STREAMS) as found:
         yield
     (seen,) = found
@@ -155,10 +161,32 @@ def load(host: Host, *, hurts: bool = False) -> Iterator[None]:
         assert seen.failed > 0, "the probe does not see what it should"
         return
     assert not seen.failed, seen.failures
-    assert seen.slowest_s < SLOWEST_S
+    assert seen.slowest_s < SLOWEST_S if p99_s is None else seen.p99_s < p99_s
     at_rest(host)
     lost = set(seen.events) - set(query(host, "select event_id from events").split())
     assert not lost
+
+
+@contextmanager
+def attacked(host: Host) -> Iterator[None]:
+    """Another tenant means no good for ATTACK_S, through the proxy; it is refused, and the API goes on."""
+    options = "--tenant hostile --name hostile --scope admin --rate 200/s"
+    known = host.ssh(f"{THERE}/host.sh callboard keys create {options} 2>/dev/null").split()[-1]
+    much = {f"ext{n}": "x" * 240 for n in range(31)}
+    filling = host.work / "filling"
+    filling.write_text(json.dumps([{"type": "nap.wanted", "data": {"seconds": 0}, **much}] * 100))
+    assert curl(host, "/events/batch", "--json", f"@{filling}", known=known) == "202"
+    command = (*host.in_client, "nice", "-n", "19", sys.executable, "-m", "tests.attacks", f"{SITE}@{ADDRESS}:443")
+    process = subprocess.Popen([*command, known, str(ATTACK_S), *ATTACKS], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        told, _ = process.communicate(timeout=ATTACK_S + 60)
+    print(f"    the hostile tenant heard {told.decode().strip()}")
+    heard = msgspec.json.decode(told, type=dict[str, dict[str, int]])
+    assert heard["batches"].keys() >= {"413", "429"}
+    state = "{{.RestartCount}} {{.State.OOMKilled}}"
+    assert host.ssh(f"docker inspect -f '{state}' {live(host)}").strip() == "0 false"
 
 
 @contextmanager
@@ -175,7 +203,10 @@ def probed(host: Host, streams: bool) -> Iterator[list[Seen]]:
     finally:
         told, _ = process.communicate(timeout=90)
     seen = msgspec.json.decode(told, type=Seen)
-    print(f"    {seen.requests} requests, {seen.streams} streams, {seen.failed} failed, slowest {seen.slowest_s:.2f} s")
+    print(
+        f"    {seen.requests} requests, {seen.streams} streams, {seen.failed} failed, "
+        f"slowest {seen.slowest_s:.2f} s, p99 {seen.p99_s:.2f} s"
+    )
     assert seen.requests > 100
     assert (seen.streams > 0) is streams
     found.append(seen)

@@ -6,7 +6,20 @@ from typing import Final
 import pytest
 
 from tests.deploy.host import THERE, Host, until
-from tests.deploy.product import Product, containers, curl, ended, live, load, query, send_nap, served, settle
+from tests.deploy.product import (
+    P99_S,
+    Product,
+    attacked,
+    containers,
+    curl,
+    ended,
+    live,
+    load,
+    query,
+    send_nap,
+    served,
+    settle,
+)
 
 pytestmark = pytest.mark.host
 
@@ -14,7 +27,8 @@ WORKERS: Final = 2
 
 
 def test_a_deployment_and_its_rollback_fail_nobody(host: Host, product: Product) -> None:
-    """The new release brings a migration; so the rollback proves that the release before runs on the new schema."""
+    """The new release brings a migration; so the rollback proves that the release before runs on the new schema. While
+    it is at work another tenant does what it can."""
     before = served(host)
     host.ssh(f"{THERE}/host.sh scale 3")
     assert len(containers(host, "worker")) == 3
@@ -31,7 +45,7 @@ def test_a_deployment_and_its_rollback_fail_nobody(host: Host, product: Product)
     # Twenty seconds are more than the grace time: it was handed back to the new workers, and charged once.
     assert query(host, f"select status, attempts <= 1 from events where event_id = '{slow}'") == "succeeded|t"
     assert query(host, "select to_regclass('expanded') is not null") == "t"
-    with load(host):
+    with load(host, p99_s=P99_S), attacked(host):
         product.make("rollback")
     assert served(host) == before
     only_runs(host, before)
