@@ -24,7 +24,7 @@ demo: venv ## feed messages through and count what came out (FILE=messages.csv o
 	@exec .venv/bin/callboard demo $(if $(FILE),"$(FILE)")
 
 test: venv ## all tests, on a Postgres and a Redis of their own (ARGS="-k story")
-	@$(ALONE) .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(ALONE) .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: venv ## every fault, done for real, and what it cost (SEED=n ROWS="4 22")
 	@$(ALONE) FAULTS_SEED="$(SEED)" FAULTS_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v \

@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import asyncpg
 import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from service.destinations import ON_THIS_MACHINE
 from service.embedded import Server, start_postgres, start_redis, stop
@@ -27,8 +29,21 @@ IN_MEMORY = Path("/dev/shm")
 ROOM_BYTES = 2 << 30
 REDIS_NUMBERS = itertools.cycle(range(1, 512))
 TEMPLATE = "migrated"
-# A file is one process's: begun last, these would keep it at work when the other has nothing left to do.
-LONG = ("test_order_property.py", "test_limits_under_load.py", "test_up.py", "test_readme.py", "test_twenty_nodes.py")
+# Begun last, these would keep one process at work when the others have nothing left to do. The first measures what is
+# got out of a limit: beside each other its tests have company that mostly waits.
+LONG = (
+    "test_limits_under_load.py",
+    "test_twenty_nodes.py",
+    "test_readme.py",
+    "test_up.py",
+    "test_order_property.py",
+    "test_programs.py",
+    "test_clock_skew.py",
+    "test_extension.py",
+    "test_user_code.py",
+)
+# A file is one process's, for the sake of what its tests share. These share nothing, and are long.
+APART = ("test_limits_under_load.py", "test_readme.py", "test_programs.py", "test_clock_skew.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,7 +55,19 @@ def _storable_reports(pytestconfig: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+    """By file, or by test."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return nodeid if file.endswith(APART) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling | None:
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")
