@@ -97,8 +97,8 @@ async def _answer(request: Request, outcomes: Sequence[Accepted | Exception]) ->
             raise each
     items = [await _item(request, index, outcome) for index, outcome in enumerate(outcomes)]
     rejected = len(items) - accepted
-    over = next((each for each in outcomes if isinstance(each, OverLimit | Unavailable)), None)
-    headers = {"Retry-After": str(over.retry_after_s)} if over is not None else None
+    waits_s = [each.retry_after_s for each in outcomes if isinstance(each, OverLimit | Unavailable)]
+    headers = {"Retry-After": str(max(waits_s))} if waits_s else None
     return reply({"accepted": accepted, "rejected": rejected, "items": items}, 207 if rejected else 202, headers)
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service import commits
-from service.errors import TooMany, Unavailable
+from service.errors import OverLimit, TooMany, Unavailable
 from service.http import connections, door
 from service.http.app import create_app
 from service.http.connections import HEAD_MAX, Connection
@@ -141,10 +141,11 @@ async def test_a_batch_of_which_some_could_not_be_stored_now_says_when_to_come_a
     take_all = Intake.take_all
 
     async def some(self: Intake, batch: Any) -> Any:
-        return [*await take_all(self, batch[:-1]), Unavailable("not written within 10 s", 7)]
+        refusals = [OverLimit("rate", "too fast", 3), Unavailable("not written within 10 s", 7)]
+        return [*await take_all(self, batch[:-2]), *refusals]
 
     monkeypatch.setattr(Intake, "take_all", some)
     async with api_of(settings) as http:
-        answer = await http.post("/events/batch", json=[EVENT] * 2)
+        answer = await http.post("/events/batch", json=[EVENT] * 3)
     assert (answer.status_code, answer.json()["accepted"], answer.headers["retry-after"]) == (207, 1, "7")
-    assert answer.json()["items"][1]["error"]["status"] == 503
+    assert [each["error"]["status"] for each in answer.json()["items"][1:]] == [429, 503]
