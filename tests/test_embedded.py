@@ -57,14 +57,14 @@ async def test_what_was_written_is_there_after_a_stop_and_a_start(settings: Sett
         assert (found.database_url, found.redis_url) == (first.database_url, first.redis_url), (
             "other programs find them"
         )
-        await ask(first.database_url, "CREATE TABLE kept AS SELECT 42 AS answer")
+        await ask(first.database_owner_url, "CREATE TABLE kept AS SELECT 42 AS answer")
         async with Redis.from_url(first.redis_url) as client:
             await client.set("kept", "42")
     with pytest.raises(StartError, match="No Postgres: set DATABASE_URL, or start `make up`"):
         running(settings)
     async with embedded(settings) as second:
         assert second == first
-        assert await ask(second.database_url, "SELECT answer FROM kept") == 42
+        assert await ask(second.database_owner_url, "SELECT answer FROM kept") == 42
         async with Redis.from_url(second.redis_url) as client:
             assert await client.get("kept") == b"42"
 

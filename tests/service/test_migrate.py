@@ -68,7 +68,7 @@ async def test_an_index_whose_making_was_cut_off_is_made_anew(settings: Settings
 
 
 async def test_without_postgres_there_is_a_sentence(settings: Settings) -> None:
-    away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
+    away = replace(settings, database_url="postgresql://127.0.0.1:9/none", database_owner_url="")
     for act in (migrate, outstanding):
         with pytest.raises(StartError, match="Postgres can't be brought up to date: "):
             await act(away)

@@ -76,7 +76,7 @@ async def test_another_encoding_is_refused(settings: Settings, servers: tuple[Se
         servers[0],
         "create database latin with template template0 encoding 'LATIN1' locale 'C' locale_provider 'libc'",
     )
-    latin = replace(settings, database_url=database(servers[0], "latin"))
+    latin = replace(settings, database_url=database(servers[0], "latin"), database_owner_url="")
     sentence = (
         "The encoding of this database is LATIN1, and Callboard needs UTF8: make another with"
         " `createdb --encoding=UTF8 --template=template0 NAME`, and name that one in DATABASE_URL."
@@ -97,7 +97,7 @@ async def test_what_is_wrong_and_not_away(settings: Settings, servers: tuple[Ser
 
 
 async def test_a_role_that_may_not_open_enough_connections(settings: Settings, servers: tuple[Server, Server]) -> None:
-    await admin(servers[0], "create role small login connection limit 12")
+    await admin(servers[0], "create role small login connection limit 12 in role callboard_runner")
     name = settings.database_url.partition("?")[0].rpartition("/")[2]
     small = replace(settings, database_url=database(servers[0], name, "small"))
     (sentence,) = await refused(small)
@@ -121,7 +121,7 @@ async def test_a_server_with_few_connections(settings: Settings) -> None:
     """max_connections=20: it took events, broke under load, and charged attempts."""
     with open_folder() as folder:
         async with second_postgres(folder / "few", {"max_connections": "20", "max_wal_senders": "2"}) as server:
-            few = replace(settings, database_url=server.url)
+            few = replace(settings, database_url=server.url, database_owner_url="")
             await migrate(few)
             (sentence,) = await refused(few, "worker")
             assert sentence == (
@@ -240,7 +240,7 @@ async def test_transactions_of_a_pgbouncer_are_refused(
     ignored = "statement_timeout, lock_timeout, idle_in_transaction_session_timeout, jit, plan_cache_mode"
     for more in ({}, {"ignore_startup_parameters": ignored}):
         async with pgbouncer(bouncer, servers[0], pool_mode="transaction", **more) as running:
-            through = replace(settings, database_url=f"{running.address}/{name}")
+            through = replace(settings, database_url=f"{running.address}/{name}", database_owner_url="")
             for program in PROGRAMS:
                 (sentence,) = await refused(through, program)
                 assert sentence.startswith(

@@ -236,7 +236,7 @@ async def test_a_standby(settings: Settings, servers: tuple[Server, Server]) -> 
     name = settings.database_url.partition("?")[0].rpartition("/")[2]
     with open_folder() as folder:
         async with second_postgres(folder / "standby", standby_of=servers[0]) as server:
-            standby = replace(settings, database_url=database(server, name))
+            standby = replace(settings, database_url=database(server, name), database_owner_url="")
             for each in PROGRAMS:
                 await check_postgres(standby, each)  # it may be promoted in a moment
             with pytest.raises(StartError, match=r"it is a standby, or read-only: no migration can run there\."):

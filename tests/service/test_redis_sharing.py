@@ -26,7 +26,7 @@ async def other(settings: Settings) -> AsyncIterator[Settings]:
     """Another database, with an owner's id of its own, on the same Redis."""
     name = f"other_{uuid7().hex}"
     head, _, query = settings.database_url.partition("?")
-    connection = await asyncpg.connect(settings.database_url)
+    connection = await asyncpg.connect(settings.database_owner_url)
     try:
         await connection.execute(f'create database "{name}" template migrated')
         yield replace(settings, database_url=f"{head.rpartition('/')[0]}/{name}?{query}")
