@@ -59,12 +59,13 @@ def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> It
         return not host.startswith("/")
 
     monkeypatch.setattr(transport, "is_public", public)
-    with caplog.filtering(_of_the_way):
+    with caplog.filtering(OfTheWay()):
         yield caplog
 
 
-def _of_the_way(record: logging.LogRecord) -> bool:
-    return "is a superuser" not in record.getMessage()
+class OfTheWay(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "is a superuser" not in record.getMessage()
 
 
 @pytest.mark.parametrize(
