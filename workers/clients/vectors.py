@@ -92,12 +92,15 @@ class Vectors:
         self, tenant: str, collection: str, search: Search, sources: Sequence[str] | None = None
     ) -> tuple[list[Found], int]:
         """Best first, up to FOUND_MAX; and how many are left out. Raises BadEvent 422 for what can't be looked for."""
-        vector, words = _looked_for(search)
+        _check(search)
         where = compiled(search.filter)
         limits = (sources and list(sources), where and where.path, where and where.values)
-        by = (vector and Vector(vector).to_text(), words, search.candidates, search.k, search.min_score, FOUND_MAX)
         with our_wait():
             async with self._searches.turn(self._caller or tenant):
+                # In the turn: to embed takes a millisecond, in which nobody else runs.
+                vector, words = _looked_for(search)
+                vector_text = vector and Vector(vector).to_text()
+                by = (vector_text, words, search.candidates, search.k, search.min_score, FOUND_MAX)
                 query = self._pool.fetch(_SQL["search"], tenant, collection, *limits, *by)
                 rows = await _in_time(query, SEARCH_TIMEOUT_S)
                 if vector and all(row["vector"] is None for row in rows):
@@ -149,8 +152,8 @@ def check_vector(vector: Sequence[float], path: str) -> None:
         raise BadEvent(422, f"a vector's length is between {LENGTHS[0]:g} and {LENGTHS[1]:g}", path)
 
 
-def _looked_for(search: Search) -> tuple[list[float] | None, str | None]:
-    """Its vector and its words. What is asked for has one reading, else it is refused."""
+def _check(search: Search) -> None:
+    """What is asked for has one reading, else it is refused."""
     if search.mode != "vector" and search.query is None:
         raise BadEvent(422, f"mode {search.mode} looks for the words of `query`", "$.query")
     if search.mode == "keyword" and search.vector is not None:
@@ -159,6 +162,10 @@ def _looked_for(search: Search) -> tuple[list[float] | None, str | None]:
         raise BadEvent(422, "give `query` or `vector`, one of them (hybrid takes both)", "$")
     if search.vector is not None:
         check_vector(search.vector, "$.vector")
+
+
+def _looked_for(search: Search) -> tuple[list[float] | None, str | None]:
+    """Its vector and its words."""
     words = None if search.mode == "vector" else search.query
     return (None if search.mode == "keyword" else search.vector or embed(search.query or "")), words
 
