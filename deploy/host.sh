@@ -130,16 +130,17 @@ redis_does() { # COMMAND
 # rights: whatever starts meanwhile, of whichever release, can go on under the new name.
 
 hand_over() {
-    local password
+    local former password
     if managed || [ -s secrets/database_owner_url ]; then return; fi
     say "The programs get a role of their own in Postgres, which owns nothing."
-    password=$(random)
+    former=$(cat secrets/database_url) password=$(random)
     query -d postgres <<<"drop role if exists callboard_runner; create role callboard_runner login password '$password' in role callboard"
-    case $(cat secrets/database_url) in
-        *//callboard:*) give database_owner_url < secrets/database_url ;;
+    write_runner callboard_runner "$password"
+    # The owner's address comes last: where it stands, all this was done.
+    case $former in
+        *//callboard:*) printf '%s' "$former" | give database_owner_url ;;
         *) renew_owner ;;
     esac
-    write_runner callboard_runner "$password"
 }
 members() { # of the owner, one a line: callboard_runner on its way, and the roles that a rotation had made before
     managed || query -d postgres -c "select member::regrole from pg_auth_members where roleid = 'callboard'::regrole"

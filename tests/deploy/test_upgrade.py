@@ -76,6 +76,7 @@ def as_one_role(host: Host) -> None:
         host.ssh(f"printf %s '{text}' > {secrets}/new && chmod 444 {secrets}/new && mv {secrets}/new {secrets}/{name}")
     host.ssh(f"docker restart {live(host)} {' '.join(containers(host, 'worker'))}", timeout_s=120)
     until(lambda: curl(host, "/types") == "200", 60)
+    query(host, "drop database if exists callboard_before with (force)")  # a restore's, with rights of its own
     query(host, "drop owned by callboard_runner; drop role callboard_runner")
     succeeded(host, send_nap(host, 0.1))
 
