@@ -29,7 +29,6 @@ from service.stream import names_of
 
 SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
 SEED_PATH: Final = "/collections/seed"
-SEEN_MAX: Final = 100  # as many as a search gives; the seed has 60
 PLACES: Final = (*USER_PLACES, "prompts")
 SEED_TIMEOUT_S: Final = 30.0
 EXAMPLE: Final = '{"ticket_id":"T-1","subject":"Cannot log in","body":"My password is rejected."}'
@@ -96,22 +95,21 @@ async def _run(settings: Settings, workers: int) -> None:
 
 
 async def seed(settings: Settings) -> None:
-    """Puts the examples of the worked example into the collection `seed`, except those that are there already.
+    """Puts the examples of the worked example into the collection `seed`, where that is empty.
 
     They are documents and no events: any key that sends events can name any source, so that no source can be trusted.
     """
     documents = [_example(line) for line in SEED.read_text(encoding="utf-8").splitlines()]
     known = replace(settings, url=address(settings), api_key=settings.local_token or settings.api_key)
     async with asyncio.timeout(SEED_TIMEOUT_S), open_client(known) as http:
-        found = await http.post(f"{SEED_PATH}/search", json={"query": "a", "k": SEEN_MAX})
-        seen = {each["id"] for each in found.json()["items"]} if found.is_success else set()
-        missing = [each for each in documents if each["id"] not in seen]
-        put = await http.put(f"{SEED_PATH}/documents", json={"documents": missing}) if found.is_success else found
-    if put.status_code in (401, 403):
+        answer = await http.post(f"{SEED_PATH}/search", json={"query": "a", "mode": "vector", "k": 1})
+        if answer.is_success and not answer.json()["items"]:
+            answer = await http.put(f"{SEED_PATH}/documents", json={"documents": documents})
+    if answer.status_code in (401, 403):
         need = "that takes CALLBOARD_API_KEY, a key with the scopes `documents` and `read`."
         click.echo(f"No examples were put into the collection `seed`: {need}", err=True)
         return
-    put.raise_for_status()
+    answer.raise_for_status()
 
 
 def _example(line: str) -> dict[str, Any]:

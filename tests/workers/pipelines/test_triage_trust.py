@@ -54,10 +54,13 @@ async def test_what_was_seeded_by_events_before_is_not_trusted(board: Board) -> 
 async def test_the_seed_goes_where_the_example_looks_and_only_once(board: Board) -> None:
     known = Settings(port=board.http.base_url.port or 0, local_token=board.settings.local_token)
     await seed(known)
-    await seed(known)
     assert Path(SEED_PATH).name == triage.SEED
+    first, *_ = rows = await board.sql("select id from documents where collection = $1 order by id", triage.SEED)
+    assert len(rows) == 60
+    await board.http.request("DELETE", f"{SEED_PATH}/documents", json={"ids": [first["id"]]})
+    await seed(known)
     rows = await board.sql("select id from documents where collection = $1", triage.SEED)
     noted = await board.sql("select detail from operations where action = 'write_documents'")
-    assert (len(rows), len(noted)) == (60, 1)
+    assert (len(rows), len(noted)) == (59, 1), "what somebody has deleted stays away"
     assert await board.sql("select 1 from events") == []
     assert await intent(board) != "unknown"
