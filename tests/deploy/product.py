@@ -20,8 +20,6 @@ from tests.deploy.probe import Asked, Seen
 from tests.processes import ROOT
 
 SLOWEST_S: Final = 3.0
-SLOWEST_BESIDE_AN_ATTACK_S: Final = 10.0
-P99_S: Final = 3.0  # beside a hostile tenant; half of that was measured on a machine five times as busy as it can be
 ATTACK_S: Final = 15
 ATTACKS: Final = ("A2", "A4", "A7", "batches")
 SECRET: Final = f"sk-{os.urandom(12).hex()}"
@@ -150,11 +148,8 @@ def succeeded(host: Host, event_id: str) -> None:
 
 
 @contextmanager
-def load(host: Host, *, hurts: bool = False, p99_s: float | None = None) -> Iterator[None]:
-    """The probe, for as long as the block lasts; it must have seen no failure, or some where it `hurts`.
-
-    Of its requests the slowest has a bound; with `p99_s` all but a hundredth have that, and the slowest a wider one.
-    """
+def load(host: Host, *, hurts: bool = False) -> Iterator[None]:
+    """The probe, for as long as the block lasts; it must have seen no failure, or some where it `hurts`."""
     with probed(host, STREAMS) as found:
         yield
     (seen,) = found
@@ -162,8 +157,7 @@ def load(host: Host, *, hurts: bool = False, p99_s: float | None = None) -> Iter
         assert seen.failed > 0, "the probe does not see what it should"
         return
     assert not seen.failed, seen.failures
-    assert seen.slowest_s < (SLOWEST_S if p99_s is None else SLOWEST_BESIDE_AN_ATTACK_S)
-    assert seen.p99_s < (p99_s or SLOWEST_S)
+    assert seen.slowest_s < SLOWEST_S
     at_rest(host)
     lost = set(seen.events) - set(query(host, "select event_id from events").split())
     assert not lost

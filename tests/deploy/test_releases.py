@@ -7,7 +7,6 @@ import pytest
 
 from tests.deploy.host import THERE, Host, until
 from tests.deploy.product import (
-    P99_S,
     Product,
     attacked,
     containers,
@@ -45,7 +44,7 @@ def test_a_deployment_and_its_rollback_fail_nobody(host: Host, product: Product)
     # Twenty seconds are more than the grace time: it was handed back to the new workers, and charged once.
     assert query(host, f"select status, attempts <= 1 from events where event_id = '{slow}'") == "succeeded|t"
     assert query(host, "select to_regclass('expanded') is not null") == "t"
-    with load(host, p99_s=P99_S), attacked(host):
+    with load(host), attacked(host):
         product.make("rollback")
     assert served(host) == before
     only_runs(host, before)
