@@ -39,11 +39,11 @@ async def migrate(settings: Settings) -> list[str]:
         await connection.execute("set statement_timeout = 0")
         await _wait_for_turn(connection)
         if settings.database_owner_url:
-            await roles.take(connection)
+            await roles.take_tables(connection)
         await _make_table(connection)
         names = [name for name, text in sql.migrations() if await _run_once(connection, name, text)]
         if settings.database_owner_url:
-            await roles.grant(connection, settings)
+            await roles.grant_rights(connection, settings)
         return names
 
 

@@ -1,11 +1,11 @@
--- name: owned
--- Our tables that belong to another role than the session's, and whether that one may be spoken for.
-select c.relname as name, pg_get_userbyid(c.relowner) as owner, pg_has_role(current_user, c.relowner, 'usage') as ours
+-- name: foreign_tables
+-- Our tables that belong to another role than the session's, and whether the session's role is a member of that one.
+select c.relname as name, pg_get_userbyid(c.relowner) as owner, pg_has_role(current_user, c.relowner, 'usage') as is_member
 from pg_class c
 where c.oid in (select to_regclass(name) from unnest($1::text[]) as t (name)) and c.relowner <> current_user::regrole
 order by 1;
 
--- name: taking
+-- name: change_owner
 -- A statement for each relation and function of ours that belongs to another role, which makes it the session's.
 select format('alter %s %s owner to %I',
               case when c.relkind = 'S' then 'sequence' else 'table' end, c.oid::regclass, current_user) as statement
@@ -17,7 +17,7 @@ select format('alter function %s owner to %I', p.oid::regprocedure, current_user
 from pg_proc p
 where p.oid in (select to_regprocedure(name) from unnest($3::text[]) as f (name)) and p.proowner <> current_user::regrole;
 
--- name: granting
+-- name: grant_rights
 -- A statement for each right that the role $1 lacks of those that programs need: on the schema of ours and that of pgvector,
 -- on tables ($2; `migrations` is only read), sequences ($3) and functions ($4).
 select statement from (
@@ -43,28 +43,28 @@ select statement from (
     where not has_function_privilege($1::text::name, f.oid, 'execute')
 ) g;
 
--- name: parting
--- Where the role $1 is a member of the session's role: it had been one until all was granted to it.
+-- name: revoke_membership
+-- A statement that ends the membership of the role $1 in the session's role, where there is one.
 select format('revoke %I from %I', current_user, $1::text) as statement
 from pg_auth_members
 where roleid = current_user::regrole and member = $1::text::regrole;
 
--- name: there
+-- name: role_exists
 select exists (select 1 from pg_roles where rolname = $1::text);
 
--- name: making
--- Its password only as what the server keeps of one.
+-- name: create_role
+-- A statement that creates the role $1; $2: what the server stores of its password, or empty for a role without one.
 select case when $2::text = '' then format('create role %I login', $1::text)
             else format('create role %I login password %L', $1::text, $2::text) end as statement;
 
--- name: acting
--- The role that a session acts as, which `alter role … set role` may have changed, and whose tables it finds.
+-- name: session
+-- The role that a session has (`alter role NAME set role` may have changed it), its database, and the table that it finds.
 select current_user::text as role,
        (select format('%s/%s', oid, datname) from pg_database where datname = current_database()) as database,
        to_regclass('migrations')::oid as migrations;
 
 -- name: rights
--- What a program finds of its role: whether it is more than it needs to be, or less.
+-- Whether the session's role may do more than programs need, or less.
 select current_user::text as role,
        (select rolsuper from pg_roles where rolname = current_user) as superuser,
        to_regclass('events') is not null as migrated,

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
+import sql
 from service.embedded import Server
 from service.errors import StartError
 from service.migrate import migrate
@@ -87,6 +88,12 @@ async def test_another_encoding_is_refused(settings: Settings, servers: tuple[Se
     await admin(servers[0], "drop database latin with (force)")
 
 
+@pytest.mark.parametrize("topic", ["postgres_preflight", "roles", "session"])
+def test_what_is_sent_before_the_encoding_is_known_fits_every_one(topic: str) -> None:
+    """Comments are sent, too."""
+    assert [name for name, text in sql.queries(topic).items() if not text.isascii()] == []
+
+
 async def test_what_is_wrong_and_not_away(settings: Settings, servers: tuple[Server, Server]) -> None:
     for url, words in {
         database(servers[0], "no_such_database"): 'database "no_such_database" does not exist',
@@ -97,7 +104,11 @@ async def test_what_is_wrong_and_not_away(settings: Settings, servers: tuple[Ser
 
 
 async def test_a_role_that_may_not_open_enough_connections(settings: Settings, servers: tuple[Server, Server]) -> None:
-    await admin(servers[0], "create role small login connection limit 12 in role callboard_runner")
+    await admin(
+        servers[0],
+        "create role small login connection limit 12 in role callboard_runner",
+        "alter role small set role callboard_runner",  # as a rotation makes them
+    )
     name = settings.database_url.partition("?")[0].rpartition("/")[2]
     small = replace(settings, database_url=database(servers[0], name, "small"))
     (sentence,) = await refused(small)

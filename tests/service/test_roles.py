@@ -223,7 +223,7 @@ async def test_an_owner_who_may_make_no_role_says_what_an_administrator_does(
 ) -> None:
     _, before = await by_one_role(arranged, settings)
     after = replace(before, database_url=arranged.url("nobody_yet"), database_owner_url=before.database_url)
-    with pytest.raises(StartError, match=r"There is no role nobody_yet.*make it as an administrator"):
+    with pytest.raises(StartError, match=r"the role nobody_yet, which does not exist.*create it as an admin"):
         await migrate(after)
 
 
