@@ -115,22 +115,17 @@ async def test_nobody_is_shut_out_by_a_neighbour(settings: Settings, tmp_path: P
             where = httpx.AsyncHTTPTransport(local_address=ELSEWHERE)
             url = f"http://127.0.0.1:{api.port}"
             async with httpx.AsyncClient(base_url=url, transport=where, timeout=20, headers=bearer(mine)) as http:
-                # Of two hundred requests the second slowest counts, whatever else has the processors then: so the
-                # better of two rounds does.
-                for tries_left in (1, 0):
-                    alone_ms = p99((await worked(http, mine, ALONE_S))[0])
-                    before_s = cpu_s(api)
-                    async with attacked(api, hostile, duration_s + 2, names) as attackers:
-                        times, heard = await worked(http, mine, duration_s)
-                        answers, _ = await asyncio.to_thread(attackers.communicate)
-                    message = f"{name}: p99 {alone_ms:.0f} → {p99(times):.0f} ms of {len(times)}, {dict(heard)}; "
-                    message += f"{cpu_s(api) - before_s:.1f} s of {duration_s:.0f} s at work; "
-                    message += f"{peak_mb(api.program.process.pid):.0f} MB, killed {killed(group)}; {answers}"
-                    print(message)
-                    assert heard.keys() <= {"200", "202", "303"}, message
-                    assert api.program.process.poll() is None, message
-                    assert killed(group) == 0, message
-                    assert json.decode(answers), message
-                    if p99(times) <= max(FACTOR * alone_ms, P99_MS):
-                        return
-                    assert tries_left, message
+                alone_ms = p99((await worked(http, mine, ALONE_S))[0])
+                before_s = cpu_s(api)
+                async with attacked(api, hostile, duration_s + 2, names) as attackers:
+                    times, heard = await worked(http, mine, duration_s)
+                    answers, _ = await asyncio.to_thread(attackers.communicate)
+            message = f"{name}: p99 {alone_ms:.0f} → {p99(times):.0f} ms of {len(times)}, {dict(heard)}; "
+            message += f"{cpu_s(api) - before_s:.1f} s of {duration_s:.0f} s at work; "
+            message += f"{peak_mb(api.program.process.pid):.0f} MB, killed {killed(group)}; attackers: {answers}"
+            print(message)
+            assert heard.keys() <= {"200", "202", "303"}, message
+            assert api.program.process.poll() is None, message
+            assert killed(group) == 0, message
+            assert json.decode(answers), message
+            assert p99(times) <= max(FACTOR * alone_ms, P99_MS), message
