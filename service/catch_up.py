@@ -1,4 +1,4 @@
-"""Reads what one follower has not been told yet: from the log, and from Postgres what the log lacks.
+"""Reads what one follower has not had yet: from the log, and from Postgres what the log lacks.
 
 It reads in pages of a bounded number of bytes, and the next page once the client has taken this one: of an event with a
 thousand long replies a follower holds one at a time.
@@ -58,7 +58,7 @@ class Follower:
         async for message in self._read_log(stands.run):
             yield message
         if stands.ended:
-            async for message in self._fill((stands.claim + 1, 0), stands.run, whole=True):
+            async for message in self._fill((stands.claim + 1, 0), stands.run, from_start=True):
                 yield message
             row = await self._pool.fetchrow(SQL["result"], self._event_id)
             result = Raw(row["result"].encode()) if row and row["result"] else None
@@ -100,9 +100,9 @@ class Follower:
         for message in story.entry(place, said):
             yield message
 
-    async def _fill(self, before: Place, run: int, *, whole: bool = False) -> AsyncIterator[bytes]:
+    async def _fill(self, before: Place, run: int, *, from_start: bool = False) -> AsyncIterator[bytes]:
         """What is stored behind here and before `before`; at the end from the beginning, for what was passed over."""
-        after = START if whole else max(self._story.at, self._story.seen)
+        after = START if from_start else max(self._story.at, self._story.seen)
         async for place, fact in self._facts(run, after, before):
             for message in self._story.stored(place, fact):
                 yield message

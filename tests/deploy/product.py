@@ -177,9 +177,9 @@ def attacked(host: Host) -> Iterator[None]:
     try:
         yield
     finally:
-        told, _ = process.communicate(timeout=ATTACK_S + 60)
-    print(f"    the hostile tenant heard {told.decode().strip()}")
-    heard = msgspec.json.decode(told, type=dict[str, dict[str, int]])
+        output, _ = process.communicate(timeout=ATTACK_S + 60)
+    print(f"    the hostile tenant heard {output.decode().strip()}")
+    heard = msgspec.json.decode(output, type=dict[str, dict[str, int]])
     assert heard["batches"].keys() >= {"413", "429"}
     state = "{{.RestartCount}} {{.State.OOMKilled}}"
     assert host.ssh(f"docker inspect -f '{state}' {live(host)}").strip() == "0 false"

@@ -52,9 +52,9 @@ def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: 
     as_one_role(host)
     product.withdraw()
     with load(host):
-        told = product.make("deploy")
+        output = product.make("deploy")
     assert served(host) == now
-    assert "a role of their own in Postgres" in told
+    assert "a role of their own in Postgres" in output
     assert query(host, ROLES) == "callboard_runner|f"
     assert query(host, "select count(*) from pg_auth_members where roleid = 'callboard'::regrole") == "0"
     owner = host.ssh(f"sed 's/@postgres/@127.0.0.1/' {THERE}/secrets/database_owner_url").strip()

@@ -51,7 +51,7 @@ async def keep_replies(settings: Settings, count: int, size: int) -> tuple[str, 
     return event_id, {row["step"]: row["reply"] for row in rows}
 
 
-def told(client: Client) -> list[str]:
+def steps_of(client: Client) -> list[str]:
     """What was told, in order: the step that a reply is of, or that has ended."""
     return [each.data.get("step", each.event) for each in client.heard if each.event not in ("status", "restart")]
 
@@ -77,7 +77,7 @@ async def test_whatever_a_page_holds_each_thing_is_told_once_and_in_order(
     client = Client(event_id)
     while not client.over:
         await client.follow(api, most)
-    assert told(client) == in_order(6)
+    assert steps_of(client) == in_order(6)
     assert {step: text for (step, _), text in client.texts.items()} == replies
     numbers = [int(each.id) for each in client.heard]
     assert numbers == sorted(set(numbers))
@@ -97,6 +97,6 @@ async def test_followers_of_many_large_replies_hold_little(settings: Settings, t
                 await client.follow(http, 20)
                 most_mb = max(most_mb, api.memory_mb - before_mb)
         print(f"{most_mb:.0f} MB")
-    assert told(client) == in_order(20)
+    assert steps_of(client) == in_order(20)
     assert {step: text for (step, _), text in client.texts.items()} == replies
     assert most_mb < 60
