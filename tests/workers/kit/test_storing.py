@@ -1,6 +1,7 @@
 """What has completed is stored before the outside is touched: together, in order, once, and within bounds."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
@@ -50,6 +51,12 @@ class Slow(Memory):
 async def run() -> AsyncIterator[Run]:
     async with open_run() as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def all_steps_are_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a step may take longer than a cheap one does, and would be stored as soon as it completes."""
+    monkeypatch.setattr("workers.kit.run.CHEAP_MS", math.inf)
 
 
 async def first(job: Job) -> First:
