@@ -77,10 +77,10 @@ class Followers:
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                 if message is None or not self._topics:
                     continue
-                rung = [each for each in _ids(message["data"]) if each in self._topics]
+                events = [each for each in _ids(message["data"]) if each in self._topics]
                 if message["channel"] == self.names.moved.encode():
-                    await self._look(rung)
-                self._wake(rung)
+                    await self._look(events)
+                self._wake(events)
 
     async def poll(self) -> None:
         """See what nobody rings for, until cancelled."""

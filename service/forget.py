@@ -51,10 +51,10 @@ class _Traces(Struct):
 class Forgetter:
     """Acts for one tenant's `actor`. `ring` notifies of an event that is first in its mailbox now."""
 
-    def __init__(self, pool: Pool, redis: RedisTraces, ring: Callable[[UUID], None], tenant: str, actor: str) -> None:
+    def __init__(self, pool: Pool, redis: RedisTraces, notify: Callable[[UUID], None], tenant: str, actor: str) -> None:
         self._pool: Final = pool
         self._redis: Final = redis
-        self._ring: Final = ring
+        self._notify: Final = notify
         self._tenant: Final = tenant
         self._actor: Final = actor
 
@@ -209,7 +209,7 @@ class Forgetter:
         traces.counts["work"] += len(rows)
         keys = list({row["key"] for row in rows if row["key"] is not None})
         for head in await self._fetch(SQL["heads"], [self._tenant] * len(keys), keys) if keys else ():
-            self._ring(head["event_id"])
+            self._notify(head["event_id"])
         await self._redis.stop([row["event_id"] for row in rows if row["status"] == "running"])
 
     async def _documents(self, target: Target) -> AsyncIterator[list[asyncpg.Record]]:

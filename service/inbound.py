@@ -22,7 +22,7 @@ from service.commits import BadRow
 from service.errors import kind_of
 from service.intake import Conflict, Intake
 from service.meters import Meters
-from service.outbox import Outbox
+from service.notifier import Notifier
 from service.redis_owner import RedisOwner
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
@@ -73,15 +73,15 @@ class Inbound:
         self._store: Final = Store(settings, catalog, meters, via="stream")
         self._owner: Final = owner
         self._name: Final = names_of(settings).ingest
-        self._outbox: Final = Outbox(redis, names_of(settings))
-        self._intake: Final = Intake(catalog, self._store, self._outbox, settings.body_max, lambda: keyed)
+        self._notifier: Final = Notifier(redis, names_of(settings))
+        self._intake: Final = Intake(catalog, self._store, self._notifier, settings.body_max, lambda: keyed)
 
     async def run(self) -> None:
         """Take in until cancelled; an error ends it, and the supervisor starts it again, own pending entries first."""
         connection = await connect(self._settings, "inbound")
         try:
             # One writer: two would commit out of the stream's order.
-            parts = {"ingest": lambda: self._store.run(writers=1), "ingest ring": self._outbox.run}
+            parts = {"ingest": lambda: self._store.run(writers=1), "ingest ring": self._notifier.run}
             async with supervised(parts):
                 await self._take_in(connection)
         finally:

@@ -1,4 +1,4 @@
-"""The one door: HTTP and streams, the same decoding, the same commit, the same ring."""
+"""The one door: HTTP and streams, the same decoding, the same commit, the same notifier."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -15,7 +15,7 @@ from schemas.envelope import Incoming, read
 from schemas.text import BadEvent
 from service.commits import BadRow
 from service.meters import Meters
-from service.outbox import Outbox
+from service.notifier import Notifier
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, connect
 from service.settings import Settings
 from service.store import Store, Stored
@@ -46,12 +46,12 @@ class Accepted(Struct, frozen=True):
 
 class Intake:
     def __init__(
-        self, catalog: Catalog, store: Store, outbox: Outbox, body_max: int, keyed: Callable[[], Collection[str]]
+        self, catalog: Catalog, store: Store, notifier: Notifier, body_max: int, keyed: Callable[[], Collection[str]]
     ) -> None:
         self.catalog: Final = catalog
         self._store: Final = store
         self.commits: Final = store.health
-        self.outbox: Final = outbox
+        self.notifier: Final = notifier
         self._body_max: Final = body_max
         self._keyed: Final = keyed
 
@@ -139,7 +139,7 @@ class Intake:
             case Stored(conflict=True):
                 return Conflict(incoming, stored)
         if stored.due:
-            self.outbox.ring(stored.event_id)
+            self.notifier.notify(stored.event_id)
         return Accepted(str(stored.event_id), incoming.id, incoming.source, stored.status, stored.duplicate)
 
 
@@ -167,13 +167,14 @@ class Keyed:
 
 @asynccontextmanager
 async def open_intake(settings: Settings, catalog: Catalog, redis: Redis, meters: Meters) -> AsyncIterator[Intake]:
-    """The door with its tasks, the commits and the ring among them; at the end what was taken is committed and rung."""
-    store, outbox, keyed = Store(settings, catalog, meters), Outbox(redis, names_of(settings)), Keyed(settings)
-    async with supervised({"store": store.run, "outbox": outbox.run, "keyed": keyed.run}):
-        yield Intake(catalog, store, outbox, settings.body_max, lambda: keyed.types)
+    """The door with its tasks, the commits and the notifier among them; at the end what was taken is committed, and the
+    workers are notified of it."""
+    store, notifier, keyed = Store(settings, catalog, meters), Notifier(redis, names_of(settings)), Keyed(settings)
+    async with supervised({"store": store.run, "outbox": notifier.run, "keyed": keyed.run}):
+        yield Intake(catalog, store, notifier, settings.body_max, lambda: keyed.types)
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
                 await store.drained()
-                await outbox.drained()
+                await notifier.drained()
         except REDIS_ERRORS:
             return  # the sweeper rings what is left

@@ -87,7 +87,7 @@ class Operator:
                 return False
             if row["key"] is not None:
                 for head in await connection.fetch(SQL["heads"], [row["tenant"]], [row["key"]]):
-                    self._intake.outbox.ring(head["event_id"])
+                    self._intake.notifier.notify(head["event_id"])
         if row["status"] == "running":
             try:
                 await self._redis.publish(self._channel, event_id.bytes)
@@ -172,7 +172,7 @@ class Operator:
                     raise StateMoved(ids[0], stale["steps"])
             rows = await connection.fetch(SQL["replay"], list(ids), self._tenant, self._actor, began, step, unmoved)
         for row in rows:
-            self._intake.outbox.ring(row["event_id"])
+            self._intake.notifier.notify(row["event_id"])
         return {row["event_id"]: row["run"] for row in rows}
 
     async def _lock_mailboxes(self, connection: "PoolConnectionProxy[asyncpg.Record]", ids: Sequence[UUID]) -> None:

@@ -16,7 +16,7 @@ from service.settings import Settings
 GROUP: Final = "workers"
 INGEST_GROUP: Final = "intake"
 PIECE: Final = 8  # entries that are read at a time where their bytes are bounded
-RING: Final = Path(__file__).with_name("stream_ring.lua").read_text(encoding="utf-8")
+NOTIFY: Final = Path(__file__).with_name("stream_notify.lua").read_text(encoding="utf-8")
 BOUNDED: Final = Path(__file__).with_name("stream_read.lua").read_text(encoding="utf-8")
 SCAN: Final = Path(__file__).with_name("stream_scan.lua").read_text(encoding="utf-8")
 
@@ -54,11 +54,11 @@ def names_of(settings: Settings) -> Names:
     return Names(*(f"{settings.redis_prefix}{name}" for name in Names.__struct_fields__))
 
 
-async def ring(redis: Redis, ids: Sequence[UUID], stream: str) -> None:
-    """Put event ids on a stream, one entry each, in one command. A second ring of the same event is harmless."""
+async def notify(redis: Redis, ids: Sequence[UUID], stream: str) -> None:
+    """Put event ids on a stream, one entry each, in one command. A second entry of the same event is harmless."""
     if not ids:
         return
-    await redis.register_script(RING)(keys=[stream], args=[each.bytes for each in ids])
+    await redis.register_script(NOTIFY)(keys=[stream], args=[each.bytes for each in ids])
 
 
 async def may_notify(redis: Redis, names: Names) -> None:
@@ -160,7 +160,7 @@ async def take_over(redis: Redis, stream: str, group: str, consumer: str, idle_m
 
 
 def event_id(fields: dict[bytes, bytes]) -> UUID | None:
-    """The event an entry rings for; None where it is no ring of ours."""
+    """The event that an entry notifies of; None where it is no entry of ours."""
     raw = fields.get(b"id", b"")
     return UUID(bytes=raw) if len(raw) == 16 else None
 

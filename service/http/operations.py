@@ -119,7 +119,7 @@ async def forget(request: Request) -> Response:
         raise BadEvent(400, "name one of key, subject, source")
     redis = RedisTraces(app.redis, names_of(app.settings), who.tenant, app.settings.body_max)
     try:
-        return reply(await Forgetter(app.pool, redis, app.intake.outbox.ring, who.tenant, who.actor).forget(target))
+        return reply(await Forgetter(app.pool, redis, app.intake.notifier.notify, who.tenant, who.actor).forget(target))
     except InHand as error:
         raise HTTPException(409, str(error)) from error
 

@@ -82,7 +82,7 @@ class Bench(Struct, frozen=True):
             piece = ids[begin : begin + PIECE]
             said = [Incoming(each, "/bench", str(each), kind, None, None, Attributes(), data) for each in piece]
             await accept(self.connection, said)
-            await stream.ring(self.redis, piece, NAMES.work)
+            await stream.notify(self.redis, piece, NAMES.work)
         return ids
 
     async def run(self, kind: str, count: int, data: bytes = b"{}") -> float:

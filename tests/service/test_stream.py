@@ -23,18 +23,18 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
 
 async def test_a_ring_is_an_event_id(redis: Redis) -> None:
     ids = [uuid7() for _ in range(3)]
-    await stream.ring(redis, ids, NAME)
+    await stream.notify(redis, ids, NAME)
     assert [stream.event_id(fields) for _, fields in await redis.xrange(NAME)] == ids
     assert stream.event_id({}) is stream.event_id({b"id": b"short"}) is None
 
 
 async def test_a_ring_for_nobody_makes_no_stream(redis: Redis) -> None:
-    await stream.ring(redis, [], NAME)
+    await stream.notify(redis, [], NAME)
     assert await redis.exists(NAME) == 0
 
 
 async def test_a_group_begins_at_the_beginning(redis: Redis) -> None:
-    await stream.ring(redis, [uuid7(), uuid7()], NAME)
+    await stream.notify(redis, [uuid7(), uuid7()], NAME)
     assert await stream.read(redis, [NAME], GROUP, "a", 10) == []  # no group yet: made now
     ((name, entries),) = await stream.read(redis, [NAME], GROUP, "a", 10)
     assert (name, len(entries)) == (NAME, 2)
@@ -44,7 +44,7 @@ async def test_a_group_begins_at_the_beginning(redis: Redis) -> None:
 
 async def test_what_was_read_is_pending_until_it_is_finished(redis: Redis) -> None:
     await stream.ensure_group(redis, NAME, GROUP)
-    await stream.ring(redis, [uuid7() for _ in range(5)], NAME)
+    await stream.notify(redis, [uuid7() for _ in range(5)], NAME)
     ((_, first),) = await stream.read(redis, [NAME], GROUP, "a", 3)
     assert await stream.read(redis, [NAME], GROUP, "a", 10, after="0") == [(NAME, first)]
     assert await stream.read(redis, [NAME], GROUP, "b", 10, after="0") == [(NAME, [])]
@@ -58,7 +58,7 @@ async def test_what_was_read_is_pending_until_it_is_finished(redis: Redis) -> No
 async def test_what_another_left_is_taken_over(redis: Redis) -> None:
     assert await stream.take_over(redis, NAME, GROUP, "b", 0, 10) == []  # no such group
     await stream.ensure_group(redis, NAME, GROUP)
-    await stream.ring(redis, [uuid7() for _ in range(3)], NAME)
+    await stream.notify(redis, [uuid7() for _ in range(3)], NAME)
     ((_, entries),) = await stream.read(redis, [NAME], GROUP, "a", 10)
     await redis.xdel(NAME, entries[0][0])  # Redis 7 forgets that it is pending, one before keeps it
     assert await stream.take_over(redis, NAME, GROUP, "b", 60_000, 10) == []
@@ -71,7 +71,7 @@ async def test_what_another_left_is_taken_over(redis: Redis) -> None:
 async def test_several_streams_are_read_in_one_go(redis: Redis) -> None:
     for name in ("callboard:x", "callboard:y"):
         await stream.ensure_group(redis, name, GROUP)
-        await stream.ring(redis, [uuid7()], name)
+        await stream.notify(redis, [uuid7()], name)
     found = await stream.read(redis, ["callboard:x", "callboard:y"], GROUP, "a", 1)
     assert [(name, len(entries)) for name, entries in found] == [("callboard:x", 1), ("callboard:y", 1)]
 

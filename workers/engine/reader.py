@@ -36,7 +36,7 @@ log = logging.getLogger("callboard.reader")
 
 
 class Reader:
-    """Takes rung events from the streams into the executor."""
+    """Takes notified events from the streams into the executor."""
 
     def __init__(
         self, settings: Settings, redis: Redis, lease: Lease, executor: Executor, meters: Meters | None = None
@@ -127,7 +127,7 @@ class Reader:
                 await self._take(connection, name, entries)
 
     async def _take(self, connection: Connection, name: str, entries: Sequence[Entry]) -> None:
-        """Claim what was rung; only when that has committed are the entries done with, whatever the claim found."""
+        """Claim what was notified; the entries are done with when that has committed, whatever the claim found."""
         if not entries:
             return
         ids = [event_id for _, fields in entries if (event_id := stream.event_id(fields)) is not None]

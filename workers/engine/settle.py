@@ -59,17 +59,17 @@ class Ending(Struct, frozen=True):
 
 
 class Settler:
-    """Group commits of endings; afterwards the next event of each mailbox that moved on is rung."""
+    """Group commits of endings; afterwards the next event of each mailbox that moved on is notified."""
 
     def __init__(
         self,
         settings: Settings,
-        ring: Callable[[UUID], None],
+        notify: Callable[[UUID], None],
         wake_in: Callable[[float], Awaitable[None]],
         meters: Meters | None = None,
     ) -> None:
         self._meters: Final = meters or Meters()
-        self._ring: Final = ring
+        self._notify: Final = notify
         self._wake_in: Final = wake_in
         self._settings: Final = settings
         self.written = 0  # endings, whatever became of them
@@ -108,11 +108,11 @@ class Settler:
         self._count([ending for n, ending in enumerate(batch, 1) if n in still], said)
         for each in said:
             if each.event_id in due:
-                self._ring(each.event_id)
+                self._notify(each.event_id)
         moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
         if moved:
             for row in await connection.fetch(SQL["heads"], *zip(*moved, strict=True)):
-                self._ring(row["event_id"])
+                self._notify(row["event_id"])
         return [n in still for n in range(1, len(batch) + 1)]
 
     def _count(self, held: Sequence[Ending], said: Sequence[Incoming]) -> None:

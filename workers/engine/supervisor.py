@@ -15,7 +15,7 @@ from schemas.catalog import Catalog
 from service.destinations import allowed
 from service.inbound import Inbound
 from service.meters import Meters
-from service.outbox import Outbox
+from service.notifier import Notifier
 from service.postgres_errors import SENTENCES
 from service.postgres_preflight import connections_max
 from service.readiness import NOT_READY_S, CommitHealth
@@ -76,7 +76,7 @@ class Parts(Struct, frozen=True):
     lease: Lease
     sweeper: Sweeper
     inbound: Inbound
-    outbox: Outbox
+    notifier: Notifier
     wire: Wire
     arq: ArqRedis
     cancels: Part
@@ -106,7 +106,7 @@ async def open_worker(
             "ledger": parts.ledger.run,
             "journal": parts.journal.run,
             "lease": lambda: parts.lease.run(parts.executor.drop_all),
-            "outbox": parts.outbox.run,
+            "outbox": parts.notifier.run,
             "live": parts.wire.run,
             "graphs": lambda: _write_graphs(program),
             "loop": parts.meters.watch_loop,
@@ -153,9 +153,9 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     clients = await _open_clients(settings, stack, llm, Vectors(pool, searching(settings, meters)))
     arq = open_arq(settings, owner.guard)
     stack.push_async_callback(arq.connection_pool.disconnect)
-    outbox, ledger, journal = Outbox(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
+    notifier, ledger, journal = Notifier(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
     wire = Wire(redis, names)
-    settler = Settler(settings, outbox.ring, Clock(arq).wake_in, meters)
+    settler = Settler(settings, notifier.notify, Clock(arq).wake_in, meters)
     stopping = asyncio.Event()
     calls, ends = ledger.commits
     commits = {"settle": settler.commits, "journal": journal.commits, "calls": calls, "ledger": ends}
@@ -179,7 +179,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
         inbound=Inbound(settings, program.catalog, blocking, lease.guard, owner, keyed, meters),
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
-        outbox=outbox,
+        notifier=notifier,
         wire=wire,
         arq=arq,
         cancels=lambda: listen(blocking, names.cancel, executor),

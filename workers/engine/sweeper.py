@@ -1,4 +1,4 @@
-"""Upkeep, once a second: ring what is due and was not rung, free what was lost, notice a Redis that forgot."""
+"""Upkeep, once a second: notify of what is due and was not notified, free what was lost, notice a Redis that forgot."""
 
 import asyncio
 import logging
@@ -83,7 +83,7 @@ class Sweeper:
                 self._connection = None
 
     async def turn(self) -> int:
-        """Everything that is due, once; returns how many events were rung."""
+        """Everything that is due, once; returns how many events were notified."""
         async with self._alone:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await connect(self._settings, "upkeep")
@@ -126,12 +126,12 @@ class Sweeper:
         if self._turns % EPOCH_TURNS and not (front or due or row["unrelayed"]):
             return 0
         forgot = await self._forgot(connection, row["epoch"])
-        await stream.ring(self._redis, front, self._names.front)
-        rung = await self._sweep(connection) if due or forgot else 0
+        await stream.notify(self._redis, front, self._names.front)
+        notified = await self._sweep(connection) if due or forgot else 0
         if row["unrelayed"] and await self._on_duty(connection, "dead_stream"):
             await relay(self._settings, connection, self._redis)
         self._trouble = ""
-        return rung
+        return notified
 
     async def _mend(self) -> None:
         with suppress(*REDIS_ERRORS):
@@ -215,7 +215,7 @@ class Sweeper:
             return 0
         read_to = [await self._read_to(connection, name) - LAG for name in (self._names.work, self._names.front)]
         ids: list[UUID] = [row["event_id"] for row in await connection.fetch(SQL["sweep"], *read_to, room)]
-        await stream.ring(self._redis, ids, self._names.work)
+        await stream.notify(self._redis, ids, self._names.work)
         return len(ids)
 
     async def _read_to(self, connection: Connection, name: str) -> datetime:

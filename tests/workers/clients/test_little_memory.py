@@ -62,7 +62,7 @@ class Behind:
             for event_id, each in zip(ids, data, strict=True)
         ]
         await accept(self._connection, events)
-        await stream.ring(self._redis, ids, NAMES.work)
+        await stream.notify(self._redis, ids, NAMES.work)
 
     async def count(self, kind: str, condition: str) -> int:
         query = f"select count(*) from events e left join work w using (event_id) where e.type = $1 and {condition}"

@@ -83,7 +83,7 @@ async def test_letters_workers_and_readers_go_when_their_time_has_come(
         )
     monkeypatch.setattr(retention, "GONE_MS", -1)
     await stream.ensure_group(redis, NAMES.work, stream.GROUP)
-    await stream.ring(redis, [young], NAMES.work)
+    await stream.notify(redis, [young], NAMES.work)
     for reader in ("has one pending", "has none"):
         await stream.read(redis, [NAMES.work], stream.GROUP, reader, 1)
 

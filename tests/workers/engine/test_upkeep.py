@@ -119,7 +119,7 @@ async def test_what_was_never_rung_is_rung_once(desk: Desk) -> None:
 async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
     """However long the reader is away: an entry that still waits in the stream is not rung again."""
     ids = await desk.accept(500)
-    await stream.ring(desk.redis, ids, NAMES.work)
+    await stream.notify(desk.redis, ids, NAMES.work)
     await desk.long_ago()
     for _ in range(3):
         assert await desk.sweeper.turn() == 0
@@ -128,10 +128,10 @@ async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
 
 async def test_what_was_read_and_lost_is_rung_although_others_wait(desk: Desk) -> None:
     first, second = await desk.accept(10), await desk.accept(10)
-    await stream.ring(desk.redis, first, NAMES.work)
+    await stream.notify(desk.redis, first, NAMES.work)
     read = await stream.read(desk.redis, [NAMES.work], stream.GROUP, "gone", 10)
     await stream.finish(desk.redis, NAMES.work, stream.GROUP, [entry_id for entry_id, _ in read[0][1]])
-    await stream.ring(desk.redis, second, NAMES.work)
+    await stream.notify(desk.redis, second, NAMES.work)
     await desk.long_ago()
     # The second ten still wait; the first ten were last rung before the moment up to which the group has read.
     await desk.do("update work set rung_at = now() where event_id = any ($1)", second)
@@ -141,7 +141,7 @@ async def test_what_was_read_and_lost_is_rung_although_others_wait(desk: Desk) -
 
 async def test_a_redis_that_forgot_everything_is_rung_at_once(desk: Desk) -> None:
     ids = await desk.accept(20)
-    await stream.ring(desk.redis, ids, NAMES.work)
+    await stream.notify(desk.redis, ids, NAMES.work)
     await desk.redis.flushdb()
     assert sum([await desk.sweeper.turn() for _ in range(EPOCH_TURNS)]) == 20
     assert set(await desk.rung()) == set(ids)

@@ -1,4 +1,4 @@
-"""Ring behind the commit, in batches, while nobody waits. What can't be rung now, the sweeper rings later."""
+"""Notify the workers behind the commit, in batches, while nobody waits. What fails now, the sweeper does later."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ PAUSE_S: Final = 1.0
 log = logging.getLogger("callboard.outbox")
 
 
-class Outbox:
+class Notifier:
     """Event ids on their way to the work stream; bounded, the oldest fall out first (the sweeper finds them)."""
 
     def __init__(self, redis: Redis, names: Names) -> None:
@@ -32,7 +32,7 @@ class Outbox:
         self._waiting: Final[deque[UUID]] = deque(maxlen=WAITING_MAX)
         self._more: Final = asyncio.Event()
 
-    def ring(self, event_id: UUID) -> None:
+    def notify(self, event_id: UUID) -> None:
         self._waiting.append(event_id)
         self._more.set()
 
@@ -43,25 +43,25 @@ class Outbox:
             if not self._waiting:
                 self._more.clear()
             try:
-                await self._ring(batch)
+                await self._notify(batch)
             except REDIS_ERRORS as error:
                 why = f"Redis is {reason_of(error)}, %d events wait for the sweeper: %s"
                 log.warning(why, len(batch), text_of(error))
                 await asyncio.sleep(PAUSE_S)
 
     async def drained(self) -> None:
-        """Ring what is left, once: called when the API stops."""
+        """Notify of what is left, once: called when the API stops."""
         while self._waiting:
-            await self._ring(self._batch())
+            await self._notify(self._batch())
 
-    async def _ring(self, batch: Sequence[UUID]) -> None:
+    async def _notify(self, batch: Sequence[UUID]) -> None:
         try:
-            await stream.ring(self._redis, batch, self._names.work)
+            await stream.notify(self._redis, batch, self._names.work)
         except RedisError as error:
             if not stream.wrong_type(error):
                 raise
             await stream.mend(self._redis, self._names)
-            await stream.ring(self._redis, batch, self._names.work)
+            await stream.notify(self._redis, batch, self._names.work)
 
     def _batch(self) -> list[UUID]:
         return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]

@@ -1,4 +1,5 @@
-"""The ring follows the commit; what Redis loses or never got is rung again, and no event waits for an operator."""
+"""Workers are notified behind the commit; what Redis loses or never got is notified again, and no event waits for an
+operator."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,8 +12,8 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from schemas.identity import uuid7
-from service import outbox, stream
-from service.outbox import Outbox
+from service import notifier, stream
+from service.notifier import Notifier
 from service.resources import open_redis
 from service.settings import Settings
 from service.supervise import end
@@ -37,10 +38,10 @@ async def rung(redis: Redis) -> list[UUID | None]:
 
 async def test_rings_in_order(redis: Redis) -> None:
     ids = [uuid7() for _ in range(2500)]
-    box = Outbox(redis, NAMES)
+    box = Notifier(redis, NAMES)
     running = asyncio.create_task(box.run())
     for each in ids:
-        box.ring(each)
+        box.notify(each)
 
     async def all_rung() -> bool:
         return bool(await redis.xlen(NAMES.work) == len(ids))
@@ -52,19 +53,19 @@ async def test_rings_in_order(redis: Redis) -> None:
 
 async def test_what_waits_at_the_end_is_rung(redis: Redis) -> None:
     ids = [uuid7() for _ in range(3)]
-    box = Outbox(redis, NAMES)
+    box = Notifier(redis, NAMES)
     for each in ids:
-        box.ring(each)
+        box.notify(each)
     await box.drained()
     assert await rung(redis) == ids
 
 
 async def test_it_is_bounded_and_the_oldest_fall_out(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "WAITING_MAX", 10)
+    monkeypatch.setattr(notifier, "WAITING_MAX", 10)
     ids = [uuid7() for _ in range(25)]
-    box = Outbox(redis, NAMES)
+    box = Notifier(redis, NAMES)
     for each in ids:
-        box.ring(each)
+        box.notify(each)
     await box.drained()
     assert await rung(redis) == ids[-10:]
 
