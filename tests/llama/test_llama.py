@@ -83,9 +83,9 @@ async def llm(local: Settings, told: Prompts) -> AsyncIterator[Llm]:
 
 async def test_text_and_json_by_type(llm: Llm) -> None:
     ledger = Ledger()
-    text = await llm.ask("sort", {"text": "I paid twice"}, returns=str, book=ledger)
+    text = await llm.ask("sort", {"text": "I paid twice"}, returns=str, call_log=ledger)
     assert text.isascii()
-    reply = await llm.ask("sort", {"text": "I paid twice"}, returns=Sorted, book=ledger)
+    reply = await llm.ask("sort", {"text": "I paid twice"}, returns=Sorted, call_log=ledger)
     assert isinstance(reply, Sorted)
     assert ledger.outcomes == ["ok", "ok"]
     assert all(call.tokens_in > 20 and call.tokens_out > 0 and not call.simulated for call in ledger.calls)
@@ -94,9 +94,9 @@ async def test_text_and_json_by_type(llm: Llm) -> None:
 
 async def test_embeddings(llm: Llm) -> None:
     ledger = Ledger()
-    (one,) = await llm.embed(["I paid twice"], book=lambda: ledger)
-    (same,) = await llm.embed(["I paid twice"], book=lambda: ledger)
-    (other,) = await llm.embed(["My password"], book=lambda: ledger)
+    (one,) = await llm.embed(["I paid twice"], call_log=lambda: ledger)
+    (same,) = await llm.embed(["I paid twice"], call_log=lambda: ledger)
+    (other,) = await llm.embed(["My password"], call_log=lambda: ledger)
     assert len(one) == 32
     assert one == same != other
     assert [call.tokens_in > 0 for call in ledger.calls] == [True] * 3

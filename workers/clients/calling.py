@@ -90,7 +90,7 @@ class Caller:
 
     async def make(self, begun: Try, send: Send) -> Answer:
         """Raises Outage where this one can't answer now, LlmRefused where it will not."""
-        breaker, waits_for, asker = self._breakers[begun.target], [_name(begun.target)], begun.question.book.asker
+        breaker, waits_for, asker = self._breakers[begun.target], [_name(begun.target)], begun.question.call_log.asker
         try:
             breaker.check(asker)  # of what it would not make, nothing is taken off the limits
             target = begun.target
@@ -112,14 +112,14 @@ class Caller:
 
     def listener(self, begun: Try) -> Callable[[str], None]:
         """Tells the pieces of a streamed reply to whoever follows, and measures when the first one came."""
-        book, came = begun.question.book, False
+        call_log, came = begun.question.call_log, False
 
         def piece(text: str) -> None:
             nonlocal came
             if not came:
                 came = True
                 self._observe("callboard_llm_first_token_seconds", begun.begun, begun.target)
-            book.piece(begun.call, text)
+            call_log.piece(begun.call, text)
 
         return piece
 
@@ -129,12 +129,12 @@ class Caller:
     async def close(self, begun: Try, answer: Answer, fault: Fault | None = None, *, valid: bool = True) -> None:
         """Stores what came of a call that was answered: its reply is as asked (`valid`), or not, or a `fault`."""
         outcome = fault.outcome if fault else "ok" if valid else "invalid"
-        await begun.question.book.close(answered(begun, outcome, answer, self._prices))
+        await begun.question.call_log.close(answered(begun, outcome, answer, self._prices))
 
     async def _booked(self, begun: Try, send: Send, permit: Permit) -> Answer:
         """A call that brought no answer is closed here, whatever ended it."""
-        book = begun.question.book
-        await book.open(begun.call)
+        call_log = begun.question.call_log
+        await call_log.open(begun.call)
         permit.made, begun.begun = True, time.perf_counter()
         ended: Call | None = lost(begun, "cancelled")
         try:
@@ -145,7 +145,7 @@ class Caller:
             raise
         finally:
             if ended is not None:
-                await book.close(ended)
+                await call_log.close(ended)
         return answer
 
     async def _in_time(self, begun: Try, send: Send) -> Answer:

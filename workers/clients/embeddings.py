@@ -14,7 +14,7 @@ from prompts import Target
 from service.errors import CallboardError
 from workers.clients.calling import Caller
 from workers.clients.faults import Fault
-from workers.clients.ledger import EMBEDDING, Book, Question, encode, hashed
+from workers.clients.ledger import EMBEDDING, CallLog, Question, encode, hashed
 from workers.clients.provider import Answer, Texts
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ async def embed(
     caller: Caller,
     chain: Sequence[Target],
     asked: Texts,
-    book: Callable[[], Book],
+    call_log: Callable[[], CallLog],
     timeout_s: float,
 ) -> list[list[float]]:
     """A vector for each text, in that order. Raises what `Llm.ask` raises."""
@@ -46,11 +46,11 @@ async def embed(
     works: list[Callable[[], Awaitable[list[list[float]]]]] = []
     for batch in _batches(asked.texts):
         # Recalled here, one after the other, so that a retry finds each reply under the same number.
-        question = Question(EMBEDDING, replace(asked, texts=batch), timeout_s, book())
+        question = Question(EMBEDDING, replace(asked, texts=batch), timeout_s, call_log())
         question = replace(question, asked=hashed(encode(question)))
-        ordinal, told = question.book.recall(question.asked)
+        ordinal, told = question.call_log.recall(question.asked)
         if told is not None:
-            question.book.recalled(EMBEDDING)
+            question.call_log.recalled(EMBEDDING)
             works.append(partial(_told, told))
         else:
             works.append(partial(_asked, caller, chain, replace(question, ordinal=ordinal)))
@@ -89,7 +89,7 @@ async def _told(told: str) -> list[list[float]]:
 
 
 async def _asked(caller: Caller, chain: Sequence[Target], question: Question) -> list[list[float]]:
-    return await question.book.whole(caller.along(chain, lambda target: _ask_at(caller, target, question)))
+    return await question.call_log.whole(caller.along(chain, lambda target: _ask_at(caller, target, question)))
 
 
 async def _ask_at(caller: Caller, target: Target, question: Question) -> list[list[float]]:

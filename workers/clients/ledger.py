@@ -77,7 +77,7 @@ class Source(Struct, frozen=True):
 EMBEDDING: Final = Source("(embed)", 0, "")
 
 
-class Book(Protocol):
+class CallLog(Protocol):
     """The ledger, as one question of one step sees it."""
 
     @property
@@ -109,7 +109,7 @@ class Question(Struct, frozen=True):
     prompt: Prompt | Source
     request: Request | Texts
     timeout_s: float
-    book: Book
+    call_log: CallLog
     asked: str = ""
     ordinal: int = 1
     streams: bool = False

@@ -16,14 +16,14 @@ from workers.clients.calling import Caller, LlmRefused
 from workers.clients.chains import check_chains, check_embeds, check_keys, no_key
 from workers.clients.embeddings import embed
 from workers.clients.faults import Fault
-from workers.clients.ledger import Book, Call, Question, Try, encode, hashed
+from workers.clients.ledger import Call, CallLog, Question, Try, encode, hashed
 from workers.clients.limits import open_gates
 from workers.clients.provider import Answer, Client, Connect, Message, Request, Texts
 from workers.clients.share import Shared
 from workers.clients.streaming import Patience
 from workers.clients.structured import InvalidReply, Shape
 
-__all__ = ["Book", "Call", "Llm", "LlmRefused", "open_llm"]
+__all__ = ["Call", "CallLog", "Llm", "LlmRefused", "open_llm"]
 
 T = TypeVar("T")
 Sender = Callable[[Try, Client, Request], Awaitable[Answer]]
@@ -46,23 +46,23 @@ class Llm:
         variables: Mapping[str, object],
         *,
         returns: type[T],
-        book: Book,
+        call_log: CallLog,
         model: str | None = None,
         timeout_s: float = 60.0,
         labels: Mapping[str, str] | None = None,
     ) -> T:
         """Ask `prompt`, at the alias `model` if not at its own, for a `str` or a Struct; `timeout_s` bounds each call.
 
-        `book` is told of every call before it is made and before its reply is used; what it recalls is not asked again.
-        `labels` (event, step) are told to the simulator only. Raises Outage where nobody on the chain can answer now,
-        LlmRefused where it is for the event itself to fail, and WiringError where prompt, variables, alias or `returns`
+        `call_log` notes every call before it is made and before its reply is used; what it recalls is not asked again.
+        The simulator alone reads `labels` (event, step). Raises Outage where nobody on the chain can answer now,
+        LlmRefused where it is for the event itself to fail, WiringError where prompt, variables, alias or `returns`
         don't fit.
         """
 
         async def send(_: Try, client: Client, request: Request) -> Answer:
             return await client.complete(request, timeout_s)
 
-        question, chain = self._question(prompt, variables, model, labels, self._shape(returns), timeout_s, book)
+        question, chain = self._question(prompt, variables, model, labels, self._shape(returns), timeout_s, call_log)
         return await self._put(question, chain, self._shape(returns), send)
 
     async def stream(
@@ -71,12 +71,12 @@ class Llm:
         variables: Mapping[str, object],
         *,
         returns: type[T],
-        book: Book,
+        call_log: CallLog,
         model: str | None = None,
         patience: Patience = PATIENCE,
         labels: Mapping[str, str] | None = None,
     ) -> T:
-        """As `ask`, with the pieces of the reply told to `book` as they come; `patience` bounds each call.
+        """As `ask`, with the pieces of the reply told to `call_log` as they come; `patience` bounds each call.
 
         A call that is made anew (another provider of the chain, a reply that did not fit) begins from nothing.
         """
@@ -85,7 +85,7 @@ class Llm:
             return await client.stream(request, patience, self._caller.listener(begun))
 
         shape = self._shape(returns)
-        question, chain = self._question(prompt, variables, model, labels, shape, patience.total_s, book)
+        question, chain = self._question(prompt, variables, model, labels, shape, patience.total_s, call_log)
         return await self._put(replace(question, streams=True), chain, shape, send)
 
     def _question(
@@ -96,7 +96,7 @@ class Llm:
         labels: Mapping[str, str] | None,
         shape: Shape[T],
         timeout_s: float,
-        book: Book,
+        call_log: CallLog,
     ) -> tuple[Question, list[Target]]:
         chosen, rendered, chain = self._choose(prompt, variables, model)
         request = Request(
@@ -108,40 +108,40 @@ class Llm:
             temperature=chosen.head.temperature,
             headers=_headers(labels or {}) if self._caller.simulated else {},
         )
-        return Question(chosen, request, timeout_s, book), chain
+        return Question(chosen, request, timeout_s, call_log), chain
 
     async def _put(self, question: Question, chain: Sequence[Target], shape: Shape[T], send: Sender) -> T:
-        book = question.book
+        call_log = question.call_log
         asked = hashed(encode(question))
-        ordinal, told = book.recall(asked)
+        ordinal, told = call_log.recall(asked)
         if told is not None:
             with suppress(InvalidReply):
                 reply = shape.decode(told)
-                book.recalled(question.prompt)
+                call_log.recalled(question.prompt)
                 return reply
         question = replace(question, asked=asked, ordinal=ordinal)
-        return await book.whole(self._caller.along(chain, lambda target: self._ask_at(target, question, shape, send)))
+        return await call_log.whole(
+            self._caller.along(chain, lambda target: self._ask_at(target, question, shape, send))
+        )
 
     async def embed(
         self,
         texts: Sequence[str],
         *,
-        book: Callable[[], Book],
+        call_log: Callable[[], CallLog],
         model: str = "embed",
         timeout_s: float = 60.0,
         labels: Mapping[str, str] | None = None,
     ) -> list[list[float]]:
-        """A vector for each text, in that order, from the alias `model`; `book` gives one for each call.
-
-        Raises what `ask` raises; WiringError where a provider on the chain has no embeddings.
-        """
+        """A vector for each text, in that order, from the alias `model`; `call_log` gives one for each call. Raises
+        what `ask` raises; WiringError where a provider on the chain has no embeddings."""
         try:
             chain = self._known(model, self._prompts.chain(model))
         except PromptError as error:
             raise WiringError(str(error)) from error
         check_embeds(model, chain, self._caller)
         headers = _headers(labels or {}) if self._caller.simulated else {}
-        return await embed(self._caller, chain, Texts(model, tuple(texts), headers), book, timeout_s)
+        return await embed(self._caller, chain, Texts(model, tuple(texts), headers), call_log, timeout_s)
 
     def breakers(self) -> dict[str, str]:
         """The state of each, by provider and model: closed, open or half_open."""

@@ -25,7 +25,7 @@ Draw = Callable[[float], Awaitable[bool]]
 PutBack = Callable[[float], Awaitable[object]]
 
 
-class Till:
+class Budget:
     """What may be spent, and the calls under way that have reserved of it."""
 
     def __init__(self, left_usd: float) -> None:
@@ -56,7 +56,7 @@ class Till:
                 await put_back(left_usd)
             self._used = False
 
-    def settle(self, back_usd: float) -> None:
+    def refund(self, back_usd: float) -> None:
         self.left_usd += back_usd
         self._under_way -= 1
         self._moved.set()
@@ -66,31 +66,31 @@ async def no_more(usd: float) -> bool:
     return False
 
 
-async def reserve_own(till: Till, limit_usd: float, usd: float) -> None:
+async def reserve_own(budget: Budget, limit_usd: float, usd: float) -> None:
     """Of the event's own budget. Raises BudgetSpent."""
-    if not await till.reserve(usd, no_more):
-        spent = f"${limit_usd - till.left_usd:.4f} of its budget of ${limit_usd:g} are spent"
+    if not await budget.reserve(usd, no_more):
+        spent = f"${limit_usd - budget.left_usd:.4f} of its budget of ${limit_usd:g} are spent"
         raise BudgetSpent(f"{spent}, and the next call may cost ${usd:.4f}. Raise budget_usd of its pipeline.")
 
 
-class Purse:
+class DayBudgets:
     """What this worker has drawn of the budgets of days, by (worker, tenant, day)."""
 
     def __init__(self, pool: Pool, limit_usd: float) -> None:
         self._pool: Final = pool
         self._limit_usd: Final = limit_usd
-        self._tills: Final[dict[tuple[UUID, str, date], Till]] = {}
+        self._budgets: Final[dict[tuple[UUID, str, date], Budget]] = {}
 
-    async def reserve(self, claimed: Claimed, now: datetime, usd: float) -> Till:
+    async def reserve(self, claimed: Claimed, now: datetime, usd: float) -> Budget:
         """Of the day of `now`, which is on the clock of Postgres.
 
         Raises DaySpent where the day's budget does not allow it, Outage where others hold what is left of it.
         """
         day = now.date()
         key = (claimed.worker, claimed.tenant, day)
-        till = self._tills.get(key) or await self._begin(key)
-        if await till.reserve(usd, lambda usd: self._draw(till, key, usd)):
-            return till
+        budget = self._budgets.get(key) or await self._begin(key)
+        if await budget.reserve(usd, lambda usd: self._draw(budget, key, usd)):
+            return budget
         spent_usd = await self._ask(SQL["settled"], claimed.tenant, day)
         told = f"${spent_usd:.4f} of ${self._limit_usd:g} for {day} are spent and this call may cost ${usd:.4f}"
         if spent_usd + usd <= self._limit_usd:
@@ -104,25 +104,25 @@ class Purse:
         """Gives back, now and then, what nobody here needs: others may."""
         while True:
             await asyncio.sleep(TIDY_EVERY_S)
-            for key, till in list(self._tills.items()):
-                await till.tidy(partial(self._ask, SQL["put_back"], *key))
+            for key, budget in list(self._budgets.items()):
+                await budget.tidy(partial(self._ask, SQL["put_back"], *key))
 
     async def give_back(self) -> None:
         """At the end of the worker: what was drawn and not used is the others'."""
-        workers = {worker for worker, _, _ in self._tills}
-        self._tills.clear()
+        workers = {worker for worker, _, _ in self._budgets}
+        self._budgets.clear()
         if workers:
             await self._ask(SQL["give_back"], list(workers))
 
-    async def _begin(self, key: tuple[UUID, str, date]) -> Till:
+    async def _begin(self, key: tuple[UUID, str, date]) -> Budget:
         await self._ask(SQL["begin_day"], *key[1:])
-        for each in [each for each in self._tills if each[0] != key[0] or each[2] < key[2]]:
-            del self._tills[each]
-        return self._tills.setdefault(key, Till(0.0))
+        for each in [each for each in self._budgets if each[0] != key[0] or each[2] < key[2]]:
+            del self._budgets[each]
+        return self._budgets.setdefault(key, Budget(0.0))
 
-    async def _draw(self, till: Till, key: tuple[UUID, str, date], usd: float) -> bool:
-        drawn_usd = await self._ask(SQL["draw"], *key, self._limit_usd, usd - till.left_usd)
-        till.left_usd += drawn_usd
+    async def _draw(self, budget: Budget, key: tuple[UUID, str, date], usd: float) -> bool:
+        drawn_usd = await self._ask(SQL["draw"], *key, self._limit_usd, usd - budget.left_usd)
+        budget.left_usd += drawn_usd
         return drawn_usd > 0
 
     async def _ask(self, statement: str, *asked: object) -> float:

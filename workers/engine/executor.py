@@ -18,7 +18,7 @@ from service.meters import Meters
 from service.resources import Pool
 from service.settings import Settings
 from service.time_limit import shared_limits
-from workers.engine.book import account
+from workers.engine.call_log import call_logs
 from workers.engine.claimed import Claimed
 from workers.engine.ending import store_ending
 from workers.engine.hand import Hand
@@ -223,7 +223,7 @@ class Executor:
             attempt=claimed.attempt,
             claim=claimed.claim,
             clients=stage.clients,
-            book=account(claimed, facts, stage.ledger, pipeline.budget_usd, hand.voice),
+            call_log=call_logs(claimed, facts, stage.ledger, pipeline.budget_usd, hand.voice),
             facts=facts,
             settings=stage.settings,
             guard=lambda: self._still_ours(hand),

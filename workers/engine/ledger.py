@@ -16,7 +16,7 @@ from service.settings import Settings
 from service.supervise import Part, supervised
 from service.time_limit import our_wait
 from workers.clients.llm import Call
-from workers.engine.budget import SQL, Purse
+from workers.engine.budget import SQL, DayBudgets
 from workers.engine.claimed import Claimed
 from workers.engine.journal import RECORD_TIMEOUT_S
 from workers.engine.measured import called
@@ -37,12 +37,12 @@ class Opened(Struct, frozen=True):
 
 
 class Ledger:
-    """Group commits of calls, shared by all running events. `purse` and `versions`: None where answers are simulated:
-    nobody pays, and prompts may be changed."""
+    """Group commits of calls, shared by all running events. `day_budgets` and `versions`: None where answers are
+    simulated: nobody pays, and prompts may be changed."""
 
     def __init__(self, settings: Settings, pool: Pool, meters: Meters | None = None) -> None:
         self.meters: Final = meters or Meters()
-        self.purse: Final = None if settings.simulated else Purse(pool, settings.budget_day_usd)
+        self.day_budgets: Final = None if settings.simulated else DayBudgets(pool, settings.budget_day_usd)
         self.versions: Final = None if settings.simulated else Versions(pool)
         self._settings: Final = settings
         self._opens: Final = GroupCommit[Row, bool]("calls", self._connect_relaxed, _open, meters=self.meters)
@@ -55,8 +55,8 @@ class Ledger:
 
     async def run(self) -> None:
         parts: dict[str, Part] = {"calls": self._opens.run, "ledger": self._closes.run}
-        if self.purse is not None:
-            parts["budget"] = self.purse.run
+        if self.day_budgets is not None:
+            parts["budget"] = self.day_budgets.run
         async with supervised(parts):
             await asyncio.Event().wait()
 
@@ -105,9 +105,9 @@ class Ledger:
         for under_way in (self._calling, self._closing):
             if under_way:
                 await asyncio.wait([*under_way], timeout=DRAIN_TIMEOUT_S)
-        if self.purse is not None:
+        if self.day_budgets is not None:
             with suppress(Outage):  # whoever rescues finds it
-                await self.purse.give_back()
+                await self.day_budgets.give_back()
 
     async def _connect_relaxed(self) -> Connection:
         """An open row that is lost with a crash of Postgres tells of a call that is made again: no need to wait."""

@@ -16,7 +16,7 @@ from schemas.catalog import Catalog
 from service.errors import Reject, WiringError
 from service.failpoints import hit
 from service.settings import Settings
-from workers.clients.llm import Book
+from workers.clients.llm import CallLog
 from workers.kit.emit import child, count
 from workers.kit.entries import complete, entry_of, name_of, replay, store
 from workers.kit.flow import Node, where
@@ -49,7 +49,7 @@ class Run(Struct, frozen=True):
     attempt: int
     claim: int
     clients: Clients
-    book: Callable[[str, Guard], Book]
+    call_log: Callable[[str, Guard], CallLog]
     facts: Facts
     settings: Settings
     guard: Guard
@@ -65,8 +65,8 @@ class Run(Struct, frozen=True):
 
     @property
     def llm(self) -> RunLlm:
-        book = partial(self.book, self.step_key, self.outside)
-        return RunLlm(self.event_id, self.step_key, self.clients.llm, book, self.effects)
+        call_log = partial(self.call_log, self.step_key, self.outside)
+        return RunLlm(self.event_id, self.step_key, self.clients.llm, call_log, self.effects)
 
     @property
     def vectors(self) -> RunVectors:

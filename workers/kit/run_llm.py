@@ -6,7 +6,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from workers.clients.llm import Book, Llm
+from workers.clients.llm import CallLog, Llm
 from workers.kit.memory import Effects, check_in_step
 from workers.kit.ordered import in_order
 
@@ -19,7 +19,7 @@ class RunLlm(Struct, frozen=True):
     event_id: UUID
     step_key: str
     llm: Llm
-    book: Callable[[], Book]
+    call_log: Callable[[], CallLog]
     effects: Effects
 
     async def ask(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
@@ -31,7 +31,7 @@ class RunLlm(Struct, frozen=True):
         """
         self._begin("ask")
         return await self.llm.ask(
-            prompt, in_order(variables), returns=returns, model=model, book=self.book(), labels=self._labels()
+            prompt, in_order(variables), returns=returns, model=model, call_log=self.call_log(), labels=self._labels()
         )
 
     async def stream(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
@@ -42,7 +42,7 @@ class RunLlm(Struct, frozen=True):
         """
         self._begin("stream")
         return await self.llm.stream(
-            prompt, in_order(variables), returns=returns, model=model, book=self.book(), labels=self._labels()
+            prompt, in_order(variables), returns=returns, model=model, call_log=self.call_log(), labels=self._labels()
         )
 
     async def embed(self, texts: Sequence[str], *, model: str = "embed") -> list[list[float]]:
@@ -51,7 +51,7 @@ class RunLlm(Struct, frozen=True):
         Each call takes up to 64 texts; what was paid for is not asked again. Raises what `ask` raises.
         """
         self._begin("embed")
-        return await self.llm.embed(texts, model=model, book=self.book, labels=self._labels())
+        return await self.llm.embed(texts, model=model, call_log=self.call_log, labels=self._labels())
 
     def _begin(self, call: str) -> None:
         """The step is stored when it completes, also where its reply is remembered and no call is made."""

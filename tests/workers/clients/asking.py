@@ -55,7 +55,7 @@ class Sorted(Struct, frozen=True):
 
 
 class Ledger:
-    """A step's book that remembers nothing between two questions."""
+    """A step's call log that remembers nothing between two questions."""
 
     def __init__(self) -> None:
         self.opened: list[Call] = []
@@ -94,12 +94,12 @@ def opened(prompts: Prompts, url: str | None, policy: Policy | None = None) -> A
 
 
 async def ask(llm: Llm, ledger: Ledger, **more: Any) -> Any:
-    arguments: dict[str, Any] = {"returns": str, "book": ledger, "timeout_s": 5} | more
+    arguments: dict[str, Any] = {"returns": str, "call_log": ledger, "timeout_s": 5} | more
     return await llm.ask("sort", {"text": "I paid twice"}, **arguments)
 
 
 async def stream(llm: Llm, ledger: Ledger, **more: Any) -> Any:
-    arguments: dict[str, Any] = {"returns": str, "book": ledger, "patience": Patience(5, 5, 5)} | more
+    arguments: dict[str, Any] = {"returns": str, "call_log": ledger, "patience": Patience(5, 5, 5)} | more
     return await llm.stream("sort", {"text": "I paid twice"}, **arguments)
 
 

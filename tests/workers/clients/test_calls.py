@@ -45,7 +45,7 @@ async def test_the_same_question_has_one_hash_whoever_is_asked(
     async with opened(prompts, simulator) as llm:
         await ask(llm, ledger)
         await ask(llm, ledger, returns=Sorted)
-        await llm.ask("sort", {"text": "another"}, returns=str, book=ledger)
+        await llm.ask("sort", {"text": "another"}, returns=str, call_log=ledger)
         await ask(llm, ledger, labels={"event_id": "e-2"})
     hashes = [call.request_hash for call in ledger.calls]
     assert hashes[0] == hashes[3]

@@ -31,9 +31,9 @@ def answer(*vectors: list[float], first: int = 0) -> str:
 @pytest.mark.parametrize("name", [each for each in PROVIDERS if each != "anthropic"])
 async def test_a_vector_for_each_text(prompts: Prompts, simulator: str, ledger: Ledger, name: str) -> None:
     async with opened(embedding(prompts, name), simulator) as llm:
-        one, two = await llm.embed(["I paid twice", "My password"], book=lambda: ledger, labels={"event_id": "e-1"})
-        (same,) = await llm.embed(["I paid twice"], book=lambda: ledger)
-        assert await llm.embed([], book=lambda: ledger) == []
+        one, two = await llm.embed(["I paid twice", "My password"], call_log=lambda: ledger, labels={"event_id": "e-1"})
+        (same,) = await llm.embed(["I paid twice"], call_log=lambda: ledger)
+        assert await llm.embed([], call_log=lambda: ledger) == []
     assert len(one) == len(two) == 1536
     assert one == same != two
     call = ledger.calls[0]
@@ -66,7 +66,7 @@ async def test_order_and_bounds_of_many(prompts: Prompts, ledger: Ledger) -> Non
 
     texts = [f"{place} {'x' * (2_000 if place > 600 else 1)}" for place in range(700)]
     async with provider(handle) as url, opened(embedding(prompts, "openai"), url) as llm:
-        vectors = await llm.embed(texts, book=lambda: ledger)
+        vectors = await llm.embed(texts, call_log=lambda: ledger)
     assert vectors == [[float(place), 0.5] for place in range(700)]
     assert most == AT_ONCE
     assert max(count for count, _ in sizes) == BATCH_TEXTS_MAX
@@ -82,12 +82,12 @@ async def test_what_is_kept_gives_the_same_numbers_without_a_call(prompts: Promp
         def recalled(self, prompt: Any) -> None:
             assert prompt.name == "(embed)"
 
-    book = Remembers()
+    call_log = Remembers()
     told = provider(always(answer([0.1, 0.2], [1 / 3, -1e-9])))
     async with told as url, opened(embedding(prompts, "openai"), url) as llm:
-        first = await llm.embed(["a", "b"], book=lambda: book)
-        assert await llm.embed(["a", "b"], book=lambda: book) == first
-    assert len(book.calls) == 1
+        first = await llm.embed(["a", "b"], call_log=lambda: call_log)
+        assert await llm.embed(["a", "b"], call_log=lambda: call_log) == first
+    assert len(call_log.calls) == 1
     assert [*first[0], *first[1]] == pytest.approx([0.1, 0.2, 1 / 3, -1e-9])
     assert unpack(pack(first)) == first
 
@@ -109,7 +109,7 @@ async def test_what_is_kept_gives_the_same_numbers_without_a_call(prompts: Promp
 async def test_a_reply_that_is_none_is_an_outage(prompts: Prompts, ledger: Ledger, body: str) -> None:
     async with provider(always(body)) as url, opened(embedding(prompts, "openai"), url) as llm:
         with pytest.raises(Outage):
-            await llm.embed(["a", "b"], book=lambda: ledger)
+            await llm.embed(["a", "b"], call_log=lambda: ledger)
     assert ledger.outcomes == ["malformed"]
     assert ledger.calls[0].outcome == "unknown"
 
@@ -118,20 +118,20 @@ async def test_a_text_that_is_too_long_or_none_is_the_events_own_failure(prompts
     too_long = '{"error": {"message": "maximum context length is 8192 tokens", "type": "invalid_request_error"}}'
     async with provider(always(too_long, 400)) as url, opened(embedding(prompts, "openai"), url) as llm:
         with pytest.raises(LlmRefused, match=r"An embedding at openai .*maximum context length"):
-            await llm.embed(["x" * 100_000], book=lambda: ledger)
+            await llm.embed(["x" * 100_000], call_log=lambda: ledger)
         with pytest.raises(CallboardError, match=r"texts\[1\] is empty"):
-            await llm.embed(["a", ""], book=lambda: ledger)
+            await llm.embed(["a", ""], call_log=lambda: ledger)
     assert ledger.outcomes == ["refused"]
 
 
 async def test_the_first_failure_begins_no_more_calls_and_opens_the_breaker(prompts: Prompts, ledger: Ledger) -> None:
     async with provider(always("{}", 500)) as url, opened(embedding(prompts, "openai"), url, EAGER) as llm:
         with pytest.raises(Outage):
-            await llm.embed(["x"] * BATCH_TEXTS_MAX * 100, book=lambda: ledger)
+            await llm.embed(["x"] * BATCH_TEXTS_MAX * 100, call_log=lambda: ledger)
         assert 0 < len(ledger.calls) < 20
         for _ in range(5):
             with pytest.raises(Outage):
-                await llm.embed(["x"], book=lambda: ledger)
+                await llm.embed(["x"], call_log=lambda: ledger)
         assert llm.breakers()[f"openai/{MODEL}"] == "open"
 
 
@@ -142,7 +142,7 @@ async def test_the_next_provider_has_the_same_model(prompts: Prompts, ledger: Le
         return Response(answer([1.0]), media_type="application/json")
 
     async with provider(handle) as url, opened(embedding(prompts, "openai", "azure"), url) as llm:
-        assert await llm.embed(["a"], book=lambda: ledger) == [[1.0]]
+        assert await llm.embed(["a"], call_log=lambda: ledger) == [[1.0]]
     assert [call.provider for call in ledger.calls] == ["openai", "azure"]
 
 
@@ -164,6 +164,6 @@ async def test_an_alias_that_makes_no_vectors_stops_the_boot(
 async def test_an_alias_that_is_none_or_makes_none_is_said(prompts: Prompts, simulator: str, ledger: Ledger) -> None:
     async with opened(prompts, simulator) as llm:
         with pytest.raises(WiringError, match="no embeddings"):
-            await llm.embed(["a"], book=lambda: ledger, model="anthropic")
+            await llm.embed(["a"], call_log=lambda: ledger, model="anthropic")
         with pytest.raises(CallboardError, match='No model alias "huge"'):
-            await llm.embed(["a"], book=lambda: ledger, model="huge")
+            await llm.embed(["a"], call_log=lambda: ledger, model="huge")

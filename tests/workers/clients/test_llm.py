@@ -188,7 +188,7 @@ async def test_what_does_not_fit_is_no_outage(
 ) -> None:
     async with opened(prompts, simulator) as llm:
         with pytest.raises(CallboardError) as caught:
-            await llm.ask(prompt, variables, returns=str, book=ledger, model=model)
+            await llm.ask(prompt, variables, returns=str, call_log=ledger, model=model)
     assert not isinstance(caught.value, Outage)
     assert not ledger.calls
 
@@ -201,7 +201,7 @@ async def test_a_ledger_that_can_not_be_written_stops_the_call(prompts: Prompts,
     refusing = Refusing()
     async with opened(prompts, simulator) as llm:
         with pytest.raises(Outage, match="no ledger"):
-            await llm.ask("sort", {"text": "x"}, returns=str, book=refusing, model="openai")
+            await llm.ask("sort", {"text": "x"}, returns=str, call_log=refusing, model="openai")
     assert not refusing.calls
     async with httpx.AsyncClient(trust_env=False) as http:
         assert (await http.get(f"{simulator}/calls")).json()["calls"] == []

@@ -27,7 +27,7 @@ from tests.eventually import eventually
 from tests.workers.engine.paying import COST_USD, MOST_USD, open_shop
 from workers.clients.faults import Booked
 from workers.clients.ledger import Call, DaySpent
-from workers.engine.book import account
+from workers.engine.call_log import call_logs
 from workers.engine.claimed import Claimed
 from workers.engine.ledger import Ledger
 from workers.kit import Pipeline, Retry, Run, parallel
@@ -254,17 +254,17 @@ class Worker:
 
     async def make(self, spell: Spell, rescued: asyncio.Event) -> None:
         unheard: Any = None  # nothing is streamed here
-        book = account(self._claimed(), Facts(), self.ledger, None, unheard)("step", self._guard)
+        call_log = call_logs(self._claimed(), Facts(), self.ledger, None, unheard)("step", self._guard)
         call = _call(spell.most_usd)
         with suppress(DaySpent, Outage, Stale):
-            await book.open(call)
+            await call_log.open(call)
             if spell.fate in ("hang", "late"):
                 await rescued.wait()
             if spell.fate == "hang":
                 return
             cost_usd = {"free": 0.0, "unknown": 1.0}.get(spell.fate, spell.share) * spell.most_usd
             outcome: Booked = {"free": "rate_limited", "unknown": "unknown"}.get(spell.fate, "ok")  # type: ignore[assignment]
-            await book.close(replace(call, cost_usd=cost_usd, outcome=outcome))
+            await call_log.close(replace(call, cost_usd=cost_usd, outcome=outcome))
 
     def _claimed(self) -> Claimed:
         return Claimed(

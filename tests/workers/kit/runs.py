@@ -14,7 +14,7 @@ from service.meters import Meters
 from service.settings import Settings
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller
-from workers.clients.llm import Book, Llm
+from workers.clients.llm import CallLog, Llm
 from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
 from workers.kit.handles import Clients
@@ -24,7 +24,7 @@ from workers.kit.run import Run
 NOWHERE = Settings(database_url="postgresql://127.0.0.1:9/nowhere")
 
 
-def no_book(step: str, guard: Guard) -> Book:
+def no_call_log(step: str, guard: Guard) -> CallLog:
     raise AssertionError("no node of these tests asks a model")
 
 
@@ -61,7 +61,7 @@ async def open_run(memory: Memory | None = None) -> AsyncIterator[Run]:
             attempt=1,
             claim=1,
             clients=Clients(llm, Vectors(pool, searching(NOWHERE, Meters())), web),
-            book=no_book,
+            call_log=no_call_log,
             facts=Facts(found=dict(memory.entries)),
             settings=NOWHERE,
             keep=memory.keep,
