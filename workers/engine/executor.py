@@ -21,11 +21,11 @@ from service.time_limit import shared_limits
 from workers.engine.call_log import call_logs
 from workers.engine.claimed import Claimed
 from workers.engine.ending import store_ending
-from workers.engine.hand import Hand
 from workers.engine.journal import Journal, followed, recall, states
 from workers.engine.ledger import Ledger
 from workers.engine.live import Wire
 from workers.engine.retry import Unreadable, judged, unknown_type
+from workers.engine.running_event import RunningEvent
 from workers.engine.settle import Ending, Settler
 from workers.engine.unsettled import Unsettled
 from workers.kit import Pipeline
@@ -45,7 +45,7 @@ CANCELS_MAX: Final = 5  # one a second: a run that goes on after so many is wait
 log = logging.getLogger("callboard.executor")
 
 
-class Stage(Struct, frozen=True):
+class Deps(Struct, frozen=True):
     """What every run needs and none changes."""
 
     settings: Settings
@@ -61,12 +61,12 @@ class Stage(Struct, frozen=True):
 
 
 class Executor:
-    """The events in hand, one task each, at most `settings.concurrency`."""
+    """The events that are being run, one task each, at most `settings.concurrency`."""
 
-    def __init__(self, stage: Stage, guard: Callable[[], Awaitable[UUID]]) -> None:
-        self._stage: Final = stage
+    def __init__(self, deps: Deps, guard: Callable[[], Awaitable[UUID]]) -> None:
+        self._deps: Final = deps
         self._guard: Final = guard
-        self._held: Final[set[Hand]] = set()  # an event may be in it twice, under a claim that is lost and a new one
+        self._held: Final[set[RunningEvent]] = set()  # an event may be in it twice, under a lost claim and a new one
         self._freed: Final = asyncio.Event()
         self._draining = False
         self._limits: Final = shared_limits()
@@ -78,23 +78,23 @@ class Executor:
 
     @property
     def free(self) -> int:
-        return self._stage.settings.concurrency - len(self._held)
+        return self._deps.settings.concurrency - len(self._held)
 
     @property
     def suspects(self) -> int:
-        return sum(hand.claimed.suspect for hand in self._held)
+        return sum(running.claimed.suspect for running in self._held)
 
     def claims(self) -> list[Claimed]:
         """The claims whose runs are going on, but for those that are being settled."""
-        return [hand.claimed for hand in self._held if hand.attempting]
+        return [running.claimed for running in self._held if running.attempting]
 
     def holds(self) -> list[Claimed]:
-        return [hand.claimed for hand in self._held]
+        return [running.claimed for running in self._held]
 
     def lift_limits(self) -> None:
         """Somebody has stopped this worker in a debugger: what runs then is not ended for the time that he takes."""
-        for hand in self._held:
-            hand.lift_limit()
+        for running in self._held:
+            running.lift_limit()
 
     async def free_slots(self) -> int:
         """Wait for a free slot, then say how many there are."""
@@ -104,116 +104,116 @@ class Executor:
         return self.free
 
     def start(self, claimed: Claimed) -> None:
-        hand = Hand(claimed, self._stage.wire.voice(claimed))
-        hand.task = asyncio.create_task(self._live(hand), name=f"event {claimed.event_id}")
-        self._held.add(hand)
-        hand.task.add_done_callback(lambda done: self._let_go(hand, done))
+        running = RunningEvent(claimed, self._deps.wire.voice(claimed))
+        running.task = asyncio.create_task(self._live(running), name=f"event {claimed.event_id}")
+        self._held.add(running)
+        running.task.add_done_callback(lambda done: self._let_go(running, done))
 
     async def drain(self, grace_s: float) -> None:
         """Let what runs finish for `grace_s`, then hand the rest back, uncharged."""
         await self._wait(grace_s)
         self._draining = True
-        for hand in self._held:
-            if hand.attempting:
-                hand.cancel()
+        for running in self._held:
+            if running.attempting:
+                running.cancel()
         await self._wait(HAND_BACK_TIMEOUT_S)
         self.drop_all()
 
     async def _wait(self, timeout_s: float) -> None:
-        if tasks := [hand.task for hand in self._held if hand.task is not None]:
+        if tasks := [running.task for running in self._held if running.task is not None]:
             await asyncio.wait(tasks, timeout=timeout_s)
 
     def drop(self, event_id: UUID, claim: int | None = None) -> None:
         """The event is not ours any more (cancelled, taken over): its run is ended, and nothing of it is settled."""
-        for hand in list(self._held):
-            if hand.attempting and hand.claimed.event_id == event_id and claim in (None, hand.claimed.claim):
-                hand.ours = False
-                hand.cancel()
-                if hand.cancels > CANCELS_MAX:
-                    self._abandon(hand)
+        for running in list(self._held):
+            if running.attempting and running.claimed.event_id == event_id and claim in (None, running.claimed.claim):
+                running.ours = False
+                running.cancel()
+                if running.cancels > CANCELS_MAX:
+                    self._abandon(running)
 
-    def _abandon(self, hand: Hand) -> None:
+    def _abandon(self, running: RunningEvent) -> None:
         """Its slot is free; what it still does is refused, as that of any stale claim."""
-        self._held.discard(hand)
+        self._held.discard(running)
         self._freed.set()
-        self._stage.meters.add("callboard_runs_abandoned_total")
-        log.error("event %s: its run swallows its cancellation, in %s", hand.claimed.event_id, hand.place)
+        self._deps.meters.add("callboard_runs_abandoned_total")
+        log.error("event %s: its run swallows its cancellation, in %s", running.claimed.event_id, running.place)
 
     def drop_all(self) -> None:
         """The lease is lost: what runs is somebody else's now, and nothing of it is settled."""
-        for hand in self._held:
-            hand.ours = False
-            hand.cancel()
+        for running in self._held:
+            running.ours = False
+            running.cancel()
 
-    def late(self) -> list[tuple[Hand, float]]:
+    def late(self) -> list[tuple[RunningEvent, float]]:
         """The runs that we have kept waiting, and by how many seconds more their deadlines are to be moved for it."""
-        return [(hand, late_s) for hand in self._held if hand.ours and (late_s := hand.late_s)]
+        return [(running, late_s) for running in self._held if running.ours and (late_s := running.late_s)]
 
-    def _let_go(self, hand: Hand, done: "asyncio.Task[None]") -> None:
-        self._held.discard(hand)
+    def _let_go(self, running: RunningEvent, done: "asyncio.Task[None]") -> None:
+        self._held.discard(running)
         self._freed.set()
         if not done.cancelled() and (error := done.exception()) is not None:
-            self.unsettled.note(hand.claimed, error)
-            log.error("event %s was not settled: it is handed back", hand.claimed.event_id, exc_info=error)
+            self.unsettled.note(running.claimed, error)
+            log.error("event %s was not settled: it is handed back", running.claimed.event_id, exc_info=error)
 
-    async def _live(self, hand: Hand) -> None:
+    async def _live(self, running: RunningEvent) -> None:
         """Whatever happens in it becomes an outcome that is stored, or is noted and counted."""
-        claimed, facts = hand.claimed, Facts(tell=hand.voice.step, started_at=hand.claimed.claimed_at)
+        claimed, facts = running.claimed, Facts(tell=running.voice.step, started_at=running.claimed.claimed_at)
         RUN.set(claimed.about)
-        wired = chosen(self._stage.wiring, claimed.type, claimed.reaction)
-        outcome = await self._attempt(wired, hand, facts) if wired else unknown_type(claimed)
+        wired = chosen(self._deps.wiring, claimed.type, claimed.reaction)
+        outcome = await self._attempt(wired, running, facts) if wired else unknown_type(claimed)
         facts.failed.clear()  # a traceback holds its frames, and those hold the facts
-        hand.attempting, hand.ended_at = False, time.monotonic()
-        hit(self._stage.settings, "run_ended", claimed.type)
+        running.attempting, running.ended_at = False, time.monotonic()
+        hit(self._deps.settings, "run_ended", claimed.type)
         await self._settle(claimed, wired, outcome, facts)
 
-    async def _attempt(self, wired: Wired, hand: Hand, facts: Facts) -> Outcome:
+    async def _attempt(self, wired: Wired, running: RunningEvent, facts: Facts) -> Outcome:
         """Run the pipeline once; whatever it raises becomes an outcome here."""
         try:
-            async with hand.limit(wired.pipeline.timeout_s, self._limits):
-                event, gave = await self._read(wired, hand.claimed, facts)
-                result = await execute(wired.plan, self._run(hand, facts, wired.pipeline), event, gave)
+            async with running.limit(wired.pipeline.timeout_s, self._limits):
+                event, gave = await self._read(wired, running.claimed, facts)
+                result = await execute(wired.plan, self._run(running, facts, wired.pipeline), event, gave)
             return Done(self._encoded(result, wired))
         except BaseException as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
-            return self._outcome(error, wired, hand, facts)
+            return self._outcome(error, wired, running, facts)
 
-    def _outcome(self, error: BaseException, wired: Wired, hand: Hand, facts: Facts) -> Outcome:
+    def _outcome(self, error: BaseException, wired: Wired, running: RunningEvent, facts: Facts) -> Outcome:
         """Raises CancelledError where the run is not ours to end any more."""
         if isinstance(error, GeneratorExit) and is_being_closed():
             raise error
         stale = stale_in(error)
-        if stale is not None and not hand.cancelled:
-            self.unsettled.note(hand.claimed, stale)  # in vain, where the claim is somebody else's indeed
-        if stale is not None or (hand.cancelled and not (self._draining and hand.ours)):
-            hand.ours = False
+        if stale is not None and not running.cancelled:
+            self.unsettled.note(running.claimed, stale)  # in vain, where the claim is somebody else's indeed
+        if stale is not None or (running.cancelled and not (self._draining and running.ours)):
+            running.ours = False
             raise asyncio.CancelledError from error
-        hand.uncancel()  # the ending still has to be stored in this task
-        if hand.cancelled:  # whatever user code makes of our cancellation
+        running.uncancel()  # the ending still has to be stored in this task
+        if running.cancelled:  # whatever user code makes of our cancellation
             return HandedBack()
-        return judged(hand.timed_out(error, wired) or error, hand.claimed, wired.pipeline.retry, facts)
+        return judged(running.timed_out(error, wired) or error, running.claimed, wired.pipeline.retry, facts)
 
     async def _read(self, wired: Wired, claimed: Claimed, facts: Facts) -> tuple[Any, Any]:
         """The event, and what it follows. Raises Unreadable: nothing else means that this release can't read them."""
         try:
-            event = self._stage.catalog[claimed.type].decode(claimed.data)
-            await recall(self._stage.pool, claimed, facts)
+            event = self._deps.catalog[claimed.type].decode(claimed.data)
+            await recall(self._deps.pool, claimed, facts)
             return event, await self._gave(wired, claimed)
         except MsgspecError as error:
             raise Unreadable from error
 
-    async def _still_ours(self, hand: Hand) -> None:
+    async def _still_ours(self, running: RunningEvent) -> None:
         """Nothing is started while the lease may be lost, nor under a claim of one that was: it may be a new one."""
-        if await self._guard() != hand.claimed.worker or not hand.ours:
+        if await self._guard() != running.claimed.worker or not running.ours:
             raise Stale
 
     async def _gave(self, wired: Wired, claimed: Claimed) -> Any:
         """What a follower is handed of the run that it follows."""
         if wired.needs_key and claimed.key is None:
             raise Reject(f"{wired.name} {NO_KEY}")
-        return json.decode(await followed(self._stage.pool, claimed), type=wired.followed) if wired.followed else None
+        return json.decode(await followed(self._deps.pool, claimed), type=wired.followed) if wired.followed else None
 
-    def _run(self, hand: Hand, facts: Facts, pipeline: Pipeline) -> Run:
-        claimed, stage = hand.claimed, self._stage
+    def _run(self, running: RunningEvent, facts: Facts, pipeline: Pipeline) -> Run:
+        claimed, deps = running.claimed, self._deps
         return Run(
             event_id=claimed.event_id,
             tenant=claimed.tenant,
@@ -222,22 +222,22 @@ class Executor:
             number=claimed.run,
             attempt=claimed.attempt,
             claim=claimed.claim,
-            clients=stage.clients,
-            call_log=call_logs(claimed, facts, stage.ledger, pipeline.budget_usd, hand.voice),
+            clients=deps.clients,
+            call_log=call_logs(claimed, facts, deps.ledger, pipeline.budget_usd, running.voice),
             facts=facts,
-            settings=stage.settings,
-            guard=lambda: self._still_ours(hand),
-            keep=stage.journal.keep,
+            settings=deps.settings,
+            guard=lambda: self._still_ours(running),
+            keep=deps.journal.keep,
             limits_s=pipeline.limits_s,
             resources=pipeline.resources,
-            simulated=stage.settings.simulated,
-            catalog=stage.catalog,
-            load=lambda: states(stage.pool, claimed),
+            simulated=deps.settings.simulated,
+            catalog=deps.catalog,
+            load=lambda: states(deps.pool, claimed),
         )
 
     def _encoded(self, result: object, wired: Wired) -> bytes:
         encoded = json.encode(result)
-        check_size(f"the result of {wired.name}", len(encoded), self._stage.settings.result_max)
+        check_size(f"the result of {wired.name}", len(encoded), self._deps.settings.result_max)
         return encoded
 
     async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
@@ -245,6 +245,6 @@ class Executor:
         followers = [each.name for each in wired.followers] if wired else ()
         ending = Ending(claimed, outcome, wired.name if wired else claimed.reaction, facts, followers)
         retry = wired.pipeline.retry if wired else RETRY
-        if not await store_ending(self._stage.settler, ending, retry, self._stage.meters):
+        if not await store_ending(self._deps.settler, ending, retry, self._deps.meters):
             log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)
-        self._stage.wire.moved(claimed.event_id)
+        self._deps.wire.moved(claimed.event_id)

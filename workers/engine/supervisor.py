@@ -32,7 +32,7 @@ from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
 from workers.engine.cancel import listen
 from workers.engine.clock import Clock, Turn, open_arq, run_arq
-from workers.engine.executor import Executor, Stage
+from workers.engine.executor import Deps, Executor
 from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease, State
 from workers.engine.ledger import Ledger
@@ -164,8 +164,8 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     lease = Lease(
         settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader, commits), watch.debugged
     )
-    stage = Stage(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
-    executor = Executor(stage, lease.guard)
+    deps = Deps(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
+    executor = Executor(deps, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
     keyed, recovery = _keyed(program.wiring), Recovery(clients.llm.doors, settings.concurrency)
     return Parts(

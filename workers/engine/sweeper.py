@@ -188,10 +188,13 @@ class Sweeper:
     async def _move_deadlines(self, connection: Connection) -> None:
         """What we let wait is not late by that."""
         if late := self._executor.late():
-            ids, claims = [hand.claimed.event_id for hand, _ in late], [hand.claimed.claim for hand, _ in late]
+            ids, claims = (
+                [running.claimed.event_id for running, _ in late],
+                [running.claimed.claim for running, _ in late],
+            )
             await connection.execute(SQL["move_deadlines"], ids, claims, [timedelta(seconds=each) for _, each in late])
-            for hand, late_s in late:
-                hand.moved_s += late_s
+            for running, late_s in late:
+                running.moved_s += late_s
 
     async def _draw_places(self, connection: Connection) -> None:
         keys = await connection.fetch(SQL["unplaced"])

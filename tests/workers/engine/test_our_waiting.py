@@ -89,8 +89,8 @@ async def test_the_sweep_of_what_is_overdue_leaves_out_what_we_kept_waiting(
         await eventually(lambda: _true(worker.lease.steady))
         event_id = await board.send("poked", {})
         await eventually(lambda: _true(worker.executor.in_flight == 1 and not worker.executor.claims()))
-        (hand,) = worker.executor._held
-        hand.ended_at -= 3600  # as after an hour without Postgres
+        (running,) = worker.executor._held
+        running.ended_at -= 3600  # as after an hour without Postgres
         await board.sql("update work set deadline_at = deadline_at - interval '1 hour'")
         for _ in range(3):
             await worker.sweeper.turn()

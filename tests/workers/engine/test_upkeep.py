@@ -24,7 +24,7 @@ from service.supervise import end
 from tests.programs import event_type, program_of
 from tests.servers import NAMES
 from workers.engine import sweeper
-from workers.engine.executor import Executor, Stage
+from workers.engine.executor import Deps, Executor
 from workers.engine.journal import Journal
 from workers.engine.lease import Lease
 from workers.engine.ledger import Ledger
@@ -62,11 +62,11 @@ class Desk:
         nobody: Any = None  # nothing is run here
         journal = Journal(settings)
         ledger = Ledger(settings, nobody)
-        stage = Stage(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler, nobody)
+        deps = Deps(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler, nobody)
         self.breakers = {"openai/ours": "closed"}
         recovery = Recovery(lambda: dict(self.breakers), PACE)
         self.sweeper = Sweeper(
-            settings, redis, self.lease, Executor(stage, self.lease.guard), recovery, RedisOwner(settings)
+            settings, redis, self.lease, Executor(deps, self.lease.guard), recovery, RedisOwner(settings)
         )
 
     async def accept(self, count: int, key: str | None = None) -> list[UUID]:

@@ -1,4 +1,4 @@
-"""An event in hand: its claim, the task that runs it, and the clock of its time limit."""
+"""An event that is being run: its claim, the task that runs it, and the clock of its time limit."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ from workers.kit.wiring import Wired
 MOVED_MIN_S: Final = 1.0
 
 
-class Hand(Struct, eq=False):
+class RunningEvent(Struct, eq=False):
     """`ours`: until we hear that the claim is somebody else's; `attempting`: until it is settled.
 
     `cancels`: how often we have ended the run, which user code may swallow. `moved_s`: by how much its deadline in
