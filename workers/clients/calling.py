@@ -114,14 +114,14 @@ class Caller:
         """Tells the pieces of a streamed reply to whoever follows, and measures when the first one came."""
         call_log, came = begun.question.call_log, False
 
-        def piece(text: str) -> None:
+        def on_text(text: str) -> None:
             nonlocal came
             if not came:
                 came = True
                 self._observe("callboard_llm_first_token_seconds", begun.begun, begun.target)
-            call_log.piece(begun.call, text)
+            call_log.text_delta(begun.call, text)
 
-        return piece
+        return on_text
 
     def _observe(self, name: str, since: float, target: Target, *labels: str) -> None:
         self._meters.observe(name, time.perf_counter() - since, (target.provider, target.model, *labels))

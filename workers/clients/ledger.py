@@ -93,8 +93,8 @@ class CallLog(Protocol):
     async def open(self, call: Call) -> None:
         """Reserves what the call may cost and notes it. Raises BudgetSpent or DaySpent where that is too much."""
 
-    def piece(self, call: Call, text: str) -> None:
-        """Tells a piece of its reply to whoever follows the event."""
+    def text_delta(self, call: Call, text: str) -> None:
+        """Tells a part of its reply to whoever listens to the event."""
 
     async def close(self, call: Call) -> None:
         """Stores how it ended, before the reply is used."""

@@ -61,14 +61,14 @@ async def listen(
             if EVENT_STREAM not in response.headers.get("content-type", ""):
                 raise Fault("malformed", f"{listener.name} answered 200 with what is no stream.")
             async for data in events(response.aiter_bytes(), listener.name):
-                piece = listener.take(data)
-                if piece is not None:
-                    held += PIECE_BYTES + len(piece or data)
+                text_delta = listener.take(data)
+                if text_delta is not None:
+                    held += PIECE_BYTES + len(text_delta or data)
                 if held > most:
                     raise Fault("malformed", f"{listener.name} streams a reply of more than {most} bytes.")
-                if piece:
-                    told(piece)
-                if piece is not None or listener.over:
+                if text_delta:
+                    told(text_delta)
+                if text_delta is not None or listener.over:
                     begun = True
                     limit.reschedule(loop.time() + (LAST_S if listener.over else patience.stall_s))
     except TimeoutError as error:

@@ -32,7 +32,7 @@ class Budget:
         self.left_usd = left_usd
         self._under_way = 0
         self._used = False
-        self._moved: Final = asyncio.Event()
+        self._changed: Final = asyncio.Event()
         self._alone: Final = asyncio.Lock()
 
     async def reserve(self, usd: float, draw: Draw) -> bool:
@@ -41,8 +41,8 @@ class Budget:
             while self.left_usd < usd and not await draw(usd):
                 if not self._under_way:
                     return False
-                self._moved.clear()
-                await self._moved.wait()
+                self._changed.clear()
+                await self._changed.wait()
             self.left_usd -= usd
             self._under_way += 1
             self._used = True
@@ -59,7 +59,7 @@ class Budget:
     def refund(self, back_usd: float) -> None:
         self.left_usd += back_usd
         self._under_way -= 1
-        self._moved.set()
+        self._changed.set()
 
 
 async def no_more(usd: float) -> bool:

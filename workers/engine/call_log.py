@@ -15,7 +15,7 @@ from workers.clients.llm import Call, CallLog
 from workers.engine.budget import Budget, reserve_own
 from workers.engine.claimed import Claimed
 from workers.engine.ledger import Ledger, Row, opening
-from workers.engine.live import Voice
+from workers.engine.run_feed import RunFeed
 from workers.kit.memory import Facts, Guard, Stale, Step
 
 T = TypeVar("T")
@@ -29,18 +29,18 @@ class Payer(Struct, frozen=True):
     ledger: Ledger
     budget: Budget
     limit_usd: float | None
-    voice: Voice
+    feed: RunFeed
 
     def call_log(self, step: str, guard: Guard) -> CallLog:
         return StepCallLog(self, step, guard)
 
 
 def call_logs(
-    claimed: Claimed, facts: Facts, ledger: Ledger, limit_usd: float | None, voice: Voice
+    claimed: Claimed, facts: Facts, ledger: Ledger, limit_usd: float | None, feed: RunFeed
 ) -> Callable[[str, Guard], CallLog]:
     """The call logs of one run, by step."""
     budget = Budget((limit_usd or 0.0) - facts.spent_usd)
-    return Payer(claimed, facts, ledger, budget, limit_usd, voice).call_log
+    return Payer(claimed, facts, ledger, budget, limit_usd, feed).call_log
 
 
 class StepCallLog:
@@ -98,13 +98,13 @@ class StepCallLog:
             if not held:
                 await self.close(_unsent(call, "the run had ended"))
 
-    def piece(self, call: Call, text: str) -> None:
-        self._payer.voice.piece(self._step, call, text)
+    def text_delta(self, call: Call, text: str) -> None:
+        self._payer.feed.text_delta(self._step, call, text)
 
     async def close(self, call: Call) -> None:
         if call.streamed:
-            self._payer.voice.ended(call)
-        told = self._payer.voice.answered(self._step, call) if call.streamed and call.outcome == "ok" else None
+            self._payer.feed.ended(call)
+        told = self._payer.feed.answered(self._step, call) if call.streamed and call.outcome == "ok" else None
         kept = False
         try:
             kept = await self._payer.ledger.close(self._row, call, told.n if told else None)
@@ -113,7 +113,7 @@ class StepCallLog:
             raise
         finally:
             if told is not None:
-                self._payer.voice.stored(told, kept=kept)
+                self._payer.feed.stored(told, kept=kept)
         self._refund(self._usd - call.cost_usd)
         if call.outcome == "ok" and not kept:
             raise Stale(str(self._payer.claimed.event_id))

@@ -23,8 +23,8 @@ from workers.engine.claimed import Claimed
 from workers.engine.ending import store_ending
 from workers.engine.journal import Journal, followed, recall, states
 from workers.engine.ledger import Ledger
-from workers.engine.live import Wire
 from workers.engine.retry import Unreadable, judged, unknown_type
+from workers.engine.run_feed import FeedPublisher
 from workers.engine.running_event import RunningEvent
 from workers.engine.settle import Ending, Settler
 from workers.engine.unsettled import Unsettled
@@ -56,7 +56,7 @@ class Deps(Struct, frozen=True):
     ledger: Ledger
     journal: Journal
     settler: Settler
-    wire: Wire
+    publisher: FeedPublisher
     meters: Meters = field(default_factory=Meters)
 
 
@@ -104,7 +104,7 @@ class Executor:
         return self.free
 
     def start(self, claimed: Claimed) -> None:
-        running = RunningEvent(claimed, self._deps.wire.voice(claimed))
+        running = RunningEvent(claimed, self._deps.publisher.feed(claimed))
         running.task = asyncio.create_task(self._live(running), name=f"event {claimed.event_id}")
         self._held.add(running)
         running.task.add_done_callback(lambda done: self._let_go(running, done))
@@ -158,7 +158,7 @@ class Executor:
 
     async def _live(self, running: RunningEvent) -> None:
         """Whatever happens in it becomes an outcome that is stored, or is noted and counted."""
-        claimed, facts = running.claimed, Facts(tell=running.voice.step, started_at=running.claimed.claimed_at)
+        claimed, facts = running.claimed, Facts(tell=running.feed.step, started_at=running.claimed.claimed_at)
         RUN.set(claimed.about)
         wired = chosen(self._deps.wiring, claimed.type, claimed.reaction)
         outcome = await self._attempt(wired, running, facts) if wired else unknown_type(claimed)
@@ -223,7 +223,7 @@ class Executor:
             attempt=claimed.attempt,
             claim=claimed.claim,
             clients=deps.clients,
-            call_log=call_logs(claimed, facts, deps.ledger, pipeline.budget_usd, running.voice),
+            call_log=call_logs(claimed, facts, deps.ledger, pipeline.budget_usd, running.feed),
             facts=facts,
             settings=deps.settings,
             guard=lambda: self._still_ours(running),
@@ -247,4 +247,4 @@ class Executor:
         retry = wired.pipeline.retry if wired else RETRY
         if not await store_ending(self._deps.settler, ending, retry, self._deps.meters):
             log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)
-        self._deps.wire.moved(claimed.event_id)
+        self._deps.publisher.status_changed(claimed.event_id)

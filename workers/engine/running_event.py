@@ -10,7 +10,7 @@ from service.deadlines import Deadlines
 from service.time_limit import TimeLimit
 from service.traces import place_of_task
 from workers.engine.claimed import Claimed
-from workers.engine.live import Voice
+from workers.engine.run_feed import RunFeed
 from workers.kit.wiring import Wired
 
 MOVED_MIN_S: Final = 1.0
@@ -24,7 +24,7 @@ class RunningEvent(Struct, eq=False):
     """
 
     claimed: Claimed
-    voice: Voice
+    feed: RunFeed
     task: "asyncio.Task[None] | None" = None
     attempting: bool = True
     ours: bool = True

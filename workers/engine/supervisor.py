@@ -36,12 +36,12 @@ from workers.engine.executor import Deps, Executor
 from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease, State
 from workers.engine.ledger import Ledger
-from workers.engine.live import Wire
 from workers.engine.loop_watch import LoopWatch
 from workers.engine.reader import Reader
 from workers.engine.recovery import Recovery
 from workers.engine.report import report
 from workers.engine.retention import retain, retain_often
+from workers.engine.run_feed import FeedPublisher
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
 from workers.kit.failures import start_task
@@ -77,7 +77,7 @@ class Parts(Struct, frozen=True):
     sweeper: Sweeper
     inbound: Inbound
     notifier: Notifier
-    wire: Wire
+    publisher: FeedPublisher
     arq: ArqRedis
     cancels: Part
     report: Part
@@ -107,7 +107,7 @@ async def open_worker(
             "journal": parts.journal.run,
             "lease": lambda: parts.lease.run(parts.executor.drop_all),
             "outbox": parts.notifier.run,
-            "live": parts.wire.run,
+            "live": parts.publisher.run,
             "graphs": lambda: _write_graphs(program),
             "loop": parts.meters.watch_loop,
             "loop watch": parts.watch.run,
@@ -154,7 +154,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     arq = open_arq(settings, owner.guard)
     stack.push_async_callback(arq.connection_pool.disconnect)
     notifier, ledger, journal = Notifier(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
-    wire = Wire(redis, names)
+    publisher = FeedPublisher(redis, names)
     settler = Settler(settings, notifier.notify, Clock(arq).wake_in, meters)
     stopping = asyncio.Event()
     calls, ends = ledger.commits
@@ -164,7 +164,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     lease = Lease(
         settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader, commits), watch.debugged
     )
-    deps = Deps(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, wire, meters)
+    deps = Deps(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, publisher, meters)
     executor = Executor(deps, lease.guard)
     reader = Reader(settings, blocking, lease, executor, meters)
     keyed, recovery = _keyed(program.wiring), Recovery(clients.llm.doors, settings.concurrency)
@@ -180,7 +180,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
         notifier=notifier,
-        wire=wire,
+        publisher=publisher,
         arq=arq,
         cancels=lambda: listen(blocking, names.cancel, executor),
         retain=lambda: retain(settings, redis, lease),

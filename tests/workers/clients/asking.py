@@ -75,7 +75,7 @@ class Ledger:
     async def open(self, call: Call) -> None:
         self.opened.append(call)
 
-    def piece(self, call: Call, text: str) -> None:
+    def text_delta(self, call: Call, text: str) -> None:
         self.pieces.setdefault(call.call_id, []).append(text)
 
     async def close(self, call: Call) -> None:

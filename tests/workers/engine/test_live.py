@@ -16,9 +16,9 @@ from service.supervise import end
 from tests.eventually import eventually
 from tests.servers import NAMES
 from workers.clients.llm import Call
-from workers.engine import live
+from workers.engine import run_feed
 from workers.engine.claimed import Claimed
-from workers.engine.live import CHARS_MAX, Voice, Wire
+from workers.engine.run_feed import CHARS_MAX, FeedPublisher, RunFeed
 from workers.kit.memory import Step
 
 
@@ -39,9 +39,9 @@ def _call(reply: str = "") -> Call:
     return Call(*told)
 
 
-async def _said(redis: Redis, voice: Voice, count: int) -> list[Any]:
+async def _said(redis: Redis, feed: RunFeed, count: int) -> list[Any]:
     async def fact() -> list[Any] | None:
-        entries, _ = await read_log(redis, log_of(NAMES, voice.event_id), (0, 0))
+        entries, _ = await read_log(redis, log_of(NAMES, feed.event_id), (0, 0))
         return entries if len(entries) >= count else None
 
     found = await eventually(fact)
@@ -50,53 +50,53 @@ async def _said(redis: Redis, voice: Voice, count: int) -> list[Any]:
 
 
 async def test_tokens_go_in_batches_and_wait_for_the_reply_to_be_stored(redis: Redis) -> None:
-    wire = Wire(redis, NAMES)
-    voice, call = wire.voice(_claimed()), _call("abc")
-    for each in "abc":
-        voice.piece("s", call, each)
-    held = voice.answered("s", call)
-    voice.step(Step("s", datetime.now(UTC), 1.0, "done"))
-    running = [asyncio.create_task(wire.run())]
-    await _said(redis, voice, 1)
-    await asyncio.sleep(3 * live.FLUSH_S)
+    publisher = FeedPublisher(redis, NAMES)
+    feed, call = publisher.feed(_claimed()), _call("abc")
+    for delta in "abc":
+        feed.text_delta("s", call, delta)
+    held = feed.answered("s", call)
+    feed.step(Step("s", datetime.now(UTC), 1.0, "done"))
+    running = [asyncio.create_task(publisher.run())]
+    await _said(redis, feed, 1)
+    await asyncio.sleep(3 * run_feed.FLUSH_S)
     name, made = "asked.1", call.call_id.hex[:12]
     token = ((1, 2), Token("s", name, made, 0, "abc"))
-    assert await _said(redis, voice, 1) == [token]
-    voice.stored(held, kept=True)
+    assert await _said(redis, feed, 1) == [token]
+    feed.stored(held, kept=True)
     told = [token, ((1, 4), Answered("s", name, made, 3)), ((1, 6), Stepped("s", "done", 1.0))]
-    assert await _said(redis, voice, 3) == told
-    assert 3500 < await redis.ttl(f"callboard:live:{voice.event_id}") <= 3600
-    assert wire.chars == 0
+    assert await _said(redis, feed, 3) == told
+    assert 3500 < await redis.ttl(f"callboard:live:{feed.event_id}") <= 3600
+    assert publisher.chars == 0
     await end(running)
 
 
 async def test_a_claim_that_is_lost_is_not_heard_behind_the_new_one(redis: Redis) -> None:
-    wire = Wire(redis, NAMES)
-    old, new = wire.voice(_claimed(1)), _call()
-    running = [asyncio.create_task(wire.run())]
-    old.piece("s", new, "old")
+    publisher = FeedPublisher(redis, NAMES)
+    old, new = publisher.feed(_claimed(1)), _call()
+    running = [asyncio.create_task(publisher.run())]
+    old.text_delta("s", new, "old")
     await _said(redis, old, 1)
-    taken = wire.voice(_claimed(2, old.event_id))
-    taken.piece("s", _call(), "new")
+    taken = publisher.feed(_claimed(2, old.event_id))
+    taken.text_delta("s", _call(), "new")
     await _said(redis, old, 2)
-    old.piece("s", new, " zombie")
-    taken.piece("s", _call(), "more")
+    old.text_delta("s", new, " zombie")
+    taken.text_delta("s", _call(), "more")
     assert [said.text for _, said in await _said(redis, old, 3)] == ["old", "new", "more"]
     await end(running)
 
 
 async def test_without_redis_tokens_are_given_up_and_memory_is_bounded() -> None:
     async with Redis(port=1, socket_timeout=0.1) as away:
-        wire = Wire(away, NAMES)
-        running = [asyncio.create_task(wire.run())]
-        voice, call = wire.voice(_claimed()), _call()
+        publisher = FeedPublisher(away, NAMES)
+        running = [asyncio.create_task(publisher.run())]
+        feed, call = publisher.feed(_claimed()), _call()
         for _ in range(3 * CHARS_MAX // 100_000):
-            voice.piece("s", call, "x" * 100_000)
+            feed.text_delta("s", call, "x" * 100_000)
             await asyncio.sleep(0)
-        assert CHARS_MAX - 100_000 <= wire.chars <= CHARS_MAX
-        for _ in range(live.VOICES_MAX + 10):
-            wire.voice(_claimed()).piece("s", _call(), "x")
-        assert len(wire._waiting) <= live.VOICES_MAX
+        assert CHARS_MAX - 100_000 <= publisher.chars <= CHARS_MAX
+        for _ in range(run_feed.FEEDS_MAX + 10):
+            publisher.feed(_claimed()).text_delta("s", _call(), "x")
+        assert len(publisher._waiting) <= run_feed.FEEDS_MAX
         await end(running)
 
 

@@ -1,4 +1,4 @@
-"""What runs say while they go on, on its way to whoever follows: numbered here, published in batches behind them.
+"""The live feed of runs, on its way to whoever listens: numbered here, published in batches behind the runs.
 
 No run waits for Redis. Events whose steps cost next to nothing say nothing: who follows them reads Postgres.
 """
@@ -29,14 +29,14 @@ PAUSE_S: Final = 1.0
 SILENT_S: Final = 0.2  # what has ended by then is not worth a log
 BATCH: Final = 1000
 CHARS_MAX: Final = 8_000_000  # of tokens that wait for Redis
-VOICES_MAX: Final = 10_000
-MOVED_MAX: Final = 10_000
+FEEDS_MAX: Final = 10_000
+STATUS_CHANGED_MAX: Final = 10_000
 
 log = logging.getLogger("callboard.live")
 
 
 class Item(Struct, eq=False):
-    """Something said. A token grows until it is taken; one that is `held` holds back what was said after it."""
+    """An entry of a feed. A token grows until it is taken; one that is `held` holds back the entries behind it."""
 
     n: int
     said: live.Said | None
@@ -53,36 +53,36 @@ class Item(Struct, eq=False):
         return msgspec.json.encode(self.said)
 
 
-class Voice:
-    """What one claim says."""
+class RunFeed:
+    """The live feed of one claim."""
 
-    def __init__(self, wire: "Wire", claimed: Claimed) -> None:
+    def __init__(self, publisher: "FeedPublisher", claimed: Claimed) -> None:
         self.event_id: Final = claimed.event_id
         self.claim: Final = claimed.claim
         self.items: Final[deque[Item]] = deque()
-        self._wire: Final = wire
-        self._born: Final = time.monotonic()
+        self._publisher: Final = publisher
+        self._begun_at: Final = time.monotonic()
         self._n = 0
-        self._speaks = False
+        self._publishes = False
         self._growing: dict[UUID, Item] = {}
         self._lengths: Final[dict[UUID, int]] = {}
 
     def step(self, step: Step) -> Step:
         """The step with its number."""
-        item = self._say(live.Stepped(step.step, step.state, step.ms))
+        item = self._append(live.Stepped(step.step, step.state, step.ms))
         return replace(step, n=item.n)
 
-    def piece(self, step: str, call: Call, text: str) -> None:
+    def text_delta(self, step: str, call: Call, text: str) -> None:
         offset = self._lengths.get(call.call_id, 0)
         self._lengths[call.call_id] = offset + len(text)
-        if not self._wire.admits(len(text)):
+        if not self._publisher.admits(len(text)):
             self._growing.pop(call.call_id, None)
             return
         item = self._growing.get(call.call_id)
         if item is None:
             token = live.Token(step, live.call_name(call.asked, call.ordinal), live.made_name(call.call_id), offset, "")
-            self._speaks = True
-            item = self._growing[call.call_id] = self._say(token)
+            self._publishes = True
+            item = self._growing[call.call_id] = self._append(token)
         item.parts.append(text)
 
     def ended(self, call: Call) -> None:
@@ -93,15 +93,15 @@ class Voice:
     def answered(self, step: str, call: Call) -> Item:
         """Held until it is `stored`."""
         self.ended(call)
-        self._speaks = True
+        self._publishes = True
         name, made = live.call_name(call.asked, call.ordinal), live.made_name(call.call_id)
-        return self._say(live.Answered(step, name, made, len(call.reply or "")), held=True)
+        return self._append(live.Answered(step, name, made, len(call.reply or "")), held=True)
 
     def stored(self, item: Item, *, kept: bool) -> None:
-        """What no retry would get back is a hole: nobody needs it."""
+        """What no retry would get back becomes a gap: nobody needs it."""
         item.held = False
         item.said = item.said if kept else None
-        self._wire.more(self)
+        self._publisher.more(self)
 
     def take(self, most: int) -> list[Item]:
         """What may be published now; from here on it does not grow."""
@@ -114,29 +114,29 @@ class Voice:
         self._growing = {call: item for call, item in self._growing.items() if item.n not in taken}
         return items
 
-    def _say(self, said: live.Said, *, held: bool = False) -> Item:
+    def _append(self, said: live.Said, *, held: bool = False) -> Item:
         self._n += 2
         item = Item(self._n, said, held=held)
         self.items.append(item)
-        self._speaks = self._speaks or time.monotonic() - self._born > SILENT_S
-        if self._speaks:
-            self._wire.more(self)
+        self._publishes = self._publishes or time.monotonic() - self._begun_at > SILENT_S
+        if self._publishes:
+            self._publisher.more(self)
         return item
 
 
-class Wire:
-    """One per worker: what is said and not published yet, in bounds. Where Redis is away tokens are given up."""
+class FeedPublisher:
+    """One per worker: the entries that are not published yet, in bounds. Where Redis is away tokens are given up."""
 
     def __init__(self, redis: Redis, names: Names) -> None:
         self._redis: Final = redis
         self._names: Final = names
-        self._waiting: Final[dict[Voice, None]] = {}
-        self._moved: Final[set[UUID]] = set()
+        self._waiting: Final[dict[RunFeed, None]] = {}
+        self._status_changed: Final[set[UUID]] = set()
         self._more: Final = asyncio.Event()
         self.chars = 0
 
-    def voice(self, claimed: Claimed) -> Voice:
-        return Voice(self, claimed)
+    def feed(self, claimed: Claimed) -> RunFeed:
+        return RunFeed(self, claimed)
 
     def admits(self, chars: int) -> bool:
         """Whether there is room for so much more of tokens; it is taken then."""
@@ -145,17 +145,17 @@ class Wire:
         self.chars += chars
         return True
 
-    def more(self, voice: Voice) -> None:
-        self._waiting[voice] = None
-        if len(self._waiting) > VOICES_MAX:
+    def more(self, feed: RunFeed) -> None:
+        self._waiting[feed] = None
+        if len(self._waiting) > FEEDS_MAX:
             oldest = next(iter(self._waiting))
             self._drop(oldest, len(oldest.items))
         self._more.set()
 
-    def moved(self, event_id: UUID) -> None:
-        """The event was settled."""
-        if len(self._moved) < MOVED_MAX:
-            self._moved.add(event_id)
+    def status_changed(self, event_id: UUID) -> None:
+        """The event was settled: who listens is told of its new status."""
+        if len(self._status_changed) < STATUS_CHANGED_MAX:
+            self._status_changed.add(event_id)
             self._more.set()
 
     async def run(self) -> None:
@@ -173,26 +173,26 @@ class Wire:
 
     async def _flush(self) -> None:
         taken = self._take()
-        moved = list(self._moved)
+        status_changed = list(self._status_changed)
         async with self._redis.pipeline(transaction=False) as pipe:
-            for voice, items in taken.items():
-                name = live.log_of(self._names, voice.event_id)
+            for feed, items in taken.items():
+                name = live.log_of(self._names, feed.event_id)
                 for item in items:
                     if item.said is not None:
                         entry: dict[Any, Any] = {b"d": item.encoded()}
-                        pipe.xadd(name, entry, id=f"{voice.claim}-{item.n}", maxlen=live.LENGTH_MAX, approximate=True)
+                        pipe.xadd(name, entry, id=f"{feed.claim}-{item.n}", maxlen=live.LENGTH_MAX, approximate=True)
                 pipe.expire(name, live.KEPT_S)
             for channel, events in (
-                (self._names.news, [voice.event_id for voice in taken]),
-                (self._names.moved, moved),
+                (self._names.news, [feed.event_id for feed in taken]),
+                (self._names.moved, status_changed),
             ):
                 if events:
                     pipe.publish(channel, live.ids(events))
             if _check(await pipe.execute(raise_on_error=False)):
-                await self._mend([live.log_of(self._names, voice.event_id) for voice in taken])
-        self._moved.difference_update(moved)
-        for voice, items in taken.items():
-            self._drop(voice, len(items))
+                await self._mend([live.log_of(self._names, feed.event_id) for feed in taken])
+        self._status_changed.difference_update(status_changed)
+        for feed, items in taken.items():
+            self._drop(feed, len(items))
 
     async def _mend(self, logs: list[str]) -> None:
         for name in logs:
@@ -200,24 +200,24 @@ class Wire:
                 log.warning("%s in Redis is no stream: it is deleted", name)
                 await self._redis.delete(name)
 
-    def _take(self) -> dict[Voice, list[Item]]:
-        taken: dict[Voice, list[Item]] = {}
+    def _take(self) -> dict[RunFeed, list[Item]]:
+        taken: dict[RunFeed, list[Item]] = {}
         left = BATCH
-        for voice in self._waiting:
-            items = voice.take(left)
+        for feed in self._waiting:
+            items = feed.take(left)
             left -= len(items)
             if items:
-                taken[voice] = items
+                taken[feed] = items
             if not left:
                 self._more.set()
                 break
         return taken
 
-    def _drop(self, voice: Voice, count: int) -> None:
+    def _drop(self, feed: RunFeed, count: int) -> None:
         for _ in range(count):
-            self.chars -= voice.items.popleft().size
-        if not voice.items:
-            self._waiting.pop(voice, None)
+            self.chars -= feed.items.popleft().size
+        if not feed.items:
+            self._waiting.pop(feed, None)
 
 
 def _check(results: list[Any]) -> bool:
