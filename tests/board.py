@@ -15,8 +15,8 @@ from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import AT_HOME
 from tests.listening import listening_on
+from workers.bootstrap import program
 from workers.engine.supervisor import Parts, Program, open_worker
-from workers.hosted import program
 
 ENDED: Final = ("succeeded", "dead", "cancelled")
 TICKET: Final = {"ticket_id": "T-1", "subject": "Charged twice", "body": "You charged my card twice this month."}

@@ -5,8 +5,8 @@ from msgspec.structs import replace
 from schemas import Event
 from schemas.catalog import EventType, type_name
 from service.settings import Settings
+from workers.bootstrap import program
 from workers.engine.supervisor import Program
-from workers.hosted import program
 from workers.kit import Pipeline
 from workers.kit.wiring import connected
 

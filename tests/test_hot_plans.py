@@ -20,7 +20,7 @@ from service.roles import as_owner
 from service.settings import Settings
 from service.store import accept
 from tests.test_sql import statements
-from workers.engine.claimed import Claimed, claimed
+from workers.engine.claim import Claimed, claimed
 from workers.engine.settle import Ending, _arguments
 from workers.kit.memory import Facts
 

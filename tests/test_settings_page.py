@@ -49,11 +49,11 @@ OTHERS: Final = {
         *("NAME_MAX", "LEVELS_MAX", "PROPERTIES_MAX", "ENUM_VALUES_MAX", "LETTERS_MAX", "LARGE_ENUM_LETTERS_MAX")
     },
     "workers/engine/budget.py": {"HELD_WAIT_MAX_S"},
-    "workers/engine/clock.py": {"CONNECTIONS_MAX"},
+    "workers/engine/scheduler.py": {"CONNECTIONS_MAX"},
     "workers/engine/ending.py": {"ALONE_MAX"},
     "workers/engine/executor.py": {"CANCELS_MAX"},
     "workers/engine/lease.py": {"GAP_MAX_S"},
-    "workers/engine/relay.py": {"BYTES_MAX"},
+    "workers/engine/dead_letter_relay.py": {"BYTES_MAX"},
     "workers/engine/retry.py": {"MISFITS_MAX", "MESSAGE_MAX", "CAUSE_MAX", "MEMBERS_MAX"},
     "workers/engine/unsettled.py": {"KEPT_MAX"},
     "workers/kit/failures.py": {"LEAVES_MAX"},

@@ -30,14 +30,14 @@ LAYERS: Final = (
     ("workers.nodes", "workers.providers"),
     ("workers.pipelines",),
     ("workers.engine",),
-    ("workers", "workers.hosted"),
+    ("workers", "workers.bootstrap"),
     ("workers.boot",),
     ("workers.__main__",),
 )
 # The front is the top: nobody imports it but the door in service/__init__.py, which opens when it is called.
 FRONT: Final = ("service.http", "service.dashboard", "service.cli", "service.__main__")
 FRONT_IMPORTS: Final = ("schemas", "prompts", "sql", "service", "workers.clients")
-DOORS: Final = {("service", "service.http.app"), ("workers", "workers.hosted")}
+DOORS: Final = {("service", "service.http.app"), ("workers", "workers.bootstrap")}
 
 # Besides the standard library: what a person's own files may import of ours.
 USER_PLACES: Final = {
@@ -211,7 +211,7 @@ def test_a_library_has_one_home() -> None:
 
 
 def test_a_node_is_imported_without_engine_or_servers() -> None:
-    heavy = ("workers.engine", "workers.hosted", "service.http", "arq", "starlette", "uvicorn")
+    heavy = ("workers.engine", "workers.bootstrap", "service.http", "arq", "starlette", "uvicorn")
     program = "import sys, workers.pipelines.support; print(*sys.modules)"
     told = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

@@ -18,8 +18,8 @@ from service.preflight import preflight
 from service.program import MISFIT, ignore, on_end, settle
 from service.settings import load
 from service.supervise import end_in_time
+from workers.bootstrap import check_models, program
 from workers.engine.supervisor import Program, open_worker
-from workers.hosted import check_models, program
 
 log = logging.getLogger("callboard.worker")
 
@@ -74,7 +74,7 @@ async def run(whole: Program) -> None:
     on_end(lambda: loop.call_soon_threadsafe(stop.set))
     async with open_worker(whole) as parts:
         settle()
-        refused = parts.ledger.versions.changed if parts.ledger.versions else loop.create_future()
+        refused = parts.ledger.prompt_versions.changed if parts.ledger.prompt_versions else loop.create_future()
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, refused], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()

@@ -28,8 +28,8 @@ from tests.keys import TOKEN, bearer, make_key
 from tests.listening import listening_on
 from tests.programs import program_of
 from tests.servers import NAMES
+from workers.bootstrap import program
 from workers.engine.supervisor import Program
-from workers.hosted import program
 from workers.kit import Pipeline, Reject, Run, State
 
 MARK = "erika.mustermann@example.org"

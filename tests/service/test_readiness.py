@@ -26,9 +26,9 @@ from tests.eventually import eventually
 from tests.keys import AT_HOME
 from tests.second_postgres import database, second_postgres
 from tests.servers import ask, open_folder
+from workers.bootstrap import program
 from workers.engine.supervisor import open_worker
 from workers.health import ailing
-from workers.hosted import program
 
 HOST = socket.gethostname()
 ROLE = "app"

@@ -18,9 +18,9 @@ from tests.board import board_on
 from tests.eventually import eventually
 from tests.processes import free_port, run, started
 from tests.test_programs import WORKER, environment
+from workers.bootstrap import program
 from workers.engine.supervisor import open_worker
 from workers.health import ailing
-from workers.hosted import program
 
 HEALTH: Final = (*WORKER, "health")
 HOST: Final = socket.gethostname()
@@ -103,7 +103,7 @@ def test_it_takes_a_pid_or_nothing(settings: Settings) -> None:
 def test_it_imports_no_engine_and_no_sdk() -> None:
     program = "import sys, workers.health; print(*sys.modules)"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    heavy = {"workers.engine", "workers.clients", "workers.hosted", "anthropic", "openai", "arq", "starlette"}
+    heavy = {"workers.engine", "workers.clients", "workers.bootstrap", "anthropic", "openai", "arq", "starlette"}
     assert not heavy & set(told.stdout.split())
 
 

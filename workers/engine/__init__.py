@@ -1,1 +1,1 @@
-"""What runs pipelines: reader, executor, settle, lease, and their supervisor."""
+"""What runs pipelines: consumer, executor, settle, lease, and their supervisor."""

@@ -12,7 +12,7 @@ import sql
 from service.errors import Outage, text_of
 from service.resources import POSTGRES_ERRORS, Pool
 from workers.clients.ledger import BudgetSpent, DaySpent
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 
 DRAW_TIMEOUT_S: Final = 10.0
 TIDY_EVERY_S: Final = 2.0

@@ -13,7 +13,7 @@ from service.time_limit import our_wait
 from workers.clients.ledger import Source
 from workers.clients.llm import Call, CallLog
 from workers.engine.budget import Budget, reserve_own
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.engine.ledger import Ledger, Row, opening
 from workers.engine.run_feed import RunFeed
 from workers.kit.memory import Facts, Guard, Stale, Step
@@ -120,8 +120,8 @@ class StepCallLog:
 
     async def _reserve(self, call: Call) -> None:
         payer = self._payer
-        if payer.ledger.versions is not None:
-            await payer.ledger.versions.use(call)
+        if payer.ledger.prompt_versions is not None:
+            await payer.ledger.prompt_versions.use(call)
         if payer.limit_usd is not None:
             with Waited(payer.ledger.meters, "callboard_budget_wait_seconds", ("event",)):
                 await reserve_own(payer.budget, payer.limit_usd, call.cost_usd)

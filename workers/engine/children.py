@@ -12,7 +12,7 @@ from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
 from service.resources import Connection
 from service.store import accept, existing, identity
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.kit.memory import Child
 
 PAGE_BYTES = 4096

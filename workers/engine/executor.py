@@ -1,4 +1,4 @@
-"""An event's life in a worker, top to bottom: choose → attempt → settle. (The claim is the reader's.)"""
+"""An event's life in a worker, top to bottom: choose → attempt → settle. (The consumer claims.)"""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ from service.resources import Pool
 from service.settings import Settings
 from service.time_limit import shared_limits
 from workers.engine.call_log import call_logs
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.engine.ending import store_ending
 from workers.engine.journal import Journal, followed, recall, states
 from workers.engine.ledger import Ledger

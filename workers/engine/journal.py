@@ -15,7 +15,7 @@ from service.meters import Meters
 from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
 from service.settings import Settings
 from service.time_limit import our_wait
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.kit.memory import Facts, Kept, Stale
 from workers.kit.state import NO_KEY
 

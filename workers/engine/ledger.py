@@ -17,10 +17,10 @@ from service.supervise import Part, supervised
 from service.time_limit import our_wait
 from workers.clients.llm import Call
 from workers.engine.budget import SQL, DayBudgets
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.engine.journal import RECORD_TIMEOUT_S
-from workers.engine.measured import called
-from workers.engine.versions import Versions
+from workers.engine.prompt_versions import PromptVersions
+from workers.engine.run_metrics import called
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -37,13 +37,13 @@ class Opened(Struct, frozen=True):
 
 
 class Ledger:
-    """Group commits of calls, shared by all running events. `day_budgets` and `versions`: None where answers are
+    """Group commits of calls, shared by all running events. `day_budgets` and `prompt_versions`: None where answers are
     simulated: nobody pays, and prompts may be changed."""
 
     def __init__(self, settings: Settings, pool: Pool, meters: Meters | None = None) -> None:
         self.meters: Final = meters or Meters()
         self.day_budgets: Final = None if settings.simulated else DayBudgets(pool, settings.budget_day_usd)
-        self.versions: Final = None if settings.simulated else Versions(pool)
+        self.prompt_versions: Final = None if settings.simulated else PromptVersions(pool)
         self._settings: Final = settings
         self._opens: Final = GroupCommit[Row, bool]("calls", self._connect_relaxed, _open, meters=self.meters)
         self._closes: Final = GroupCommit[Opened, bool](

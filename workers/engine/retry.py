@@ -15,7 +15,7 @@ from service.resources import backoff_s
 from service.traces import causes, place_of
 from workers.clients.ledger import DaySpent
 from workers.clients.llm import LlmRefused
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.kit import Retry
 from workers.kit.failures import OUTAGES, as_outage, deciding, leaves, original
 from workers.kit.memory import Facts, JournalMismatch, TooLarge

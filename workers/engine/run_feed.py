@@ -21,7 +21,7 @@ from service import live
 from service.resources import REDIS_ERRORS, redis_passes
 from service.stream import Names, wrong_type
 from workers.clients.llm import Call
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.kit.memory import Step
 
 FLUSH_S: Final = 0.04

@@ -9,7 +9,7 @@ from msgspec import Struct
 from service.deadlines import Deadlines
 from service.time_limit import TimeLimit
 from service.traces import place_of_task
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.engine.run_feed import RunFeed
 from workers.kit.wiring import Wired
 

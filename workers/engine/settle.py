@@ -26,9 +26,9 @@ from service.settings import Settings
 from service.store import lock_mailboxes
 from workers.clients.vectors import Document
 from workers.engine.children import accept_children, incoming, is_displaced, waits_s, weight
-from workers.engine.claimed import SQL, Claimed
-from workers.engine.measured import settled
+from workers.engine.claim import SQL, Claimed
 from workers.engine.retry import attempt
+from workers.engine.run_metrics import settled
 from workers.kit.memory import Facts, Kept
 
 Row = tuple[Any, ...]

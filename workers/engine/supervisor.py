@@ -31,17 +31,17 @@ from workers.clients.share import Shared
 from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
 from workers.engine.cancel import listen
-from workers.engine.clock import Clock, Turn, open_arq, run_arq
+from workers.engine.consumer import Consumer
 from workers.engine.executor import Deps, Executor
 from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease, State
 from workers.engine.ledger import Ledger
 from workers.engine.loop_watch import LoopWatch
-from workers.engine.reader import Reader
-from workers.engine.recovery import Recovery
 from workers.engine.report import report
+from workers.engine.resume import Resumer
 from workers.engine.retention import retain, retain_often
 from workers.engine.run_feed import FeedPublisher
+from workers.engine.scheduler import Scheduler, Turn, open_arq, run_arq
 from workers.engine.settle import Settler
 from workers.engine.sweeper import Sweeper
 from workers.kit.failures import start_task
@@ -69,7 +69,7 @@ class Parts(Struct, frozen=True):
     """The parts of one worker, made in `open_worker`."""
 
     executor: Executor
-    reader: Reader
+    consumer: Consumer
     settler: Settler
     ledger: Ledger
     journal: Journal
@@ -99,8 +99,8 @@ async def open_worker(
     async with AsyncExitStack() as stack:
         _contain_tasks(stack)
         parts = await _parts(program, stack, owner or RedisOwner(program.settings))
-        if parts.ledger.versions is not None:
-            await parts.ledger.versions.check(program.prompts)
+        if parts.ledger.prompt_versions is not None:
+            await parts.ledger.prompt_versions.check(program.prompts)
         background = {
             "settle": parts.settler.run,
             "ledger": parts.ledger.run,
@@ -115,7 +115,7 @@ async def open_worker(
             "retention": lambda: retain_often(parts.retain),
         }
         intake = {
-            "reader": parts.reader.run,
+            "reader": parts.consumer.run,
             "inbound": parts.inbound.run,
             "upkeep": parts.sweeper.run,
             "cancels": parts.cancels,
@@ -155,27 +155,27 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     stack.push_async_callback(arq.connection_pool.disconnect)
     notifier, ledger, journal = Notifier(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
     publisher = FeedPublisher(redis, names)
-    settler = Settler(settings, notifier.notify, Clock(arq).wake_in, meters)
+    settler = Settler(settings, notifier.notify, Scheduler(arq).wake_in, meters)
     stopping = asyncio.Event()
     calls, ends = ledger.commits
     commits = {"settle": settler.commits, "journal": journal.commits, "calls": calls, "ledger": ends}
     pipelines = [wired.name for wired in everyone(program.wiring)]
     watch = LoopWatch(lambda: executor.lift_limits())  # noqa: PLW0108 - it is made below
     lease = Lease(
-        settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, reader, commits), watch.debugged
+        settings, pipelines, lambda: executor.in_flight, lambda: _state(stopping, consumer, commits), watch.debugged
     )
     deps = Deps(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, publisher, meters)
     executor = Executor(deps, lease.guard)
-    reader = Reader(settings, blocking, lease, executor, meters)
-    keyed, recovery = _keyed(program.wiring), Recovery(clients.llm.doors, settings.concurrency)
+    consumer = Consumer(settings, blocking, lease, executor, meters)
+    keyed, resumer = _keyed(program.wiring), Resumer(clients.llm.doors, settings.concurrency)
     return Parts(
         executor=executor,
-        reader=reader,
+        consumer=consumer,
         settler=settler,
         ledger=ledger,
         journal=journal,
         lease=lease,
-        sweeper=Sweeper(settings, redis, lease, executor, recovery, owner, meters),
+        sweeper=Sweeper(settings, redis, lease, executor, resumer, owner, meters),
         inbound=Inbound(settings, program.catalog, blocking, lease.guard, owner, keyed, meters),
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
@@ -200,14 +200,14 @@ async def _open_clients(
     )
 
 
-def _state(stopping: asyncio.Event, reader: Reader, commits: Mapping[str, CommitHealth]) -> State:
+def _state(stopping: asyncio.Event, consumer: Consumer, commits: Mapping[str, CommitHealth]) -> State:
     """What the worker's row says of it, and why where that is not `ready`."""
     if stopping.is_set():
         return "draining", None
     for name, health in commits.items():
         if reason := health.failing:
             return "disconnected", f"For {NOT_READY_S:g} s every commit of its {name} failed: {SENTENCES[reason]}"
-    return ("disconnected", reader.reason) if reader.disconnected else ("ready", None)
+    return ("disconnected", consumer.reason) if consumer.disconnected else ("ready", None)
 
 
 def _keyed(wiring: Wiring) -> frozenset[str]:

@@ -21,13 +21,13 @@ from service.redis_faults import reason_of
 from service.redis_owner import RedisOwner
 from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.settings import Settings
-from workers.engine import claimed
+from workers.engine import claim
 from workers.engine.budget import SQL as LEDGER_SQL
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
+from workers.engine.dead_letter_relay import relay_dead_letters
 from workers.engine.executor import Executor
 from workers.engine.lease import SQL, Lease
-from workers.engine.recovery import Recovery
-from workers.engine.relay import relay
+from workers.engine.resume import Resumer
 
 TURN_S: Final = 1.0
 LAG: Final = timedelta(seconds=5)
@@ -52,7 +52,7 @@ class Sweeper:
         redis: Redis,
         lease: Lease,
         executor: Executor,
-        recovery: Recovery,
+        resumer: Resumer,
         owner: RedisOwner,
         meters: Meters | None = None,
     ) -> None:
@@ -63,7 +63,7 @@ class Sweeper:
         self._redis: Final = redis
         self._lease: Final = lease
         self._executor: Final = executor
-        self._recovery: Final = recovery
+        self._resumer: Final = resumer
         self._alone: Final = asyncio.Lock()
         self._connection: Connection | None = None
         self._unknown_at = 0.0
@@ -106,7 +106,7 @@ class Sweeper:
             )
         if row["unplaced"]:
             await self._draw_places(connection)
-        await self._recovery.turn(connection)
+        await self._resumer.turn(connection)
         unknown, struck = await self._unknown(connection)
         heads = await self._bury(connection) if row["expired"] or overdue or struck else []
         try:
@@ -129,7 +129,7 @@ class Sweeper:
         await stream.notify(self._redis, front, self._names.front)
         notified = await self._sweep(connection) if due or forgot else 0
         if row["unrelayed"] and await self._on_duty(connection, "dead_stream"):
-            await relay(self._settings, connection, self._redis)
+            await relay_dead_letters(self._settings, connection, self._redis)
         self._trouble = ""
         return notified
 
@@ -245,4 +245,4 @@ async def heads(connection: Connection, keys: set[tuple[str, str]]) -> list[UUID
     if not keys:
         return []
     asked: Sequence[Any] = tuple(zip(*keys, strict=True))
-    return [row["event_id"] for row in await connection.fetch(claimed.SQL["heads"], *asked)]
+    return [row["event_id"] for row in await connection.fetch(claim.SQL["heads"], *asked)]

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from service.errors import kind_of, text_of
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.engine.retry import encoded
 
 K = TypeVar("K")

@@ -16,7 +16,7 @@ from schemas.catalog import EventType
 from service.settings import Settings
 from tests.board import serving
 from tests.keys import AT_HOME
-from workers.hosted import program
+from workers.bootstrap import program
 
 
 class Priced(Event, tag="test.priced", frozen=True):

@@ -28,7 +28,7 @@ from tests.workers.engine.paying import COST_USD, MOST_USD, open_shop
 from workers.clients.faults import Booked
 from workers.clients.ledger import Call, DaySpent
 from workers.engine.call_log import call_logs
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.engine.ledger import Ledger
 from workers.kit import Pipeline, Retry, Run, parallel
 from workers.kit.memory import Facts, Stale

@@ -17,7 +17,7 @@ from service.supervise import end
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of
-from workers.engine.claimed import SQL, Claimed, claimed
+from workers.engine.claim import SQL, Claimed, claimed
 from workers.engine.settle import Ending, Settler
 from workers.kit import Pipeline, Retry, Run
 from workers.kit.memory import Child, Facts

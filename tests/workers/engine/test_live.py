@@ -17,7 +17,7 @@ from tests.eventually import eventually
 from tests.servers import NAMES
 from workers.clients.llm import Call
 from workers.engine import run_feed
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.engine.run_feed import CHARS_MAX, FeedPublisher, RunFeed
 from workers.kit.memory import Step
 

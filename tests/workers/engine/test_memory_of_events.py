@@ -8,7 +8,7 @@ from service.errors import Reject
 from service.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.kit import Pipeline
 
 

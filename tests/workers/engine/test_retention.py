@@ -15,7 +15,7 @@ from service.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
 from tests.servers import NAMES
-from workers.engine import relay, retention
+from workers.engine import dead_letter_relay, retention
 from workers.engine.lease import Lease
 from workers.engine.retention import BATCH, retain
 from workers.kit import Pipeline
@@ -97,10 +97,10 @@ async def test_letters_workers_and_readers_go_when_their_time_has_come(
 async def test_the_dead_stream_is_bounded(
     settings: Settings, connection: Connection, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "DEAD_MAX", 100)
+    monkeypatch.setattr(dead_letter_relay, "DEAD_MAX", 100)
     letters = [uuid7() for _ in range(450)]
     await _write_letters(connection, letters, days_ago=0)
-    await relay.relay(settings, connection, redis)
+    await dead_letter_relay.relay_dead_letters(settings, connection, redis)
     kept = [fields[b"dead_id"].decode() for _, fields in await redis.xrange(NAMES.dead)]
     assert 100 <= len(kept) < 300, "Redis trims by nodes of its own"
     assert kept == [str(each) for each in letters[-len(kept) :]]
@@ -111,7 +111,7 @@ async def test_the_dead_stream_goes_as_its_letters_go(settings: Settings, connec
     await _write_letters(connection, [old], days_ago=91)
     await _write_letters(connection, [young, discarded], days_ago=1)
     await connection.execute("update dead_letters set tenant = 'acme' where dead_id = $1", young)
-    await relay.relay(settings, connection, redis)
+    await dead_letter_relay.relay_dead_letters(settings, connection, redis)
     entries = [fields for _, fields in await redis.xrange(NAMES.dead)]
     assert [(each[b"dead_id"].decode(), each[b"tenant"]) for each in entries] == [
         (str(old), b"default"),
@@ -125,7 +125,7 @@ async def test_the_dead_stream_goes_as_its_letters_go(settings: Settings, connec
     await retain(settings, redis, _lease(settings))
     assert await redis.xlen(NAMES.dead) == 0
     await _write_letters(connection, [later := uuid7()], days_ago=0)
-    await relay.relay(settings, connection, redis)
+    await dead_letter_relay.relay_dead_letters(settings, connection, redis)
     await retain(settings, redis, _lease(settings))
     assert [fields[b"dead_id"].decode() for _, fields in await redis.xrange(NAMES.dead)] == [str(later)]
 

@@ -128,7 +128,7 @@ async def test_a_claim_whose_reply_got_lost_is_handed_back_and_no_strike(
     """Forced: the claim commits, and its worker never hears of it. However often that is so, nobody is dead for it."""
     async with hurried(settings, monkeypatch) as board:
         (worker,) = board.workers
-        take, lost = worker.reader._claimed, 5
+        take, lost = worker.consumer._claimed, 5
 
         async def claims(connection: Any, asked: Any) -> Any:
             nonlocal lost
@@ -138,7 +138,7 @@ async def test_a_claim_whose_reply_got_lost_is_handed_back_and_no_strike(
                 raise ConnectionResetError("cut off")
             return rows
 
-        monkeypatch.setattr(worker.reader, "_claimed", claims)
+        monkeypatch.setattr(worker.consumer, "_claimed", claims)
         event = await board.ended(await board.send("poked", {"how": "good"}), 20)
         assert (event["status"], event["attempts"], lost) == ("succeeded", 1, 0)
         rows = await board.sql("select outcome, detail from attempts order by claim")

@@ -28,7 +28,7 @@ from workers.engine.executor import Deps, Executor
 from workers.engine.journal import Journal
 from workers.engine.lease import Lease
 from workers.engine.ledger import Ledger
-from workers.engine.recovery import Recovery
+from workers.engine.resume import Resumer
 from workers.engine.settle import Settler
 from workers.engine.sweeper import EPOCH_TURNS, Sweeper
 from workers.kit import Pipeline
@@ -64,9 +64,9 @@ class Desk:
         ledger = Ledger(settings, nobody)
         deps = Deps(settings, program.catalog, program.wiring, nobody, nobody, ledger, journal, settler, nobody)
         self.breakers = {"openai/ours": "closed"}
-        recovery = Recovery(lambda: dict(self.breakers), PACE)
+        resumer = Resumer(lambda: dict(self.breakers), PACE)
         self.sweeper = Sweeper(
-            settings, redis, self.lease, Executor(deps, self.lease.guard), recovery, RedisOwner(settings)
+            settings, redis, self.lease, Executor(deps, self.lease.guard), resumer, RedisOwner(settings)
         )
 
     async def accept(self, count: int, key: str | None = None) -> list[UUID]:

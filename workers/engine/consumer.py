@@ -19,7 +19,7 @@ from service.redis_faults import RedisState
 from service.resources import POSTGRES_ERRORS, Connection, connect
 from service.settings import Settings
 from service.stream import Entry
-from workers.engine.claimed import SQL, Claimed, claimed
+from workers.engine.claim import SQL, Claimed, claimed
 from workers.engine.executor import Executor
 from workers.engine.lease import Lease
 
@@ -35,7 +35,7 @@ STANDING_BY_S: Final = 0.05
 log = logging.getLogger("callboard.reader")
 
 
-class Reader:
+class Consumer:
     """Takes notified events from the streams into the executor."""
 
     def __init__(
@@ -97,13 +97,13 @@ class Reader:
             await self._take_foreign(connection)
 
     async def _read(self, connection: Connection, names: Sequence[str], count: int, block_ms: int | None) -> bool:
-        found = await stream.read(self._redis, names, stream.GROUP, self._consumer, count, block_ms=block_ms)
+        found = await stream.read(self._redis, names, stream.GROUP, self._consumer_name, count, block_ms=block_ms)
         for name, entries in found:
             await self._take(connection, name, entries)
         return bool(found)
 
     @property
-    def _consumer(self) -> str:
+    def _consumer_name(self) -> str:
         return str(self._lease.worker)
 
     async def _recover(self, connection: Connection) -> None:
@@ -114,16 +114,18 @@ class Reader:
 
     async def _pending(self, name: str) -> list[Entry]:
         free = await self._executor.free_slots()
-        found = await stream.read(self._redis, [name], stream.GROUP, self._consumer, free, after="0")
+        found = await stream.read(self._redis, [name], stream.GROUP, self._consumer_name, free, after="0")
         return [entry for _, entries in found for entry in entries]
 
     async def _take_foreign(self, connection: Connection) -> None:
-        """What a reader that is gone had read but not claimed."""
+        """What a consumer that is gone had read but not claimed."""
         self._foreign_at = time.monotonic()
         for name in self._streams:
             free = self._executor.free
             if free > 0:
-                entries = await stream.take_over(self._redis, name, stream.GROUP, self._consumer, FOREIGN_IDLE_MS, free)
+                entries = await stream.take_over(
+                    self._redis, name, stream.GROUP, self._consumer_name, FOREIGN_IDLE_MS, free
+                )
                 await self._take(connection, name, entries)
 
     async def _take(self, connection: Connection, name: str, entries: Sequence[Entry]) -> None:

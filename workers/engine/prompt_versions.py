@@ -14,7 +14,7 @@ ASK_TIMEOUT_S: Final = 5.0
 SQL: Final = sql.queries("prompts")
 
 
-class Versions:
+class PromptVersions:
     """What Postgres has of them. `changed`: why this worker must end, once it is known."""
 
     def __init__(self, pool: Pool) -> None:

@@ -32,7 +32,7 @@ Turn = Callable[[], Awaitable[int]]
 log = logging.getLogger("callboard.clock")
 
 
-class Clock:
+class Scheduler:
     """Sets alarms: one deferred job for each second in which something falls due, within the coming hour."""
 
     def __init__(self, redis: ArqRedis) -> None:

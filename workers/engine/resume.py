@@ -14,7 +14,7 @@ from workers.engine.retry import BUDGET
 SQL: Final = {**sql.queries("engine"), **sql.queries("lease")}
 
 
-class Recovery:
+class Resumer:
     """Looks at this worker's breakers and limits, `doors`, once a second; brings `pace` events forward at a time."""
 
     def __init__(self, doors: Callable[[], Mapping[str, str]], pace: int) -> None:

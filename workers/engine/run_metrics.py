@@ -9,7 +9,7 @@ from msgspec import Struct, json
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from service.meters import Meters
 from workers.clients.llm import Call
-from workers.engine.claimed import Claimed
+from workers.engine.claim import Claimed
 from workers.kit.memory import Facts
 
 UNKNOWN: Final = "unknown"

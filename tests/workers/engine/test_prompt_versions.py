@@ -16,8 +16,8 @@ from tests.processes import run, started
 from tests.programs import program_of
 from tests.test_programs import ARQ, WORKER, environment
 from tests.workers.engine.paying import open_shop, program, prompts_in, timeline_calls
+from workers.engine.prompt_versions import PromptVersions
 from workers.engine.supervisor import open_worker
-from workers.engine.versions import Versions
 from workers.kit import Pipeline, Run
 
 SENTENCE = "callboard worker: prompts/tickets/classify/v1.md is another text than calls were made with"
@@ -57,10 +57,10 @@ async def test_who_comes_with_another_text_makes_no_call(settings: Settings, tmp
     async with open_shop(settings, tmp_path, JOB) as (board, provider):
         await board.sql(USED, "say", 1)
         event_id = await board.send("job", {})
-        versions = board.workers[0].ledger.versions
-        assert versions
-        await eventually(lambda: _true(versions.changed.done()))
-        assert "prompts/say/v1.md" in versions.changed.result()
+        prompt_versions = board.workers[0].ledger.prompt_versions
+        assert prompt_versions
+        await eventually(lambda: _true(prompt_versions.changed.done()))
+        assert "prompts/say/v1.md" in prompt_versions.changed.result()
 
         async def waits() -> bool:
             shown = await board.show(event_id)
@@ -84,7 +84,7 @@ async def test_what_was_only_simulated_may_be_changed(settings: Settings, tmp_pa
 async def test_a_boot_does_not_need_postgres(settings: Settings, tmp_path: Path) -> None:
     nowhere = replace(settings, database_url="postgresql://127.0.0.1:1/x")
     async with open_pool(nowhere, "test") as pool:
-        await Versions(pool).check(prompts_in(tmp_path))
+        await PromptVersions(pool).check(prompts_in(tmp_path))
 
 
 @pytest.mark.parametrize("command", [WORKER, ARQ], ids=["workers", "arq"])

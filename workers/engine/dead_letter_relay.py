@@ -22,7 +22,7 @@ SQL: Final = sql.queries("upkeep")
 log = logging.getLogger("callboard.relay")
 
 
-async def relay(settings: Settings, connection: Connection, redis: Redis) -> None:
+async def relay_dead_letters(settings: Settings, connection: Connection, redis: Redis) -> None:
     """Write what is not in the stream yet: ROUNDS times BYTES_MAX at most, of which one is in memory at a time."""
     for _ in range(ROUNDS):
         if not await _relay_some(settings, connection, redis):

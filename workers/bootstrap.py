@@ -20,7 +20,7 @@ from service.program import settle
 from service.redis_owner import RedisOwner
 from service.settings import Settings, load
 from workers.clients.chains import check_keys
-from workers.engine.clock import arq_settings, jobs, open_arq
+from workers.engine.scheduler import arq_settings, jobs, open_arq
 from workers.engine.supervisor import Parts, Program, open_worker
 from workers.kit.calls import check_calls
 from workers.kit.wiring import everyone, wire
@@ -64,8 +64,8 @@ def worker_settings() -> type:
         except (CallboardError, PromptError) as error:
             sys.exit(f"callboard worker: {error}")
         settle()
-        if started[0].ledger.versions is not None:
-            started[0].ledger.versions.changed.add_done_callback(lambda why: _end(why.result()))
+        if started[0].ledger.prompt_versions is not None:
+            started[0].ledger.prompt_versions.changed.add_done_callback(lambda why: _end(why.result()))
 
     async def on_shutdown(_: dict[Any, Any]) -> None:
         await stack.aclose()
