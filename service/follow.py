@@ -43,7 +43,7 @@ class Followers:
         self.redis: Final = redis
         self.names: Final = names
         self.pool: Final = pool
-        self.leaving = False
+        self.stopping = False
         self._topics: Final[dict[UUID, Topic]] = {}
 
     @contextmanager
@@ -61,12 +61,12 @@ class Followers:
                 self._topics.pop(event_id, None)
 
     def admit(self) -> None:
-        if self.leaving:
+        if self.stopping:
             raise Unavailable("it stops")
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Ends every stream: its client comes again, to another process."""
-        self.leaving = True
+        self.stopping = True
         self._wake(self._topics)
 
     async def listen(self) -> None:
@@ -125,7 +125,7 @@ async def told(
         if not last and state[1]:
             async for message in follower.skip_runs(state[1]):
                 yield message
-        while not followers.leaving and topic.standing is not None:
+        while not followers.stopping and topic.standing is not None:
             news.clear()
             stands = topic.standing
             async for message in follower.catch_up(stands):

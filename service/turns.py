@@ -1,6 +1,7 @@
 """Turns: a few things that callers share and hold for a moment, connections to Postgres above all.
 
-Where something is held for long it is refused instead (`Shares` in service/http/room.py): here a short wait is better.
+Where something is held for long it is refused instead (`Shares` in service/http/body_allowance.py): here a short wait
+is better.
 """
 
 import asyncio

@@ -21,9 +21,9 @@ from service.dashboard.look import STATIC, Look, look
 from service.dashboard.sign_in import TOKEN, login_page, logout, take_token, to_login
 from service.dashboard.waterfall import calls, waterfall
 from service.errors import TooMany, Unavailable
+from service.http.app_state import AppState, fetch, state_of
 from service.http.audit import presented
 from service.http.auth import Caller, admit, caller
-from service.http.door import Door, door, fetch
 from service.http.events import Filter, find, load
 from service.keys import AT_HOME
 from service.local_token import FILE
@@ -94,7 +94,7 @@ async def list_page(mine: Look, request: Request) -> Response:
     query = _asked(request)
     if query is None:
         return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
-    app = door(request)
+    app = state_of(request)
     query = replace(query, limit=min(query.limit, ROWS_MAX))
     items, more = await find(request, query)
     newest = query.cursor is None
@@ -209,11 +209,11 @@ def _failure(error: Any) -> dict[str, Any] | None:
 
 def _shown_key(request: Request) -> str:
     """The shell's word for the caller's key."""
-    token = door(request).settings.data_path / FILE
+    token = state_of(request).settings.data_path / FILE
     return f"$(cat {quote(str(token))})" if caller(request).key == AT_HOME else "$CALLBOARD_API_KEY"
 
 
-def _example(app: Door) -> str | None:
+def _example(app: AppState) -> str | None:
     """Something to send, where the worked example is still there."""
     if "ticket.opened" not in app.catalog:
         return None

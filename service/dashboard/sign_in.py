@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from service.dashboard.look import Look
+from service.http.app_state import pool_of, read_body, state_of
 from service.http.audit import note
 from service.http.auth import SECURE, cookie_of, of_kind, refuse_cross_site, session
-from service.http.door import door, pool_of, read_body
 from service.keys import AT_HOME, KEYS, Key, sign_in, sign_out
 
 LASTS: Final = timedelta(days=7)
@@ -34,7 +34,7 @@ async def login_page(mine: Look, request: Request, common: dict[str, Any]) -> Re
     form = parse_qs((await read_body(request, FORM_MAX)).decode("utf-8", "replace"))
     text, ahead = (form.get(name, [""])[0].strip() for name in ("key", "next"))
     request.state.presented = text
-    key = await door(request).keys.find(of_kind(text, *KEYS))
+    key = await state_of(request).keys.find(of_kind(text, *KEYS))
     if key is None or not key.may("read"):
         wrong, status = (NO_KEY, 401) if key is None else (NOT_TO_READ, 403)
         return mine.page("login.html", status, **common, next=own_path(ahead), wrong=wrong)
@@ -46,7 +46,7 @@ async def take_token(request: Request) -> Response:
     kept = [each for each in request.query_params.multi_items() if each[0] != TOKEN]
     ahead = own_path(request.url.path + (f"?{urlencode(kept)}" if kept else ""))
     request.state.presented = request.query_params[TOKEN]
-    key = await door(request).keys.find(of_kind(request.query_params[TOKEN], *KEYS))
+    key = await state_of(request).keys.find(of_kind(request.query_params[TOKEN], *KEYS))
     if key != AT_HOME:
         request.state.refused = 401
         return RedirectResponse(f"/login?next={quote(ahead, safe='')}", 303)
@@ -54,7 +54,7 @@ async def take_token(request: Request) -> Response:
 
 
 async def _signed_in(request: Request, key: Key, ahead: str) -> Response:
-    secret = await sign_in(pool_of(request), key, LASTS, door(request).keys.token)
+    secret = await sign_in(pool_of(request), key, LASTS, state_of(request).keys.token)
     note(request, "sign_in", key.prefix, 303)
     return _with_cookie(request, ahead, secret, LASTS)
 
@@ -64,7 +64,7 @@ async def logout(request: Request) -> Response:
     token = session(request)
     if prefix := await sign_out(pool_of(request), token):
         note(request, "sign_out", prefix, 303)
-    door(request).keys.forget(token)
+    state_of(request).keys.forget(token)
     return _with_cookie(request, "/login", "", timedelta())
 
 

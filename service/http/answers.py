@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TooMany, Unavailable
-from service.http.door import Door
+from service.http.app_state import AppState
+from service.http.body_allowance import caller_of
 from service.http.problem import on_error
-from service.http.room import caller_of
 
 PIECE: Final = 64 << 10  # bytes; while more are unread, uvicorn lets the sender wait
 ANSWERS_MAX: Final = 32 << 20  # bytes of answers larger than PIECE that are not read yet
@@ -27,7 +27,7 @@ def in_pieces(app: ASGIApp) -> ASGIApp:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        door: Door = scope["state"]["door"]
+        app_state: AppState = scope["state"]["app_state"]
         caller, held, refused = "", 0, False
 
         async def sent(message: Message) -> None:
@@ -38,7 +38,7 @@ def in_pieces(app: ASGIApp) -> ASGIApp:
             if size > PIECE and not held and _reads(scope):
                 caller = caller_of(scope)
                 try:
-                    _take(door, caller, size)
+                    _take(app_state, caller, size)
                 except Unavailable as error:
                     if message["type"] != "http.response.start":
                         raise
@@ -48,13 +48,13 @@ def in_pieces(app: ASGIApp) -> ASGIApp:
                 held = size
             await _send(message, send)
             if message.get("more_body", False) and held:  # a stream holds only what is being sent
-                door.answers.give_back(caller, held)
+                app_state.answers.give_back(caller, held)
                 held = 0
 
         try:
             await app(scope, receive, sent)
         finally:
-            door.answers.give_back(caller, held)
+            app_state.answers.give_back(caller, held)
 
     return answered
 
@@ -82,10 +82,10 @@ async def _send(message: Message, send: Send) -> None:
         await send({"type": message["type"], **piece})
 
 
-def _take(door: Door, caller: str, size: int) -> None:
+def _take(app_state: AppState, caller: str, size: int) -> None:
     """Raises TooMany where this caller's answers fill its share, else Unavailable."""
-    if full := door.answers.take(caller, size):
-        door.meters.add("callboard_refused_total", ("answers", "caller" if full == "this caller" else "all"))
+    if full := app_state.answers.take(caller, size):
+        app_state.meters.add("callboard_refused_total", ("answers", "caller" if full == "this caller" else "all"))
         if full == "this caller":
             raise TooMany("more of your answers are not read yet than one caller may have")
         raise Unavailable("more answers are not read yet than it keeps")

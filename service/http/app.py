@@ -21,12 +21,12 @@ from service.follow import Followers
 from service.http import batch, documents, events, health, metrics, openapi, operations, stream
 from service.http import catalog as catalogue
 from service.http.answers import ANSWERS_MAX, in_pieces
+from service.http.app_state import AppState
 from service.http.audit import audited, list_operations
 from service.http.auth import Endpoint, Need, guarded
-from service.http.door import Door
+from service.http.body_allowance import BodyAllowance, Shares, with_bodies_released
 from service.http.metrics import Measured
 from service.http.problem import HANDLERS
-from service.http.room import Room, Shares, leaving
 from service.intake import open_intake
 from service.keys import open_keys
 from service.meters import Meters
@@ -42,7 +42,7 @@ from workers.clients.vectors import searching
 
 
 class State(TypedDict):
-    door: Door
+    app_state: AppState
 
 
 def create_app(settings: Settings | None = None, catalog: Catalog | None = None) -> Starlette:
@@ -54,7 +54,12 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         routes=_routes(),
         lifespan=_lifespan(chosen, types, library),
         exception_handlers=HANDLERS,
-        middleware=[Middleware(metrics.counted), Middleware(audited), Middleware(leaving), Middleware(in_pieces)],
+        middleware=[
+            Middleware(metrics.counted),
+            Middleware(audited),
+            Middleware(with_bodies_released),
+            Middleware(in_pieces),
+        ],
     )
 
 
@@ -123,12 +128,12 @@ def _lifespan(settings: Settings, catalog: Catalog, library: Prompts):  # type: 
             await stack.enter_async_context(supervised({"quotas": quotas.run}))
             followers = Followers(redis, names, pool)
             await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
-            app.state.leave = followers.leave
+            app.state.stop = followers.stop
             readiness = Readiness(pool, intake.commits)
             turns = (querying(settings, meters), searching(settings, meters))
-            shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), Room())
+            shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), BodyAllowance())
             parts = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
             all_parts = (*parts, quotas, Audit(meters), asyncio.Lock())
-            yield State(door=Door(settings, catalog, library, *all_parts))
+            yield State(app_state=AppState(settings, catalog, library, *all_parts))
 
     return lifespan

@@ -8,8 +8,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sql
 from service.audit import Action, named
+from service.http.app_state import PageQuery, Text, asked_by_query, fetch, raw, reply, state_of
 from service.http.auth import caller, session
-from service.http.door import PageQuery, Text, asked_by_query, door, fetch, raw, reply
 from service.http.metrics import route_of
 
 REFUSALS: Final = (401, 403, 429)
@@ -54,7 +54,7 @@ def note(request: Request, action: str, key: str, status: int) -> None:
     """`key`: the prefix of the caller's key, or another name of the caller."""
     address = request.client.host if request.client else "unknown"
     path, method = route_of(request.scope)
-    door(request).audit.note(action, key, address, f"{method} {path}", status)
+    state_of(request).audit.note(action, key, address, f"{method} {path}", status)
 
 
 def presented(request: Request) -> str:

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.door import door
+from service.http.app_state import state_of
 from service.keys import KEYS, SESSION, Key, Scope
 
 Need = Literal["open"] | Scope
@@ -68,7 +68,7 @@ async def admit(request: Request, scope: Scope) -> None:
         presented = of_kind(session(request), SESSION)
     else:
         presented = of_kind(bearer, *KEYS)
-    request.state.caller = _keyed(await door(request).keys.find(presented), bearer, scope)
+    request.state.caller = _keyed(await state_of(request).keys.find(presented), bearer, scope)
 
 
 def of_kind(text: str, *kinds: str) -> str:

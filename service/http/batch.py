@@ -16,8 +16,8 @@ from starlette.responses import Response
 from schemas.envelope import SOURCE
 from schemas.text import BadEvent, TooDeep
 from service.errors import OverLimit, Unavailable
+from service.http.app_state import read_body, reply, state_of
 from service.http.auth import caller
-from service.http.door import door, read_body, reply
 from service.http.events import media_type_of
 from service.http.problem import on_error
 from service.intake import Accepted, Conflict
@@ -33,11 +33,11 @@ async def post_batch(request: Request) -> Response:
     in_lines = media_type_of(request, MEDIA_TYPES) == LINES
     if "idempotency-key" in request.headers:
         raise HTTPException(400, "a batch takes no Idempotency-Key: give each event an `id` of its own")
-    intake, settings = door(request).intake, door(request).settings
+    intake, settings = state_of(request).intake, state_of(request).settings
     body = await read_body(request, BODIES_MAX * settings.body_max)
     items = (lines if in_lines else array)(body, settings.batch_max)
     sender = caller(request)
-    granted, over = await door(request).quotas.admit(sender.key, len(items))
+    granted, over = await state_of(request).quotas.admit(sender.key, len(items))
     batch = await intake.read_all(
         items[:granted], tenant=sender.tenant, source=SOURCE, by=sender.actor, quota_key=sender.quota_key
     )

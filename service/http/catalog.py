@@ -13,8 +13,8 @@ import sql
 from prompts import Prompt, PromptError, Prompts, Target, render
 from schemas.envelope import Moment
 from schemas.text import BadEvent
+from service.http.app_state import Text, asked_by_body, asked_by_query, fetch, raw, reply, state_of
 from service.http.auth import caller
-from service.http.door import Text, asked_by_body, asked_by_query, door, fetch, raw, reply
 
 PERIOD: Final = timedelta(days=1)
 PERIOD_MAX: Final = timedelta(days=31)
@@ -44,13 +44,13 @@ async def list_types(request: Request) -> Response:
             "followers": [row["name"] for row in rows if row["follows"] is not None and row["type"] == name],
             "schema": f"/types/{name}/schema",
         }
-        for name in sorted(door(request).catalog)
+        for name in sorted(state_of(request).catalog)
     ]
     return reply({"items": items})
 
 
 async def get_schema(request: Request) -> Response:
-    kind = door(request).catalog.get(request.path_params["type"])
+    kind = state_of(request).catalog.get(request.path_params["type"])
     if kind is None:
         raise HTTPException(404, f"no type {request.path_params['type']}")
     return Response(json.encode(kind.schema()), media_type="application/schema+json")
@@ -67,13 +67,13 @@ async def get_pipeline(request: Request) -> Response:
 
 
 async def list_prompts(request: Request) -> Response:
-    told = door(request).prompts
+    told = state_of(request).prompts
     return reply({"items": [_item(told, name) for name in sorted(told.versions)]})
 
 
 async def get_prompt(request: Request) -> Response:
     """The newest version, or the one that is named: `tickets/classify@1`."""
-    told, prompt = door(request).prompts, _prompt(request)
+    told, prompt = state_of(request).prompts, _prompt(request)
     rows = await fetch(request, SQL["used"], [prompt.name], [prompt.version])
     head = msgspec.to_builtins(prompt.head)
     used = rows[0]["first_used"] if rows else None
@@ -104,7 +104,7 @@ async def get_stats(request: Request) -> Response:
 
 def _prompt(request: Request) -> Prompt:
     try:
-        return door(request).prompts.get(request.path_params["name"])
+        return state_of(request).prompts.get(request.path_params["name"])
     except PromptError as error:
         raise HTTPException(404, str(error)) from error
 

@@ -126,7 +126,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()  # nothing ever came
 
     def count(self, bound: str, whose: str = "caller") -> None:
-        self.app_state["door"].meters.add("callboard_refused_total", (bound, whose))
+        self.app_state["app_state"].meters.add("callboard_refused_total", (bound, whose))
 
     def refuse(self, status: int, detail: str, whose: str = "caller") -> None:
         """Answers with a problem and hangs up; where that could be taken for an answer under way it only hangs up."""

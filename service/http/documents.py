@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.text import BadEvent
+from service.http.app_state import asked_by_body, pool_of, reply, state_of
 from service.http.audit import note
 from service.http.auth import caller
-from service.http.door import asked_by_body, door, pool_of, reply
-from service.http.room import caller_of
+from service.http.body_allowance import caller_of
 from workers.clients.embed import embed
 from workers.clients.vectors import SOURCE, Document, Found, Numbers, Search, Vectors, check_vector
 
@@ -94,7 +94,7 @@ async def delete_documents(request: Request) -> Response:
 
 
 def _vectors(request: Request) -> Vectors:
-    return Vectors(pool_of(request), door(request).searches, caller_of(request.scope))
+    return Vectors(pool_of(request), state_of(request).searches, caller_of(request.scope))
 
 
 def _collection(request: Request) -> str:

@@ -12,21 +12,21 @@ import sql
 from schemas.envelope import SOURCE
 from schemas.identity import first_id
 from schemas.outcome import Status
-from service.http.auth import caller
-from service.http.door import (
+from service.http.app_state import (
     JSON,
     LIST_MAX,
     PageQuery,
     Text,
     asked_by_query,
-    door,
     event_id_of,
     fetch,
     has_more,
     pool_of,
     read_body,
     reply,
+    state_of,
 )
+from service.http.auth import caller
 from service.http.view import event_view, list_item
 from service.resources import ACQUIRE_TIMEOUT_S
 
@@ -49,12 +49,12 @@ class Filter(PageQuery, frozen=True, forbid_unknown_fields=True):
 async def post_event(request: Request) -> Response:
     """202 once the event is committed. Raises OverLimit where the key has used up its quota."""
     media_type_of(request, MEDIA_TYPES)
-    body = await read_body(request, door(request).settings.body_max)
+    body = await read_body(request, state_of(request).settings.body_max)
     sender, key = caller(request), _idempotency_key(request)
-    _, over = await door(request).quotas.admit(sender.key, 1)
+    _, over = await state_of(request).quotas.admit(sender.key, 1)
     if over is not None:
         raise over
-    accepted = await door(request).intake.take(
+    accepted = await state_of(request).intake.take(
         body, tenant=sender.tenant, source=SOURCE, key=key, by=sender.actor, quota_key=sender.quota_key
     )
     return reply(accepted, 202, {"Location": f"/events/{accepted.event_id}"})

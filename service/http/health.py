@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
-from service.http.door import door, fetch, raw, reply
+from service.http.app_state import fetch, raw, reply, state_of
 from service.http.problem import problem
 from service.release import release
 
@@ -24,7 +24,7 @@ async def readyz(request: Request) -> Response:
     """An event could be stored, and this API is not about to stop. Redis away is degraded."""
     if getattr(request.app.state, "draining", False):
         return problem(request, 503, "not now: it stops", headers={"Retry-After": "1"})
-    why_not, degraded = await asyncio.gather(door(request).readiness.why_not(), _degraded(request))
+    why_not, degraded = await asyncio.gather(state_of(request).readiness.why_not(), _degraded(request))
     if why_not:
         return problem(request, 503, why_not, headers={"Retry-After": "1"})
     return reply({"status": "ready", "version": release(), "degraded": degraded})
@@ -32,7 +32,7 @@ async def readyz(request: Request) -> Response:
 
 async def _degraded(request: Request) -> list[dict[str, Any]]:
     """What of Redis does not work now."""
-    app = door(request)
+    app = state_of(request)
     await app.owner.probe(app.redis)
     trouble = app.owner.state.trouble
     return [{"part": "redis", "reason": trouble.reason, "since": trouble.since}] if trouble else []

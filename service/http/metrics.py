@@ -43,14 +43,14 @@ Source = tuple[Mapping[str, str], Snapshot]
 
 async def metrics(request: Request) -> Response:
     """The numbers of this process: no I/O."""
-    measured: Measured = request.state.door.measured
+    measured: Measured = request.state.app_state.measured
     body, media_type = measured.own(request.headers.get("accept", ""))
     return Response(body, media_type=media_type)
 
 
 async def fleet(request: Request) -> Response:
     """200 with what is left also while Postgres or Redis is away."""
-    measured: Measured = request.state.door.measured
+    measured: Measured = request.state.app_state.measured
     body, media_type = await measured.fleet(request.headers.get("accept", ""))
     return Response(body, media_type=media_type)
 
@@ -62,7 +62,7 @@ def counted(app: ASGIApp) -> ASGIApp:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        meters: Meters = scope["state"]["door"].meters
+        meters: Meters = scope["state"]["app_state"].meters
         begun, status = time.perf_counter(), 500
 
         async def sent(message: Message) -> None:

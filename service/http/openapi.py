@@ -16,8 +16,8 @@ from schemas.envelope import Envelope
 from schemas.event import TAG_FIELD
 from service.forget_redis import Forgotten, Target
 from service.http import audit, batch, catalog, documents, events, metrics, operations, stream
+from service.http.app_state import JSON, reply, state_of
 from service.http.auth import Endpoint, Need
-from service.http.door import JSON, door, reply
 from service.http.problem import PROBLEM, Problem
 from service.intake import Accepted
 from service.operate import Operated
@@ -75,7 +75,7 @@ SHAPES: Final[Mapping[Endpoint, Shape]] = {
 
 async def openapi(request: Request) -> Response:
     """This document: OpenAPI 3.1."""
-    return reply(described(request.app.routes, door(request).catalog))
+    return reply(described(request.app.routes, state_of(request).catalog))
 
 
 def described(routes: Iterable[BaseRoute], types: Catalog) -> dict[str, Any]:

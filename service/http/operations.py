@@ -13,20 +13,20 @@ import sql
 from schemas.text import BadEvent
 from service.forget import Forgetter, InHand
 from service.forget_redis import RedisTraces, Target
-from service.http.auth import caller
-from service.http.door import (
+from service.http.app_state import (
     LIST_MAX,
     Limit,
     asked_by_body,
     asked_by_query,
-    door,
     event_id_of,
     fetch,
     has_more,
     pool_of,
     raw,
     reply,
+    state_of,
 )
+from service.http.auth import caller
 from service.operate import Letters, Operator, StateMoved, UnknownStep
 from service.resources import ACQUIRE_TIMEOUT_S
 from service.stream import names_of
@@ -114,7 +114,7 @@ async def get_actor(request: Request) -> Response:
 
 async def forget(request: Request) -> Response:
     """Removes every trace of a key, a subject or a source, and counts again what is left."""
-    target, app, who = await asked_by_body(request, Target), door(request), caller(request)
+    target, app, who = await asked_by_body(request, Target), state_of(request), caller(request)
     if len(target.by) != 1:
         raise BadEvent(400, "name one of key, subject, source")
     redis = RedisTraces(app.redis, names_of(app.settings), who.tenant, app.settings.body_max)
@@ -125,7 +125,7 @@ async def forget(request: Request) -> Response:
 
 
 def _operator(request: Request) -> Operator:
-    app, who, pool = door(request), caller(request), pool_of(request)
+    app, who, pool = state_of(request), caller(request), pool_of(request)
     return Operator(pool, app.redis, names_of(app.settings).cancel, app.intake, who.tenant, who.actor)
 
 

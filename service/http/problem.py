@@ -47,7 +47,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         case BadEvent():
             if error.status != 413:
                 return problem(request, error.status, error.message, error.path)
-            request.state.door.meters.add("callboard_refused_total", ("sizes", "caller"))
+            request.state.app_state.meters.add("callboard_refused_total", ("sizes", "caller"))
             return problem(request, 413, error.message, error.path, {"Connection": "close"})
         case Conflict():
             return problem(request, 409, str(error), "$.id", {"Location": f"/events/{error.stored.event_id}"})
@@ -64,7 +64,7 @@ async def on_error(request: Request, error: Exception) -> Response:
         case ClientDisconnect():  # before its request was whole: nobody reads this
             return Response(status_code=400)
     if postgres_passes(error):  # what Postgres says is for the log
-        why = sentence(error, request.state.door.pool)
+        why = sentence(error, request.state.app_state.pool)
         log.warning("%s: %s", why, text_of(error))
         return problem(request, 503, f"not now: {why}", headers={"Retry-After": "1"})
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -75,7 +75,7 @@ async def on_error(request: Request, error: Exception) -> Response:
 def _later(request: Request, error: OverLimit | Unavailable | Outage) -> Response:
     headers = {"Retry-After": str(1 if isinstance(error, Outage) else error.retry_after_s)}
     if isinstance(error, OverLimit):
-        request.state.door.meters.add("callboard_over_limit_total", (error.limit,))
+        request.state.app_state.meters.add("callboard_over_limit_total", (error.limit,))
     if isinstance(error, OverLimit | TooMany):
         return problem(request, 429, str(error), headers=headers)
     return problem(request, 503, f"not now: {error}", headers=headers)

@@ -110,7 +110,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         end_in_time(self.config.timeout_graceful_shutdown or 0)
-        self._app.state.leave()
+        self._app.state.stop()
         await super().shutdown(sockets)
 
 

@@ -15,9 +15,9 @@ from service import keys, live
 from service.catch_up import Standing
 from service.errors import TooMany, Unavailable, text_of
 from service.follow import standing, told
+from service.http.app_state import AppState, event_id_of, pool_of, state_of
 from service.http.auth import admit, caller
-from service.http.door import Door, door, event_id_of, pool_of
-from service.http.room import caller_of
+from service.http.body_allowance import caller_of
 from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 
 MEDIA: Final = "text/event-stream"
@@ -34,7 +34,7 @@ log = logging.getLogger("callboard.stream")
 
 async def follow_event(request: Request) -> Response:
     """200 and a stream that ends with the event; 204, which tells a browser to stay away, where that has been read."""
-    event_id, app = event_id_of(request), door(request)
+    event_id, app = event_id_of(request), state_of(request)
     last = _last(request)
     pool, who = pool_of(request), caller_of(request.scope)
     state = await standing(pool, event_id, caller(request).tenant, ACQUIRE_TIMEOUT_S)
@@ -97,7 +97,7 @@ async def _until_trouble(stream: AsyncGenerator[bytes, None], admitted: Admitted
             check.cancel()
 
 
-def _take_share(app: Door, who: str) -> None:
+def _take_share(app: AppState, who: str) -> None:
     """Raises TooMany where this caller has its share of the streams, Unavailable where all are taken."""
     if full := app.streams.take(who, 1):
         app.meters.add("callboard_refused_total", ("streams", "caller" if full == "this caller" else "all"))

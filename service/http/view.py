@@ -9,7 +9,7 @@ import msgspec
 from msgspec import json
 
 from schemas.envelope import attributes_of
-from service.http.door import raw
+from service.http.app_state import raw
 
 Row: TypeAlias = asyncpg.Record
 Moment = dict[str, Any]

@@ -11,7 +11,7 @@ from msgspec import Struct
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request
 from workers.clients.sdk import Sdk, cookieless, transport
-from workers.clients.streaming import Patience, Told, broken_off
+from workers.clients.streaming import OnText, StreamTimeouts, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "end_turn": "end",
@@ -84,9 +84,9 @@ class AnthropicClient:
         texts = [block.text for block in reply.content if block.type == "text"]
         return _answer(self._sdk.name, texts, reply.stop_reason, reply.usage, simulated)
 
-    async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
+    async def stream(self, request: Request, timeouts: StreamTimeouts, on_text: OnText) -> Answer:
         listener, body = _Listener(self._sdk.name), {**_body(request), "stream": True}
-        simulated = await self._sdk.listen(MESSAGES, body, request, listener, patience, told)
+        simulated = await self._sdk.listen(MESSAGES, body, request, listener, timeouts, on_text)
         return listener.answer(simulated)
 
 

@@ -14,7 +14,7 @@ from service.meters import Meters, Waited
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
 from workers.clients.faults import ALONE_MAX, SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost
-from workers.clients.limits import Gate
+from workers.clients.limits import RateLimiter
 from workers.clients.permit import Permit
 from workers.clients.prices import Prices
 from workers.clients.provider import Answer, Client, Embedder
@@ -42,7 +42,7 @@ class Caller:
     def __init__(
         self,
         clients: Mapping[str, Client],
-        gates: Mapping[Target, Gate],
+        limiters: Mapping[Target, RateLimiter],
         policy: Policy,
         *,
         simulated: bool,
@@ -51,14 +51,14 @@ class Caller:
         self.simulated: Final = simulated
         self._meters: Final = meters or Meters()
         self._clients: Final = clients
-        self._gates: Final = gates
-        self._prices: Final = Prices(gates)
-        for target in gates:
+        self._limiters: Final = limiters
+        self._prices: Final = Prices(limiters)
+        for target in limiters:
             # Now, since the first look into the price list takes half a second.
             if self._prices.cost_usd(target.provider, target.model, 0, 0) is None:
                 log.warning(PRICELESS, target.provider, target.model)
         self._breakers: Final = {
-            target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in gates
+            target: Breaker(f"{target.provider} {target.model}", _verdict, policy) for target in limiters
         }
 
     def knows(self, target: Target) -> bool:
@@ -73,7 +73,7 @@ class Caller:
 
     def doors(self) -> dict[str, str]:
         """Breakers and limits, by the name under which events wait for them."""
-        return self.breakers() | {gate.name: gate.state for gate in self._gates.values()}
+        return self.breakers() | {limiter.name: limiter.state for limiter in self._limiters.values()}
 
     def begin(self, question: Question, target: Target) -> Try:
         return begin(question, target, self._prices, simulated=self.simulated)
@@ -95,7 +95,7 @@ class Caller:
             breaker.check(asker)  # of what it would not make, nothing is taken off the limits
             target = begun.target
             waited = Waited(self._meters, "callboard_llm_limiter_wait_seconds", (target.provider, target.model))
-            async with self._gates[target].permit(begun.tokens_max, waited) as permit:
+            async with self._limiters[target].permit(begun.tokens_max, waited) as permit:
                 answer = await breaker.call(lambda: self._booked(begun, send, permit), asker)
                 permit.used = answer.tokens_in + answer.tokens_out or None  # what is not said is not nothing
                 return answer
@@ -106,7 +106,7 @@ class Caller:
                 raise fault.outage(_free_max(fault, breaker), waits_for) from fault
             if fault.away:
                 if fault.after_s is not None:
-                    self._gates[begun.target].pause(fault.after_s)
+                    self._limiters[begun.target].pause(fault.after_s)
                 raise fault.outage() from fault
             raise LlmRefused(f"{begun.where}: {fault}") from fault
 

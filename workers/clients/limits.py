@@ -20,7 +20,7 @@ from service.meters import Waited
 from service.resources import REDIS_ERRORS
 from service.supervise import end, supervised
 from workers.clients.permit import Permission, Permit
-from workers.clients.share import AWAY_S, PAUSE, Share, Shared, spread
+from workers.clients.share import AWAY_S, PAUSE, Shared, WorkerShare, spread
 
 SCRIPT: Final = Path(__file__).with_suffix(".lua")
 SCRIPT_TIMEOUT_S: Final = 1.0
@@ -39,7 +39,7 @@ Asks = Sequence[tuple["Permit", asyncio.Future[tuple[float, int]]]]
 Returned = tuple[str, int, int, int, int]
 
 
-class Gate:
+class RateLimiter:
     """In front of one model. Where no limits are declared it only keeps the pause that its provider asks for."""
 
     def __init__(self, target: Target, shared: Shared | None, clock: Clock = time.monotonic) -> None:
@@ -60,7 +60,7 @@ class Gate:
         self._pause_s = 0.0
         self._in_place = 0
         self._part, self._learned = 1.0, 1  # of the most that a call may take, what calls take on average
-        self._share: Share | None = None
+        self._share: WorkerShare | None = None
         self._deciding: asyncio.Task[None] | None = None
 
     def permit(self, most_tokens: int, waited: Waited | None = None) -> "Permission":
@@ -194,7 +194,7 @@ class Gate:
     def _by_share(self, permit: Permit) -> tuple[float, int]:
         assert self._limits is not None
         now, workers = self._clock(), self._shared.workers() if self._shared else 1
-        self._share = self._share or Share(self._limits, now)
+        self._share = self._share or WorkerShare(self._limits, now)
         return self._share.ask(permit.tokens, len(self._held), max(1, workers), now)
 
     def _told(self, why: int) -> str:
@@ -206,19 +206,19 @@ class Gate:
 
 
 @asynccontextmanager
-async def open_gates(targets: Iterable[Target], shared: Shared | None) -> AsyncIterator[dict[Target, Gate]]:
+async def open_limiters(targets: Iterable[Target], shared: Shared | None) -> AsyncIterator[dict[Target, RateLimiter]]:
     """One for each; while it is open, calls under way keep their permits."""
-    gates = {target: Gate(target, shared) for target in targets}
+    limiters = {target: RateLimiter(target, shared) for target in targets}
 
     async def renew() -> None:
         while True:
             await asyncio.sleep(RENEW_S)
-            for gate in gates.values():
-                gate.renew()
+            for limiter in limiters.values():
+                limiter.renew()
 
     async with supervised({"limits": renew}):
         try:
-            yield gates
+            yield limiters
         finally:
-            for gate in gates.values():
-                await gate.close()
+            for limiter in limiters.values():
+                await limiter.close()

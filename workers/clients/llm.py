@@ -17,17 +17,17 @@ from workers.clients.chains import check_chains, check_embeds, check_keys, no_ke
 from workers.clients.embeddings import embed
 from workers.clients.faults import Fault
 from workers.clients.ledger import Call, CallLog, Question, Try, encode, hashed
-from workers.clients.limits import open_gates
+from workers.clients.limits import open_limiters
 from workers.clients.provider import Answer, Client, Connect, Message, Request, Texts
 from workers.clients.share import Shared
-from workers.clients.streaming import Patience
+from workers.clients.streaming import StreamTimeouts
 from workers.clients.structured import InvalidReply, Shape
 
 __all__ = ["Call", "CallLog", "Llm", "LlmRefused", "open_llm"]
 
 T = TypeVar("T")
 Sender = Callable[[Try, Client, Request], Awaitable[Answer]]
-PATIENCE: Final = Patience()
+STREAM_TIMEOUTS: Final = StreamTimeouts()
 
 EMBED: Final = "embed"
 
@@ -73,19 +73,19 @@ class Llm:
         returns: type[T],
         call_log: CallLog,
         model: str | None = None,
-        patience: Patience = PATIENCE,
+        timeouts: StreamTimeouts = STREAM_TIMEOUTS,
         labels: Mapping[str, str] | None = None,
     ) -> T:
-        """As `ask`, with the pieces of the reply told to `call_log` as they come; `patience` bounds each call.
+        """As `ask`, with the pieces of the reply told to `call_log` as they come; `timeouts` bounds each call.
 
         A call that is made anew (another provider of the chain, a reply that did not fit) begins from nothing.
         """
 
         async def send(begun: Try, client: Client, request: Request) -> Answer:
-            return await client.stream(request, patience, self._caller.listener(begun))
+            return await client.stream(request, timeouts, self._caller.listener(begun))
 
         shape = self._shape(returns)
-        question, chain = self._question(prompt, variables, model, labels, shape, patience.total_s, call_log)
+        question, chain = self._question(prompt, variables, model, labels, shape, timeouts.total_s, call_log)
         return await self._put(replace(question, streams=True), chain, shape, send)
 
     def _question(
@@ -223,8 +223,8 @@ async def open_llm(
                 clients[name] = await stack.enter_async_context(opening)
         check_keys(prompts, clients)
         targets = {target for chain in prompts.models.values() for target in chain if target.provider in clients}
-        gates = await stack.enter_async_context(open_gates(targets, shared))
-        caller = Caller(clients, gates, policy or Policy(), simulated=simulator_url is not None, meters=meters)
+        limiters = await stack.enter_async_context(open_limiters(targets, shared))
+        caller = Caller(clients, limiters, policy or Policy(), simulated=simulator_url is not None, meters=meters)
         embedding = [target for target in prompts.models.get(EMBED, ()) if caller.knows(target)]
         check_embeds(EMBED, embedding, caller)
         yield Llm(prompts, caller)

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request, Texts
 from workers.clients.sdk import Sdk, cookieless, transport
-from workers.clients.streaming import Patience, Told, broken_off
+from workers.clients.streaming import OnText, StreamTimeouts, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
     "stop": "end",
@@ -113,9 +113,9 @@ class OpenAIClient:
         tokens_in = reply.usage.prompt_tokens if reply.usage else 0
         return Answer(None, "end", tokens_in, 0, simulated, [each.embedding for each in rows])
 
-    async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
+    async def stream(self, request: Request, timeouts: StreamTimeouts, on_text: OnText) -> Answer:
         listener, body = _Listener(self._sdk.name), _stream_body(request, self._dialect)
-        simulated = await self._sdk.listen(COMPLETIONS, body, request, listener, patience, told)
+        simulated = await self._sdk.listen(COMPLETIONS, body, request, listener, timeouts, on_text)
         return listener.answer(simulated)
 
 

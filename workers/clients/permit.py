@@ -20,7 +20,7 @@ class Permit(Struct, eq=False):
     used: int | None = None
 
 
-class Giving(Protocol):
+class PermitGiver(Protocol):
     """Who gives permits and takes them back."""
 
     async def enter(self, most_tokens: int) -> Permit: ...
@@ -31,15 +31,15 @@ class Giving(Protocol):
 class Permission:
     """A permit from where it is asked for until it goes back."""
 
-    __slots__ = ("_gate", "_most_tokens", "_permit", "_waited")
+    __slots__ = ("_limiter", "_most_tokens", "_permit", "_waited")
 
-    def __init__(self, gate: Giving, most_tokens: int, waited: Waited | None) -> None:
-        self._gate, self._most_tokens, self._waited = gate, most_tokens, waited
+    def __init__(self, limiter: PermitGiver, most_tokens: int, waited: Waited | None) -> None:
+        self._limiter, self._most_tokens, self._waited = limiter, most_tokens, waited
 
     async def __aenter__(self) -> Permit:
         with our_wait(), self._waited or nullcontext():
-            self._permit = await self._gate.enter(self._most_tokens)
+            self._permit = await self._limiter.enter(self._most_tokens)
         return self._permit
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
-        self._gate.leave(self._permit)
+        self._limiter.leave(self._permit)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol, runtime_checkable
 from msgspec import Struct
 
 from service.settings import Settings
-from workers.clients.streaming import Patience, Told
+from workers.clients.streaming import OnText, StreamTimeouts
 
 SIMULATED_KEY: Final = "simulated"
 # A client reads so many bytes of an answer: more than any answer within the request's limits has. A token is a word
@@ -75,7 +75,7 @@ class Client(Protocol):
     async def complete(self, request: Request, timeout_s: float) -> Answer:
         """Ask once. Raises Fault."""
 
-    async def stream(self, request: Request, patience: Patience, told: Told) -> Answer:
+    async def stream(self, request: Request, timeouts: StreamTimeouts, on_text: OnText) -> Answer:
         """Ask once, and tell the text as it comes: of a reply that ends well, all of it. Raises Fault."""
 
 

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from workers.clients.faults import Fault, asked_wait_s, outcome_of
 from workers.clients.provider import Request, Texts
-from workers.clients.streaming import Listener, Patience, Response, Told, listen
+from workers.clients.streaming import Listener, OnText, Response, StreamTimeouts, listen
 from workers.clients.unfolding import ACCEPT_ENCODING, CODINGS, unfolded
 
 T = TypeVar("T")
@@ -142,14 +142,14 @@ class Sdk(Struct, frozen=True):
         body: Mapping[str, Any],
         request: Request,
         listener: Listener,
-        patience: Patience,
-        told: Told,
+        timeouts: StreamTimeouts,
+        on_text: OnText,
     ) -> bool:
         """A stream, to its end; returns whether the simulator said it. Raises Fault."""
-        options = {"headers": request.headers, "timeout": patience.total_s}
+        options = {"headers": request.headers, "timeout": timeouts.total_s}
         with self._faults():
             opening = self._opened(path, body, options)
-            return SIMULATED_HEADER in await listen(opening, listener, patience, request.answer_max, told)
+            return SIMULATED_HEADER in await listen(opening, listener, timeouts, request.answer_max, on_text)
 
     @asynccontextmanager
     async def _opened(self, path: str, body: Mapping[str, Any], options: Mapping[str, Any]) -> AsyncIterator[Response]:
@@ -197,8 +197,8 @@ def _refusal(provider: str, error: Any) -> Fault:
     if status in (401, 402, 403):
         # The provider's own words may hold a part of the key.
         return Fault(outcome, f"{provider} refuses our key (HTTP {status}): check it and its permissions.", free=True)
-    told = f"{provider} answered HTTP {status}: {message[:300]}"
-    return Fault(outcome, told, asked_wait_s(headers), free=400 <= status < 500)
+    refusal = f"{provider} answered HTTP {status}: {message[:300]}"
+    return Fault(outcome, refusal, asked_wait_s(headers), free=400 <= status < 500)
 
 
 def _unreachable(provider: str, error: Exception) -> Fault:
@@ -211,8 +211,8 @@ def _unreachable(provider: str, error: Exception) -> Fault:
         return Fault("timeout", f"{provider} did not answer in time.")
     why = _why_not_sent(error)
     if isinstance(why, ssl.SSLCertVerificationError):
-        told = f"the certificate of {provider} is not trusted ({why}): name its CA in SSL_CERT_FILE."
-        return Fault("setup", told, free=True)
+        message = f"the certificate of {provider} is not trusted ({why}): name its CA in SSL_CERT_FILE."
+        return Fault("setup", message, free=True)
     return Fault("connection", f"{provider} can't be reached ({cause or error}).", free=why is not None)
 
 

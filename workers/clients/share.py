@@ -31,7 +31,7 @@ class Shared(Struct, frozen=True):
     workers: Callable[[], int]
 
 
-class Share:
+class WorkerShare:
     """What one worker may do while Redis is away: its part of what comes, beginning with nothing."""
 
     def __init__(self, limits: Limits, now: float) -> None:

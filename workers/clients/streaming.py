@@ -14,11 +14,11 @@ EVENT_MAX: Final = 1 << 20
 PIECE_BYTES: Final = 64  # what Python holds for a short text beside its letters
 LAST_S: Final = 1.0  # from the event that says that all was said to the end of the body
 
-Told = Callable[[str], None]
+OnText = Callable[[str], None]
 """Is given each piece of text as it comes."""
 
 
-class Patience(Struct, frozen=True):
+class StreamTimeouts(Struct, frozen=True):
     """How long a stream may take: as a whole, to its first piece, and from one piece to the next."""
 
     total_s: float = 120.0
@@ -49,7 +49,11 @@ class Listener(Protocol):
 
 
 async def listen(
-    opening: AbstractAsyncContextManager[Response], listener: Listener, patience: Patience, most: int, told: Told
+    opening: AbstractAsyncContextManager[Response],
+    listener: Listener,
+    timeouts: StreamTimeouts,
+    most: int,
+    on_text: OnText,
 ) -> Mapping[str, str]:
     """Read a stream to its end, with the connection closed on any other way out; returns its headers.
 
@@ -57,7 +61,7 @@ async def listen(
     """
     loop, begun, held = asyncio.get_running_loop(), False, 0
     try:
-        async with asyncio.timeout(patience.first_s) as limit, opening as response:
+        async with asyncio.timeout(timeouts.first_s) as limit, opening as response:
             if EVENT_STREAM not in response.headers.get("content-type", ""):
                 raise Fault("malformed", f"{listener.name} answered 200 with what is no stream.")
             async for data in events(response.aiter_bytes(), listener.name):
@@ -67,13 +71,13 @@ async def listen(
                 if held > most:
                     raise Fault("malformed", f"{listener.name} streams a reply of more than {most} bytes.")
                 if text_delta:
-                    told(text_delta)
+                    on_text(text_delta)
                 if text_delta is not None or listener.over:
                     begun = True
-                    limit.reschedule(loop.time() + (LAST_S if listener.over else patience.stall_s))
+                    limit.reschedule(loop.time() + (LAST_S if listener.over else timeouts.stall_s))
     except TimeoutError as error:
         if not listener.over:
-            late = f"paused for {patience.stall_s:g} s" if begun else f"gave no token in {patience.first_s:g} s"
+            late = f"paused for {timeouts.stall_s:g} s" if begun else f"gave no token in {timeouts.first_s:g} s"
             raise Fault("timeout", f"{listener.name} {late}.") from error
     return response.headers
 

@@ -17,8 +17,8 @@ from schemas.identity import uuid7
 from service.dashboard.look import PRETTY_MAX, pretty
 from service.http import app
 from service.http.answers import PIECE
+from service.http.app_state import LIST_MAX
 from service.http.connections import READ_S, Connection, expire_all
-from service.http.door import LIST_MAX
 from service.settings import Settings
 from tests.debian import libraries, unpacked
 from tests.eventually import eventually

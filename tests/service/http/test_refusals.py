@@ -11,7 +11,7 @@ import pytest
 
 from service import commits
 from service.errors import OverLimit, TooMany, Unavailable
-from service.http import connections, door
+from service.http import app_state, connections
 from service.http.app import create_app
 from service.http.connections import HEAD_MAX, Connection
 from service.intake import Intake
@@ -56,7 +56,7 @@ async def half(http: httpx.AsyncClient) -> tuple[asyncio.StreamReader, asyncio.S
 
 
 async def test_what_is_too_large_or_too_slow_is_counted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(app_state, "BODY_TIMEOUT_S", 0.2)
     async with api_of(settings) as http:
         large = b'{"type":"' + b"a" * settings.body_max + b'"}'
         media = {"Content-Type": "application/json"}

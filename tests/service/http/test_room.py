@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import json
 
 from service.http import app
-from service.http.room import BODY_SMALL, Room, Shares
+from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares
 from service.settings import Settings
 from tests.board import serving
 from tests.eventually import eventually
@@ -25,8 +25,8 @@ async def test_what_there_is_no_room_for_comes_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, *, sized: bool
 ) -> None:
     """This caller's; another one's is taken meanwhile."""
-    room = Room(0, len(EVENT) * 3)
-    monkeypatch.setattr(app, "Room", lambda: room)
+    body_allowance = BodyAllowance(0, len(EVENT) * 3)
+    monkeypatch.setattr(app, "BodyAllowance", lambda: body_allowance)
     mine, other = [bearer(await make_key(settings, "ingest")) for _ in range(2)]
     go_on = asyncio.Event()
 
@@ -36,7 +36,7 @@ async def test_what_there_is_no_room_for_comes_again(
         yield EVENT[4_000:]
 
     async def half() -> bool:
-        return room.held >= 4_000
+        return body_allowance.held >= 4_000
 
     headers = MEDIA | mine | ({"Content-Length": str(len(EVENT))} if sized else {})
     async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
@@ -50,13 +50,13 @@ async def test_what_there_is_no_room_for_comes_again(
         go_on.set()
         assert (await first).status_code == 202
         assert (await http.post("/events", content=EVENT, headers=MEDIA | mine)).status_code == 202
-        assert room.held == 0
+        assert body_allowance.held == 0
 
 
 async def test_what_is_promised_takes_no_room(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads with a length and no body behind them: others, and whoever signs in, are let in as before."""
-    room = Room()
-    monkeypatch.setattr(app, "Room", lambda: room)
+    body_allowance = BodyAllowance()
+    monkeypatch.setattr(app, "BodyAllowance", lambda: body_allowance)
     key = await make_key(settings, "ingest", "read")
     head = "POST /events/batch HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += f"Authorization: Bearer {key}\r\nContent-Length: 4194304\r\n\r\n"
@@ -68,15 +68,15 @@ async def test_what_is_promised_takes_no_room(settings: Settings, monkeypatch: p
         for _ in range(5):
             assert (await http.post("/events", content=EVENT, headers=MEDIA | bearer(key))).status_code == 202
             assert (await http.post("/login", data={"key": key})).status_code == 303
-        assert room.held == 0
+        assert body_allowance.held == 0
         for _, writer in held:
             writer.close()
 
 
 async def test_whoever_reads_a_body_lets_it_go(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The form of the page too, and requests that fail."""
-    room = Room()
-    monkeypatch.setattr(app, "Room", lambda: room)
+    body_allowance = BodyAllowance()
+    monkeypatch.setattr(app, "BodyAllowance", lambda: body_allowance)
     async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         for path, body in (
             ("/login", {"data": {"key": "none"}}),
@@ -84,11 +84,11 @@ async def test_whoever_reads_a_body_lets_it_go(settings: Settings, monkeypatch: 
             ("/nowhere", {"json": {}}),
         ):
             await http.post(path, **body)
-    assert room.held == 0
+    assert body_allowance.held == 0
 
 
 async def test_a_body_that_is_alone_has_room(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "Room", lambda: Room(10, 10))
+    monkeypatch.setattr(app, "BodyAllowance", lambda: BodyAllowance(10, 10))
     async with serving(settings) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=30) as http:
         for size in (100, 2 * BODY_SMALL):
             event = {"type": "message.labelled", "data": {"text": "a" * 100, "label": "b"}}

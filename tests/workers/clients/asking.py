@@ -19,7 +19,7 @@ from tests.listening import listening_on
 from workers.clients.breaker import Policy
 from workers.clients.ledger import Source
 from workers.clients.llm import Call, Llm, open_llm
-from workers.clients.streaming import Patience
+from workers.clients.streaming import StreamTimeouts
 from workers.providers import discover
 
 HEAD = '+++\nmodel = "both"\nmax_tokens = 100\nvariables = ["text"]\n+++\n'
@@ -99,7 +99,7 @@ async def ask(llm: Llm, ledger: Ledger, **more: Any) -> Any:
 
 
 async def stream(llm: Llm, ledger: Ledger, **more: Any) -> Any:
-    arguments: dict[str, Any] = {"returns": str, "call_log": ledger, "patience": Patience(5, 5, 5)} | more
+    arguments: dict[str, Any] = {"returns": str, "call_log": ledger, "timeouts": StreamTimeouts(5, 5, 5)} | more
     return await llm.stream("sort", {"text": "I paid twice"}, **arguments)
 
 

@@ -14,7 +14,7 @@ from prompts import Price, Prompts, Target
 from service.errors import Outage
 from service.meters import Waited
 from tests.workers.clients.asking import MODELS, PROVIDERS, Ledger, Sorted, ask, opened, provider
-from workers.clients.limits import Gate
+from workers.clients.limits import RateLimiter
 from workers.clients.permit import Permit
 
 
@@ -124,18 +124,18 @@ async def test_what_is_no_http_is_an_outage(
 async def test_a_limit_of_tokens_holds_a_server_that_does_not_say_them(
     prompts: Prompts, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    permits, permitted = list[Permit](), Gate.permit
+    permits, permitted = list[Permit](), RateLimiter.permit
 
     @asynccontextmanager
-    async def permit(gate: Gate, most_tokens: int, waited: Waited) -> AsyncIterator[Permit]:
-        async with permitted(gate, most_tokens, waited) as made:
+    async def permit(limiter: RateLimiter, most_tokens: int, waited: Waited) -> AsyncIterator[Permit]:
+        async with permitted(limiter, most_tokens, waited) as made:
             yield made
         permits.append(made)
 
     async def silent(_: Request) -> Response:
         return Response('{"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}')
 
-    monkeypatch.setattr(Gate, "permit", permit)
+    monkeypatch.setattr(RateLimiter, "permit", permit)
     async with provider(silent) as url, opened(prompts, url) as llm:
         await ask(llm, ledger, model="local")
     assert [(each.made, each.used) for each in permits] == [(True, None)], "0 would give back all that was guessed"

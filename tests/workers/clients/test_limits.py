@@ -16,8 +16,8 @@ from service.resources import open_redis
 from service.settings import Settings
 from tests.eventually import eventually
 from tests.servers import NAMES
-from workers.clients.limits import PERMIT_MS, SCRIPT, Gate, open_gates
-from workers.clients.share import AWAY_S, Share, Shared
+from workers.clients.limits import PERMIT_MS, SCRIPT, RateLimiter, open_limiters
+from workers.clients.share import AWAY_S, Shared, WorkerShare
 
 LIMITED = Target("openai", "ours", limits=Limits(requests_per_min=600, tokens_per_min=60_000, concurrency=50))
 
@@ -36,10 +36,10 @@ def limited(**limits: int) -> Target:
     return Target("openai", "ours", limits=Limits(**limits))
 
 
-async def tried(gate: Gate, tokens: int = 10, *, made: bool = True, used: int | None = None) -> bool:
+async def tried(limiter: RateLimiter, tokens: int = 10, *, made: bool = True, used: int | None = None) -> bool:
     """Whether a call was let through within the time that is waited in place."""
     with suppress(Outage):
-        async with gate.permit(tokens) as permit:
+        async with limiter.permit(tokens) as permit:
             permit.made, permit.used = made, used
             return True
     return False
@@ -52,20 +52,20 @@ async def level(redis: Redis, name: str) -> float:
 
 async def test_so_many_requests_a_minute_for_all_together(redis: Redis) -> None:
     """Three that ask at once for three times as much as comes: what is let through is what comes, and no more."""
-    gates = [Gate(limited(requests_per_min=1200), sharing(redis)) for _ in range(3)]
+    limiters = [RateLimiter(limited(requests_per_min=1200), sharing(redis)) for _ in range(3)]
     begun = time.monotonic()
-    let = [await each for each in asyncio.as_completed([tried(gates[n % 3]) for n in range(300)])]
+    let = [await each for each in asyncio.as_completed([tried(limiters[n % 3]) for n in range(300)])]
     comes = (time.monotonic() - begun) * 20 + 20
     assert 20 <= sum(let) <= comes + 1
 
 
 async def test_those_who_wait_are_told_different_times(redis: Redis) -> None:
-    gate, waits_s = Gate(limited(requests_per_min=60), sharing(redis)), list[float]()
-    assert await tried(gate)
+    limiter, waits_s = RateLimiter(limited(requests_per_min=60), sharing(redis)), list[float]()
+    assert await tried(limiter)
 
     async def ask() -> None:
         with pytest.raises(Outage, match="at its limit of 60 requests a minute") as caught:
-            async with gate.permit(10):
+            async with limiter.permit(10):
                 raise AssertionError
         assert caught.value.exact
         waits_s.append(caught.value.after_s)
@@ -79,18 +79,18 @@ async def test_those_who_wait_are_told_different_times(redis: Redis) -> None:
 async def test_that_nobody_is_sent_away_is_not_yet_room(redis: Redis) -> None:
     """All may be waiting for the time that they were told: only what is left over brings them forward."""
     now = 0.0
-    gate = Gate(limited(requests_per_min=60), sharing(redis), lambda: now)
+    limiter = RateLimiter(limited(requests_per_min=60), sharing(redis), lambda: now)
 
     async def looked() -> str:
-        assert gate.state == "open"
-        assert gate._deciding is not None
-        await gate._deciding
-        return gate.state
+        assert limiter.state == "open"
+        assert limiter._deciding is not None
+        await limiter._deciding
+        return limiter.state
 
-    assert await tried(gate)
-    assert gate.state == "closed"
-    assert not all(await asyncio.gather(*(tried(gate) for _ in range(6))))
-    assert gate.state == "open"
+    assert await tried(limiter)
+    assert limiter.state == "closed"
+    assert not all(await asyncio.gather(*(tried(limiter) for _ in range(6))))
+    assert limiter.state == "open"
     now = 1000.0
     assert await looked() == "open", "what comes is still taken as it comes"
     # Three seconds in which nobody came.
@@ -99,22 +99,23 @@ async def test_that_nobody_is_sent_away_is_not_yet_room(redis: Redis) -> None:
 
 
 async def test_tokens_are_guessed_before_and_put_right_after(redis: Redis) -> None:
-    gate = Gate(limited(tokens_per_min=6000), sharing(redis))  # a hundred to begin with, and a hundred a second
-    assert await tried(gate, 100, used=10)
-    assert await tried(gate, 50, used=10), "ninety came back"
+    # a hundred to begin with, and a hundred a second
+    limiter = RateLimiter(limited(tokens_per_min=6000), sharing(redis))
+    assert await tried(limiter, 100, used=10)
+    assert await tried(limiter, 50, used=10), "ninety came back"
     async with asyncio.timeout(1.9):
-        assert await tried(gate, 100, used=1000), "taken for less, since those before took less"
-    assert not await tried(gate, 100), "what was taken too much has to come first"
+        assert await tried(limiter, 100, used=1000), "taken for less, since those before took less"
+    assert not await tried(limiter, 100), "what was taken too much has to come first"
 
 
 async def test_what_was_not_made_is_not_counted(redis: Redis) -> None:
-    gate = Gate(limited(requests_per_min=10, tokens_per_min=6000), sharing(redis))
+    limiter = RateLimiter(limited(requests_per_min=10, tokens_per_min=6000), sharing(redis))
     for _ in range(5):
-        assert await tried(gate, 100, made=False)
+        assert await tried(limiter, 100, made=False)
 
 
 async def test_so_many_at_a_time_over_all(redis: Redis) -> None:
-    one, other = (Gate(limited(concurrency=2), sharing(redis)) for _ in range(2))
+    one, other = (RateLimiter(limited(concurrency=2), sharing(redis)) for _ in range(2))
     async with one.permit(1), other.permit(1):
         asking = asyncio.create_task(tried(other))
         _, waiting = await asyncio.wait([asking], timeout=0.2)
@@ -127,20 +128,20 @@ async def test_so_many_at_a_time_over_all(redis: Redis) -> None:
 async def test_a_permit_lasts_as_long_as_it_is_renewed(redis: Redis) -> None:
     """One of a worker that is gone runs out by itself; a call that goes on is known again to a Redis that forgot it."""
     permits = "callboard:permits:openai/ours"
-    async with open_gates([limited(concurrency=1)], sharing(redis)) as gates:
-        (gate,) = gates.values()
-        async with gate.permit(1):
+    async with open_limiters([limited(concurrency=1)], sharing(redis)) as limiters:
+        (limiter,) = limiters.values()
+        async with limiter.permit(1):
             ((_, first),) = await redis.zrange(permits, 0, -1, withscores=True)
             seconds, _ = await redis.time()
             assert 0 < first - int(seconds) * 1000 <= PERMIT_MS + 1000
             await redis.flushdb()
-            gate.renew()
+            limiter.renew()
             await eventually(lambda: redis.zcard(permits))
             ((_, again),) = await redis.zrange(permits, 0, -1, withscores=True)
             assert again >= first
         await eventually(lambda: _none(redis, permits))
         await redis.zadd(permits, {"of the dead": int(seconds) * 1000 - 1})
-        assert await tried(gate)
+        assert await tried(limiter)
 
 
 async def _none(redis: Redis, name: str) -> bool:
@@ -148,24 +149,24 @@ async def _none(redis: Redis, name: str) -> bool:
 
 
 async def test_a_redis_that_forgot_gives_no_more_than_a_second_of_it(redis: Redis) -> None:
-    gate = Gate(limited(requests_per_min=60), sharing(redis))
+    limiter = RateLimiter(limited(requests_per_min=60), sharing(redis))
     let = 0
     for _ in range(3):
-        let += sum(await asyncio.gather(*(_at_once(gate) for _ in range(10))))
+        let += sum(await asyncio.gather(*(_at_once(limiter) for _ in range(10))))
         await redis.flushdb()
     assert let == 3
 
 
-async def _at_once(gate: Gate) -> bool:
+async def _at_once(limiter: RateLimiter) -> bool:
     try:
         async with asyncio.timeout(0.3):
-            return await tried(gate)
+            return await tried(limiter)
     except TimeoutError:
         return False
 
 
 async def test_a_pause_is_for_all_and_has_an_end(redis: Redis) -> None:
-    one, other = (Gate(LIMITED, sharing(redis)) for _ in range(2))
+    one, other = (RateLimiter(LIMITED, sharing(redis)) for _ in range(2))
     one.pause(30)
     with pytest.raises(Outage, match="asked us to wait") as caught:
         async with one.permit(1):
@@ -177,10 +178,10 @@ async def test_a_pause_is_for_all_and_has_an_end(redis: Redis) -> None:
 
     await eventually(told)
     assert await level(redis, "paused") > 0
-    undeclared = Gate(Target("openai", "other"), sharing(redis))
+    undeclared = RateLimiter(Target("openai", "other"), sharing(redis))
     undeclared.pause(30)
     assert not await tried(undeclared)
-    assert await tried(Gate(Target("openai", "other"), sharing(redis))), "nobody shares what is not declared"
+    assert await tried(RateLimiter(Target("openai", "other"), sharing(redis))), "nobody shares what is not declared"
 
 
 async def test_without_redis_each_has_its_share_and_pays_back(settings: Settings, redis: Redis) -> None:
@@ -193,22 +194,22 @@ async def test_without_redis_each_has_its_share_and_pays_back(settings: Settings
             raise ConnectionRefusedError
         return await script(keys=keys, args=args)  # type: ignore[no-any-return]
 
-    gate = Gate(limited(requests_per_min=1800, concurrency=9), Shared(away, NAMES, lambda: 3))
+    limiter = RateLimiter(limited(requests_per_min=1800, concurrency=9), Shared(away, NAMES, lambda: 3))
     begun = time.monotonic()
-    let = sum(await asyncio.gather(*(tried(gate) for _ in range(100))))
+    let = sum(await asyncio.gather(*(tried(limiter) for _ in range(100))))
     took_s = time.monotonic() - begun
     assert 1 <= let <= took_s * 10 + 1
-    held = [gate.permit(1) for _ in range(3)]
+    held = [limiter.permit(1) for _ in range(3)]
     for each in held:
         await each.__aenter__()
     with pytest.raises(Outage, match="9 calls at a time"):
-        async with gate.permit(1):
+        async with limiter.permit(1):
             raise AssertionError
     gone = False
     await asyncio.sleep(AWAY_S + 0.1)
-    async with gate.permit(1):
+    async with limiter.permit(1):
         assert await level(redis, "requests") <= 30 - let - 3, "what was spent meanwhile"
-        await eventually(lambda: redis.zscore("callboard:permits:openai/ours", next(iter(gate._held))))
+        await eventually(lambda: redis.zscore("callboard:permits:openai/ours", next(iter(limiter._held))))
     for each in held:
         await each.__aexit__(None, None, None)
 
@@ -217,7 +218,7 @@ async def test_without_redis_each_has_its_share_and_pays_back(settings: Settings
 def test_shares_are_never_more_than_the_limit_in_sum(seed: int) -> None:
     """On a clock of its own: workers that ask at random, for any tokens, in any minute after a second."""
     chance, limits, workers = random.Random(seed), Limits(requests_per_min=120, tokens_per_min=6000), 4
-    shares = [Share(limits, 0.0) for _ in range(workers)]
+    shares = [WorkerShare(limits, 0.0) for _ in range(workers)]
     now, let = 0.0, list[tuple[float, int]]()
     while now < 600:
         now += chance.expovariate(20)

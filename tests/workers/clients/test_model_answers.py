@@ -14,11 +14,11 @@ from tests.workers.clients.test_web import Answer, always, bomb, raw_server, ser
 from workers.clients import anthropic, openai
 from workers.clients.faults import Fault
 from workers.clients.provider import Client, Embedder, Message, Request, Texts
-from workers.clients.streaming import Patience
+from workers.clients.streaming import StreamTimeouts
 
 MB: Final = 1_000_000
 REQUEST: Final = Request("a-model", None, (Message("user", "hello"),), None, 100, None, {})
-PATIENCE: Final = Patience(20, 20, 20)
+STREAM_TIMEOUTS: Final = StreamTimeouts(20, 20, 20)
 SDKS: Final = ("openai", "anthropic")
 OPEN: Final = {
     "openai": lambda url: openai.connect("k-123", url, proxies=False),
@@ -46,7 +46,7 @@ async def completion(client: Client) -> object:
 
 
 async def streamed(client: Client) -> object:
-    return await client.stream(REQUEST, PATIENCE, lambda _: None)
+    return await client.stream(REQUEST, STREAM_TIMEOUTS, lambda _: None)
 
 
 async def embedded(client: Client) -> object:

@@ -15,9 +15,9 @@ from service.errors import Outage
 from tests.eventually import eventually
 from tests.workers.clients.asking import EAGER, PROVIDERS, Handle, Ledger, Sorted, opened, provider, stream
 from workers.clients.llm import LlmRefused
-from workers.clients.streaming import EVENT_MAX, Patience
+from workers.clients.streaming import EVENT_MAX, StreamTimeouts
 
-SHORT: Final = Patience(total_s=10, first_s=1.0, stall_s=1.0)
+SHORT: Final = StreamTimeouts(total_s=10, first_s=1.0, stall_s=1.0)
 
 
 def _sse(*events: Any) -> list[bytes]:
@@ -122,7 +122,7 @@ async def test_a_stream_that_breaks_is_an_outage_and_never_done(
     await _armed(simulator, **fault)
     async with opened(prompts, simulator) as llm:
         with pytest.raises(Outage):
-            await stream(llm, ledger, model=name, **({"patience": SHORT} if outcome == "timeout" else {}))
+            await stream(llm, ledger, model=name, **({"timeouts": SHORT} if outcome == "timeout" else {}))
     assert ledger.outcomes == [outcome]
     assert ledger.calls[0].reply is None
 
@@ -152,9 +152,9 @@ async def test_json_that_breaks_off_in_a_stream_that_ends_well_is_asked_again(
 @pytest.mark.parametrize("name", PROVIDERS)
 async def test_the_stall_is_between_pieces_and_the_total_over_all(prompts: Prompts, ledger: Ledger, name: str) -> None:
     async with provider(saying(told(list("abcdefgh")), pause_s=0.2)) as url, opened(prompts, url) as llm:
-        assert await stream(llm, ledger, model=name, patience=Patience(9, 1.0, 1.0)) == "abcdefgh"
+        assert await stream(llm, ledger, model=name, timeouts=StreamTimeouts(9, 1.0, 1.0)) == "abcdefgh"
         with pytest.raises(Outage, match=r"no whole reply in 0\.8 s"):
-            await stream(llm, ledger, model=name, patience=Patience(0.8, 1.0, 1.0))
+            await stream(llm, ledger, model=name, timeouts=StreamTimeouts(0.8, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -169,7 +169,7 @@ async def test_pings_are_no_tokens(prompts: Prompts, ledger: Ledger) -> None:
     pings = _sse(*[{"type": "ping"}] * 30)
     async with provider(saying({"/v1/messages": pings}, pause_s=0.1)) as url, opened(prompts, url) as llm:
         with pytest.raises(Outage, match=r"gave no token in 1 s"):
-            await stream(llm, ledger, model="anthropic", patience=SHORT)
+            await stream(llm, ledger, model="anthropic", timeouts=SHORT)
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -224,7 +224,7 @@ async def test_a_stream_that_is_given_up_closes_its_connection(prompts: Prompts,
 
     async with provider(handle) as url, opened(prompts, url) as llm:
         with pytest.raises(Outage):
-            await stream(llm, ledger, model=name, patience=SHORT)
+            await stream(llm, ledger, model=name, timeouts=SHORT)
         async with asyncio.timeout(5):
             await closed.wait()
 

@@ -20,8 +20,8 @@ from schemas.text import BadEvent, check, malformed, misfit
 from service.audit import Audit
 from service.errors import Unavailable
 from service.follow import Followers
+from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares, caller_of
 from service.http.metrics import Measured
-from service.http.room import BODY_SMALL, Room, Shares, caller_of
 from service.intake import Intake
 from service.keys import Keys
 from service.meters import Meters
@@ -51,8 +51,8 @@ class PageQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     cursor: UUID | None = None
 
 
-class Door(Struct, frozen=True):
-    """Made once in the lifespan; `request.state.door`."""
+class AppState(Struct, frozen=True):
+    """Made once in the lifespan; `request.state.app_state`."""
 
     settings: Settings
     catalog: Catalog
@@ -68,7 +68,7 @@ class Door(Struct, frozen=True):
     followers: Followers
     streams: Shares
     answers: Shares
-    room: Room
+    body_allowance: BodyAllowance
     readiness: Readiness
     owner: RedisOwner
     quotas: Quotas
@@ -76,14 +76,14 @@ class Door(Struct, frozen=True):
     decoding: asyncio.Lock
 
 
-def door(request: Request) -> Door:
-    found: Door = request.state.door
+def state_of(request: Request) -> AppState:
+    found: AppState = request.state.app_state
     return found
 
 
 def pool_of(request: Request) -> Pool:
     """The pool, of which this caller has no more than its share."""
-    app = door(request)
+    app = state_of(request)
     return lent(app.pool, app.turns, caller_of(request.scope))
 
 
@@ -107,10 +107,10 @@ def asked_by_query(request: Request, shape: type[T]) -> T:
 async def asked_by_body(request: Request, shape: type[T]) -> T:
     """An empty body is an empty object. Large ones are decoded one after the other, with a turn of all others between
     them: that takes milliseconds, and many callers may send one at once."""
-    body = await read_body(request, door(request).settings.body_max)
+    body = await read_body(request, state_of(request).settings.body_max)
     if len(body) <= BODY_SMALL:
         return _decoded(body, shape)
-    async with door(request).decoding:
+    async with state_of(request).decoding:
         await asyncio.sleep(0)
         return _decoded(body, shape)
 
@@ -132,7 +132,7 @@ async def read_body(request: Request, size_max: int) -> bytes:
     What is too large by less than DISCARD_MAX is read to its end and dropped, as is what there is no room for: an
     answer on a connection that closes with bytes still coming would be lost on the way.
     """
-    promised, room = request.headers.get("content-length", ""), door(request).room
+    promised, allowance = request.headers.get("content-length", ""), state_of(request).body_allowance
     if promised.isdecimal() and int(promised) > size_max + DISCARD_MAX:
         raise _too_large(size_max)
     body, size, full = bytearray(), 0, None
@@ -141,12 +141,12 @@ async def read_body(request: Request, size_max: int) -> bytes:
             async for chunk in request.stream():
                 size += len(chunk)
                 if chunk and not full and size <= size_max:
-                    full = room.take(request, len(chunk))
+                    full = allowance.take(request, len(chunk))
                     body += chunk
                 elif size > size_max + DISCARD_MAX:
                     break
     except TimeoutError as error:
-        door(request).meters.add("callboard_refused_total", ("unsent", "caller"))
+        state_of(request).meters.add("callboard_refused_total", ("unsent", "caller"))
         raise HTTPException(
             408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", {"Connection": "close"}
         ) from error
@@ -154,7 +154,7 @@ async def read_body(request: Request, size_max: int) -> bytes:
         raise _too_large(size_max)
     if full:
         whose = "caller" if full == "this caller" else "all"
-        door(request).meters.add("callboard_refused_total", ("bodies", whose))
+        state_of(request).meters.add("callboard_refused_total", ("bodies", whose))
     if full == "this caller":
         raise HTTPException(429, "more of your bodies are in hand than one caller may have", {"Retry-After": "1"})
     if full:

@@ -1,4 +1,4 @@
-"""Room for the bodies in hand: while Postgres is slow they wait, and would fill memory. Each caller has a share."""
+"""How many bytes of bodies may be in memory: while Postgres is slow they wait there. Each caller has a share."""
 
 from typing import Final, Literal
 
@@ -44,7 +44,7 @@ class Shares:
             self._by_caller.pop(caller, None)
 
 
-class Room:
+class BodyAllowance:
     """What came of each request's body, not what its head promises; all of it is let go when the request is over."""
 
     def __init__(self, most: int = LARGE_MAX, small_most: int = SMALL_MAX) -> None:
@@ -64,19 +64,19 @@ class Room:
             return full
         if shares is not None and not stays:
             shares.give_back(caller, held)
-        request.scope["state"]["room"] = (caller, held + size, wanted)
+        request.scope["state"]["body_allowance"] = (caller, held + size, wanted)
         return None
 
-    def leave(self, scope: Scope) -> None:
+    def release(self, scope: Scope) -> None:
         """The request is over."""
         caller, held, shares = _held(scope)
         if shares is not None:
             shares.give_back(caller, held)
-        scope["state"].pop("room", None)
+        scope["state"].pop("body_allowance", None)
 
 
 def _held(scope: Scope) -> tuple[str, int, Shares | None]:
-    held: tuple[str, int, Shares] | None = scope["state"].get("room")
+    held: tuple[str, int, Shares] | None = scope["state"].get("body_allowance")
     return held or (caller_of(scope), 0, None)
 
 
@@ -88,14 +88,14 @@ def caller_of(scope: Scope) -> str:
     return f"address {(scope.get('client') or ('',))[0]}"
 
 
-def leaving(app: ASGIApp) -> ASGIApp:
-    """Behind every request, whoever read its body, there is room again."""
+def with_bodies_released(app: ASGIApp) -> ASGIApp:
+    """After every request, whoever read its body, its bytes are released."""
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
         finally:
             if scope["type"] == "http":
-                scope["state"]["door"].room.leave(scope)
+                scope["state"]["app_state"].body_allowance.release(scope)
 
     return answered
