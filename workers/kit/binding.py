@@ -8,7 +8,19 @@ from typing import Any, get_args, get_origin
 from schemas import Event
 from service.errors import WiringError
 from workers.kit.flow import OTHERWISE, Each, Element, Flow, Node, Parallel, Route, where
-from workers.kit.plan import EVENT, FOLLOWED, ITEM, RUN, Bound, Choice, Free, Mapped, Part, Plan, Together
+from workers.kit.plan import (
+    EVENT,
+    FOLLOWED,
+    ITEM,
+    RUN,
+    BoundEach,
+    BoundNode,
+    BoundParallel,
+    BoundRoute,
+    Free,
+    Part,
+    Plan,
+)
 from workers.kit.resources import Open, given_by
 from workers.kit.run import Run
 from workers.kit.scope import Branches, Producer, Scope, Siblings, fits, given, named, nearest, nearness, optional
@@ -67,10 +79,10 @@ def _element(element: Element, scope: Scope, path: str, names: _Names) -> tuple[
         case Parallel():
             return _parallel(element, scope, path, names)
         case Each():
-            mapped = _mapped(element, scope, path, names)
+            bound_each = _each(element, scope, path, names)
             gives = returns(element.node)
             whole = GenericAlias(list, (optional(gives) if element.collect else gives,))
-            return mapped, (Producer(mapped.bound.key, whole),)
+            return bound_each, (Producer(bound_each.bound.key, whole),)
         case Route():
             return _route(element, scope, path, names)
         case list() | tuple():
@@ -87,7 +99,7 @@ def _parallel(element: Parallel, scope: Scope, path: str, names: _Names) -> tupl
     flows: list[Any] = [member if isinstance(member, list | tuple) else [member] for member in element.members]
     bound = [_bind(flow, scope, path, names) for flow in flows]
     plans, scopes = zip(*bound, strict=True)
-    return Together(plans, element.at_once, element.collect), (Siblings(scopes, element.collect),)
+    return BoundParallel(plans, element.at_once, element.collect), (Siblings(scopes, element.collect),)
 
 
 def _first(members: Any) -> str:
@@ -114,19 +126,19 @@ def _route(element: Route, scope: Scope, path: str, names: _Names) -> tuple[Part
     plans = {key: plan for key, (plan, _) in bound.items()}
     otherwise = plans.pop(OTHERWISE, None) if element.otherwise is not None else None
     out = Branches(router.key, {key: gives for key, (_, gives) in bound.items()}, {})
-    return Choice(router, plans, otherwise, out.gives), (label, out)
+    return BoundRoute(router, plans, otherwise, out.gives), (label, out)
 
 
-def _bound(node: Node, scope: Scope, path: str, names: _Names) -> Bound:
+def _bound(node: Node, scope: Scope, path: str, names: _Names) -> BoundNode:
     hints = hints_of(node)
     key = names.of(node, path)
     takes = tuple(_source(node, each, hints, scope) for each in inspect.signature(node).parameters.values())
     sources = [(place, each) for place, each in enumerate(takes) if isinstance(each, str)]
     uses = tuple((place, names.resources[name]) for place, name in sources if name in names.resources)
-    return Bound(key, node, takes, uses)
+    return BoundNode(key, node, takes, uses)
 
 
-def _mapped(element: Each, scope: Scope, path: str, names: _Names) -> Mapped:
+def _each(element: Each, scope: Scope, path: str, names: _Names) -> BoundEach:
     """The item's parameter is the one of whose type there is a list; of several, that with the nearest list."""
     hints = hints_of(element.node)
     check_at_once(f"each({where(element.node)})", element.at_once)
@@ -139,7 +151,7 @@ def _mapped(element: Each, scope: Scope, path: str, names: _Names) -> Mapped:
         )
     name = max(lists, key=lambda each: each[0])[1]
     bound = _bound(element.node, (*scope, Producer(ITEM, hints[name])), path, names)
-    return Mapped(bound, nearest(scope, wanted[name])[0].name, element.at_once, element.collect)
+    return BoundEach(bound, nearest(scope, wanted[name])[0].name, element.at_once, element.collect)
 
 
 def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str | Taken:

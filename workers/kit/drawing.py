@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from workers.kit.flow import OTHERWISE
-from workers.kit.plan import Bound, Choice, Free, Mapped, Plan, Together
+from workers.kit.plan import BoundEach, BoundNode, BoundParallel, BoundRoute, Free, Plan
 
 Arrow = tuple[str, str, str | None]
 End = tuple[str, str | None]  # a node and the label of the way that leads on from it
@@ -22,15 +22,15 @@ def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrow
     ends = before
     for part in plan:
         match part:
-            case Bound():
+            case BoundNode():
                 ends = _arrive(part, "node", ends, nodes, arrows)
-            case Together():
+            case BoundParallel():
                 ends = [end for member in part.members for end in _draw(member, ends, nodes, arrows)]
             case Free():
-                ends = _arrive(Bound(part.body.__name__, part.body, ()), "free", ends, nodes, arrows)
-            case Mapped():
+                ends = _arrive(BoundNode(part.body.__name__, part.body, ()), "free", ends, nodes, arrows)
+            case BoundEach():
                 ends = _arrive(part.bound, "each", ends, nodes, arrows)
-            case Choice():
+            case BoundRoute():
                 _arrive(part.router, "router", ends, nodes, arrows)
                 branches = dict(part.branches) | ({OTHERWISE: part.otherwise} if part.otherwise is not None else {})
                 ends = [
@@ -42,7 +42,7 @@ def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrow
 
 
 def _arrive(
-    bound: Bound, kind: str, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]
+    bound: BoundNode, kind: str, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]
 ) -> list[End]:
     nodes.append((bound.key, kind))
     arrows.extend((end, bound.key, label) for end, label in before)

@@ -29,7 +29,7 @@ Takes = tuple[str | Taken, ...]
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
 
-class Bound(Struct, frozen=True):
+class BoundNode(Struct, frozen=True):
     """A node under its step key; `takes` names the producer of each argument, or the state that is put in for it;
     `uses` says which are resources."""
 
@@ -39,25 +39,25 @@ class Bound(Struct, frozen=True):
     uses: Uses = ()
 
 
-class Together(Struct, frozen=True):
+class BoundParallel(Struct, frozen=True):
     members: "tuple[Plan, ...]"
     at_once: int
     collect: bool
 
 
-class Mapped(Struct, frozen=True):
+class BoundEach(Struct, frozen=True):
     """A node for every item of what `items` gave; ITEM in `bound.takes` is the item's place."""
 
-    bound: Bound
+    bound: BoundNode
     items: str
     at_once: int
     collect: bool
 
 
-class Choice(Struct, frozen=True):
+class BoundRoute(Struct, frozen=True):
     """`gives` maps what comes out of the route to the step of each branch, by label, which produces it."""
 
-    router: Bound
+    router: BoundNode
     branches: Mapping[str, "Plan"]
     otherwise: "Plan | None"
     gives: Mapping[str, Mapping[str, str]]
@@ -70,7 +70,7 @@ class Free(Struct, frozen=True):
     takes: "Takes" = (RUN, EVENT)
 
 
-Part = Bound | Together | Mapped | Choice | Free
+Part = BoundNode | BoundParallel | BoundEach | BoundRoute | Free
 Plan = tuple[Part, ...]
 
 
@@ -101,21 +101,21 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
     last: Any = None
     for part in plan:
         match part:
-            case Bound():
+            case BoundNode():
                 last = await _node(part, run, results)
-            case Together():
-                last = await _together(part, run, results)
-            case Mapped():
-                last = await _mapped(part, run, results)
-            case Choice():
-                last = await _choice(part, run, results)
+            case BoundParallel():
+                last = await _parallel(part, run, results)
+            case BoundEach():
+                last = await _each(part, run, results)
+            case BoundRoute():
+                last = await _route(part, run, results)
             case Free():
                 with CONTAINED:
                     last = await call(part.body, _arguments(part.takes, run.at(""), results))
     return last
 
 
-async def _node(bound: Bound, run: Run, results: Results) -> Any:
+async def _node(bound: BoundNode, run: Run, results: Results) -> Any:
     own = run.at(bound.key)
     result = await step(own, bound.node, _arguments(bound.takes, own, results), uses=bound.uses)
     if isinstance(result, Stop):
@@ -129,12 +129,12 @@ def _arguments(takes: Takes, run: Run, results: Results) -> list[Any]:
     return [run if each == RUN else each if isinstance(each, Taken) else results.get(each) for each in takes]
 
 
-async def _together(part: Together, run: Run, results: Results) -> list[Any]:
+async def _parallel(part: BoundParallel, run: Run, results: Results) -> list[Any]:
     works = [partial(_parts, member, run, results) for member in part.members]
     return await _side_by_side(works, part.at_once, part.collect)
 
 
-async def _mapped(part: Mapped, run: Run, results: Results) -> list[Any]:
+async def _each(part: BoundEach, run: Run, results: Results) -> list[Any]:
     """One step an item, under a key of its own; what the items need besides is shared."""
 
     def one(index: int, item: Any) -> Work:
@@ -176,7 +176,7 @@ async def _or_none(work: Work) -> Any:
     return None if isinstance(gave, BaseException) else gave  # CancelledError too: it cancelled itself
 
 
-async def _choice(part: Choice, run: Run, results: Results) -> Any:
+async def _route(part: BoundRoute, run: Run, results: Results) -> Any:
     label = await _node(part.router, run, results)
     chosen = label if label in part.branches else OTHERWISE
     branch = part.branches.get(label, part.otherwise)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from service.errors import WiringError
 from workers.kit.flow import Stop
-from workers.kit.plan import Bound, Choice, Free, Mapped, Plan, Together
+from workers.kit.plan import BoundEach, BoundNode, BoundParallel, BoundRoute, Free, Plan
 from workers.kit.scope import optional
 from workers.kit.signature import returned
 from workers.kit.state import Taken
@@ -40,50 +40,50 @@ def gives(plan: Plan) -> Any:
 
 def _last(plan: Plan) -> Any:
     match plan[-1] if plan else None:
-        case Bound(node=node):
+        case BoundNode(node=node):
             return returned(node)
-        case Mapped(bound=bound, collect=collect):
+        case BoundEach(bound=bound, collect=collect):
             return GenericAlias(list, (optional(returned(bound.node)) if collect else returned(bound.node),))
         case Free(body=body):
             return get_type_hints(body).get("return")
-        case Choice() as choice:
-            kinds = [_last(branch) if branch else NoneType for branch in _branches(choice)]
+        case BoundRoute() as bound_route:
+            kinds = [_last(branch) if branch else NoneType for branch in _branches(bound_route)]
             return kinds[0] if all(kind == kinds[0] for kind in kinds) else None
     return None
 
 
-def _stops(bound: Bound) -> bool:
+def _stops(bound: BoundNode) -> bool:
     gives = get_type_hints(bound.node).get("return")
     return gives is Stop or Stop in get_args(gives)
 
 
-def bounds(plan: Plan) -> Iterator[Bound]:
+def bounds(plan: Plan) -> Iterator[BoundNode]:
     """Its nodes, under their step keys."""
     for part in plan:
         match part:
-            case Bound():
+            case BoundNode():
                 yield part
-            case Mapped():
+            case BoundEach():
                 yield part.bound
-            case Together():
+            case BoundParallel():
                 yield from (bound for member in part.members for bound in bounds(member))
-            case Choice():
+            case BoundRoute():
                 yield part.router
                 yield from (bound for branch in _branches(part) for bound in bounds(branch))
 
 
-def _branches(choice: Choice) -> list[Plan]:
-    return [*choice.branches.values(), *([] if choice.otherwise is None else [choice.otherwise])]
+def _branches(bound_route: BoundRoute) -> list[Plan]:
+    return [*bound_route.branches.values(), *([] if bound_route.otherwise is None else [bound_route.otherwise])]
 
 
-def _takes(bound: Bound) -> list[Taken]:
+def _takes(bound: BoundNode) -> list[Taken]:
     return [each for each in bound.takes if isinstance(each, Taken)]
 
 
 def _check(plan: Plan) -> None:
     for part in plan:
         match part:
-            case Together():
+            case BoundParallel():
                 takers = [first for each in part.members if (first := _taker(each))]
                 if len(takers) > 1:
                     raise WiringError(
@@ -92,12 +92,12 @@ def _check(plan: Plan) -> None:
                     )
                 for member in part.members:
                     _check(member)
-            case Mapped() if _takes(part.bound):
+            case BoundEach() if _takes(part.bound):
                 raise WiringError(
                     f"{part.bound.key} is run for each item of a list and takes a State: one step at a time has it. "
                     "Take it in a node before or behind."
                 )
-            case Choice():
+            case BoundRoute():
                 for branch in _branches(part):
                     _check(branch)
 

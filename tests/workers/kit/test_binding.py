@@ -11,7 +11,7 @@ from service.errors import WiringError
 from workers.kit import Run, parallel, route
 from workers.kit.binding import bind
 from workers.kit.flow import Flow, Route
-from workers.kit.plan import EVENT, RUN, Bound, Choice, Plan, Takes, Together
+from workers.kit.plan import EVENT, RUN, BoundNode, BoundParallel, BoundRoute, Plan, Takes
 
 
 class Asked(Event, tag="asked", frozen=True):
@@ -65,12 +65,12 @@ def taken(plan: Plan) -> dict[str, Takes]:
     found: dict[str, Takes] = {}
     for part in plan:
         match part:
-            case Bound():
+            case BoundNode():
                 found[part.key] = part.takes
-            case Together():
+            case BoundParallel():
                 for member in part.members:
                     found |= taken(member)
-            case Choice():
+            case BoundRoute():
                 found[part.router.key] = part.router.takes
                 for branch in (*part.branches.values(), part.otherwise or ()):
                     found |= taken(branch)
@@ -158,7 +158,7 @@ def test_what_every_branch_of_a_route_gives_is_in_scope_behind_it(either: Route)
     async def too_much(found: Traffic) -> None: ...
 
     (part, _) = bind([either, take], Asked)
-    assert isinstance(part, Choice)
+    assert isinstance(part, BoundRoute)
     other = "b" if either.otherwise is None else "otherwise"
     assert part.gives == {"pick:Weather": {"a": "a/weather", other: f"{other}/weather_again"}}
     assert takes([either, take], "take") == ("pick:Weather",)
@@ -167,7 +167,7 @@ def test_what_every_branch_of_a_route_gives_is_in_scope_behind_it(either: Route)
 
 def test_what_branches_give_under_a_common_base_is_in_scope_as_that() -> None:
     (part, _) = bind([route(pick, {"a": [weather], "b": [traffic]}), answer], Asked)
-    assert isinstance(part, Choice)
+    assert isinstance(part, BoundRoute)
     assert part.gives == {"pick:Facts": {"a": "a/weather", "b": "b/traffic"}}
     assert takes([route(pick, {"a": [weather], "b": [traffic]}), answer], "answer") == ("pick:Facts",)
 

@@ -15,7 +15,7 @@ from service.errors import WiringError
 from workers.kit import parallel
 from workers.kit.binding import bind
 from workers.kit.flow import Element
-from workers.kit.plan import EVENT, Bound, Plan, Takes, Together
+from workers.kit.plan import EVENT, BoundNode, BoundParallel, Plan, Takes
 
 
 class Said(Event, tag="said", frozen=True):
@@ -98,8 +98,8 @@ def flow(layers: Layers) -> list[Element]:
 
 
 def takes(plan: Plan) -> dict[str, Takes]:
-    members = [each for part in plan for each in (chain(*part.members) if isinstance(part, Together) else [part])]
-    return {each.key: each.takes for each in members if isinstance(each, Bound)}
+    members = [each for part in plan for each in (chain(*part.members) if isinstance(part, BoundParallel) else [part])]
+    return {each.key: each.takes for each in members if isinstance(each, BoundNode)}
 
 
 @settings(max_examples=300, deadline=None)

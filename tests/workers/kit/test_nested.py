@@ -13,7 +13,7 @@ from workers.kit import Run, Stop, each, parallel, route
 from workers.kit.binding import bind
 from workers.kit.drawing import edges
 from workers.kit.flow import Flow
-from workers.kit.plan import Bound, Together, execute
+from workers.kit.plan import BoundNode, BoundParallel, execute
 
 
 class Asked(Event, tag="asked", frozen=True):
@@ -121,7 +121,7 @@ def test_the_nearest_in_each_member_and_never_one_of_two_members() -> None:
 
     plan = bind([parallel([left, more], split), take], Asked)
     (part,) = plan[1:]
-    assert isinstance(part, Bound)
+    assert isinstance(part, BoundNode)
     assert part.takes == ("more",)
     said = refusal([parallel([left, more], right), take])
     assert "test_nested.take: parameter `base: Base` could be what more and right give" in said
@@ -135,7 +135,7 @@ def test_what_comes_out_of_a_route_is_the_nearest_of_each_branch() -> None:
 
     choice = route(side, {"l": [left, right], "r": [right, left]})
     part = bind([choice, take], Asked)[1]
-    assert isinstance(part, Bound)
+    assert isinstance(part, BoundNode)
     assert part.takes == ("side:Base", "side:Right")
 
 
@@ -153,7 +153,7 @@ async def test_a_parallel_is_bounded() -> None:
     await ran([parallel([hold, hold], [hold, hold], hold, hold, at_once=2)])
     assert (len(seen), max(seen)) == (6, 2)
     default = bind([parallel(left, right)], Asked)[0]
-    assert isinstance(default, Together)
+    assert isinstance(default, BoundParallel)
     assert default.at_once == 10
 
 
@@ -285,7 +285,7 @@ def test_behind_collect_a_node_asks_for_what_may_be_missing() -> None:
     assert said.endswith("What left gives may be missing: ask for `left: Left | None`.")
     # A sure one further up is taken where a sure one is asked for.
     part = bind([left, parallel(left, collect=True), more], Asked)[2]
-    assert isinstance(part, Bound)
+    assert isinstance(part, BoundNode)
     assert part.takes == ("left",)
 
 
