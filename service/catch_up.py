@@ -1,7 +1,7 @@
-"""Reads what one follower has not had yet: from the log, and from Postgres what the log lacks.
+"""Reads what one listener has not been sent yet: from the log, and from Postgres what the log lacks.
 
 It reads in pages of a bounded number of bytes, and the next page once the client has taken this one: of an event with a
-thousand long replies a follower holds one at a time.
+thousand long replies a listener holds one at a time.
 """
 
 import logging
@@ -17,13 +17,13 @@ from redis.asyncio import Redis
 import sql
 from schemas.outcome import ENDED
 from service import live
-from service.live import Place, Said, Stepped
+from service.live import Entry, Position, Stepped
 from service.resources import REDIS_ERRORS, Pool
-from service.story import START, Reply, Story
+from service.resume_cursor import START, Reply, ResumeCursor
 
 PAGE: Final = 100  # stored replies that are read at a time
 PAGE_MAX: Final = 64 << 10  # bytes of them; the first one may have more
-SQL: Final = sql.queries("follow")
+SQL: Final = sql.queries("listeners")
 
 log = logging.getLogger("callboard.follow")
 
@@ -38,23 +38,23 @@ class Standing(Struct, frozen=True):
         return self.status in ENDED
 
 
-class Follower:
-    def __init__(self, redis: Redis, name: str, pool: Pool, event_id: UUID, story: Story) -> None:
+class FeedReader:
+    def __init__(self, redis: Redis, name: str, pool: Pool, event_id: UUID, cursor: ResumeCursor) -> None:
         self._redis: Final = redis
         self._name: Final = name
         self._pool: Final = pool
         self._event_id: Final = event_id
-        self._story: Final = story
+        self._cursor: Final = cursor
 
     async def skip_runs(self, before: int) -> AsyncIterator[bytes]:
-        """Of earlier runs a new client is told only the replies that the present run may get back."""
-        async for place, reply in self._replies(START, (before + 1, 0)):
-            for message in self._story.stored(place, reply):
+        """Of earlier runs a new client is sent only the replies that the present run may get back."""
+        async for position, reply in self._replies(START, (before + 1, 0)):
+            for message in self._cursor.stored(position, reply):
                 yield message
-        self._story.skip_to((before, live.N_MAX))
+        self._cursor.skip_to((before, live.N_MAX))
 
     async def catch_up(self, stands: Standing) -> AsyncIterator[bytes]:
-        story = self._story
+        cursor = self._cursor
         async for message in self._read_log(stands.run):
             yield message
         if stands.ended:
@@ -62,65 +62,67 @@ class Follower:
                 yield message
             row = await self._pool.fetchrow(SQL["result"], self._event_id)
             result = Raw(row["result"].encode()) if row and row["result"] else None
-            for message in story.end(stands.claim, stands.status, result):
+            for message in cursor.end(stands.claim, stands.status, result):
                 yield message
             return
-        if stands.claim > story.at[0]:
+        if stands.claim > cursor.at[0]:
             async for message in self._fill((stands.claim, 0), stands.run):
                 yield message
-        for message in story.status(stands.claim, stands.status):
+        for message in cursor.status(stands.claim, stands.status):
             yield message
 
     async def _read_log(self, run: int) -> AsyncIterator[bytes]:
-        story = self._story
-        after, more = story.at, True
+        cursor = self._cursor
+        after, more = cursor.at, True
         while more:
             try:
                 entries, more = await live.read_log(self._redis, self._name, after)
             except (*REDIS_ERRORS, msgspec.DecodeError) as error:
                 log.warning("the log of event %s can't be read: %s", self._event_id, error)
                 entries, more = [], False
-            for place, said in entries:
-                async for message in self._entry(place, said, run):
+            for position, entry in entries:
+                async for message in self._entry(position, entry, run):
                     yield message
-                after = place
-        story.resume()
+                after = position
+        cursor.resume()
 
-    async def _entry(self, place: Place, said: Said, run: int) -> AsyncIterator[bytes]:
-        story = self._story
-        if place > story.seen:
-            story.resume()
-        if story.hole(place):
-            async for message in self._fill(place, run):
+    async def _entry(self, position: Position, entry: Entry, run: int) -> AsyncIterator[bytes]:
+        cursor = self._cursor
+        if position > cursor.seen:
+            cursor.resume()
+        if cursor.gap(position):
+            async for message in self._fill(position, run):
                 yield message
-        if story.lacks(place, said):
-            async for there, reply in self._replies((place[0], place[1] - 1), (place[0], place[1] + 1)):
-                for message in story.stored(there, reply):
+        if cursor.lacks_reply(position, entry):
+            async for there, reply in self._replies((position[0], position[1] - 1), (position[0], position[1] + 1)):
+                for message in cursor.stored(there, reply):
                     yield message
-        for message in story.entry(place, said):
+        for message in cursor.entry(position, entry):
             yield message
 
-    async def _fill(self, before: Place, run: int, *, from_start: bool = False) -> AsyncIterator[bytes]:
+    async def _fill(self, before: Position, run: int, *, from_start: bool = False) -> AsyncIterator[bytes]:
         """What is stored behind here and before `before`; at the end from the beginning, for what was passed over."""
-        after = START if from_start else max(self._story.at, self._story.seen)
-        async for place, fact in self._facts(run, after, before):
-            for message in self._story.stored(place, fact):
+        after = START if from_start else max(self._cursor.at, self._cursor.seen)
+        async for position, fact in self._facts(run, after, before):
+            for message in self._cursor.stored(position, fact):
                 yield message
 
-    async def _facts(self, run: int, after: Place, before: Place) -> AsyncIterator[tuple[Place, Stepped | Reply]]:
+    async def _facts(
+        self, run: int, after: Position, before: Position
+    ) -> AsyncIterator[tuple[Position, Stepped | Reply]]:
         """In order. All steps are read at once: they hold no payload."""
-        steps = deque(await self._steps(run, max(after, self._story.seen), before))
-        async for place, reply in self._replies(after, before):
-            while steps and steps[0][0] < place:
+        steps = deque(await self._steps(run, max(after, self._cursor.seen), before))
+        async for position, reply in self._replies(after, before):
+            while steps and steps[0][0] < position:
                 yield steps.popleft()
-            yield place, reply
+            yield position, reply
         for step in steps:
             yield step
 
-    async def _replies(self, after: Place, before: Place) -> AsyncIterator[tuple[Place, Reply]]:
+    async def _replies(self, after: Position, before: Position) -> AsyncIterator[tuple[Position, Reply]]:
         """In order, a page at a time: the next one is read after the last reply of this one.
 
-        Of a call that was answered twice the first reply is told too, and the second takes it back.
+        Of a call that was answered twice the first reply is sent too, and the second takes it back.
         """
         more = True
         while more:
@@ -131,8 +133,8 @@ class Follower:
                 call, made = live.call_name(row["asked"], row["ordinal"]), live.made_name(row["call_id"])
                 yield after, Reply(row["step"], call, made, row["reply"])
 
-    async def _steps(self, run: int, after: Place, before: Place) -> list[tuple[Place, Stepped]]:
+    async def _steps(self, run: int, after: Position, before: Position) -> list[tuple[Position, Stepped]]:
         rows = await self._pool.fetch(SQL["steps"], self._event_id, run, after[0], before[0])
         steps = [((row["claim"], each.get("n", 0)), each) for row in rows for each in json.decode(row["steps"])]
         wanted = sorted((step for step in steps if after < step[0] < before and step[0][1]), key=lambda step: step[0])
-        return [(place, Stepped(each["step"], each["state"], each["ms"])) for place, each in wanted]
+        return [(position, Stepped(each["step"], each["state"], each["ms"])) for position, each in wanted]

@@ -1,19 +1,20 @@
-"""What is told live of an event, and in which order: `seq`, the log in Redis, its doorbells.
+"""The live feed of an event, and its order: `seq`, the log in Redis, its doorbells.
 
-Everything that happens in one claim of an event and is worth telling has a number n (2, 4, 6, …), given once by the
-worker that holds the claim: tokens, ends of steps, ends of calls. `(claim, n)` orders all of it, since claims grow by
-one. Tokens live only in Redis, in the event's own stream, whose entry ids are `{claim}-{n}`: Redis itself refuses what
-is said under a claim that is lost to one that has spoken. What lasts (steps in `attempts.steps`, replies in `calls`)
-carries its number in Postgres too. So a follower that meets a hole, because Redis was away, emptied or trimmed or a
-worker died, asks Postgres for what lies in it; and what is numbered up to where a client has read is not told again.
+Everything that happens in one claim of an event and is worth sending has a number n (2, 4, 6, …), given once by the
+worker that holds the claim: tokens, ends of steps, ends of calls. The position `(claim, n)` orders all of it, since
+claims grow by one. Tokens live only in Redis, in the event's own stream, whose entry ids are `{claim}-{n}`: Redis
+itself refuses entries of a claim that is lost to one which has entries there. What lasts (steps in `attempts.steps`,
+replies in `calls`) carries its number in Postgres too. So a reader that meets a gap, because Redis was away, emptied
+or trimmed or a worker died, asks Postgres for what lies in it; and what is numbered up to where a client has read is
+not sent again.
 
     seq = claim · 10⁹ + n · 10 + k
 
-k says which status of the claim was told last (RANKS), 9 the end. n is odd for the `restart` that goes before a token.
-An entry of a call that has ended is published only when its reply is in Postgres, and holds back what was said after
+k says which status of the claim was sent last (RANKS), 9 the end. n is odd for the `restart` that goes before a token.
+An entry of a call that has ended is published only when its reply is in Postgres, and holds back the entries behind
 it: whoever sees an entry finds everything before it. A seq fits into the 53 bits of a JavaScript number.
 
-What a client has of a call is known while the log is whole: then it is told the rest. Else it is told `restart` and the
+What a client has of a call is known while the log is whole: then it is sent the rest. Else it is sent `restart` and the
 stored reply from its beginning.
 """
 
@@ -38,7 +39,7 @@ N_MAX: Final = 99_999_999
 END: Final = 9
 RANKS: Final = {"running": 1, "scheduled": 2, "waiting": 3, "queued": 4}
 
-Place = tuple[int, int]
+Position = tuple[int, int]
 """Claim and number."""
 
 
@@ -67,17 +68,17 @@ class Answered(Struct, frozen=True, array_like=True, tag="a"):
     length: int
 
 
-Said = Token | Stepped | Answered
-_DECODER: Final = msgspec.json.Decoder(Said)
+Entry = Token | Stepped | Answered
+_DECODER: Final = msgspec.json.Decoder(Entry)
 
 
-def seq(place: Place, rank: int) -> int:
-    claim, n = place
+def seq(position: Position, rank: int) -> int:
+    claim, n = position
     return claim * 1_000_000_000 + n * 10 + rank
 
 
-def parted(number: int) -> tuple[Place, int]:
-    """Place and rank of a seq."""
+def parse_seq(number: int) -> tuple[Position, int]:
+    """Position and rank of a seq."""
     claim, rest = divmod(number, 1_000_000_000)
     n, rank = divmod(rest, 10)
     return (claim, n), rank
@@ -96,11 +97,11 @@ def log_of(names: Names, event_id: UUID) -> str:
     return f"{names.live}:{event_id}"
 
 
-async def read_log(redis: Redis, name: str, after: Place) -> tuple[list[tuple[Place, Said]], bool]:
+async def read_log(redis: Redis, name: str, after: Position) -> tuple[list[tuple[Position, Entry]], bool]:
     """Up to PAGE entries, of PAGE_MAX bytes, of the log `name` behind `after`; and whether there may be more."""
     arguments = (f"{after[0]}-{after[1]}", PAGE, PAGE_MAX)
     more, entries = await redis.register_script(READ)(keys=[name], args=arguments)
-    return [(_place(entry_id), _DECODER.decode(said)) for entry_id, said in entries], bool(more)
+    return [(_position(entry_id), _DECODER.decode(entry)) for entry_id, entry in entries], bool(more)
 
 
 def ids(events: Sequence[UUID]) -> bytes:
@@ -108,6 +109,6 @@ def ids(events: Sequence[UUID]) -> bytes:
     return b"".join(each.bytes for each in events)
 
 
-def _place(entry_id: bytes) -> Place:
+def _position(entry_id: bytes) -> Position:
     claim, _, n = entry_id.partition(b"-")
     return int(claim), int(n)

@@ -16,7 +16,7 @@ from service.resources import ACQUIRE_TIMEOUT_S, Pool
 from service.settings import Settings
 
 LEFT: Final = 5  # one in so many is left for the next caller
-OWN: Final = 2  # connections of a pool that no caller has: for readiness, and for the poll of all followers
+OWN: Final = 2  # connections of a pool that no caller has: for readiness, and for the poll of all listeners
 STILL_S: Final = 4.5  # where nobody has given a turn back for so long, Postgres is at fault and not the caller
 WAITING_MAX: Final = 500  # of one caller, a quarter of what the API has connections for
 

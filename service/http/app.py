@@ -17,7 +17,6 @@ from schemas.catalog import Catalog, discover
 from service.audit import Audit
 from service.dashboard import pages
 from service.embedded import running
-from service.follow import Followers
 from service.http import batch, documents, events, health, metrics, openapi, operations, stream
 from service.http import catalog as catalogue
 from service.http.answers import ANSWERS_MAX, in_pieces
@@ -29,6 +28,7 @@ from service.http.metrics import Measured
 from service.http.problem import HANDLERS
 from service.intake import open_intake
 from service.keys import open_keys
+from service.listeners import Listeners
 from service.meters import Meters
 from service.quotas import Quotas
 from service.readiness import Readiness
@@ -126,13 +126,13 @@ def _lifespan(settings: Settings, catalog: Catalog, library: Prompts):  # type: 
             keys = await stack.enter_async_context(open_keys(settings))
             quotas = Quotas(names, redis, pool)
             await stack.enter_async_context(supervised({"quotas": quotas.run}))
-            followers = Followers(redis, names, pool)
-            await stack.enter_async_context(supervised({"doorbells": followers.listen, "standings": followers.poll}))
-            app.state.stop = followers.stop
+            listeners = Listeners(redis, names, pool)
+            await stack.enter_async_context(supervised({"doorbells": listeners.listen, "standings": listeners.poll}))
+            app.state.stop = listeners.stop
             readiness = Readiness(pool, intake.commits)
             turns = (querying(settings, meters), searching(settings, meters))
             shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), BodyAllowance())
-            parts = (intake, keys, pool, *turns, redis, meters, measured, followers, *shares, readiness, owner)
+            parts = (intake, keys, pool, *turns, redis, meters, measured, listeners, *shares, readiness, owner)
             all_parts = (*parts, quotas, Audit(meters), asyncio.Lock())
             yield State(app_state=AppState(settings, catalog, library, *all_parts))
 

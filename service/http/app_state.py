@@ -19,11 +19,11 @@ from schemas.envelope import Moment
 from schemas.text import BadEvent, check, malformed, misfit
 from service.audit import Audit
 from service.errors import Unavailable
-from service.follow import Followers
 from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares, caller_of
 from service.http.metrics import Measured
 from service.intake import Intake
 from service.keys import Keys
+from service.listeners import Listeners
 from service.meters import Meters
 from service.quotas import Quotas
 from service.readiness import Readiness
@@ -65,7 +65,7 @@ class AppState(Struct, frozen=True):
     redis: Redis
     meters: Meters
     measured: Measured
-    followers: Followers
+    listeners: Listeners
     streams: Shares
     answers: Shares
     body_allowance: BodyAllowance

@@ -14,10 +14,10 @@ from starlette.types import Receive, Scope, Send
 from service import keys, live
 from service.catch_up import Standing
 from service.errors import TooMany, Unavailable, text_of
-from service.follow import standing, told
 from service.http.app_state import AppState, event_id_of, pool_of, state_of
 from service.http.auth import admit, caller
 from service.http.body_allowance import caller_of
+from service.listeners import messages, standing
 from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 
 MEDIA: Final = "text/event-stream"
@@ -46,9 +46,9 @@ async def follow_event(request: Request) -> Response:
         head = Response(headers=HEADERS, media_type=MEDIA)
         del head.headers["content-length"]
         return head
-    app.followers.admit()
+    app.listeners.admit()
     _take_share(app, who)
-    stream = told(app.followers, pool, event_id, state, last)
+    stream = messages(app.listeners, pool, event_id, state, last)
     return EventStream(stream, lambda: admit(request, "read"), lambda: app.streams.give_back(who, 1))
 
 

@@ -39,7 +39,7 @@ class Item(Struct, eq=False):
     """An entry of a feed. A token grows until it is taken; one that is `held` holds back the entries behind it."""
 
     n: int
-    said: live.Said | None
+    entry: live.Entry | None
     parts: list[str] = []
     held: bool = False
 
@@ -48,9 +48,9 @@ class Item(Struct, eq=False):
         return sum(map(len, self.parts))
 
     def encoded(self) -> bytes:
-        if isinstance(self.said, live.Token):
-            return msgspec.json.encode(replace(self.said, text="".join(self.parts)))
-        return msgspec.json.encode(self.said)
+        if isinstance(self.entry, live.Token):
+            return msgspec.json.encode(replace(self.entry, text="".join(self.parts)))
+        return msgspec.json.encode(self.entry)
 
 
 class RunFeed:
@@ -100,7 +100,7 @@ class RunFeed:
     def stored(self, item: Item, *, kept: bool) -> None:
         """What no retry would get back becomes a gap: nobody needs it."""
         item.held = False
-        item.said = item.said if kept else None
+        item.entry = item.entry if kept else None
         self._publisher.more(self)
 
     def take(self, most: int) -> list[Item]:
@@ -114,9 +114,9 @@ class RunFeed:
         self._growing = {call: item for call, item in self._growing.items() if item.n not in taken}
         return items
 
-    def _append(self, said: live.Said, *, held: bool = False) -> Item:
+    def _append(self, entry: live.Entry, *, held: bool = False) -> Item:
         self._n += 2
-        item = Item(self._n, said, held=held)
+        item = Item(self._n, entry, held=held)
         self.items.append(item)
         self._publishes = self._publishes or time.monotonic() - self._begun_at > SILENT_S
         if self._publishes:
@@ -178,9 +178,9 @@ class FeedPublisher:
             for feed, items in taken.items():
                 name = live.log_of(self._names, feed.event_id)
                 for item in items:
-                    if item.said is not None:
-                        entry: dict[Any, Any] = {b"d": item.encoded()}
-                        pipe.xadd(name, entry, id=f"{feed.claim}-{item.n}", maxlen=live.LENGTH_MAX, approximate=True)
+                    if item.entry is not None:
+                        fields: dict[Any, Any] = {b"d": item.encoded()}
+                        pipe.xadd(name, fields, id=f"{feed.claim}-{item.n}", maxlen=live.LENGTH_MAX, approximate=True)
                 pipe.expire(name, live.KEPT_S)
             for channel, events in (
                 (self._names.news, [feed.event_id for feed in taken]),

@@ -39,7 +39,7 @@ def _call(reply: str = "") -> Call:
     return Call(*told)
 
 
-async def _said(redis: Redis, feed: RunFeed, count: int) -> list[Any]:
+async def _entries(redis: Redis, feed: RunFeed, count: int) -> list[Any]:
     async def fact() -> list[Any] | None:
         entries, _ = await read_log(redis, log_of(NAMES, feed.event_id), (0, 0))
         return entries if len(entries) >= count else None
@@ -57,14 +57,14 @@ async def test_tokens_go_in_batches_and_wait_for_the_reply_to_be_stored(redis: R
     held = feed.answered("s", call)
     feed.step(Step("s", datetime.now(UTC), 1.0, "done"))
     running = [asyncio.create_task(publisher.run())]
-    await _said(redis, feed, 1)
+    await _entries(redis, feed, 1)
     await asyncio.sleep(3 * run_feed.FLUSH_S)
     name, made = "asked.1", call.call_id.hex[:12]
     token = ((1, 2), Token("s", name, made, 0, "abc"))
-    assert await _said(redis, feed, 1) == [token]
+    assert await _entries(redis, feed, 1) == [token]
     feed.stored(held, kept=True)
     told = [token, ((1, 4), Answered("s", name, made, 3)), ((1, 6), Stepped("s", "done", 1.0))]
-    assert await _said(redis, feed, 3) == told
+    assert await _entries(redis, feed, 3) == told
     assert 3500 < await redis.ttl(f"callboard:live:{feed.event_id}") <= 3600
     assert publisher.chars == 0
     await end(running)
@@ -75,13 +75,13 @@ async def test_a_claim_that_is_lost_is_not_heard_behind_the_new_one(redis: Redis
     old, new = publisher.feed(_claimed(1)), _call()
     running = [asyncio.create_task(publisher.run())]
     old.text_delta("s", new, "old")
-    await _said(redis, old, 1)
+    await _entries(redis, old, 1)
     taken = publisher.feed(_claimed(2, old.event_id))
     taken.text_delta("s", _call(), "new")
-    await _said(redis, old, 2)
+    await _entries(redis, old, 2)
     old.text_delta("s", new, " zombie")
     taken.text_delta("s", _call(), "more")
-    assert [said.text for _, said in await _said(redis, old, 3)] == ["old", "new", "more"]
+    assert [entry.text for _, entry in await _entries(redis, old, 3)] == ["old", "new", "more"]
     await end(running)
 
 
@@ -113,7 +113,7 @@ async def test_a_log_is_read_up_to_a_number_of_entries_and_of_bytes(
     pages, after, more = [], (0, 0), True
     while more:
         page, more = await read_log(redis, name, after)
-        pages.append([said.text[0] for _, said in page if isinstance(said, Token)])
+        pages.append([entry.text[0] for _, entry in page if isinstance(entry, Token)])
         after = page[-1][0]
     assert pages == [["a"], ["b"], ["c", "d", "e"], ["f"]]
     assert await read_log(redis, name, after) == ([], False)

@@ -1,6 +1,6 @@
-"""Who follows events, in one process: one subscription and one poll of Postgres for all of them.
+"""Who listens to events, in one process: one subscription and one poll of Postgres for all of them.
 
-A doorbell (or the poll, where Redis is away) wakes a follower, which reads on in the log where it stopped: nothing is
+A doorbell (or the poll, where Redis is away) wakes a listener, which reads on in the log where it stopped: nothing is
 queued for it, so that one that reads slowly gets larger pieces less often.
 """
 
@@ -16,29 +16,29 @@ from redis.asyncio import Redis
 
 import sql
 from service import live
-from service.catch_up import Follower, Standing
+from service.catch_up import FeedReader, Standing
 from service.errors import Unavailable
 from service.resources import POSTGRES_ERRORS, Pool
-from service.story import Story
+from service.resume_cursor import ResumeCursor
 from service.stream import Names
 
 POLL_S: Final = 1.0
 LISTEN_S: Final = 2.0
 COMMENT_S: Final = 15.0
 COMMENT: Final = b": still here\n\n"
-SQL: Final = sql.queries("follow")
+SQL: Final = sql.queries("listeners")
 
 log = logging.getLogger("callboard.follow")
 
 
 class Topic(Struct, eq=False):
-    """An event that somebody follows; its standing is None once it is forgotten."""
+    """An event that somebody listens to; its standing is None once it is forgotten."""
 
     standing: Standing | None
-    followers: set[asyncio.Event] = set()
+    listeners: set[asyncio.Event] = set()
 
 
-class Followers:
+class Listeners:
     def __init__(self, redis: Redis, names: Names, pool: Pool) -> None:
         self.redis: Final = redis
         self.names: Final = names
@@ -47,17 +47,17 @@ class Followers:
         self._topics: Final[dict[UUID, Topic]] = {}
 
     @contextmanager
-    def follow(self, event_id: UUID, standing: Standing) -> Iterator[tuple[Topic, asyncio.Event]]:
+    def listening(self, event_id: UUID, standing: Standing) -> Iterator[tuple[Topic, asyncio.Event]]:
         """Raises Unavailable where this process stops."""
         self.admit()
         topic = self._topics.setdefault(event_id, Topic(standing))
         news = asyncio.Event()
-        topic.followers.add(news)
+        topic.listeners.add(news)
         try:
             yield topic, news
         finally:
-            topic.followers.discard(news)
-            if not topic.followers:
+            topic.listeners.discard(news)
+            if not topic.listeners:
                 self._topics.pop(event_id, None)
 
     def admit(self) -> None:
@@ -83,7 +83,7 @@ class Followers:
                 self._wake(events)
 
     async def poll(self) -> None:
-        """See what nobody rings for, until cancelled."""
+        """See what no doorbell tells, until cancelled."""
         while True:
             await asyncio.sleep(POLL_S)
             await self._look(list(self._topics))
@@ -105,7 +105,7 @@ class Followers:
 
     def _wake(self, events: Iterable[UUID]) -> None:
         for each in events:
-            for news in self._topics[each].followers if each in self._topics else ():
+            for news in self._topics[each].listeners if each in self._topics else ():
                 news.set()
 
 
@@ -115,20 +115,20 @@ async def standing(pool: Pool, event_id: UUID, tenant: str, timeout_s: float) ->
     return None if row is None else (Standing(row["status"], row["run"], row["claim"]), row["before"])
 
 
-async def told(
-    followers: Followers, pool: Pool, event_id: UUID, state: tuple[Standing, int], last: int | None
+async def messages(
+    listeners: Listeners, pool: Pool, event_id: UUID, state: tuple[Standing, int], last: int | None
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events until the event or the process ends, read by `pool`; the client has read up to seq `last`."""
-    story = Story(*live.parted(last)) if last else Story()
-    follower = Follower(followers.redis, live.log_of(followers.names, event_id), pool, event_id, story)
-    with followers.follow(event_id, state[0]) as (topic, news):
+    cursor = ResumeCursor(*live.parse_seq(last)) if last else ResumeCursor()
+    reader = FeedReader(listeners.redis, live.log_of(listeners.names, event_id), pool, event_id, cursor)
+    with listeners.listening(event_id, state[0]) as (topic, news):
         if not last and state[1]:
-            async for message in follower.skip_runs(state[1]):
+            async for message in reader.skip_runs(state[1]):
                 yield message
-        while not followers.stopping and topic.standing is not None:
+        while not listeners.stopping and topic.standing is not None:
             news.clear()
             stands = topic.standing
-            async for message in follower.catch_up(stands):
+            async for message in reader.catch_up(stands):
                 yield message
             if stands.ended:
                 return

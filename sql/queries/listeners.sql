@@ -10,7 +10,7 @@ select e.event_id, coalesce(w.status, e.status) as status, coalesce(w.run, e.run
 from unnest($1::uuid[]) as f (event_id) join events e using (event_id) left join work w using (event_id);
 
 -- name: replies
--- Streamed replies that a retry would get back, behind one place and before another, in order: at most $6 of them, of $7 bytes
+-- Streamed replies that a retry would get back, behind one position and before another, in order: at most $6 of them, of $7 bytes
 -- together, or the first alone where it has more. `total`: how many there would be without the bound of bytes.
 select * from (
     select *, count(*) over () as total, row_number() over places as nth,

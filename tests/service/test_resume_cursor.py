@@ -1,4 +1,4 @@
-"""What a follower is told: any cut, any loss of the log, any place to come again give the same text."""
+"""What a listener is sent: any cut, any loss of the log, any position to come again give the same text."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -8,20 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from service.live import Answered, Place, Said, Stepped, Token, parted
-from service.story import START, Reply, Story
+from service.live import Answered, Entry, Position, Stepped, Token, parse_seq
+from service.resume_cursor import START, Reply, ResumeCursor
 from tests.sse import Client, Heard
 
 STEPS: Final = ("a", "b")
-Log = list[tuple[Place, Said]]
+Log = list[tuple[Position, Entry]]
 
 
 class History(Struct):
-    """The log of an event as it was said, and what Postgres has in the end."""
+    """The log of an event as it was written, and what Postgres has in the end."""
 
     log: Log
-    replies: list[tuple[Place, Reply]]
-    steps: list[tuple[Place, Stepped]]
+    replies: list[tuple[Position, Reply]]
+    steps: list[tuple[Position, Stepped]]
     claims: int
 
     @property
@@ -31,10 +31,10 @@ class History(Struct):
 
 @st.composite
 def histories(draw: st.DrawFn) -> History:
-    """Some claims that are lost with calls half told, at last one that ends; calls of two branches, interleaved."""
+    """Some claims that are lost with calls half streamed, at last one that ends; calls of two branches, interleaved."""
     log: Log = []
-    replies: dict[str, tuple[Place, Reply]] = {}
-    steps: list[tuple[Place, Stepped]] = []
+    replies: dict[str, tuple[Position, Reply]] = {}
+    steps: list[tuple[Position, Stepped]] = []
     claims = draw(st.integers(1, 3))
     for claim in range(1, claims + 1):
         left = {
@@ -61,29 +61,29 @@ def histories(draw: st.DrawFn) -> History:
     return History(log, sorted(replies.values(), key=lambda each: each[0]), steps, claims)
 
 
-def told(history: History, log: Log, story: Story) -> Iterator[bytes]:
-    """One connection to the end, as `service.follow` drives it, with what there is of the log."""
-    for place, said in log:
-        if place > story.seen:
-            story.resume()
-        if story.hole(place):
-            yield from _filled(history, story, place)
-        if story.lacks(place, said):
+def sent(history: History, log: Log, cursor: ResumeCursor) -> Iterator[bytes]:
+    """One connection to the end, as `service.listeners` drives it, with what there is of the log."""
+    for position, entry in log:
+        if position > cursor.seen:
+            cursor.resume()
+        if cursor.gap(position):
+            yield from _filled(history, cursor, position)
+        if cursor.lacks_reply(position, entry):
             for there, reply in history.replies:
-                if there == place:
-                    yield from story.stored(there, reply)
-        yield from story.entry(place, said)
-    story.resume()
-    yield from _filled(history, story, (history.claims + 1, 0), whole=True)
-    yield from story.end(history.claims, "succeeded", None)
+                if there == position:
+                    yield from cursor.stored(there, reply)
+        yield from cursor.entry(position, entry)
+    cursor.resume()
+    yield from _filled(history, cursor, (history.claims + 1, 0), whole=True)
+    yield from cursor.end(history.claims, "succeeded", None)
 
 
-def _filled(history: History, story: Story, before: Place, *, whole: bool = False) -> Iterator[bytes]:
-    after = START if whole else max(story.at, story.seen)
-    facts: list[tuple[Place, Stepped | Reply]] = [each for each in history.replies if after < each[0] < before]
-    facts += [each for each in history.steps if max(after, story.seen) < each[0] < before]
-    for place, fact in sorted(facts, key=lambda each: each[0]):
-        yield from story.stored(place, fact)
+def _filled(history: History, cursor: ResumeCursor, before: Position, *, whole: bool = False) -> Iterator[bytes]:
+    after = START if whole else max(cursor.at, cursor.seen)
+    facts: list[tuple[Position, Stepped | Reply]] = [each for each in history.replies if after < each[0] < before]
+    facts += [each for each in history.steps if max(after, cursor.seen) < each[0] < before]
+    for position, fact in sorted(facts, key=lambda each: each[0]):
+        yield from cursor.stored(position, fact)
 
 
 def heard(message: bytes) -> Heard:
@@ -125,8 +125,8 @@ def test_with_a_whole_log_each_thing_is_told_once_in_order(history: History, cut
 def _connect(history: History, log: Log, client: Client, most: int | None) -> None:
     if client.over:
         return
-    story = Story(*parted(int(client.last))) if client.last else Story()
-    for n, message in enumerate(told(history, log, story), 1):
+    cursor = ResumeCursor(*parse_seq(int(client.last))) if client.last else ResumeCursor()
+    for n, message in enumerate(sent(history, log, cursor), 1):
         client.take(heard(message))
         if n == most:
             return
