@@ -54,11 +54,11 @@ def type_name(struct: type[Event]) -> str:
     """The CloudEvents `type` an event class says it is."""
     tag = struct.__struct_config__.tag
     if not isinstance(tag, str) or tag == struct.__name__:  # msgspec's own choice where none is given
-        raise CatalogError(f'{_place(struct)} names no type. Write it behind Event: tag="…".')
+        raise CatalogError(f'{_qualname(struct)} names no type. Write it behind Event: tag="…".')
     return tag
 
 
-def _place(struct: type[Event]) -> str:
+def _qualname(struct: type[Event]) -> str:
     return f"{struct.__module__}.{struct.__qualname__}"
 
 
@@ -71,7 +71,9 @@ def discover(package: ModuleType) -> Catalog:
     for struct in _structs(package):
         name = type_name(struct)
         if name in found:
-            raise CatalogError(f'{_place(found[name].struct)} and {_place(struct)} both declare "{name}". Rename one.')
+            raise CatalogError(
+                f'{_qualname(found[name].struct)} and {_qualname(struct)} both declare "{name}". Rename one.'
+            )
         found[name] = EventType(name, struct, json.Decoder(struct))
     return found
 

@@ -129,14 +129,14 @@ class Inbound:
         """What is there, up to a bound of bytes; where nothing is, the first entry that comes."""
         if entries := await self._read(COUNT, ">"):
             return entries
-        with stream.placed(self._name):
+        with stream.raises_misplaced(self._name):
             found = await stream.read(
                 self._redis, [self._name], stream.INGEST_GROUP, CONSUMER, 1, after=">", block_ms=BLOCK_MS
             )
         return [(entry_id, self._cut(fields)) for _, entries in found for entry_id, fields in entries]
 
     async def _read(self, count: int, after: str) -> list[Entry]:
-        with stream.placed(self._name):
+        with stream.raises_misplaced(self._name):
             return await stream.read_bounded(
                 self._redis,
                 self._name,

@@ -69,13 +69,13 @@ def _read(url: str) -> tuple[Address, list[str]]:
     user, _, password = login.partition(":")
     found = _Found(plain=rest.count("@") <= bool(at))
     values = {"user": user, "password": password, "dbname": head[1]}
-    place = {name: found.text(name, value) for name, value in values.items() if value}
+    fields = {name: found.text(name, value) for name, value in values.items() if value}
     parameters = found.parameters(query)
-    place |= {name: parameters.pop(name) for name in ("user", "password", "dbname") if name in parameters}
+    fields |= {name: parameters.pop(name) for name in ("user", "password", "dbname") if name in parameters}
     hosts, ports = found.servers(servers, at, parameters.pop("host", ""), parameters.pop("port", ""))
     found.check(parameters)
     address = Address(
-        hosts, ports, place.get("user", ""), place.get("password", ""), place.get("dbname", ""), parameters
+        hosts, ports, fields.get("user", ""), fields.get("password", ""), fields.get("dbname", ""), parameters
     )
     return address, list(dict.fromkeys(found.faults))
 

@@ -36,7 +36,7 @@ def ignore() -> None:
         signal.signal(each, signal.SIG_IGN)
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """Once it is up: the garbage collector does not look through what it is made of, and less often at what is new."""
     gc.freeze()
     gc.set_threshold(NEW_MAX)

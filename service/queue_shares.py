@@ -23,8 +23,8 @@ class QueueShares(Generic[T]):
         self._caller_of: Final = caller_of
         self._by_caller: Counter[str] | None = None
 
-    def take(self, items: Sequence[T], waiting: Iterable[T], places: int, reason: Reason | None) -> None:
-        """So many of the `places` for one caller's `items`. Raises OverLimit where that is more than its share; but
+    def take(self, items: Sequence[T], waiting: Iterable[T], capacity: int, reason: Reason | None) -> None:
+        """So many of the `capacity` for one caller's `items`. Raises OverLimit where that is more than its share; but
         Unavailable where the queue is long since Postgres, for this `reason`, takes nothing: no caller can help that.
         """
         if self._caller_of is None:
@@ -34,7 +34,7 @@ class QueueShares(Generic[T]):
         caller = self._caller_of(items[0])
         held = self._by_caller[caller]
         callers = len(self._by_caller) + (held == 0)
-        share = places - places // LEFT if callers == 1 else places // (callers + 1)
+        share = capacity - capacity // LEFT if callers == 1 else capacity // (callers + 1)
         if held and held + len(items) > share:
             if reason is not None:
                 raise Unavailable(f"{held} events of the tenant {caller} wait to be stored: {SENTENCES[reason]}")

@@ -128,7 +128,7 @@ async def read_bounded(
 async def scan(redis: Redis, name: str, field_max: int) -> AsyncIterator[list[Entry]]:
     """All entries of a stream, PIECE at a time and for no group; each field is cut off behind `field_max` bytes."""
     after = "-"
-    with placed(name):
+    with raises_misplaced(name):
         while reply := await redis.register_script(SCAN)(keys=[name], args=[after, PIECE, field_max]):
             yield [(_text(entry_id), dict(zip(fields[::2], fields[1::2], strict=True))) for entry_id, *fields in reply]
             after = f"({_text(reply[-1][0])}"
@@ -212,7 +212,7 @@ def wrong_type(error: BaseException) -> bool:
 
 
 @contextmanager
-def placed(name: str) -> Iterator[None]:
+def raises_misplaced(name: str) -> Iterator[None]:
     """Around commands on a stream of producers or readers. Raises Misplaced where it is something else."""
     try:
         yield

@@ -25,7 +25,7 @@ _STANDARD: Final = tuple(
 )
 
 
-def place_of(error: BaseException) -> str | None:
+def location_of(error: BaseException) -> str | None:
     """`workers/nodes/triage.py:11 in classify`: the deepest frame of the user's own files; None where there is none.
 
     Of an error that was raised outside of them (a library's in a thread, our own about a time limit) its cause, or what
@@ -33,16 +33,16 @@ def place_of(error: BaseException) -> str | None:
     """
     for each in causes(error):
         if frames := list(_users_frames(each.__traceback__)):
-            return _place(frames[-1])
+            return _location(frames[-1])
     return None
 
 
 def users_frames(error: BaseException) -> list[str]:
-    """The places of the user's own frames, the deepest first."""
-    return [_place(each) for each in reversed(list(_users_frames(error.__traceback__)))]
+    """The locations of the user's own frames, the deepest first."""
+    return [_location(each) for each in reversed(list(_users_frames(error.__traceback__)))]
 
 
-def place_of_task(task: "asyncio.Task[Any]") -> str | None:
+def location_of_task(task: "asyncio.Task[Any]") -> str | None:
     """Where a suspended task stands in the user's own files: what it awaits in another task is not seen."""
     found: str | None = None
     awaited: Any = task.get_coro()
@@ -51,7 +51,7 @@ def place_of_task(task: "asyncio.Task[Any]") -> str | None:
         if frame is None:
             break
         if is_users(frame.f_code.co_filename):
-            found = _place((frame, frame.f_lineno))
+            found = _location((frame, frame.f_lineno))
         awaited = getattr(awaited, "cr_await", None)
     return found
 
@@ -89,7 +89,7 @@ def is_users(file: str) -> bool:
     return below.parts[0] not in (*OURS, ".venv") and not any(each in below.parts for each in LIBRARIES)
 
 
-def _place(found: tuple[FrameType, int]) -> str:
+def _location(found: tuple[FrameType, int]) -> str:
     frame, line = found
     path = Path(frame.f_code.co_filename)
     resolved = path.resolve()

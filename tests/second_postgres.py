@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from service.embedded import Server, stop
 from service.embedded import postgres as embedded
-from service.embedded.place import give, settle, socket_folder
+from service.embedded.data_dir import give, resolve_data_dir, socket_folder
 from service.embedded.process import own
 
 NAME: Final = "Postgres"
@@ -32,24 +32,24 @@ async def second_postgres(
 ) -> AsyncIterator[Server]:
     """One with `settings` beside embedded.SETTINGS; `standby_of`: it begins as a copy of that one, and follows it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock, place = own(folder, NAME), settle(folder)
-    programs = embedded._programs(place)
+    lock, data_dir = own(folder, NAME), resolve_data_dir(folder)
+    programs = embedded._programs(data_dir)
     if standby_of is None:
-        await embedded._create(programs, place)
+        await embedded._create(programs, data_dir)
     else:
-        give(place.data, place.who)
+        give(data_dir.data, data_dir.who)
         copy = [str(programs / "pg_basebackup"), "-h", sockets_of(standby_of), "-p", "5432", "-U", "callboard"]
-        status = await embedded._finish([*copy, "-D", str(place.data), "-R", "-X", "stream", "-c", "fast"], place)
-        assert status == 0, (place.folder / "log").read_text()
-        for each in place.data.glob(".s.PGSQL*"):  # the other one's socket, copied with its data
+        status = await embedded._finish([*copy, "-D", str(data_dir.data), "-R", "-X", "stream", "-c", "fast"], data_dir)
+        assert status == 0, (data_dir.folder / "log").read_text()
+        for each in data_dir.data.glob(".s.PGSQL*"):  # the other one's socket, copied with its data
             each.unlink()
-    sockets = socket_folder(place, embedded.SOCKET)
-    command = [str(programs / "postgres"), "-D", str(place.data), "-k", str(sockets), "-p", "5432"]
+    sockets = socket_folder(data_dir, embedded.SOCKET)
+    command = [str(programs / "postgres"), "-D", str(data_dir.data), "-k", str(sockets), "-p", "5432"]
     command += [
         word for name, value in {**embedded.SETTINGS, **(settings or {})}.items() for word in ("-c", f"{name}={value}")
     ]
-    process = await embedded._run(command, place, sockets)
-    server = Server(embedded._url(sockets), process.pid, process, place.folder, embedded.ENDING, lock)
+    process = await embedded._run(command, data_dir, sockets)
+    server = Server(embedded._url(sockets), process.pid, process, data_dir.folder, embedded.ENDING, lock)
     try:
         yield server
     finally:

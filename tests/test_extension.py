@@ -107,8 +107,8 @@ MISTAKES: dict[str, tuple[dict[str, str | None], list[str]]] = {
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The project's own folders, with the four files."""
-    for place in PRODUCT:
-        shutil.copytree(ROOT / place, tmp_path / place, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in PRODUCT:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for path, text in FILES.items():
         assert not (tmp_path / path).exists()
         _write(tmp_path / path, text)

@@ -97,7 +97,7 @@ def _name_of(file: Path) -> str:
 
 
 def _modules() -> dict[str, ast.Module]:
-    files = sorted(file for place in OURS for file in (ROOT / place).rglob("*.py"))
+    files = sorted(file for folder in OURS for file in (ROOT / folder).rglob("*.py"))
     return {_name_of(file): ast.parse(file.read_text(encoding="utf-8"), str(file)) for file in files}
 
 
@@ -125,7 +125,7 @@ def _own(package: str) -> set[str]:
 
 
 def _below(module: str, places: tuple[str, ...]) -> bool:
-    return any(module == place or module.startswith(f"{place}.") for place in places)
+    return any(module == folder or module.startswith(f"{folder}.") for folder in places)
 
 
 IMPORTS: Final = {name: sorted(set(_imported(tree))) for name, tree in MODULES.items()}
@@ -180,14 +180,14 @@ def test_user_code_and_engine_do_not_know_each_other() -> None:
     assert not [arrow for arrow in ARROWS if _below(arrow[0], ("workers.engine",)) and _below(arrow[1], handed_in)]
 
 
-@pytest.mark.parametrize("place", USER_PLACES)
-def test_user_code_imports_the_kit_by_its_door(place: str) -> None:
-    allowed = USER_PLACES[place]
+@pytest.mark.parametrize("folder", USER_PLACES)
+def test_user_code_imports_the_kit_by_its_door(folder: str) -> None:
+    allowed = USER_PLACES[folder]
     own = tuple(each for each in allowed if each not in ("schemas", "workers.kit"))
     wrong = [
         (module, other)
         for module, other in ARROWS
-        if _below(module, (place,)) and other not in allowed and not _below(other, own)
+        if _below(module, (folder,)) and other not in allowed and not _below(other, own)
     ]
     assert not wrong
 
@@ -222,7 +222,7 @@ def test_a_node_is_imported_without_engine_or_servers() -> None:
 
 def test_files_and_functions_are_short() -> None:
     files = {
-        file: file.read_text(encoding="utf-8").count("\n") for place in OURS for file in (ROOT / place).rglob("*.py")
+        file: file.read_text(encoding="utf-8").count("\n") for folder in OURS for file in (ROOT / folder).rglob("*.py")
     }
     assert not {file: lines for file, lines in files.items() if lines > FILE_LINES_MAX}
     functions = [

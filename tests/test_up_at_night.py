@@ -116,8 +116,8 @@ async def test_a_step_that_blocks_the_loop_is_named_with_its_line(up: tuple[Up, 
     await ended(http, await send(http, "odd.slept", {"seconds": 0}))
     told = up[0].program.told[before:]
     line = NODES.splitlines().index("    time.sleep(event.seconds)") + 1
-    place = rf"in step odd \(workers/nodes/odd\.py:{line}\); blocking code belongs into asyncio\.to_thread"
-    assert len(re.findall(rf"the loop stood still for (8\.9|9\.\d) s {place}", told)) == 1, told
+    location = rf"in step odd \(workers/nodes/odd\.py:{line}\); blocking code belongs into asyncio\.to_thread"
+    assert len(re.findall(rf"the loop stood still for (8\.9|9\.\d) s {location}", told)) == 1, told
     assert "imeout" not in told, told
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import asyncpg
 from msgspec import Struct
 
-from service.embedded.place import settle
+from service.embedded.data_dir import resolve_data_dir
 from tests.debian import without
 from tests.eventually import eventually
 from tests.processes import free_port
@@ -62,7 +62,7 @@ async def tls_postgres(folder: Path, by: Certified) -> AsyncIterator[int]:
     if not programs:
         without("Debian's Postgres is not installed: apt-get install postgresql")
     folder.mkdir()
-    who, port, data = settle(folder).who, free_port(), folder / "data"
+    who, port, data = resolve_data_dir(folder).who, free_port(), folder / "data"
     given = {"user": who.uid, "group": who.gid, "extra_groups": []} if os.geteuid() == 0 else {}
     (folder / "password").write_text(PASSWORD)
     for source, name in ((by.made, "server.crt"), (by.key, "server.key")):

@@ -15,7 +15,7 @@ from service.errors import CallboardError, WiringError
 from service.log import setup
 from service.postgres_preflight import check_all
 from service.preflight import preflight
-from service.program import MISFIT, ignore, on_end, settle
+from service.program import MISFIT, freeze_gc, ignore, on_end
 from service.settings import load
 from service.supervise import end_in_time
 from workers.bootstrap import check_models, program
@@ -73,7 +73,7 @@ async def run(whole: Program) -> None:
     loop = asyncio.get_running_loop()
     on_end(lambda: loop.call_soon_threadsafe(stop.set))
     async with open_worker(whole) as parts:
-        settle()
+        freeze_gc()
         refused = parts.ledger.prompt_versions.changed if parts.ledger.prompt_versions else loop.create_future()
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, refused], return_when=asyncio.FIRST_COMPLETED)

@@ -16,7 +16,7 @@ from service.embedded import running
 from service.errors import CallboardError
 from service.log import setup
 from service.preflight import preflight
-from service.program import settle
+from service.program import freeze_gc
 from service.redis_owner import RedisOwner
 from service.settings import Settings, load
 from workers.clients.chains import check_keys
@@ -63,7 +63,7 @@ def worker_settings() -> type:
             started.append(await stack.enter_async_context(open_worker(worker_program, with_arq=False, owner=owner)))
         except (CallboardError, PromptError) as error:
             sys.exit(f"callboard worker: {error}")
-        settle()
+        freeze_gc()
         if started[0].ledger.prompt_versions is not None:
             started[0].ledger.prompt_versions.changed.add_done_callback(lambda why: _end(why.result()))
 

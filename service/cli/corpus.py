@@ -82,10 +82,10 @@ def _csv_rows(content: str, name: str) -> Iterator[Mapping[str, Any]]:
         raise click.UsageError(f"{name} is not CSV: {error}.") from error
 
 
-def _message(row: Mapping[str, Any], place: str) -> Message:
+def _message(row: Mapping[str, Any], location: str) -> Message:
     text = _field(row, "text", "body")
     if text is None:
-        raise click.UsageError(f"{place} has no text: a field or column `text` or `body` is wanted.")
+        raise click.UsageError(f"{location} has no text: a field or column `text` or `body` is wanted.")
     return Message(text, _field(row, "label", "category"), _field(row, "subject"))
 
 

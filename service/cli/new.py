@@ -134,9 +134,9 @@ def node(name: str, on: str) -> None:
     _check_name(name)
     kind = _event(on)
     file, _, own = name.rpartition("/")
-    place = f"workers/nodes/{file or own}.py"
+    path = f"workers/nodes/{file or own}.py"
     asks = _asks(name)
-    _write(place, NODE.substitute(_about(file or own, kind), name=own, does=asks or "Answer(str(event))"))
+    _write(path, NODE.substitute(_about(file or own, kind), name=own, does=asks or "Answer(str(event))"))
     if asks is None:
         click.echo(f"it asks no model: there is no prompt {name}")
     click.echo(f"next: say what it gives; then a pipeline that runs it: callboard new pipeline {file or own} --on {on}")
@@ -237,14 +237,14 @@ def _check_free(*names: str) -> None:
             raise click.BadParameter(f'"{name}" means something else already. Choose another name.')
 
 
-def _write(place: str, text: str) -> None:
-    file = ROOT / place
+def _write(path: str, text: str) -> None:
+    file = ROOT / path
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("x", encoding="utf-8") as written:
             written.write(text)
     except FileExistsError:
-        raise click.ClickException(f"{place} is there already, and stays as it is. Choose another name.") from None
+        raise click.ClickException(f"{path} is there already, and stays as it is. Choose another name.") from None
     except OSError as error:
-        raise click.ClickException(f"{place} can't be written: {error.strerror}.") from error
-    click.echo(f"wrote {place}")
+        raise click.ClickException(f"{path} can't be written: {error.strerror}.") from error
+    click.echo(f"wrote {path}")

@@ -177,8 +177,8 @@ async def _watch(live: Running) -> None:
     from watchfiles import PythonFilter, awatch
 
     ours = PythonFilter(extra_extensions=(".md", ".toml"))
-    places = [ROOT / place for place in PLACES]
-    async for changes in awatch(*places, watch_filter=ours, debounce=300):
+    folders = [ROOT / folder for folder in PLACES]
+    async for changes in awatch(*folders, watch_filter=ours, debounce=300):
         names = sorted({str(Path(path).relative_to(ROOT)) for _, path in changes})
         click.echo(f"{', '.join(names[:3])} changed: workers start again")
         schemas = any(name.startswith("schemas/") for name in names)

@@ -94,8 +94,8 @@ def lasting(ms: float) -> str:
     if ms < 0.005:
         return "<0.01 ms"
     if ms < 999.5:
-        places = 2 if ms < 0.995 else 1 if ms < 9.95 else 0
-        return f"{ms:.{places}f} ms"
+        decimals = 2 if ms < 0.995 else 1 if ms < 9.95 else 0
+        return f"{ms:.{decimals}f} ms"
     if ms < 59_995:
         return f"{ms / 1000:.2f} s"
     return _two_units(round(ms / 1000))

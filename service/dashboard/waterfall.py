@@ -127,13 +127,13 @@ def _nested(moments: Sequence[Moment]) -> list[Moment]:
     """Calls below the step that made them."""
     steps = [each for each in moments if each.what == "step"]
 
-    def place(moment: Moment) -> tuple[float, str, float]:
+    def order(moment: Moment) -> tuple[float, str, float]:
         if moment.what != "call":
             return moment.at_ms, moment.step or "", -1.0
         owners = [each.at_ms for each in steps if each.step == moment.step and each.at_ms <= moment.at_ms + SKEW_MS]
         return max(owners, default=moment.at_ms), moment.step or "", moment.at_ms
 
-    return sorted(moments, key=place)
+    return sorted(moments, key=order)
 
 
 def _row(moment: Moment, drawn: Scale) -> Row:

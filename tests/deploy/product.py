@@ -95,7 +95,7 @@ def ended(process: "subprocess.Popen[str]", *, fails: bool = False) -> str:
     return told
 
 
-def settle(host: Host, **settings: str) -> None:
+def configure(host: Host, **settings: str) -> None:
     """The last line that names a setting counts."""
     lines = "\n".join(f"{name}={value}" for name, value in settings.items())
     host.ssh(f"echo {shlex.quote(lines)} >> {THERE}/settings")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.deploy.authority import DIRECTORY, Authority
 from tests.deploy.host import ADDRESS, SITE, THERE, Host, run, until
-from tests.deploy.product import Product, key, outside, settle
+from tests.deploy.product import Product, configure, key, outside
 
 pytestmark = pytest.mark.host
 
@@ -28,7 +28,7 @@ def test_a_domain_gets_its_certificate(host: Host, product: Product, authority: 
     until(lambda: served(host, authority) == "200", 30)
     assert [certificate(host), authority.orders()] == [first, 1]
 
-    settle(host, TLS="acme", ACME_CA=DIRECTORY)
+    configure(host, TLS="acme", ACME_CA=DIRECTORY)
     host.ssh(APPLY)
     until(lambda: served(host, authority) == "200" and certificate(host) != first, 30)
     second = certificate(host)
@@ -36,7 +36,7 @@ def test_a_domain_gets_its_certificate(host: Host, product: Product, authority: 
     product.make("deploy")
     assert [certificate(host), served(host, authority)] == [second, "200"]
 
-    settle(host, TLS="internal")
+    configure(host, TLS="internal")
     host.ssh(APPLY)
     until(lambda: served(host, authority) == "000" and certificate(host) not in (first, second), 30)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from tests.deploy.host import THERE, Host, until
-from tests.deploy.product import Product, containers, curl, live, query, served, settle
+from tests.deploy.product import Product, configure, containers, curl, live, query, served
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.host
@@ -21,7 +21,7 @@ DOWN: Final = "--fault 529,model=claude-haiku-5-5"
 
 def test_a_provider_is_down(host: Host, product: Product) -> None:
     """Events wait, uncharged, and go on by themselves; the worker's log says what its breaker does."""
-    settle(host, CALLBOARD_SIMULATE="off", ANTHROPIC_BASE_URL="http://127.0.0.1:8099", WORKERS="1")
+    configure(host, CALLBOARD_SIMULATE="off", ANTHROPIC_BASE_URL="http://127.0.0.1:8099", WORKERS="1")
     product.make("deploy")
     events = [open_ticket(host, f"down-{n}") for n in range(15)]
     until(lambda: "the breaker of anthropic claude-haiku-5-5 opens" in product.make("logs", "ARGS=worker"), 60)
@@ -47,7 +47,7 @@ def test_a_model_is_down_for_long(host: Host, product: Product) -> None:
 
 def test_a_bad_prompt_is_shipped(host: Host, product: Product) -> None:
     before = served(host)
-    settle(host, CALLBOARD_SIMULATE="on", ANTHROPIC_BASE_URL="")
+    configure(host, CALLBOARD_SIMULATE="on", ANTHROPIC_BASE_URL="")
     good = (product.folder / "prompts/tickets/classify/v1.md").read_text()
     product.release({"prompts/tickets/classify/v2.md": good.replace("max_tokens = 2000", "max_tokens = 1")})
     product.make("deploy")

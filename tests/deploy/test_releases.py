@@ -9,6 +9,7 @@ from tests.deploy.host import THERE, Host, until
 from tests.deploy.product import (
     Product,
     attacked,
+    configure,
     containers,
     curl,
     ended,
@@ -17,7 +18,6 @@ from tests.deploy.product import (
     query,
     send_nap,
     served,
-    settle,
 )
 
 pytestmark = pytest.mark.host
@@ -33,7 +33,7 @@ def test_a_deployment_and_its_rollback_fail_nobody(host: Host, product: Product)
     assert len(containers(host, "worker")) == 3
     for each in containers(host, "worker"):
         until(partial(healthy, host, each), 60)
-    settle(host, WORKERS=str(WORKERS))
+    configure(host, WORKERS=str(WORKERS))
     migration = product.next_migration("expanded")
     version = product.release({migration: "create table expanded (id bigint primary key);\n"})
     slow = send_nap(host, 20.0)
@@ -85,10 +85,10 @@ def test_without_a_providers_key_nothing_is_deployed(host: Host, product: Produc
     before = live(host)
     secret = host.ssh(f"cat {THERE}/secrets/anthropic_api_key")
     host.ssh(f"{THERE}/host.sh secret anthropic_api_key </dev/null")
-    settle(host, CALLBOARD_SIMULATE="off")
+    configure(host, CALLBOARD_SIMULATE="off")
     told = product.make("deploy", fails=True).strip().splitlines()
     assert 'No provider of the model alias "fast" can be asked: set OPENAI_API_KEY or ANTHROPIC_API_KEY' in told[-2]
-    settle(host, CALLBOARD_SIMULATE="on")
+    configure(host, CALLBOARD_SIMULATE="on")
     host.ssh(f"printf %s {secret} | {THERE}/host.sh secret anthropic_api_key")
     assert live(host) == before
 

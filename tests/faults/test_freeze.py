@@ -82,7 +82,7 @@ async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at:
 
 @pytest.mark.slow_fault
 async def test_row_37_node_blocks_the_loop(rig: Rig) -> None:
-    """20 s: the heart goes on, nobody takes anything over, and what ran beside it ends late, uncharged."""
+    """20 s: the heartbeat goes on, nobody takes anything over, and what ran beside it ends late, uncharged."""
     rig.expects_s = 60
     await rig.api()
     blocked = await rig.worker(concurrency=20)

@@ -67,12 +67,12 @@ async def _taken_over(rig: Rig, claims: Sequence[Held]) -> bool:
 
 
 @pytest.mark.slow_fault
-@pytest.mark.parametrize("place", ["claim_committed", "settle_begin", "settle_committed"])
-async def test_row_02_kill_worker_around_its_commits(rig: Rig, place: str) -> None:
+@pytest.mark.parametrize("failpoint", ["claim_committed", "settle_begin", "settle_committed"])
+async def test_row_02_kill_worker_around_its_commits(rig: Rig, failpoint: str) -> None:
     """Behind the claim and before its acknowledgement; before the settle; behind it, before the next one is rung."""
     await rig.api()
     await rig.worker(concurrency=20)
-    victim = await rig.worker(concurrency=5, failpoints=f"{place}=kill")
+    victim = await rig.worker(concurrency=5, failpoints=f"{failpoint}=kill")
     sending = asyncio.create_task(rig.load.flow(["probe.once", "probe.ask"], keys=5, senders=5, every_s=0.2))
     assert await victim.ended() == -9
     rig.injected()

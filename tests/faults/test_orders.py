@@ -23,7 +23,9 @@ STEPS: Final = (
 )
 OUTSIDE: Final = [step for step in STEPS if step.startswith(("ship", "mail", "note"))]
 # Some die early and some late, since each step throws the dice; what the steps are called hangs on what was drawn.
-ANYWHERE: Final = [f"{place}=kill@{chance}" for place in ("step", "step_done", "step_kept") for chance in (0.3, 0.1)]
+ANYWHERE: Final = [
+    f"{failpoint}=kill@{chance}" for failpoint in ("step", "step_done", "step_kept") for chance in (0.3, 0.1)
+]
 
 
 async def prove(rig: Rig, kind: str, failpoints: list[str]) -> None:
@@ -82,7 +84,7 @@ async def test_row_51_killed_somewhere_in_a_free_form_of_steps_within_steps(rig:
 
 @pytest.mark.slow_fault
 async def test_row_51_killed_at_every_boundary_of_an_order(rig: Rig) -> None:
-    around = [f"{place}:{step}" for step in OUTSIDE for place in ("step_done", "step_kept")]
+    around = [f"{failpoint}:{step}" for step in OUTSIDE for failpoint in ("step_done", "step_kept")]
     await prove(rig, "ordered", [*(f"step:{step}" for step in STEPS), *around, "settle_begin", "settle_committed"])
 
 

@@ -46,13 +46,13 @@ async def _small_disk(rig: Rig) -> AsyncIterator[Path]:
     disk = rig.machines.folder / "small"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", disk], check=True)
-    place = disk / "tables"
-    place.mkdir()
+    tablespace = disk / "tables"
+    tablespace.mkdir()
     owner = Path("/proc", str(rig.postgres.server.pid)).stat()
-    os.chown(place, owner.st_uid, owner.st_gid)
+    os.chown(tablespace, owner.st_uid, owner.st_gid)
     server = await asyncpg.connect(rig.postgres.server.url, timeout=10)
     try:
-        await server.execute(f"create tablespace small location '{place}'")
+        await server.execute(f"create tablespace small location '{tablespace}'")
         await _to(server, "small")
         yield disk
     finally:

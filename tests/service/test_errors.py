@@ -10,7 +10,7 @@ import pytest
 
 from service.errors import CallboardError, Outage, Reject, kind_and_text, kind_of, text_of
 from service.log import Lines
-from service.traces import formatted, is_users, place_of
+from service.traces import formatted, is_users, location_of
 from tests.processes import ROOT
 
 HALF = "caf\udce9\0"
@@ -60,15 +60,15 @@ def test_a_place_is_the_deepest_of_the_users_own() -> None:
     """Not of a library, nor of Python's."""
     error = raised()
     line = raised.__code__.co_firstlineno + 2
-    assert place_of(error) == f"tests/service/test_errors.py:{line} in raised"
+    assert location_of(error) == f"tests/service/test_errors.py:{line} in raised"
     assert formatted(error).splitlines()[1] == f"  tests/service/test_errors.py:{line} in raised"
-    assert place_of(ValueError()) is None
+    assert location_of(ValueError()) is None
 
 
 def test_a_place_may_be_that_of_the_cause() -> None:
     error = RuntimeError()
     error.__cause__ = raised()
-    assert str(place_of(error)).endswith(" in raised")
+    assert str(location_of(error)).endswith(" in raised")
 
 
 @pytest.mark.parametrize(

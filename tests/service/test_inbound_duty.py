@@ -26,7 +26,7 @@ AT_ONCE_S: Final = 5.0  # a duty that is not tied to a lease is free after 15 s
 async def test_the_duty_is_taken_under_a_name_that_is_registered(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forced: the worker's parts run before its heart has registered it."""
+    """Forced: the worker's parts run before its heartbeat has registered it."""
     register = Lease._register
 
     async def late(lease: Lease, connection: Connection) -> None:

@@ -104,8 +104,8 @@ async def echo(request: Request) -> Response:
 async def leaking(settings: Settings, folder: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Program, Program]]:
     copy = product_in(folder / "product")
     texts = {"schemas/events": EVENT, "workers/nodes": NODE, "workers/pipelines": PIPELINE}
-    for place, text in texts.items():
-        (copy / place / "leaks.py").write_text(text, encoding="utf-8")
+    for package, text in texts.items():
+        (copy / package / "leaks.py").write_text(text, encoding="utf-8")
     (copy / "prompts" / "leaks" / "repeat").mkdir(parents=True)
     (copy / "prompts" / "leaks" / "repeat" / "v1.md").write_text(PROMPT, encoding="utf-8")
     port = free_port()

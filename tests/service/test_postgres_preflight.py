@@ -169,8 +169,8 @@ def test_no_connection_is_opened_past_the_one_place_that_gives_it_deadlines() ->
     opening = re.compile(r"asyncpg\.(connect|create_pool|Pool)\(")
     found = {
         str(file.relative_to(ROOT))
-        for place in ("service", "workers")
-        for file in (ROOT / place).rglob("*.py")
+        for folder in ("service", "workers")
+        for file in (ROOT / folder).rglob("*.py")
         if opening.search(file.read_text(encoding="utf-8"))
     }
     assert found == {"service/resources.py", "service/embedded/postgres.py"}

@@ -107,7 +107,7 @@ def test_what_can_not_be_is_one_sentence_at_boot(url: str, sentence: str) -> Non
 
 # No letter of a sentence or of an option's name may be one of the password's by chance.
 PASSWORD: Final = st.text(st.sampled_from("ÄÖÜ0123456789@:/?#[]%&=+ ñ"), min_size=4, max_size=30)
-PLACE: Final = st.sampled_from(
+URL_FORM: Final = st.sampled_from(
     [
         "redis://:{}@host:6379/0",
         "redis://user:{}@host/x",
@@ -122,16 +122,16 @@ PLACE: Final = st.sampled_from(
 )
 
 
-@given(PASSWORD, PLACE, st.booleans())
-def test_no_part_of_a_password_is_in_a_sentence(password: str, place: str, encoded: bool) -> None:
-    url = place.format(quote(password, safe="") if encoded else password)
+@given(PASSWORD, URL_FORM, st.booleans())
+def test_no_part_of_a_password_is_in_a_sentence(password: str, url_form: str, encoded: bool) -> None:
+    url = url_form.format(quote(password, safe="") if encoded else password)
     try:
         found = redis_address(url)
     except StartError as error:
         message = f"{error!r} {error.__cause__}"
     else:
         message = repr(found)
-        if encoded and place.startswith("redis://:{}@"):
+        if encoded and url_form.startswith("redis://:{}@"):
             assert found.password == password
     parts = {password[at : at + 4] for at in range(len(password) - 3)}
     assert not [part for part in parts if part.strip() and part in message]

@@ -40,9 +40,9 @@ async def embed(
     timeout_s: float,
 ) -> list[list[float]]:
     """A vector for each text, in that order. Raises what `Llm.ask` raises."""
-    for place, text in enumerate(asked.texts):
+    for index, text in enumerate(asked.texts):
         if not text:
-            raise CallboardError(f"texts[{place}] is empty, of which no model makes a vector: leave it out.")
+            raise CallboardError(f"texts[{index}] is empty, of which no model makes a vector: leave it out.")
     works: list[Callable[[], Awaitable[list[list[float]]]]] = []
     for batch in _batches(asked.texts):
         # Recalled here, one after the other, so that a retry finds each reply under the same number.
@@ -116,10 +116,10 @@ def _check(answer: Answer, count: int, provider: str) -> None:
 
 async def _side_by_side(works: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     """The first failure is raised; calls under way are finished and booked, others are not begun."""
-    places = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(AT_ONCE)
 
     async def in_turn(work: Callable[[], Awaitable[T]]) -> T:
-        async with places:
+        async with slots:
             return await work()
 
     try:

@@ -43,7 +43,7 @@ def compiled(told: Mapping[str, Any], path: str = "$.filter") -> Where | None:
     count = sum(len(value) if isinstance(value, list) else 1 for value in values)
     if count > VALUES_MAX:
         raise BadEvent(422, f"a filter names at most {VALUES_MAX} values in all, this one {count}", path)
-    named = {f"v{place}": value for place, value in enumerate(values)}
+    named = {f"v{index}": value for index, value in enumerate(values)}
     return Where(f"$ ? ({text})", json.encode(named).decode()) if told else None
 
 
@@ -62,7 +62,7 @@ def _all(told: Any, path: str, depth: int, values: list[Any]) -> str:
 def _group(name: str, told: Any, path: str, depth: int, values: list[Any]) -> str:
     if not isinstance(told, list) or not told:
         raise BadEvent(422, f"`{name}` has a list of filters", path)
-    parts = [f"({_all(each, f'{path}[{place}]', depth + 1, values)})" for place, each in enumerate(told)]
+    parts = [f"({_all(each, f'{path}[{index}]', depth + 1, values)})" for index, each in enumerate(told)]
     return f"!({' || '.join(parts)})" if name == "not" else f"({(' && ' if name == 'and' else ' || ').join(parts)})"
 
 

@@ -137,7 +137,7 @@ class Executor:
         self._held.discard(running)
         self._freed.set()
         self._deps.meters.add("callboard_runs_abandoned_total")
-        log.error("event %s: its run swallows its cancellation, in %s", running.claimed.event_id, running.place)
+        log.error("event %s: its run swallows its cancellation, in %s", running.claimed.event_id, running.location)
 
     def drop_all(self) -> None:
         """The lease is lost: what runs is somebody else's now, and nothing of it is settled."""

@@ -86,7 +86,7 @@ class Lease:
         return self.worker
 
     async def run(self, on_lost: Callable[[], None]) -> None:
-        """Keep the heart beating until cancelled; `on_lost` is called on this loop when the lease is lost."""
+        """Keep the heartbeat going until cancelled; `on_lost` is called on this loop when the lease is lost."""
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
         self._stop.clear()
@@ -98,8 +98,8 @@ class Lease:
             finally:
                 loop.call_soon_threadsafe(_end, ended)
 
-        heart = threading.Thread(target=beat, name="heart", daemon=True)
-        heart.start()
+        heartbeat = threading.Thread(target=beat, name="heart", daemon=True)
+        heartbeat.start()
         try:
             while not ended.done():
                 self._ticked_at = time.monotonic()
@@ -107,7 +107,7 @@ class Lease:
             raise RuntimeError("the heart thread ended")
         finally:
             self._stop.set()
-            await asyncio.to_thread(heart.join, JOIN_TIMEOUT_S)
+            await asyncio.to_thread(heartbeat.join, JOIN_TIMEOUT_S)
 
     async def _beat_for_ever(self, lost: Callable[[], object]) -> None:
         connection: Connection | None = None

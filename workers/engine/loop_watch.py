@@ -25,14 +25,14 @@ DEBUGGERS: Final = ("bdb", "pdb", "pydevd", "_pydevd_bundle.pydevd")
 log = logging.getLogger("callboard.loop")
 
 
-class Place(Struct, frozen=True):
+class Location(Struct, frozen=True):
     """Where the loop was seen, for people; `is_users`: in a file that somebody wrote for this product."""
 
     text: str
     is_users: bool
 
 
-_NOWHERE: Final = Place("none of this process ran", is_users=False)
+_NOWHERE: Final = Location("none of this process ran", is_users=False)
 
 
 class LoopWatch:
@@ -43,7 +43,7 @@ class LoopWatch:
         self._in_debugger: Final = in_debugger
         self._ticked_at = time.monotonic()
         self._stood_at = float("-inf")
-        self._place = _NOWHERE
+        self._location = _NOWHERE
         self._is_stopped = False
 
     def debugged(self) -> bool:
@@ -84,19 +84,19 @@ class LoopWatch:
                     self._is_stopped = self._is_debugged = True
                     loop.call_soon_threadsafe(self._in_debugger)  # it runs before the timers that are due by then
             else:
-                self._place = _place(frames, loop)
+                self._location = _location(frames, loop)
 
     def _tell(self, still_s: float) -> None:
-        place, self._place = self._place, _NOWHERE
+        location, self._location = self._location, _NOWHERE
         if self._is_stopped:
             self._is_stopped = False
             log.info("the worker stood in a debugger for %.1f s; its runs have no time limits any more", still_s)
-        elif place.is_users:
+        elif location.is_users:
             advice = "blocking code belongs into asyncio.to_thread"
-            log.warning("the loop stood still for %.1f s in %s; %s", still_s, place.text, advice)
+            log.warning("the loop stood still for %.1f s in %s; %s", still_s, location.text, advice)
         else:
             log.info(
-                "the loop stood still for %.1f s in no code of yours (%s): is the machine busy?", still_s, place.text
+                "the loop stood still for %.1f s in no code of yours (%s): is the machine busy?", still_s, location.text
             )
 
 
@@ -106,13 +106,13 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _place(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> Place:
+def _location(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> Location:
     """`step odd (workers/nodes/odd.py:37)`: the innermost line of the user's own; where there is none, of anybody's."""
     own = next((each for each in frames if is_users(each.f_code.co_filename)), None)
     if own is None:
-        return Place(line_of(frames[0].f_code.co_filename, frames[0].f_lineno), is_users=False)
+        return Location(line_of(frames[0].f_code.co_filename, frames[0].f_lineno), is_users=False)
     line, key = line_of(own.f_code.co_filename, own.f_lineno), _step(frames, loop)
-    return Place(f"step {key} ({line})" if key else line, is_users=True)
+    return Location(f"step {key} ({line})" if key else line, is_users=True)
 
 
 def _step(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> str:

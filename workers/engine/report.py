@@ -19,7 +19,7 @@ SQL: Final = sql.queries("metrics")
 
 
 async def report(settings: Settings, meters: Meters, lease: Lease, breakers: Callable[[], Mapping[str, str]]) -> None:
-    """Report until cancelled; an error ends it, and the supervisor starts it again. Never on the heart's connection."""
+    """Report until cancelled; an error ends it, and the supervisor starts it again. It has a connection of its own."""
     connection = await connect(settings, "report")
     try:
         while True:

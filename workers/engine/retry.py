@@ -12,7 +12,7 @@ from schemas.outcome import Dead, Later, Outcome
 from schemas.text import storable
 from service.errors import Outage, Reject, Unavailable, WiringError, kind_and_text, kind_of, text_of
 from service.resources import backoff_s
-from service.traces import causes, place_of
+from service.traces import causes, location_of
 from workers.clients.ledger import DaySpent
 from workers.clients.llm import LlmRefused
 from workers.engine.claim import Claimed
@@ -52,7 +52,7 @@ def judged(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) -
         described = encoded(kind_of(error), "what it says can't be read, see the log of the worker", facts.now())
         outcome = charged(claimed, retry, Facts(), described, kind_of(error))
     decides = original(deciding(error))
-    what, where = kind_of(decides), place_of(decides) or place_of(error) or "no code of yours"
+    what, where = kind_of(decides), location_of(decides) or location_of(error) or "no code of yours"
     if isinstance(outcome, Dead):
         # Never the error's text, which may quote the event; where attempts are spent, its traceback.
         trace = error if outcome.reason == "attempts_exhausted" else None
@@ -139,7 +139,7 @@ def describe(error: BaseException, decides: BaseException, step: str | None, at:
     several = isinstance(original(error), BaseExceptionGroup) and not isinstance(decides, OUTAGES)
     others = [each for each in leaves(error) if each is not shown] if several else []
     message = _message(shown) + _named(others)
-    return encoded(kind_of(shown), storable(message, MESSAGE_MAX), at, step, place_of(shown) or place_of(error))
+    return encoded(kind_of(shown), storable(message, MESSAGE_MAX), at, step, location_of(shown) or location_of(error))
 
 
 def encoded(kind: str, message: str, at: datetime, step: str | None = None, where: str | None = None) -> bytes:
@@ -157,6 +157,8 @@ def _message(error: BaseException) -> str:
 def _named(others: Sequence[BaseException]) -> str:
     if not others:
         return ""
-    named = [kind_and_text(each, CAUSE_MAX) + (f" ({place})" if (place := place_of(each)) else "") for each in others]
+    named = [
+        kind_and_text(each, CAUSE_MAX) + (f" ({where})" if (where := location_of(each)) else "") for each in others
+    ]
     more = f"; and {len(named) - MEMBERS_MAX} more" if len(named) > MEMBERS_MAX else ""
     return f" (in a group with {'; '.join(named[:MEMBERS_MAX])}{more})"

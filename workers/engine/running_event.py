@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from service.deadlines import Deadlines
 from service.time_limit import TimeLimit
-from service.traces import place_of_task
+from service.traces import location_of_task
 from workers.engine.claim import Claimed
 from workers.engine.run_feed import RunFeed
 from workers.kit.wiring import Wired
@@ -75,6 +75,6 @@ class RunningEvent(Struct, eq=False):
         return late_s if late_s > MOVED_MIN_S else 0.0
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where in the user's code it stands, as far as its own task shows."""
-        return (self.task and place_of_task(self.task)) or "no code of yours"
+        return (self.task and location_of_task(self.task)) or "no code of yours"

@@ -52,28 +52,28 @@ class Scheduler:
             log.debug("no alarm set: %s", error)
 
 
-class _Placed(ArqRedis):
+class _PrefixedRedis(ArqRedis):
     """arq's client, for a prefix: the names of arq's keys are constants of its modules, and get it on their way out."""
 
     prefix = ""
 
     async def execute_command(self, *words: Any, **options: Any) -> Any:
-        return await super().execute_command(*_placed(self.prefix, words), **options)  # type: ignore[no-untyped-call]
+        return await super().execute_command(*_prefixed(self.prefix, words), **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "Pipeline":
-        pipe = _PlacedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        pipe = _PrefixedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
         pipe.prefix = self.prefix
         return pipe
 
 
-class _PlacedPipeline(Pipeline):
+class _PrefixedPipeline(Pipeline):
     prefix = ""
 
     def execute_command(self, *words: Any, **options: Any) -> Any:
-        return super().execute_command(*_placed(self.prefix, words), **options)
+        return super().execute_command(*_prefixed(self.prefix, words), **options)
 
 
-def _placed(prefix: str, words: Sequence[Any]) -> list[Any]:
+def _prefixed(prefix: str, words: Sequence[Any]) -> list[Any]:
     """Only names of keys begin so: jobs are bytes, and their ids are ours."""
     return [f"{prefix}{each}" if isinstance(each, str) and each.startswith(ARQ) else each for each in words]
 
@@ -83,7 +83,7 @@ def open_arq(settings: Settings, guard: Guard | None = None) -> ArqRedis:
     pool = redis_pool(settings, most=CONNECTIONS_MAX)
     if guard is not None:
         guard(pool)
-    client = _Placed(
+    client = _PrefixedRedis(
         pool,
         job_serializer=msgpack.Encoder(enc_hook=str).encode,
         job_deserializer=msgpack.decode,

@@ -155,13 +155,13 @@ async def _settled(
 
 def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
     """Of the settle statement, in its order."""
-    places = list(enumerate(batch, 1))
-    succeeded = [(n, ending.facts) for n, ending in places if ending.succeeded]
+    numbered = list(enumerate(batch, 1))
+    succeeded = [(n, ending.facts) for n, ending in numbered if ending.succeeded]
     documents = [_document(n, each) for n, facts in succeeded for each in facts.documents]
     states = [(n, name, bytes(told).decode()) for n, facts in succeeded for name, told in facts.new_states.items()]
     kept = [
         (n, each.step, each.at, each.entry.decode(), each.took_state)
-        for n, ending in places
+        for n, ending in numbered
         for each in _to_keep(ending)
     ]
     return [

@@ -133,8 +133,8 @@ def _bound(node: Node, scope: Scope, path: str, names: _Names) -> BoundNode:
     hints = hints_of(node)
     key = names.of(node, path)
     takes = tuple(_source(node, each, hints, scope) for each in inspect.signature(node).parameters.values())
-    sources = [(place, each) for place, each in enumerate(takes) if isinstance(each, str)]
-    uses = tuple((place, names.resources[name]) for place, name in sources if name in names.resources)
+    sources = [(index, each) for index, each in enumerate(takes) if isinstance(each, str)]
+    uses = tuple((index, names.resources[name]) for index, name in sources if name in names.resources)
     return BoundNode(key, node, takes, uses)
 
 

@@ -130,7 +130,7 @@ def _check_call(node: FunctionType, call: ast.Call, prompts: Prompts) -> None:
         case [ast.Constant(value=str(name))]:
             _refuse(node, call, lambda: _check_prompt(name, given, prompts, is_complete))
     if is_complete and "returns" not in given:
-        raise WiringError(f"{_place(node, call)} does not say what it gives. Write returns=str or a Struct of yours.")
+        raise WiringError(f"{_where(node, call)} does not say what it gives. Write returns=str or a Struct of yours.")
     if (returns := _value(node, given.get("returns"))) not in (None, str):
         _refuse(node, call, lambda: schema_of(returns))
 
@@ -145,10 +145,10 @@ def _refuse(node: FunctionType, call: ast.Call, check: Callable[[], object]) -> 
     try:
         check()
     except (PromptError, WiringError) as error:
-        raise WiringError(f"{_place(node, call)}: {error}") from error
+        raise WiringError(f"{_where(node, call)}: {error}") from error
 
 
-def _place(node: FunctionType, call: ast.Call) -> str:
+def _where(node: FunctionType, call: ast.Call) -> str:
     return line_of(inspect.getsourcefile(node) or node.__module__, call.lineno)
 
 

@@ -12,10 +12,10 @@ from workers.kit.resources import given_by
 from workers.kit.signature import hints_of
 
 
-def check_limits(place: str, pipeline: Pipeline, plan: Plan) -> None:
+def check_limits(qualname: str, pipeline: Pipeline, plan: Plan) -> None:
     """Raises WiringError where a limit is no number of seconds, or of a node that the flow has not."""
     if not isinstance(pipeline.limits_s, Mapping):
-        raise WiringError(f"{place}: limits_s is no dict. Write {{node: seconds, …}}.")
+        raise WiringError(f"{qualname}: limits_s is no dict. Write {{node: seconds, …}}.")
     there = (
         None if pipeline.body is not None else {bound.node for bound in bounds(plan)}
     )  # what a free form runs shows when it runs
@@ -23,14 +23,14 @@ def check_limits(place: str, pipeline: Pipeline, plan: Plan) -> None:
         hints_of(node)
         if there is not None and node not in there:
             raise WiringError(
-                f"{place}: limits_s names {where(node)}, which is not in its flow. Put it there, or take it away."
+                f"{qualname}: limits_s names {where(node)}, which is not in its flow. Put it there, or take it away."
             )
         if not isinstance(limit_s, int | float) or isinstance(limit_s, bool) or not 0 < limit_s < math.inf:
-            raise WiringError(f"{place}: limits_s gives {where(node)} {limit_s!r}. Give seconds, more than 0.")
+            raise WiringError(f"{qualname}: limits_s gives {where(node)} {limit_s!r}. Give seconds, more than 0.")
 
 
-def check_resources(place: str, pipeline: Pipeline) -> None:
+def check_resources(qualname: str, pipeline: Pipeline) -> None:
     if not isinstance(pipeline.resources, list | tuple):
-        raise WiringError(f"{place}: resources is no list. Write [{where(pipeline.resources)}].")
+        raise WiringError(f"{qualname}: resources is no list. Write [{where(pipeline.resources)}].")
     for each in pipeline.resources:
         given_by(each)

@@ -46,7 +46,7 @@ class BoundParallel(Struct, frozen=True):
 
 
 class BoundEach(Struct, frozen=True):
-    """A node for every item of what `items` gave; ITEM in `bound.takes` is the item's place."""
+    """A node for every item of what `items` gave; ITEM in `bound.takes` is the item's producer."""
 
     bound: BoundNode
     items: str
@@ -148,10 +148,10 @@ async def _each(part: BoundEach, run: Run, results: Results) -> list[Any]:
 
 
 async def _side_by_side(works: Sequence[Work], at_once: int, collect: bool) -> list[Any]:
-    places = asyncio.Semaphore(at_once)
+    slots = asyncio.Semaphore(at_once)
 
     async def in_turn(work: Work) -> Any:
-        async with places:
+        async with slots:
             return await work()
 
     members = [partial(_or_none, work) for work in works] if collect else works

@@ -54,7 +54,7 @@ def failed(facts: Facts, step: str, at: datetime, ms: float, error: BaseExceptio
     note(facts, step, at, ms, "failed", kind_and_text(original(error), ERROR_MAX))
 
 
-async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) -> Any:
+async def in_time(running: Awaitable[Any], node_name: str, limit_s: float | None) -> Any:
     """Await user code, for `limit_s` of its own time at most. What it raises is an Exception: see CONTAINED."""
     if limit_s is None:
         with CONTAINED:
@@ -66,7 +66,7 @@ async def in_time(running: Awaitable[Any], place: str, limit_s: float | None) ->
     except TimeoutError as error:
         if not limit.expired:
             raise
-        late = TimeoutError(f"{place} took longer than the {limit_s:g} s that `limits_s` gives it.")
+        late = TimeoutError(f"{node_name} took longer than the {limit_s:g} s that `limits_s` gives it.")
         cut_off = error.__cause__ or error
         raise late.with_traceback(cut_off.__traceback__) from error  # which says where the node was
 

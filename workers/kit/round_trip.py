@@ -37,8 +37,8 @@ def round_trip(what: str, value: Any, decoder: json.Decoder[Any]) -> tuple[bytes
     try:
         decoded = decoder.decode(encoded)
     except MsgspecError as error:
-        place = "" if "`$" in str(error) else " - at `$`"
-        raise Unstorable(f"{what} could not be read back: {error}{place}") from error
+        suffix = "" if "`$" in str(error) else " - at `$`"
+        raise Unstorable(f"{what} could not be read back: {error}{suffix}") from error
     if encode(what, decoded) != encoded:
         before, after = (json.decode(json.encode(ordered(each))) for each in (value, decoded))
         if difference := _difference(before, after):

@@ -228,8 +228,8 @@ async def step(
         await run.outside()
     with OnRecord(run.facts, run.step_key, run.effects) as record:
         given = list(arguments)
-        for place, opening in uses:
-            given[place] = await run.clients.resources.get(opening)
+        for index, opening in uses:
+            given[index] = await run.clients.resources.get(opening)
         given = await open_states(given, run.facts, run.load)
         try:
             result = await in_time(call(node, given, named), where(node), run.limits_s.get(node))

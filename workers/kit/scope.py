@@ -40,7 +40,7 @@ def nearest(scope: Scope, wanted: Any) -> list[Producer]:
 
 
 def nearness(scope: Scope, wanted: Any) -> int:
-    return max((place for place, layer in enumerate(scope) if _of(layer, wanted)), default=-1)
+    return max((index for index, layer in enumerate(scope) if _of(layer, wanted)), default=-1)
 
 
 def _of(layer: Layer, wanted: Any) -> list[Producer]:

@@ -64,17 +64,17 @@ def _misfit(node: Node, arguments: Sequence[Any], named: Mapping[str, Any]) -> s
     return None
 
 
-def check_body(place: str, body: Node, event: type[Any]) -> None:
+def check_body(qualname: str, body: Node, event: type[Any]) -> None:
     """A body of `@pipeline(on=…)` is called with the run and the event.
 
     Raises WiringError where it can't be, is a generator, or names other types of them.
     """
     if inspect.isasyncgenfunction(body) or inspect.isgeneratorfunction(body):
         raise WiringError(
-            f"{place} has a `yield` in its body. A pipeline is an async function that returns its result."
+            f"{qualname} has a `yield` in its body. A pipeline is an async function that returns its result."
         )
     if (misfit := _misfit(body, ("run", "event"), {})) is not None:
-        raise WiringError(f"{place} can't be called with the run and the event: {misfit}. Write `(run, event)`.")
+        raise WiringError(f"{qualname} can't be called with the run and the event: {misfit}. Write `(run, event)`.")
     try:
         hints = get_type_hints(body)
     except (NameError, TypeError, AttributeError):  # what can't be resolved is for the type checker to say
@@ -82,7 +82,7 @@ def check_body(place: str, body: Node, event: type[Any]) -> None:
     wanted = [hints.get(name) for name in list(inspect.signature(body).parameters)[:2]]
     events = [each if isinstance(each, type) and issubclass(each, Event) else None for each in wanted]
     if len(events) == 2 and (events[0] is not None or (events[1] is not None and not issubclass(event, events[1]))):
-        raise WiringError(f"{place} is on {event.__name__}. Write `(run: Run, event: {event.__name__})`.")
+        raise WiringError(f"{qualname} is on {event.__name__}. Write `(run: Run, event: {event.__name__})`.")
 
 
 def returns(node: Node) -> Any:
@@ -126,28 +126,28 @@ def _says_nothing(node: Node) -> WiringError:
 
 
 def check_labels(element: Route) -> None:
-    place, given = where(element.router), hints_of(element.router)["return"]
+    qualname, given = where(element.router), hints_of(element.router)["return"]
     labels = set(get_args(given)) if get_origin(given) is Literal else set()
     if not isinstance(element.branches, Mapping):
-        raise WiringError(f"{place}: the branches of its route are no dict. Write {{label: [nodes], …}}.")
+        raise WiringError(f"{qualname}: the branches of its route are no dict. Write {{label: [nodes], …}}.")
     branches = set(element.branches)
     if OTHERWISE in branches and element.otherwise is not None:
-        raise WiringError(f'{place}: a label is called "{OTHERWISE}", as the rest is. Rename it.')
+        raise WiringError(f'{qualname}: a label is called "{OTHERWISE}", as the rest is. Rename it.')
     if not labels and element.otherwise is None:
         raise WiringError(
-            f"{place} is a router: let it return Literal[…] of its labels, or give the route `otherwise`."
+            f"{qualname} is a router: let it return Literal[…] of its labels, or give the route `otherwise`."
         )
     if labels and (unknown := branches - labels):
-        raise WiringError(f"{place} never returns {_list(unknown)}. Its labels are {_list(labels)}.")
+        raise WiringError(f"{qualname} never returns {_list(unknown)}. Its labels are {_list(labels)}.")
     if labels - branches and element.otherwise is None:
         raise WiringError(
-            f"{place} may return {_list(labels - branches)}, which has no branch. Add it, or `otherwise`."
+            f"{qualname} may return {_list(labels - branches)}, which has no branch. Add it, or `otherwise`."
         )
 
 
-def check_at_once(place: str, at_once: int) -> None:
+def check_at_once(qualname: str, at_once: int) -> None:
     if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
-        raise WiringError(f"{place}: at_once is {at_once!r}. Give a whole number from 1 up.")
+        raise WiringError(f"{qualname}: at_once is {at_once!r}. Give a whole number from 1 up.")
 
 
 def _list(labels: set[Any]) -> str:

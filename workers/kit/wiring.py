@@ -51,17 +51,17 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
     """
     wired: dict[str, Wired] = {}
     declared = list(_declared(package))
-    places = {name: f"{module}.{name}" for module, name, _ in declared}
+    paths = {name: f"{module}.{name}" for module, name, _ in declared}
     for _, name, pipeline in declared:
-        _check(places[name], pipeline, [other for _, _, other in declared])
+        _check(paths[name], pipeline, [other for _, _, other in declared])
     for _, name, pipeline in declared:
         if pipeline.on is None:
             continue
         kind = type_name(pipeline.on)
         if kind not in catalog:
-            raise WiringError(f'{places[name]} is on "{kind}", which is not in schemas/events/. Put the event there.')
+            raise WiringError(f'{paths[name]} is on "{kind}", which is not in schemas/events/. Put the event there.')
         if kind in wired:
-            both = f"{places[wired[kind].name]} and {places[name]}"
+            both = f"{paths[wired[kind].name]} and {paths[name]}"
             raise WiringError(f'{both} are both on "{kind}". An event has one pipeline.')
         wired[kind] = connected(name, kind, pipeline, {name: other for _, name, other in declared})
     if missing := sorted(set(catalog) - set(wired)):
@@ -72,7 +72,7 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
         )
     known: dict[str, type[Struct]] = {}
     for each in everyone(wired):
-        check_limits(places[each.name], each.pipeline, each.plan)
+        check_limits(paths[each.name], each.pipeline, each.plan)
         merge(known, states(each.plan))
     return wired
 
@@ -122,26 +122,26 @@ class _Options(Struct, frozen=True):
     budget_usd: Dollars | None
 
 
-def _check(place: str, pipeline: Pipeline, declared: Sequence[Pipeline]) -> None:
+def _check(qualname: str, pipeline: Pipeline, declared: Sequence[Pipeline]) -> None:
     """A Struct's bounds hold where it is decoded, not where it is made."""
     if (pipeline.on is None) == (pipeline.after is None):
-        raise WiringError(f"{place} is to be `on` an event or `after` a pipeline. Give it one of the two.")
+        raise WiringError(f"{qualname} is to be `on` an event or `after` a pipeline. Give it one of the two.")
     if pipeline.after is not None and not any(pipeline.after is other for other in declared):
         raise WiringError(
-            f"{place} is after something that is no pipeline of workers/pipelines/. Name one of its values."
+            f"{qualname} is after something that is no pipeline of workers/pipelines/. Name one of its values."
         )
     if pipeline.on is not None and not (isinstance(pipeline.on, type) and issubclass(pipeline.on, Event)):
-        raise WiringError(f"{place} is on {pipeline.on!r}, which is no Event. Name the class.")
+        raise WiringError(f"{qualname} is on {pipeline.on!r}, which is no Event. Name the class.")
     if not isinstance(pipeline.retry, Retry):
-        raise WiringError(f"{place}: retry is {pipeline.retry!r}. Write Retry(attempts=…).")
-    check_resources(place, pipeline)
+        raise WiringError(f"{qualname}: retry is {pipeline.retry!r}. Write Retry(attempts=…).")
+    check_resources(qualname, pipeline)
     if pipeline.body is not None and pipeline.on is not None:
-        check_body(place, pipeline.body, pipeline.on)
+        check_body(qualname, pipeline.body, pipeline.on)
     try:
         bounds = {"timeout_s": pipeline.timeout_s, "budget_usd": pipeline.budget_usd}
         convert({"retry": asdict(pipeline.retry), **bounds}, _Options)
     except ValidationError as error:
-        raise WiringError(f"{place}: {error}.") from error
+        raise WiringError(f"{qualname}: {error}.") from error
 
 
 def graph(wired: Wired) -> tuple[str, str, str]:

@@ -54,8 +54,8 @@ def _chunks(asked: Chat, reply: Reply) -> Iterator[bytes]:
     told = (asked.stream_options or {}).get("include_usage") or asked.model.startswith("mistral")
     head = _openai_head(asked, "chat.completion.chunk") | ({"usage": None} if told else {})
     deltas = [{"role": "assistant", "content": ""}, *(_words(reply, piece) for piece in pieces(reply.text)), {}]
-    for place, delta in enumerate(deltas, 1):
-        finish = _finish(reply) if place == len(deltas) else None
+    for number, delta in enumerate(deltas, 1):
+        finish = _finish(reply) if number == len(deltas) else None
         yield _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]})
     if told:
         yield _event({**head, "choices": [], "usage": _openai_usage(reply)})

@@ -58,14 +58,14 @@ async def play(script: Script, request: Request, send: Send, line: Line) -> Ende
 
 
 async def _play(script: Script, request: Request, send: Send, line: Line, gone: asyncio.Task[None]) -> Ended:
-    for place, beat in enumerate(script.beats, 1):
+    for number, beat in enumerate(script.beats, 1):
         if beat.wait_s:
             await asyncio.wait((gone,), timeout=beat.wait_s)
         if gone.done():
             return "left"
-        if place == 1:
+        if number == 1:
             await send(_start(script))
-        more = place < len(script.beats) or script.ending != "whole"
+        more = number < len(script.beats) or script.ending != "whole"
         await send({"type": "http.response.body", "body": beat.data, "more_body": more})
     if script.ending == "whole":
         return "answered"

@@ -24,7 +24,7 @@ def embedding(prompts: Prompts, *providers: str, model: str = MODEL) -> Prompts:
 
 
 def answer(*vectors: list[float], first: int = 0) -> str:
-    rows = [{"index": place, "embedding": vector} for place, vector in enumerate(vectors, first)]
+    rows = [{"index": index, "embedding": vector} for index, vector in enumerate(vectors, first)]
     return json.dumps({"data": rows[::-1], "usage": {"prompt_tokens": 9, "total_tokens": 9}})
 
 
@@ -64,10 +64,10 @@ async def test_order_and_bounds_of_many(prompts: Prompts, ledger: Ledger) -> Non
         at_once -= 1
         return Response(answer(*[[float(text.split()[0]), 0.5] for text in texts]), media_type="application/json")
 
-    texts = [f"{place} {'x' * (2_000 if place > 600 else 1)}" for place in range(700)]
+    texts = [f"{index} {'x' * (2_000 if index > 600 else 1)}" for index in range(700)]
     async with provider(handle) as url, opened(embedding(prompts, "openai"), url) as llm:
         vectors = await llm.embed(texts, call_log=lambda: ledger)
-    assert vectors == [[float(place), 0.5] for place in range(700)]
+    assert vectors == [[float(index), 0.5] for index in range(700)]
     assert most == AT_ONCE
     assert max(count for count, _ in sizes) == BATCH_TEXTS_MAX
     assert max(size for _, size in sizes) <= BATCH_BYTES_MAX

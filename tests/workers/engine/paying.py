@@ -42,7 +42,7 @@ class Provider:
     async def embed(self, request: Request) -> Response:
         self.asked += 1
         texts = (await request.json())["input"]
-        data = [{"index": place, "embedding": [float(self.asked), 0.1]} for place in range(len(texts))]
+        data = [{"index": index, "embedding": [float(self.asked), 0.1]} for index in range(len(texts))]
         return JSONResponse({"data": data, "usage": {"prompt_tokens": TOKENS_OUT, "total_tokens": TOKENS_OUT}})
 
     async def handle(self, _: Request) -> Response:

@@ -350,15 +350,15 @@ async def test_an_error_says_where_in_the_users_code(settings: Settings, caplog:
     async with flowing(settings, shallow) as board:
         event = await ended(board, "zero")
         line = deep.__code__.co_firstlineno + 1
-        place = f"tests/workers/engine/test_floor.py:{line} in deep"
+        location = f"tests/workers/engine/test_floor.py:{line} in deep"
         assert set(event["error"]) == {"kind", "message", "step", "at", "where"}
-        assert event["error"]["where"] == place
-        assert place in (await board.http.get(f"/ui/events/{event['event_id']}")).text
+        assert event["error"]["where"] == location
+        assert location in (await board.http.get(f"/ui/events/{event['event_id']}")).text
         (letter,) = (await board.http.get("/dead-letters")).json()["items"]
-        assert letter["error"]["where"] == place
+        assert letter["error"]["where"] == location
         lines = [each for each in caplog.records if each.exc_info and "is dead after attempt 2" in each.getMessage()]
         assert [each.levelno for each in lines] == [logging.WARNING], "the last attempt alone"
-        assert place in lines[0].getMessage()
+        assert location in lines[0].getMessage()
 
 
 async def test_three_time_limits_are_told_apart(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The lease, where the loop and the heart's thread know different things."""
+"""The lease, where the loop and the heartbeat's thread know different things."""
 
 import asyncio
 from uuid import uuid4
@@ -32,7 +32,7 @@ class Two(Struct, frozen=True):
 
 
 async def test_nothing_starts_under_a_claim_of_an_earlier_registration(settings: Settings) -> None:
-    """Forced: the heart has registered anew, and the loop has not heard yet that the old lease is lost."""
+    """Forced: the heartbeat has registered anew, and the loop has not heard yet that the old lease is lost."""
     begun, go_on, seconds = asyncio.Event(), asyncio.Event(), []
 
     async def one(event: Poked) -> One:

@@ -234,7 +234,7 @@ async def test_a_call_noted_while_the_worker_stood_still_is_not_made(settings: S
         async def slowly(row: tuple[Any, ...], unsent: Call) -> bool:
             held = await opened(row, unsent)
             if not noted:
-                lease.worker = uuid4()  # what the heart does that finds its lease lost
+                lease.worker = uuid4()  # what the heartbeat does that finds its lease lost
             noted.append(row)
             return held
 

@@ -49,8 +49,8 @@ async def test_the_step_and_the_line_are_said_once(
         await board.ended(await board.send("slept", {"apart": apart}))
         await eventually(lambda: asyncio.sleep(0, _said(caplog)))
     (said,) = _said(caplog)
-    place = f"tests/workers/engine/test_loop_watch.py:{LINE}"
-    where = place if apart and sys.version_info < (3, 12) else f"step odd ({place})"
+    location = f"tests/workers/engine/test_loop_watch.py:{LINE}"
+    where = location if apart and sys.version_info < (3, 12) else f"step odd ({location})"
     assert f" s in {where}; blocking code belongs into asyncio.to_thread" in said
     assert abs(float(said.removeprefix("the loop stood still for ").split()[0]) - BLOCKED_S) < 0.5
 

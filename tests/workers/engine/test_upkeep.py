@@ -52,7 +52,7 @@ class Desk:
         self.settings = settings
         self.redis = redis
         self.lease = Lease(settings, [], lambda: 0, lambda: ("ready", None))
-        self.lease._held, self.lease._renewed_at = True, time.monotonic() + 60  # its heart does not beat here
+        self.lease._held, self.lease._renewed_at = True, time.monotonic() + 60  # it has no heartbeat here
         program = program_of(settings, plain=Pipeline(on=Plain, flow=[nothing]))
 
         async def wake_in(_: object) -> None:

@@ -61,12 +61,12 @@ def expected(layers: Layers) -> dict[str, tuple[str, ...]] | None:
     behind: list[list[tuple[str, type]]] = [[(EVENT, Said)]]
     bound: dict[str, tuple[str, ...]] = {}
     for level, layer in enumerate(layers):
-        for place, drawn in enumerate(layer):
+        for index, drawn in enumerate(layer):
             found = [look_back(behind, wanted) for wanted in drawn.takes]
             if any(len(each) != 1 for each in found):
                 return None
-            bound[f"n{level}_{place}"] = tuple(each[0] for each in found)
-        behind.append([(f"n{level}_{place}", drawn.gives) for place, drawn in enumerate(layer)])
+            bound[f"n{level}_{index}"] = tuple(each[0] for each in found)
+        behind.append([(f"n{level}_{index}", drawn.gives) for index, drawn in enumerate(layer)])
     return bound
 
 
@@ -81,7 +81,7 @@ def node(name: str, drawn: Drawn) -> Callable[..., Awaitable[Any]]:
     async def made(*arguments: object) -> object:
         return drawn.gives()
 
-    names = [f"p{place}" for place in range(len(drawn.takes))]
+    names = [f"p{index}" for index in range(len(drawn.takes))]
     plain = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [
         inspect.Parameter(each, plain, annotation=kind) for each, kind in zip(names, drawn.takes, strict=True)
@@ -93,7 +93,7 @@ def node(name: str, drawn: Drawn) -> Callable[..., Awaitable[Any]]:
 
 
 def flow(layers: Layers) -> list[Element]:
-    made = [[node(f"n{level}_{place}", each) for place, each in enumerate(layer)] for level, layer in enumerate(layers)]
+    made = [[node(f"n{level}_{index}", each) for index, each in enumerate(layer)] for level, layer in enumerate(layers)]
     return [layer[0] if len(layer) == 1 else parallel(*layer) for layer in made]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from service.log import RUN
-from service.traces import place_of_task
+from service.traces import location_of_task
 from workers.kit.failures import Escaped, start_task
 
 
@@ -57,7 +57,7 @@ async def test_it_gives_its_result_has_its_name_and_says_where_it_stands() -> No
     assert await task == 7
     assert "coro=<gives() done" in repr(task)
     assert (stands.get_name(), "coro=<hangs() running at" in repr(stands)) == ("mine", True)
-    assert "in hangs" in (place_of_task(stands) or "")
+    assert "in hangs" in (location_of_task(stands) or "")
     stands.cancel()
 
 

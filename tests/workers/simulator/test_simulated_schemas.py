@@ -118,7 +118,7 @@ def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 def _struct(kinds: list[Any]) -> type[Struct]:
     # Two of one name in one schema are more than msgspec can take.
-    return defstruct(f"Made{next(NUMBERS)}", [(f"field_{place}", kind) for place, kind in enumerate(kinds)])
+    return defstruct(f"Made{next(NUMBERS)}", [(f"field_{index}", kind) for index, kind in enumerate(kinds)])
 
 
 STRUCTS = st.lists(st.recursive(SIMPLE, _containers, max_leaves=5), min_size=1, max_size=5).map(_struct)

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from service.errors import StartError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("service.embedded.place")
 
 SOCKET_MAX = 103  # the shortest sun_path there is, macOS's, without its NUL
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -29,7 +29,7 @@ class Account(Struct, frozen=True):
     name: str
 
 
-class Place(Struct, frozen=True):
+class DataDir(Struct, frozen=True):
     """A folder of one server: ours, but for `data` in it, which is the account's."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Place(Struct, frozen=True):
 
 
 @contextmanager
-def told(folder: Path) -> Iterator[None]:
+def explain_errors(folder: Path) -> Iterator[None]:
     """Turns what the file system has against `folder` into a sentence."""
     try:
         yield
@@ -58,17 +58,17 @@ def _sentence(error: OSError, folder: Path) -> str:
     return f"{folder} can't be used ({error}). Set CALLBOARD_DATA_DIR to another folder."
 
 
-def settle(folder: Path) -> Place:
-    """The folder itself; as root, where the ordinary user can't get to it, a place of its own outside."""
+def resolve_data_dir(folder: Path) -> DataDir:
+    """The folder itself; as root, where the ordinary user can't get to it, a folder of its own outside."""
     if os.geteuid() != 0:
         _own(folder)
-        return Place(folder, Account(os.geteuid(), os.getegid(), "ourselves"))
+        return DataDir(folder, Account(os.geteuid(), os.getegid(), "ourselves"))
     who = _ordinary()
     home = folder if enterable(folder.parent, who) else _elsewhere(folder, who)
     home.mkdir(exist_ok=True)
     if home.stat().st_uid == 0:
         home.chmod(0o711)
-    return Place(home, _former(home) or who)
+    return DataDir(home, _former(home) or who)
 
 
 def _former(home: Path) -> Account | None:
@@ -121,9 +121,9 @@ def _elsewhere(folder: Path, who: Account) -> Path:
     temporary = Path(tempfile.gettempdir()).resolve()
     lasting = Path("/var/lib") if Path("/var/lib").is_dir() else Path("/var/tmp")  # noqa: S108
     base = temporary if folder.is_relative_to(temporary) else lasting
-    place = base / f"callboard-{sha256(os.fsencode(folder.parent)).hexdigest()[:16]}"
-    private(place, 0o711)
-    home = place / folder.name
+    parent = base / f"callboard-{sha256(os.fsencode(folder.parent)).hexdigest()[:16]}"
+    private(parent, 0o711)
+    home = parent / folder.name
     log.warning("As root, %s runs as the user %s, who can't enter %s: its data is in %s.", *_words(folder, who), home)
     return home
 
@@ -133,29 +133,29 @@ def _words(folder: Path, who: Account) -> tuple[str, str, Path]:
     return folder.name.capitalize(), who.name, closed
 
 
-def private(place: Path, mode: int) -> None:
-    """Makes `place`; one that somebody else has put there is refused, for its name can be guessed."""
+def private(path: Path, mode: int) -> None:
+    """Makes `path`; one that somebody else has put there is refused, for its name can be guessed."""
     try:
-        place.mkdir(mode=mode)
+        path.mkdir(mode=mode)
     except FileExistsError:
-        facts = place.lstat()
+        facts = path.lstat()
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
-            raise StartError(f"{place} is somebody else's. Remove it, then start again.") from None
+            raise StartError(f"{path} is somebody else's. Remove it, then start again.") from None
     else:
-        place.chmod(mode)
+        path.chmod(mode)
 
 
-def socket_folder(place: Place, name: str) -> Path:
+def socket_folder(data_dir: DataDir, name: str) -> Path:
     """The folder of the socket `name`, closed to others: the data, or a temporary one where its path is too long."""
-    if _fits(place.data, name):
-        return place.data
-    sockets = f"callboard-{sha256(os.fsencode(place.folder)).hexdigest()[:16]}.sockets"
+    if _fits(data_dir.data, name):
+        return data_dir.data
+    sockets = f"callboard-{sha256(os.fsencode(data_dir.folder)).hexdigest()[:16]}.sockets"
     base = Path(tempfile.gettempdir())
     folder = (base if _fits(base / sockets, name) else Path("/tmp")) / sockets  # noqa: S108
-    if folder.exists() and os.geteuid() == 0 and folder.lstat().st_uid == place.who.uid:
+    if folder.exists() and os.geteuid() == 0 and folder.lstat().st_uid == data_dir.who.uid:
         return folder
     private(folder, 0o700)
-    give(folder, place.who)
+    give(folder, data_dir.who)
     return folder
 
 
@@ -163,11 +163,11 @@ def _fits(folder: Path, name: str) -> bool:
     return len(os.fsencode(folder / name)) <= SOCKET_MAX and "," not in str(folder)
 
 
-def reach(tree: Path, needed: tuple[str, ...], place: Place, name: str) -> Path:
+def reach(tree: Path, needed: tuple[str, ...], data_dir: DataDir, name: str) -> Path:
     """`tree`, or a copy of what is `needed` of it beside the data where the account can't enter the tree."""
-    if all(enterable(tree / each, place.who) for each in needed):
+    if all(enterable(tree / each, data_dir.who) for each in needed):
         return tree
-    copy = place.folder.parent / name
+    copy = data_dir.folder.parent / name
     if not copy.exists():
         fresh = copy.with_name(f"{name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
