@@ -62,7 +62,7 @@ def _following(claimed: Claimed, told: Attributes, name: str) -> Incoming:
         source=f"/events/{claimed.event_id}",
         id=f"{claimed.run}/after/{name}",
         type=claimed.type,
-        partitionkey=claimed.key,
+        partitionkey=claimed.partition_key,
         due_at=None,
         attributes=replace(told, dueat=None),
         data=claimed.data,

@@ -20,7 +20,7 @@ class Claimed(Struct, frozen=True):
 
     event_id: UUID
     tenant: str
-    key: str | None
+    partition_key: str | None
     source: str
     id: str
     type: str
@@ -66,7 +66,7 @@ def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:
     return Claimed(
         event_id=row["event_id"],
         tenant=row["tenant"],
-        key=row["key"],
+        partition_key=row["key"],
         source=row["source"],
         id=row["id"],
         type=row["type"],

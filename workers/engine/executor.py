@@ -208,7 +208,7 @@ class Executor:
 
     async def _gave(self, wired: Wired, claimed: Claimed) -> Any:
         """What a follower is handed of the run that it follows."""
-        if wired.needs_key and claimed.key is None:
+        if wired.needs_key and claimed.partition_key is None:
             raise Reject(f"{wired.name} {NO_KEY}")
         return json.decode(await followed(self._deps.pool, claimed), type=wired.followed) if wired.followed else None
 
@@ -218,7 +218,7 @@ class Executor:
             event_id=claimed.event_id,
             tenant=claimed.tenant,
             source=claimed.source,
-            key=claimed.key,
+            key=claimed.partition_key,
             number=claimed.run,
             attempt=claimed.attempt,
             claim=claimed.claim,

@@ -62,9 +62,9 @@ async def recall(pool: Pool, claimed: Claimed, facts: Facts) -> None:
 
 async def states(pool: Pool, claimed: Claimed) -> dict[str, Raw]:
     """What the actor remembers, by type. No other event of its key can change that while this one is claimed."""
-    if claimed.key is None:
+    if claimed.partition_key is None:
         raise Reject(f"{claimed.type} {NO_KEY}")
-    rows = await _fetch(pool, SQL["states"], claimed.tenant, claimed.key)
+    rows = await _fetch(pool, SQL["states"], claimed.tenant, claimed.partition_key)
     return {row["type"]: Raw(row["value"].encode()) for row in rows}
 
 

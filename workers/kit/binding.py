@@ -56,9 +56,9 @@ class _Names:
         self._seen: dict[str, int] = {}
 
     def of(self, node: Node, path: str) -> str:
-        key = f"{path}{node.__name__}"
-        self._seen[key] = self._seen.get(key, 0) + 1
-        return key if self._seen[key] == 1 else f"{key}#{self._seen[key]}"
+        step_key = f"{path}{node.__name__}"
+        self._seen[step_key] = self._seen.get(step_key, 0) + 1
+        return step_key if self._seen[step_key] == 1 else f"{step_key}#{self._seen[step_key]}"
 
 
 def _bind(flow: Flow, upstream: Scope, path: str, names: _Names) -> tuple[Plan, Scope]:
@@ -82,14 +82,14 @@ def _element(element: Element, scope: Scope, path: str, names: _Names) -> tuple[
             bound_each = _each(element, scope, path, names)
             gives = returns(element.node)
             whole = GenericAlias(list, (optional(gives) if element.collect else gives,))
-            return bound_each, (Producer(bound_each.bound.key, whole),)
+            return bound_each, (Producer(bound_each.bound.step_key, whole),)
         case Route():
             return _route(element, scope, path, names)
         case list() | tuple():
             raise WiringError(f"{_first(element)} stands in a list of its own. A flow in a flow goes into parallel(…).")
         case _:
             bound = _bound(element, scope, path, names)
-            return bound, (Producer(bound.key, returns(element)),)
+            return bound, (Producer(bound.step_key, returns(element)),)
 
 
 def _parallel(element: Parallel, scope: Scope, path: str, names: _Names) -> tuple[Part, Scope]:
@@ -120,22 +120,22 @@ def _first(members: Any) -> str:
 def _route(element: Route, scope: Scope, path: str, names: _Names) -> tuple[Part, Scope]:
     router = _bound(element.router, scope, path, names)
     check_labels(element)
-    label = Producer(router.key, returns(element.router))
+    label = Producer(router.step_key, returns(element.router))
     branches = dict(element.branches) | ({OTHERWISE: element.otherwise} if element.otherwise is not None else {})
-    bound = {key: _bind(branch, (*scope, label), f"{path}{key}/", names) for key, branch in branches.items()}
-    plans = {key: plan for key, (plan, _) in bound.items()}
+    bound = {name: _bind(branch, (*scope, label), f"{path}{name}/", names) for name, branch in branches.items()}
+    plans = {name: plan for name, (plan, _) in bound.items()}
     otherwise = plans.pop(OTHERWISE, None) if element.otherwise is not None else None
-    out = Branches(router.key, {key: gives for key, (_, gives) in bound.items()}, {})
+    out = Branches(router.step_key, {name: gives for name, (_, gives) in bound.items()}, {})
     return BoundRoute(router, plans, otherwise, out.gives), (label, out)
 
 
 def _bound(node: Node, scope: Scope, path: str, names: _Names) -> BoundNode:
     hints = hints_of(node)
-    key = names.of(node, path)
+    step_key = names.of(node, path)
     takes = tuple(_source(node, each, hints, scope) for each in inspect.signature(node).parameters.values())
     sources = [(index, each) for index, each in enumerate(takes) if isinstance(each, str)]
     uses = tuple((index, names.resources[name]) for index, name in sources if name in names.resources)
-    return BoundNode(key, node, takes, uses)
+    return BoundNode(step_key, node, takes, uses)
 
 
 def _each(element: Each, scope: Scope, path: str, names: _Names) -> BoundEach:

@@ -36,7 +36,7 @@ def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrow
                 ends = [
                     end
                     for label, branch in branches.items()
-                    for end in _draw(branch, [(part.router.key, label)], nodes, arrows)
+                    for end in _draw(branch, [(part.router.step_key, label)], nodes, arrows)
                 ]
     return ends
 
@@ -44,6 +44,6 @@ def _draw(plan: Plan, before: Sequence[End], nodes: list[tuple[str, str]], arrow
 def _arrive(
     bound: BoundNode, kind: str, before: Sequence[End], nodes: list[tuple[str, str]], arrows: list[Arrow]
 ) -> list[End]:
-    nodes.append((bound.key, kind))
-    arrows.extend((end, bound.key, label) for end, label in before)
-    return [(bound.key, None)]
+    nodes.append((bound.step_key, kind))
+    arrows.extend((end, bound.step_key, label) for end, label in before)
+    return [(bound.step_key, None)]

@@ -33,7 +33,7 @@ class BoundNode(Struct, frozen=True):
     """A node under its step key; `takes` names the producer of each argument, or the state that is put in for it;
     `uses` says which are resources."""
 
-    key: str
+    step_key: str
     node: Node
     takes: "Takes"
     uses: Uses = ()
@@ -116,11 +116,11 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
 
 
 async def _node(bound: BoundNode, run: Run, results: Results) -> Any:
-    own = run.at(bound.key)
+    own = run.at(bound.step_key)
     result = await step(own, bound.node, _arguments(bound.takes, own, results), uses=bound.uses)
     if isinstance(result, Stop):
         raise _Stopped(result.result)
-    results[bound.key] = result
+    results[bound.step_key] = result
     return result
 
 
@@ -138,12 +138,12 @@ async def _each(part: BoundEach, run: Run, results: Results) -> list[Any]:
     """One step an item, under a key of its own; what the items need besides is shared."""
 
     def one(index: int, item: Any) -> Work:
-        own = replace(part.bound, key=f"{part.bound.key}[{index}]")
+        own = replace(part.bound, step_key=f"{part.bound.step_key}[{index}]")
         return lambda: _node(own, run, {**results, ITEM: item})
 
     works = [one(index, item) for index, item in enumerate(results.get(part.items) or ())]
     gave = await _side_by_side(works, part.at_once, part.collect)
-    results[part.bound.key] = gave
+    results[part.bound.step_key] = gave
     return list(gave)
 
 

@@ -94,8 +94,8 @@ def _check(plan: Plan) -> None:
                     _check(member)
             case BoundEach() if _takes(part.bound):
                 raise WiringError(
-                    f"{part.bound.key} is run for each item of a list and takes a State: one step at a time has it. "
-                    "Take it in a node before or behind."
+                    f"{part.bound.step_key} is run for each item of a list and takes a State: one step at a time "
+                    "has it. Take it in a node before or behind."
                 )
             case BoundRoute():
                 for branch in _branches(part):
@@ -103,4 +103,4 @@ def _check(plan: Plan) -> None:
 
 
 def _taker(plan: Plan) -> str | None:
-    return next((bound.key for bound in bounds(plan) if _takes(bound)), None)
+    return next((bound.step_key for bound in bounds(plan) if _takes(bound)), None)

@@ -270,7 +270,7 @@ class Worker:
         return Claimed(
             event_id=uuid7(),
             tenant=self._tenant,
-            key=None,
+            partition_key=None,
             source="/test",
             id="1",
             type="job",

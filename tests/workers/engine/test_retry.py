@@ -18,7 +18,7 @@ def _claimed(failures: int = 0, put_offs: int = 0) -> Claimed:
     return Claimed(
         event_id=uuid7(),
         tenant="default",
-        key=None,
+        partition_key=None,
         source="/test",
         id="1",
         type="job",

@@ -66,12 +66,12 @@ def taken(plan: Plan) -> dict[str, Takes]:
     for part in plan:
         match part:
             case BoundNode():
-                found[part.key] = part.takes
+                found[part.step_key] = part.takes
             case BoundParallel():
                 for member in part.members:
                     found |= taken(member)
             case BoundRoute():
-                found[part.router.key] = part.router.takes
+                found[part.router.step_key] = part.router.takes
                 for branch in (*part.branches.values(), part.otherwise or ()):
                     found |= taken(branch)
     return found
