@@ -77,7 +77,7 @@ class Incoming(Struct, frozen=True):
     data: bytes
     tenant: str = TENANT
     parent: UUID | None = None
-    reaction: str | None = None
+    follow_up: str | None = None
     quota_key: str | None = None
     accepted_by: str | None = None
 

@@ -150,7 +150,7 @@ def _row(each: Incoming) -> Sequence[object]:
         each.data.decode(),
         each.due_at,
         each.parent,
-        each.reaction,
+        each.follow_up,
         each.accepted_by,
         each.quota_key,
     )

@@ -30,14 +30,14 @@ def waits_s(children: Sequence[Child], now: datetime) -> set[int]:
     return {int((each.due_at - now).total_seconds()) for each in children if each.due_at and each.due_at > now}
 
 
-def incoming(claimed: Claimed, emitted: Sequence[Child], followers: Sequence[str]) -> list[Incoming]:
+def incoming(claimed: Claimed, emitted: Sequence[Child], follow_ups: Sequence[str]) -> list[Incoming]:
     """Their ids say in which run, step and place they were said: a second time they are the same events."""
-    if not emitted and not followers:
+    if not emitted and not follow_ups:
         return []
     told = json.decode(claimed.attributes, type=Attributes)
     return [
         *(_emitted(claimed, told.traceparent, each) for each in emitted),
-        *(_following(claimed, told, name) for name in followers),
+        *(_follow_up(claimed, told, name) for name in follow_ups),
     ]
 
 
@@ -56,7 +56,7 @@ def _emitted(claimed: Claimed, traceparent: str | None, child: Child) -> Incomin
     )
 
 
-def _following(claimed: Claimed, told: Attributes, name: str) -> Incoming:
+def _follow_up(claimed: Claimed, told: Attributes, name: str) -> Incoming:
     return Incoming(
         event_id=uuid7(),
         source=f"/events/{claimed.event_id}",
@@ -68,7 +68,7 @@ def _following(claimed: Claimed, told: Attributes, name: str) -> Incoming:
         data=claimed.data,
         tenant=claimed.tenant,
         parent=claimed.event_id,
-        reaction=name,
+        follow_up=name,
     )
 
 

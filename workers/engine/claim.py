@@ -27,7 +27,7 @@ class Claimed(Struct, frozen=True):
     data: bytes
     attributes: str
     parent: UUID | None
-    reaction: str | None
+    follow_up: str | None
     run: int
     attempts: int
     lost: int
@@ -73,7 +73,7 @@ def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:
         data=row["data"].encode(),
         attributes=row["attributes"],
         parent=row["parent"],
-        reaction=row["reaction"],
+        follow_up=row["reaction"],
         run=row["run"],
         attempts=row["attempts"],
         lost=row["lost"],

@@ -66,7 +66,7 @@ def _without_effects(ending: Ending, error: Exception, retry: Retry) -> Ending:
     outcome = ending.outcome
     if isinstance(outcome, Done):
         outcome = after(error, ending.claimed, retry, facts)
-    return replace(ending, outcome=outcome, facts=facts, followers=())
+    return replace(ending, outcome=outcome, facts=facts, follow_ups=())
 
 
 def _bare(ending: Ending, error: Exception, retry: Retry) -> Ending:
@@ -83,4 +83,4 @@ def _bare(ending: Ending, error: Exception, retry: Retry) -> Ending:
             outcome = Later(wait_s, UNSTORABLE, charged=False, error=described, put_off=how)
         case _:
             outcome = charged(ending.claimed, retry, facts, described, UNSTORABLE)
-    return replace(ending, outcome=outcome, facts=facts, followers=())
+    return replace(ending, outcome=outcome, facts=facts, follow_ups=())

@@ -21,7 +21,7 @@ from service.time_limit import shared_limits
 from workers.engine.call_log import call_logs
 from workers.engine.claim import Claimed
 from workers.engine.ending import store_ending
-from workers.engine.journal import Journal, followed, recall, states
+from workers.engine.journal import Journal, recall, run_result, states
 from workers.engine.ledger import Ledger
 from workers.engine.retry import Unreadable, judged, unknown_type
 from workers.engine.run_feed import FeedPublisher
@@ -160,7 +160,7 @@ class Executor:
         """Whatever happens in it becomes an outcome that is stored, or is noted and counted."""
         claimed, facts = running.claimed, Facts(tell=running.feed.step, started_at=running.claimed.claimed_at)
         RUN.set(claimed.about)
-        wired = chosen(self._deps.wiring, claimed.type, claimed.reaction)
+        wired = chosen(self._deps.wiring, claimed.type, claimed.follow_up)
         outcome = await self._attempt(wired, running, facts) if wired else unknown_type(claimed)
         facts.failed.clear()  # a traceback holds its frames, and those hold the facts
         running.attempting, running.ended_at = False, time.monotonic()
@@ -171,8 +171,8 @@ class Executor:
         """Run the pipeline once; whatever it raises becomes an outcome here."""
         try:
             async with running.limit(wired.pipeline.timeout_s, self._limits):
-                event, gave = await self._read(wired, running.claimed, facts)
-                result = await execute(wired.plan, self._run(running, facts, wired.pipeline), event, gave)
+                event, after_result = await self._read(wired, running.claimed, facts)
+                result = await execute(wired.plan, self._run(running, facts, wired.pipeline), event, after_result)
             return Done(self._encoded(result, wired))
         except BaseException as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
             return self._outcome(error, wired, running, facts)
@@ -197,7 +197,7 @@ class Executor:
         try:
             event = self._deps.catalog[claimed.type].decode(claimed.data)
             await recall(self._deps.pool, claimed, facts)
-            return event, await self._gave(wired, claimed)
+            return event, await self._after_result(wired, claimed)
         except MsgspecError as error:
             raise Unreadable from error
 
@@ -206,11 +206,11 @@ class Executor:
         if await self._guard() != running.claimed.worker or not running.ours:
             raise Stale
 
-    async def _gave(self, wired: Wired, claimed: Claimed) -> Any:
-        """What a follower is handed of the run that it follows."""
+    async def _after_result(self, wired: Wired, claimed: Claimed) -> Any:
+        """What a follow-up is handed: the result of the run that it is after."""
         if wired.needs_key and claimed.partition_key is None:
             raise Reject(f"{wired.name} {NO_KEY}")
-        return json.decode(await followed(self._deps.pool, claimed), type=wired.followed) if wired.followed else None
+        return json.decode(await run_result(self._deps.pool, claimed), type=wired.upstream) if wired.upstream else None
 
     def _run(self, running: RunningEvent, facts: Facts, pipeline: Pipeline) -> Run:
         claimed, deps = running.claimed, self._deps
@@ -242,8 +242,8 @@ class Executor:
 
     async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
         """Until it is settled, or refused because the claim is not ours any more."""
-        followers = [each.name for each in wired.followers] if wired else ()
-        ending = Ending(claimed, outcome, wired.name if wired else claimed.reaction, facts, followers)
+        follow_ups = [each.name for each in wired.follow_ups] if wired else ()
+        ending = Ending(claimed, outcome, wired.name if wired else claimed.follow_up, facts, follow_ups)
         retry = wired.pipeline.retry if wired else RETRY
         if not await store_ending(self._deps.settler, ending, retry, self._deps.meters):
             log.warning("event %s: the ending of claim %d was refused", claimed.event_id, claimed.claim)

@@ -68,7 +68,7 @@ async def states(pool: Pool, claimed: Claimed) -> dict[str, Raw]:
     return {row["type"]: Raw(row["value"].encode()) for row in rows}
 
 
-async def followed(pool: Pool, claimed: Claimed) -> bytes:
+async def run_result(pool: Pool, claimed: Claimed) -> bytes:
     """What the run gave that this event follows."""
     run = int(claimed.id.partition("/")[0])
     rows = await _fetch(pool, SQL["result_of"], claimed.parent, run)

@@ -128,7 +128,7 @@ def _related(error: BaseException) -> Iterator[BaseException]:
 
 def unknown_type(claimed: Claimed) -> Later:
     """The sender is newer than this worker: the event waits for one that knows its type."""
-    what = f'type "{claimed.type}"' if claimed.reaction is None else f'pipeline "{claimed.reaction}"'
+    what = f'type "{claimed.type}"' if claimed.follow_up is None else f'pipeline "{claimed.follow_up}"'
     return Later(UNKNOWN_TYPE_S, f"this worker does not know the {what}", charged=False)
 
 

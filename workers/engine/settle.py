@@ -43,7 +43,7 @@ class Ending(Struct, frozen=True):
     outcome: Outcome
     pipeline: str | None
     facts: Facts
-    followers: Sequence[str] = ()
+    follow_ups: Sequence[str] = ()
 
     @property
     def succeeded(self) -> bool:
@@ -52,10 +52,10 @@ class Ending(Struct, frozen=True):
     @property
     def weight(self) -> int:
         """How many rows of a batch it counts as."""
-        return 1 + (weight(self.facts.children) + len(self.followers) if self.succeeded else 0)
+        return 1 + (weight(self.facts.children) + len(self.follow_ups) if self.succeeded else 0)
 
     def children(self) -> list[Incoming]:
-        return incoming(self.claimed, self.facts.children, self.followers) if self.succeeded else []
+        return incoming(self.claimed, self.facts.children, self.follow_ups) if self.succeeded else []
 
 
 class Settler:

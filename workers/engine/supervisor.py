@@ -241,7 +241,7 @@ async def _write_graphs(program: Program) -> None:
                     SQL["write_pipeline"], *_drawing(wired, wired.type), None, None, wired.needs_key
                 )
             for wired in whole:
-                for each in wired.followers:
+                for each in wired.follow_ups:
                     await connection.execute(SQL["write_pipeline"], *_drawing(each, None), wired.name, each.type, False)
     finally:
         with suppress(*POSTGRES_ERRORS):

@@ -9,8 +9,8 @@ from schemas import Event
 from service.errors import WiringError
 from workers.kit.flow import OTHERWISE, Each, Element, Flow, Node, Parallel, Route, where
 from workers.kit.plan import (
+    AFTER,
     EVENT,
-    FOLLOWED,
     ITEM,
     RUN,
     BoundEach,
@@ -28,24 +28,24 @@ from workers.kit.signature import check_at_once, check_labels, hints_of, returns
 from workers.kit.state import Taken, taken
 
 
-def bind(flow: Flow, event: type[Event], resources: Sequence[Open] = (), followed: Any = None) -> Plan:
-    """Compile a flow, of a follower where something is `followed`.
+def bind(flow: Flow, event: type[Event], resources: Sequence[Open] = (), after_type: Any = None) -> Plan:
+    """Compile a flow, of a follow-up where there is an `after_type`.
 
     Raises WiringError with node, parameter and the nearest fix.
     """
     names = _Names({f"the resource {where(each)}": each for each in resources})
     opened = tuple((Producer(name, given_by(each)),) for name, each in names.resources.items())
-    plan, _ = _bind(flow, (Siblings(opened), *_outset(event, followed)), "", names)
+    plan, _ = _bind(flow, (Siblings(opened), *_outset(event, after_type)), "", names)
     return plan
 
 
-def bind_body(body: Node, event: type[Event], followed: Any) -> Free:
-    """The free form of a follower: its parameters are bound like a node's."""
-    return Free(body, _bound(body, _outset(event, followed), "", _Names({})).takes)
+def bind_body(body: Node, event: type[Event], after_type: Any) -> Free:
+    """The free form of a follow-up: its parameters are bound like a node's."""
+    return Free(body, _bound(body, _outset(event, after_type), "", _Names({})).takes)
 
 
-def _outset(event: type[Event], followed: Any) -> Scope:
-    return (Producer(EVENT, event), *(() if followed is None else (Producer(FOLLOWED, followed),)))
+def _outset(event: type[Event], after_type: Any) -> Scope:
+    return (Producer(EVENT, event), *(() if after_type is None else (Producer(AFTER, after_type),)))
 
 
 class _Names:

@@ -22,7 +22,7 @@ from workers.kit.state import Taken
 RUN = "the run"  # no name of a node: those have no blank
 EVENT = "the event"
 ITEM = "the item"
-FOLLOWED = "what it follows"
+AFTER = "what it follows"
 
 Results = dict[str, Any]
 Takes = tuple[str | Taken, ...]
@@ -86,13 +86,13 @@ ENDING: Final = (Outage, Unavailable, DaySpent, Reject, WiringError, JournalMism
 """What ends an attempt, or its flow, in a `parallel` that collects too."""
 
 
-async def execute(plan: Plan, run: Run, event: Event, followed: Any = None) -> Any:
+async def execute(plan: Plan, run: Run, event: Event, after_result: Any = None) -> Any:
     """Run the plan; its result is what its last part gives (of `parallel` and `each` a list), or what stopped it.
 
-    `followed` is what the pipeline gave that this one is after.
+    `after_result` is what the pipeline gave that this one is after.
     """
     try:
-        return await _parts(plan, run, {EVENT: event, FOLLOWED: followed})
+        return await _parts(plan, run, {EVENT: event, AFTER: after_result})
     except _Stopped as stopped:
         return stopped.result
 
@@ -142,9 +142,9 @@ async def _each(part: BoundEach, run: Run, results: Results) -> list[Any]:
         return lambda: _node(own, run, {**results, ITEM: item})
 
     works = [one(index, item) for index, item in enumerate(results.get(part.items) or ())]
-    gave = await _side_by_side(works, part.at_once, part.collect)
-    results[part.bound.step_key] = gave
-    return list(gave)
+    outputs = await _side_by_side(works, part.at_once, part.collect)
+    results[part.bound.step_key] = outputs
+    return list(outputs)
 
 
 async def _side_by_side(works: Sequence[Work], at_once: int, collect: bool) -> list[Any]:
@@ -170,10 +170,10 @@ async def _side_by_side(works: Sequence[Work], at_once: int, collect: bool) -> l
 
 async def _or_none(work: Work) -> Any:
     """None where it failed by itself; what ends the attempt for all of the event, or the flow, goes on."""
-    (gave,) = await asyncio.gather(work(), return_exceptions=True)
-    if isinstance(gave, Stale) or (isinstance(gave, Exception) and isinstance(deciding(gave), ENDING)):
-        raise gave
-    return None if isinstance(gave, BaseException) else gave  # CancelledError too: it cancelled itself
+    (output,) = await asyncio.gather(work(), return_exceptions=True)
+    if isinstance(output, Stale) or (isinstance(output, Exception) and isinstance(deciding(output), ENDING)):
+        raise output
+    return None if isinstance(output, BaseException) else output  # CancelledError too: it cancelled itself
 
 
 async def _route(part: BoundRoute, run: Run, results: Results) -> Any:

@@ -23,7 +23,7 @@ from workers.kit.signature import check_body
 class Wired(Struct, frozen=True):
     """A pipeline ready to run, under its name, with those that run after it.
 
-    `needs_key`: it surely takes an actor's state; of a free-form pipeline that is known when it runs. `followed`: the
+    `needs_key`: it surely takes an actor's state; of a free-form pipeline that is known when it runs. `upstream`: the
     type of what it is handed of the pipeline that it follows.
     """
 
@@ -31,14 +31,14 @@ class Wired(Struct, frozen=True):
     type: str
     pipeline: Pipeline
     plan: Plan
-    followers: tuple["Wired", ...] = ()
+    follow_ups: tuple["Wired", ...] = ()
     needs_key: bool = False
-    followed: Any = None
+    upstream: Any = None
 
     @property
     def family(self) -> list["Wired"]:
         """Itself, and all that follow it or each other."""
-        return [self, *(each for follower in self.followers for each in follower.family)]
+        return [self, *(each for follow_up in self.follow_ups for each in follow_up.family)]
 
 
 Wiring = Mapping[str, Wired]
@@ -78,35 +78,35 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
 
 
 def connected(name: str, kind: str, pipeline: Pipeline, all_of_them: Mapping[str, Pipeline]) -> Wired:
-    """A pipeline with its followers, and theirs."""
-    followers = (
+    """A pipeline with its follow-ups, and theirs."""
+    follow_ups = (
         connected(other, kind, each, all_of_them) for other, each in all_of_them.items() if each.after is pipeline
     )
     plan = compiled(pipeline)
-    gave = None if pipeline.after is None else gives(compiled(pipeline.after))
-    return Wired(name, kind, pipeline, plan, tuple(followers), bool(states(plan)), gave)
+    after_type = None if pipeline.after is None else gives(compiled(pipeline.after))
+    return Wired(name, kind, pipeline, plan, tuple(follow_ups), bool(states(plan)), after_type)
 
 
 def everyone(wiring: Wiring) -> list[Wired]:
-    """Every pipeline, the followers too."""
+    """Every pipeline, the follow-ups too."""
     return [each for root in wiring.values() for each in root.family]
 
 
-def chosen(wiring: Wiring, kind: str, reaction: str | None) -> Wired | None:
+def chosen(wiring: Wiring, kind: str, follow_up: str | None) -> Wired | None:
     """Who runs an event of this type: the pipeline on it, or of those behind it the one named."""
     root = wiring.get(kind)
-    if root is None or reaction is None:
+    if root is None or follow_up is None:
         return root
-    return next((each for each in root.family if each.name == reaction), None)
+    return next((each for each in root.family if each.name == follow_up), None)
 
 
 def compiled(pipeline: Pipeline) -> Plan:
     """What runs. Raises WiringError where a parameter can't be bound."""
     event = _said(pipeline)
-    followed = None if pipeline.after is None else gives(compiled(pipeline.after))
+    after_type = None if pipeline.after is None else gives(compiled(pipeline.after))
     if pipeline.body is None:
-        return bind(pipeline.flow, event, pipeline.resources, followed)
-    return (Free(pipeline.body) if pipeline.after is None else bind_body(pipeline.body, event, followed),)
+        return bind(pipeline.flow, event, pipeline.resources, after_type)
+    return (Free(pipeline.body) if pipeline.after is None else bind_body(pipeline.body, event, after_type),)
 
 
 def _said(pipeline: Pipeline) -> type[Event]:

@@ -276,7 +276,7 @@ class Worker:
             type="job",
             attributes="{}",
             parent=None,
-            reaction=None,
+            follow_up=None,
             data=b"{}",
             run=1,
             attempts=0,

@@ -25,7 +25,7 @@ def _claimed(failures: int = 0, put_offs: int = 0) -> Claimed:
         data=b"{}",
         attributes="{}",
         parent=None,
-        reaction=None,
+        follow_up=None,
         run=1,
         attempts=failures,
         lost=0,

@@ -152,12 +152,12 @@ BEHIND = (
 
 def test_followers_stand_behind_what_they_follow_and_take_what_it_gives(tmp_path: Path) -> None:
     answers = wired(tmp_path, {"answers.py": ANSWERS, "behind.py": BEHIND, "news.py": NEWS})["question.asked"]
-    assert [(each.name, each.type, each.followed) for each in answers.family] == [
+    assert [(each.name, each.type, each.upstream) for each in answers.family] == [
         ("answers", "question.asked", None),
         ("loud", "question.asked", str),
         ("twice", "question.asked", str),
     ]
-    assert [each.name for each in answers.followers] == ["loud"]
+    assert [each.name for each in answers.follow_ups] == ["loud"]
 
 
 @pytest.mark.parametrize(
