@@ -180,7 +180,7 @@ def _models(file: Path) -> dict[str, tuple[Target, ...]]:
         if not chain:
             raise PromptError(f"{file}: the alias {alias} names no model.")
     targets = {target for chain in models.values() for target in chain}
-    for (provider, model), times in Counter((each.provider, each.model) for each in targets).items():
+    for (provider, model), times in Counter((target.provider, target.model) for target in targets).items():
         if times > 1:
             two = f"{provider} {model} has two prices or two limits"
             raise PromptError(f"{file}: {two}. Give it the same wherever it stands.")

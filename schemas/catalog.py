@@ -83,10 +83,10 @@ def modules(package: ModuleType) -> Iterator[ModuleType]:
 
     Raises CatalogError, with file and line, where one can't be loaded, whatever it raises.
     """
-    for each in sorted(iter_modules(package.__path__, f"{package.__name__}."), key=lambda module: module.name):
-        module = _loaded(each.name)
+    for info in sorted(iter_modules(package.__path__, f"{package.__name__}."), key=lambda module: module.name):
+        module = _loaded(info.name)
         yield module
-        if each.ispkg:
+        if info.ispkg:
             yield from modules(module)
 
 

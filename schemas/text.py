@@ -113,12 +113,12 @@ def _walk(value: Any, path: str) -> Iterator[Trouble]:
         case float() if value != value or value in (float("inf"), float("-inf")):
             yield Trouble(path, "not a finite number")
         case list():
-            for index, each in enumerate(value):
-                yield from _walk(each, f"{path}[{index}]")
+            for index, member in enumerate(value):
+                yield from _walk(member, f"{path}[{index}]")
         case dict():
-            for name, each in value.items():
+            for name, member in value.items():
                 yield from _in_text(name, path)
-                yield from _walk(each, f"{path}.{name}")
+                yield from _walk(member, f"{path}.{name}")
 
 
 def _in_text(value: str, path: str) -> Iterator[Trouble]:

@@ -135,6 +135,6 @@ class FeedReader:
 
     async def _steps(self, run: int, after: Position, before: Position) -> list[tuple[Position, Stepped]]:
         rows = await self._pool.fetch(SQL["steps"], self._event_id, run, after[0], before[0])
-        steps = [((row["claim"], each.get("n", 0)), each) for row in rows for each in json.decode(row["steps"])]
+        steps = [((row["claim"], step.get("n", 0)), step) for row in rows for step in json.decode(row["steps"])]
         wanted = sorted((step for step in steps if after < step[0] < before and step[0][1]), key=lambda step: step[0])
-        return [(position, Stepped(each["step"], each["state"], each["ms"])) for position, each in wanted]
+        return [(position, Stepped(step["step"], step["state"], step["ms"])) for position, step in wanted]

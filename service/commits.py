@@ -107,7 +107,7 @@ class GroupCommit(Generic[T, R]):
             if len(self._waiting) >= WAITING_MAX:
                 self._meters.add("callboard_refused_total", (self._name, "all"))
                 raise Unavailable(f"{WAITING_MAX} writes wait for Postgres already")
-            self._shares.take(items, (each[0] for each in self._waiting), WAITING_MAX, self.health.reason)
+            self._shares.take(items, (waiting[0] for waiting in self._waiting), WAITING_MAX, self.health.reason)
         loop, last = asyncio.get_running_loop(), len(items) - 1
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
         self._waiting.extend([(item, futures[n], n < last) for n, item in enumerate(items)])
@@ -120,7 +120,7 @@ class GroupCommit(Generic[T, R]):
         """What was given up does not wait for a Postgres that is away for hours: others need its room and memory."""
         self._given_up += given_up
         if self._given_up and self._given_up * 2 >= len(self._waiting):
-            kept = [each for each in self._waiting if not each[1].done()]
+            kept = [waiting for waiting in self._waiting if not waiting[1].done()]
             self._waiting.clear()
             self._waiting.extend(kept)
             self._given_up = 0
@@ -162,12 +162,12 @@ class GroupCommit(Generic[T, R]):
         if not self._waiting:
             self._more.clear()
         self._shares.forget()
-        return [each for each in batch if not each[1].done()]
+        return [waiting for waiting in batch if not waiting[1].done()]
 
     async def _commit(self, held: Held, batch: list[tuple[T, asyncio.Future[R]]]) -> None:
         """Until written: again after what passes, in halves after a row's fault."""
         tries = 0
-        while batch := [each for each in batch if not each[1].done()]:
+        while batch := [waiting for waiting in batch if not waiting[1].done()]:
             begun, connection = self.health.begin(), None
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT_S):

@@ -62,7 +62,7 @@ class _Held(Generic[T]):
         if self._timer is None:
             self._start(loop, ends_at)
         if len(self._timed) >= self._clear_at:
-            self._timed = deque(each for each in self._timed if not each[1].done())
+            self._timed = deque(pair for pair in self._timed if not pair[1].done())
             self._clear_at = max(CLEARED_MIN, 2 * len(self._timed))
 
     def _start(self, loop: asyncio.AbstractEventLoop, at: float) -> None:

@@ -45,7 +45,7 @@ def allowed(entries: str, *addresses: str) -> Allowed:
     Raises ValueError with one sentence.
     """
     names, networks = [], []
-    for entry in filter(None, (each.strip().lower() for each in entries.split(","))):
+    for entry in filter(None, (part.strip().lower() for part in entries.split(","))):
         try:
             networks.append(ip_network(entry))
         except ValueError:
@@ -53,10 +53,10 @@ def allowed(entries: str, *addresses: str) -> Allowed:
                 fault = "neither a host's name, nor *.suffix, nor a network such as 10.0.0.0/8"
                 raise ValueError(f"{entry[:60]!r} is {fault}") from None
             names.append(entry)
-    urls = [urlsplit(each) for each in addresses if each]
+    urls = [urlsplit(address) for address in addresses if address]
     return Allowed(
-        frozenset(each for each in names if not each.startswith("*")),
-        tuple(each[1:] for each in names if each.startswith("*")),
+        frozenset(name for name in names if not name.startswith("*")),
+        tuple(name[1:] for name in names if name.startswith("*")),
         tuple(networks),
         frozenset((url.hostname or "", url.port or PORTS[url.scheme]) for url in urls),
     )

@@ -15,7 +15,7 @@ class CallboardError(Exception):
     """
 
     def __init__(self, *said: object) -> None:
-        super().__init__(*(storable(each) if isinstance(each, str) else each for each in said))
+        super().__init__(*(storable(argument) if isinstance(argument, str) else argument for argument in said))
 
 
 class SettingsError(CallboardError):

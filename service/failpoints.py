@@ -56,8 +56,8 @@ def hit(settings: Settings, name: str, of: str = "") -> None:
 def _armed(text: str) -> dict[str, tuple[str, float]]:
     """By name: the action and its probability."""
     armed = {}
-    for each in filter(None, text.split(",")):
-        name, _, rest = each.partition("=")
+    for entry in filter(None, text.split(",")):
+        name, _, rest = entry.partition("=")
         action, _, chance = rest.partition("@")
         armed[name.strip()] = (action, float(chance or 1))
     return armed

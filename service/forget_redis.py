@@ -99,7 +99,7 @@ class RedisTraces:
         """How many of these events have a live log."""
         if not ids:
             return 0
-        names = [live.log_of(self._names, each) for each in ids]
+        names = [live.log_of(self._names, event_id) for event_id in ids]
         with _there():
             counted: int = await (self._redis.delete if delete else self._redis.exists)(*names)
         return counted
@@ -107,8 +107,8 @@ class RedisTraces:
     async def stop(self, ids: Sequence[UUID]) -> None:
         """Tell the workers that run these events."""
         with _there():
-            for each in ids:
-                await self._redis.publish(self._names.cancel, each.bytes)
+            for event_id in ids:
+                await self._redis.publish(self._names.cancel, event_id.bytes)
 
     def _is_of(self, fields: dict[bytes, bytes], target: Target, known: set[str]) -> bool:
         """An entry of the release before names no tenant: it is known by its event, or came by a stream."""

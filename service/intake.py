@@ -107,8 +107,8 @@ class Intake:
 
     async def take_all(self, batch: Sequence[Incoming | BadEvent]) -> list[Accepted | Exception]:
         """Accept what is an event, in this order: what `take` would have answered or raised for each."""
-        stored = iter(await self._store.accept_all([each for each in batch if isinstance(each, Incoming)]))
-        return [self._outcome(each, next(stored)) if isinstance(each, Incoming) else each for each in batch]
+        stored = iter(await self._store.accept_all([item for item in batch if isinstance(item, Incoming)]))
+        return [self._outcome(item, next(stored)) if isinstance(item, Incoming) else item for item in batch]
 
     def _read(
         self,

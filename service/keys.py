@@ -124,11 +124,11 @@ async def look_up(connection: Connection, batch: Sequence[Presented], token: byt
 
     A session of the local token is valid while that is the same `token`.
     """
-    prefixes, hashes = [each.prefix for each in batch], [each.hash for each in batch]
+    prefixes, hashes = [presented.prefix for presented in batch], [presented.hash for presented in batch]
     rows = await connection.fetch(SQL["look_up"], prefixes, hashes, IDLE_MAX, token)
     keys: list[Key | None] = []
-    for each, row in zip(batch, rows, strict=True):
-        fits = hmac.compare_digest(row["hash"] or NOBODY, each.hash)
+    for presented, row in zip(batch, rows, strict=True):
+        fits = hmac.compare_digest(row["hash"] or NOBODY, presented.hash)
         keys.append(_key(row) if fits and row["live"] else None)
     return keys
 

@@ -77,7 +77,7 @@ class Listeners:
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                 if message is None or not self._topics:
                     continue
-                events = [each for each in _ids(message["data"]) if each in self._topics]
+                events = [event_id for event_id in _ids(message["data"]) if event_id in self._topics]
                 if message["channel"] == self.names.moved.encode():
                     await self._look(events)
                 self._wake(events)
@@ -97,15 +97,15 @@ class Listeners:
             log.warning("Postgres does not say how %d followed events stand: %s", len(events), error)
             return
         found = {row["event_id"]: Standing(row["status"], row["run"], row["claim"]) for row in rows}
-        for each in events:
-            topic = self._topics.get(each)
-            if topic is not None and topic.standing != found.get(each):
-                topic.standing = found.get(each)
-                self._wake([each])
+        for event_id in events:
+            topic = self._topics.get(event_id)
+            if topic is not None and topic.standing != found.get(event_id):
+                topic.standing = found.get(event_id)
+                self._wake([event_id])
 
     def _wake(self, events: Iterable[UUID]) -> None:
-        for each in events:
-            for news in self._topics[each].listeners if each in self._topics else ():
+        for event_id in events:
+            for news in self._topics[event_id].listeners if event_id in self._topics else ():
                 news.set()
 
 

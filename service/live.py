@@ -106,7 +106,7 @@ async def read_log(redis: Redis, name: str, after: Position) -> tuple[list[tuple
 
 def ids(events: Sequence[UUID]) -> bytes:
     """The message of a doorbell."""
-    return b"".join(each.bytes for each in events)
+    return b"".join(event_id.bytes for event_id in events)
 
 
 def _position(entry_id: bytes) -> Position:

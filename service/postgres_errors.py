@@ -47,7 +47,7 @@ def reason_of(error: BaseException, pool: Pool | None = None) -> Reason:
             return "connections"
         case asyncpg.PostgresError():
             state = error.sqlstate or ""
-            fitting = [each for each in _STATES if state.startswith(each)]
+            fitting = [prefix for prefix in _STATES if state.startswith(prefix)]
             return _STATES[max(fitting, key=len)] if fitting else "error"
         case asyncpg.TargetServerAttributeNotMatched():
             return "read-only"

@@ -53,7 +53,7 @@ def check_all(*checks: Callable[[], object]) -> None:
 
 def refuse(sentences: Sequence[str]) -> None:
     """Raises StartError with these sentences, where there are any."""
-    lines = [line for each in sentences for line in each.splitlines()]
+    lines = [line for sentence in sentences for line in sentence.splitlines()]
     if lines:
         raise StartError("\n".join(lines))
 

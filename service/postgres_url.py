@@ -46,7 +46,7 @@ def read(url: str) -> Address:
 
 def faults(url: str, name: str = NAME) -> list[str]:
     """What is wrong with `url`, each in one sentence that shows no value of it. `name`: of its setting."""
-    return [each.replace(NAME, name) for each in _read(url)[1]]
+    return [fault.replace(NAME, name) for fault in _read(url)[1]]
 
 
 def secrets(url: str) -> set[str]:
@@ -132,20 +132,20 @@ class _Found:
 
         `at`: the @ before them. Without one, what looks like a port may be a password's beginning.
         """
-        pairs = [_host_and_port(each) for each in (host or authority).split(",")] if host or authority else []
-        hosts = tuple(unquote(each) if not host else each for each, _ in pairs)
+        pairs = [_host_and_port(server) for server in (host or authority).split(",")] if host or authority else []
+        hosts = tuple(unquote(name) if not host else name for name, _ in pairs)
         if len(pairs) > 1 and not all(hosts):
             self.faults.append(f"{NAME}: one of its hosts is empty.")
         if not all(map(_is_host, filter(None, hosts))):
             self.faults.append(f"{NAME}: one of its hosts is no name of a host." if self._plain else _ENCODE)
-        texts = port.split(",") if port else [each for _, each in pairs]
+        texts = port.split(",") if port else [number for _, number in pairs]
         if len(texts) not in (1, len(hosts)) and texts and hosts:
             self.faults.append(f"{NAME} names {len(texts)} ports for {len(hosts)} hosts.")
             return hosts, ()
-        if not all(re.fullmatch(r"\d{0,5}", each) and int(each or 1) in range(1, 65536) for each in texts):
+        if not all(re.fullmatch(r"\d{0,5}", text) and int(text or 1) in range(1, 65536) for text in texts):
             self.faults.append(f"{NAME}: a port is a number from 1 to 65535." if at else _ENCODE)
             return hosts, ()
-        ports = tuple(int(each or 5432) for each in texts)
+        ports = tuple(int(text or 5432) for text in texts)
         if hosts == ("",):
             hosts = ()
         return hosts, (ports if any(texts) or len(hosts) > 1 else ())

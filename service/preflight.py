@@ -82,7 +82,7 @@ async def _check_kind(redis: Redis) -> None:
                 "Use a Redis with cluster mode off; a replica for failover is fine."
             )
         version = str(facts.get("redis_version", ""))
-        numbers = tuple(int(each) for each in version.split(".")[:2] if each.isdecimal())
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
         if numbers and numbers < OLDEST:
             raise StartError(f"REDIS_URL: that is Redis {version}, and Callboard needs 6.2 or newer.")
 

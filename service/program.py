@@ -18,8 +18,8 @@ def on_end(do: Callable[[], object]) -> None:
 
     Not by `add_signal_handler`: a loop that closes would give the signals their deadly default back.
     """
-    for each in ENDING:
-        signal.signal(each, lambda *_: do())
+    for number in ENDING:
+        signal.signal(number, lambda *_: do())
 
 
 def leave() -> None:
@@ -32,8 +32,8 @@ def leave() -> None:
 
 
 def ignore() -> None:
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def freeze_gc() -> None:

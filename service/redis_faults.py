@@ -53,16 +53,16 @@ class RedisState:
 
 def reason_of(error: BaseException) -> Reason:
     """Of an error of Redis's; redis-py wraps some of them into its ConnectionError."""
-    for each in _chain(error):
-        if isinstance(each, ForeignRedis):
+    for cause in _chain(error):
+        if isinstance(cause, ForeignRedis):
             return "foreign"
-        if isinstance(each, OutOfMemoryError) or str(each).startswith("OOM"):
+        if isinstance(cause, OutOfMemoryError) or str(cause).startswith("OOM"):
             return "full"
-        if isinstance(each, ReadOnlyError) or str(each).startswith(UNWRITABLE):
+        if isinstance(cause, ReadOnlyError) or str(cause).startswith(UNWRITABLE):
             return "read-only"
-        if isinstance(each, ResponseError) and str(each).startswith(PASSING):
+        if isinstance(cause, ResponseError) and str(cause).startswith(PASSING):
             return "away"
-        if isinstance(each, WRONG):
+        if isinstance(cause, WRONG):
             return "refused"
     passes = not isinstance(error, RedisError) or isinstance(error, RedisConnectionError | RedisTimeoutError)
     return "away" if passes else "refused"
@@ -70,7 +70,7 @@ def reason_of(error: BaseException) -> Reason:
 
 def sentence_of(error: BaseException) -> str | None:
     """What has to be mended before Redis can be used, without a word of the address; None where it may pass."""
-    return next((sentence for each in _chain(error) if (sentence := _sentence(each))), None)
+    return next((sentence for cause in _chain(error) if (sentence := _sentence(cause))), None)
 
 
 def _sentence(error: BaseException) -> str | None:

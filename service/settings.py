@@ -98,8 +98,8 @@ class Settings(Outside, frozen=True, kw_only=True):
         keys = (value for name, value in texts.items() if name.endswith(("api_key", "local_token")))
         secrets = {*keys, *passwords, *map(unquote, passwords)}
         secrets |= postgres_url.secrets(self.database_url) | postgres_url.secrets(self.database_owner_url)
-        secrets |= {json.encode(each).decode()[1:-1] for each in secrets}
-        return tuple(sorted((each for each in secrets if len(each) >= SECRET_MIN), key=len, reverse=True))
+        secrets |= {json.encode(secret).decode()[1:-1] for secret in secrets}
+        return tuple(sorted((secret for secret in secrets if len(secret) >= SECRET_MIN), key=len, reverse=True))
 
     @property
     def data_path(self) -> Path:
@@ -195,7 +195,7 @@ def _from_file(path: str, name: str) -> str:
 
 
 def _convert(name: str, field: str, value: str) -> Any:
-    kind = next(each.type for each in fields(Settings) if each.name == field)
+    kind = next(setting.type for setting in fields(Settings) if setting.name == field)
     try:
         return convert(value, kind, strict=False)
     except ValidationError as error:

@@ -48,7 +48,7 @@ class Store:
             self._write,
             meters=self._meters,
             warm=True,
-            caller_of=lambda each: each.tenant,
+            caller_of=lambda incoming: incoming.tenant,
         )
         self.health: Final = self._commits.health
 
@@ -74,57 +74,65 @@ class Store:
         hit(self._settings, "accept_begin")
         fresh = await self._insert(connection, batch)
         hit(self._settings, "accept_committed")
-        for each in batch:
-            if each.event_id in fresh:
-                self._meters.add("callboard_events_accepted_total", (each.type, self._via))
-        others = [each for each in batch if each.event_id not in fresh]
+        for incoming in batch:
+            if incoming.event_id in fresh:
+                self._meters.add("callboard_events_accepted_total", (incoming.type, self._via))
+        others = [incoming for incoming in batch if incoming.event_id not in fresh]
         there = await existing(connection, others) if others else {}
-        return [self._stored(each, fresh, there) for each in batch]
+        return [self._stored(incoming, fresh, there) for incoming in batch]
 
     async def _insert(self, connection: Connection, batch: Sequence[Incoming]) -> dict[UUID, bool]:
         """Batches with keys draw their places under the locks of their mailboxes; others need no transaction."""
-        if all(each.partitionkey is None for each in batch):
+        if all(incoming.partitionkey is None for incoming in batch):
             return await accept(connection, batch)
         async with connection.transaction():
             await lock_mailboxes(connection, batch)
             return await accept(connection, batch)
 
-    def _stored(self, each: Incoming, fresh: Mapping[UUID, bool], there: Mapping[Identity, asyncpg.Record]) -> Stored:
-        if (due := fresh.get(each.event_id)) is not None:
-            return Stored(each.event_id, "queued" if due else "scheduled", due=due)
-        row = there[identity(each)]
-        if row["event_id"] == each.event_id:
-            return Stored(each.event_id, row["status"], due=row["status"] == "queued")
-        return Stored(row["event_id"], row["status"], duplicate=True, conflict=not self._same(each, row), due=False)
+    def _stored(
+        self, incoming: Incoming, fresh: Mapping[UUID, bool], there: Mapping[Identity, asyncpg.Record]
+    ) -> Stored:
+        if (due := fresh.get(incoming.event_id)) is not None:
+            return Stored(incoming.event_id, "queued" if due else "scheduled", due=due)
+        row = there[identity(incoming)]
+        if row["event_id"] == incoming.event_id:
+            return Stored(incoming.event_id, row["status"], due=row["status"] == "queued")
+        return Stored(row["event_id"], row["status"], duplicate=True, conflict=not self._same(incoming, row), due=False)
 
-    def _same(self, each: Incoming, row: asyncpg.Record) -> bool:
+    def _same(self, incoming: Incoming, row: asyncpg.Record) -> bool:
         """Same `type`, `subject`, `partitionkey` and equal decoded `data`."""
         subject = json.decode(row["attributes"], type=Attributes).subject
-        if (each.type, each.partitionkey, each.attributes.subject) != (row["type"], row["partitionkey"], subject):
+        if (incoming.type, incoming.partitionkey, incoming.attributes.subject) != (
+            row["type"],
+            row["partitionkey"],
+            subject,
+        ):
             return False
-        kind = self._catalog[each.type]
+        kind = self._catalog[incoming.type]
         with suppress(ValueError):  # what was stored under an older schema may not decode any more
-            return kind.decode(each.data) == kind.decode(row["data"].encode())
+            return kind.decode(incoming.data) == kind.decode(row["data"].encode())
         return False
 
 
-def identity(each: Incoming) -> Identity:
-    return (each.tenant, each.source, each.id)
+def identity(incoming: Incoming) -> Identity:
+    return (incoming.tenant, incoming.source, incoming.id)
 
 
 async def existing(connection: Connection, batch: Sequence[Incoming]) -> dict[Identity, asyncpg.Record]:
     """The rows that have the identities of these events."""
-    asked = list({identity(each) for each in batch})
+    asked = list({identity(incoming) for incoming in batch})
     rows = await connection.fetch(_SQL["existing"], *zip(*asked, strict=True))
     return {(row["tenant"], row["source"], row["id"]): row for row in rows}
 
 
 async def lock_mailboxes(connection: Connection, batch: Sequence[Incoming]) -> None:
     """Before anything else in the transaction that accepts `batch`: their places are drawn in the order of commits."""
-    keyed = [each for each in batch if each.partitionkey is not None]
+    keyed = [incoming for incoming in batch if incoming.partitionkey is not None]
     if keyed:
         await connection.execute(
-            _SQL["lock_mailboxes"], [each.tenant for each in keyed], [each.partitionkey for each in keyed]
+            _SQL["lock_mailboxes"],
+            [incoming.tenant for incoming in keyed],
+            [incoming.partitionkey for incoming in keyed],
         )
 
 
@@ -133,24 +141,24 @@ async def accept(connection: Connection, batch: Sequence[Incoming]) -> dict[UUID
 
     Where one has a key, its mailbox is locked.
     """
-    rows = await connection.fetch(_SQL["accept"], *sql.columns([_row(each) for each in batch]))
+    rows = await connection.fetch(_SQL["accept"], *sql.columns([_row(incoming) for incoming in batch]))
     return {row[0]: row[1] for row in rows}
 
 
-def _row(each: Incoming) -> Sequence[object]:
+def _row(incoming: Incoming) -> Sequence[object]:
     """The arguments of the accept statement, in its order."""
     return (
-        each.event_id,
-        each.tenant,
-        each.source,
-        each.id,
-        each.type,
-        each.partitionkey,
-        json.encode(each.attributes).decode(),
-        each.data.decode(),
-        each.due_at,
-        each.parent,
-        each.follow_up,
-        each.accepted_by,
-        each.quota_key,
+        incoming.event_id,
+        incoming.tenant,
+        incoming.source,
+        incoming.id,
+        incoming.type,
+        incoming.partitionkey,
+        json.encode(incoming.attributes).decode(),
+        incoming.data.decode(),
+        incoming.due_at,
+        incoming.parent,
+        incoming.follow_up,
+        incoming.accepted_by,
+        incoming.quota_key,
     )

@@ -58,7 +58,7 @@ async def notify(redis: Redis, ids: Sequence[UUID], stream: str) -> None:
     """Put event ids on a stream, one entry each, in one command. A second entry of the same event is harmless."""
     if not ids:
         return
-    await redis.register_script(NOTIFY)(keys=[stream], args=[each.bytes for each in ids])
+    await redis.register_script(NOTIFY)(keys=[stream], args=[event_id.bytes for event_id in ids])
 
 
 async def may_notify(redis: Redis, names: Names) -> None:

@@ -140,9 +140,9 @@ class our_wait:  # noqa: N801 - read as `with our_wait():`
 
     def __enter__(self) -> None:
         self._limits = _LIMITS.get()
-        for each in self._limits:
-            each.stop()
+        for limit in self._limits:
+            limit.stop()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for each in self._limits:
-            each.go_on()
+        for limit in self._limits:
+            limit.go_on()

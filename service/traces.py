@@ -31,15 +31,15 @@ def location_of(error: BaseException) -> str | None:
     Of an error that was raised outside of them (a library's in a thread, our own about a time limit) its cause, or what
     was being handled when it was raised, may have one.
     """
-    for each in causes(error):
-        if frames := list(_users_frames(each.__traceback__)):
+    for cause in causes(error):
+        if frames := list(_users_frames(cause.__traceback__)):
             return _location(frames[-1])
     return None
 
 
 def users_frames(error: BaseException) -> list[str]:
     """The locations of the user's own frames, the deepest first."""
-    return [_location(each) for each in reversed(list(_users_frames(error.__traceback__)))]
+    return [_location(frame) for frame in reversed(list(_users_frames(error.__traceback__)))]
 
 
 def location_of_task(task: "asyncio.Task[Any]") -> str | None:
@@ -82,11 +82,11 @@ def is_users(file: str) -> bool:
         return False
     path = Path(file).resolve()
     if not path.is_relative_to(ROOT):
-        return not any(each in path.parts for each in LIBRARIES) and not str(path).startswith(_STANDARD)
+        return not any(library in path.parts for library in LIBRARIES) and not str(path).startswith(_STANDARD)
     below = path.relative_to(ROOT)
-    if below.as_posix().startswith(tuple(f"{each}/" for each in USERS)):
+    if below.as_posix().startswith(tuple(f"{folder}/" for folder in USERS)):
         return True
-    return below.parts[0] not in (*OURS, ".venv") and not any(each in below.parts for each in LIBRARIES)
+    return below.parts[0] not in (*OURS, ".venv") and not any(library in below.parts for library in LIBRARIES)
 
 
 def _location(found: tuple[FrameType, int]) -> str:
@@ -100,8 +100,8 @@ def _location(found: tuple[FrameType, int]) -> str:
 def formatted(error: BaseException) -> str:
     """Its traceback without a word of its text, which may quote what an event said: the user's frames first."""
     lines: list[str] = []
-    if own := next((frames for each in causes(error) if (frames := users_frames(each))), None):
-        lines += ["In your own code, the deepest first:\n", *(f"  {each}\n" for each in own)]
+    if own := next((frames for cause in causes(error) if (frames := users_frames(cause))), None):
+        lines += ["In your own code, the deepest first:\n", *(f"  {location}\n" for location in own)]
     return "".join([*lines, *_raised(error)])
 
 

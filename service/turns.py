@@ -66,10 +66,10 @@ class Turns:
 
     def _next(self) -> None:
         while sum(self._held.values()) < self._most:
-            able = [each for each in self._waiting if self._held.get(each, 0) < self._alone_most]
+            able = [caller for caller in self._waiting if self._held.get(caller, 0) < self._alone_most]
             if not able:
                 return
-            caller = min(able, key=lambda each: self._held.get(each, 0))  # of several the one that waits longest
+            caller = min(able, key=lambda caller: self._held.get(caller, 0))  # of several the one that waits longest
             turn = self._waiting[caller][0]
             self._leave(caller, turn)
             if not turn.cancelled():  # whoever waited for it does not run before the loop's next round

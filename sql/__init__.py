@@ -11,7 +11,7 @@ _NAME: Final = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 def migrations() -> list[tuple[str, str]]:
     """(file name, text) of every migration, in the order of their numbers."""
     folder = files("sql") / "migrations"
-    found = [(each.name, each.read_text(encoding="utf-8")) for each in folder.iterdir() if each.name.endswith(".sql")]
+    found = [(file.name, file.read_text(encoding="utf-8")) for file in folder.iterdir() if file.name.endswith(".sql")]
     return sorted(found)
 
 
@@ -37,5 +37,5 @@ def columns(rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
 def topics() -> list[str]:
     """Every file of `sql/queries`, without its ending."""
     return sorted(
-        each.name.removesuffix(".sql") for each in (files("sql") / "queries").iterdir() if each.name.endswith(".sql")
+        file.name.removesuffix(".sql") for file in (files("sql") / "queries").iterdir() if file.name.endswith(".sql")
     )

@@ -34,8 +34,8 @@ def program(settings: Settings) -> Program:
     catalog = discover(schemas.events)
     wiring = wire(workers.pipelines, catalog)
     library = prompts.load()
-    for each in everyone(wiring):
-        check_calls(each.plan, library)
+    for wired in everyone(wiring):
+        check_calls(wired.plan, library)
     return Program(settings, catalog, wiring, library, workers.providers.discover(workers.providers))
 
 

@@ -39,15 +39,15 @@ def pipelines(name: str | None, as_json: bool, settings: Settings) -> None:
         for line in drawn(told["nodes"], told["edges"]):
             click.echo(printable(line))
     else:
-        rows = [(each["pipeline"] or "", each["type"]) for each in told["items"]]
+        rows = [(item["pipeline"] or "", item["type"]) for item in told["items"]]
         print_rows(("pipeline", "type"), sorted(rows))
 
 
 def drawn(nodes: list[Mapping[str, Any]], edges: list[Mapping[str, Any]]) -> Iterator[str]:
     """A line for each node, with those that come right behind it."""
-    names = {each["name"]: each["name"].rpartition("/")[2] + KINDS.get(each["kind"], "") for each in nodes}
+    names = {node["name"]: node["name"].rpartition("/")[2] + KINDS.get(node["kind"], "") for node in nodes}
     for name, text in names.items():
-        ways = [(each["label"], names[each["to"]]) for each in edges if each["from"] == name]
+        ways = [(edge["label"], names[edge["to"]]) for edge in edges if edge["from"] == name]
         behind = ", ".join(to if label is None else f"{label}: {to}" for label, to in ways)
         yield f"{text} → {behind}" if behind else text
 
@@ -67,8 +67,8 @@ def list_(as_json: bool, settings: Settings) -> None:
         print_json(told)
         return
     rows = [
-        (each["name"], ", ".join(map(str, each["versions"])), each["model"], ", ".join(each["models"]))
-        for each in told["items"]
+        (item["name"], ", ".join(map(str, item["versions"])), item["model"], ", ".join(item["models"]))
+        for item in told["items"]
     ]
     print_rows(("prompt", "versions", "model", "asked in turn"), rows)
 
@@ -95,7 +95,7 @@ def show(name: str, as_json: bool, settings: Settings) -> None:
 @at_service
 def render(name: str, variables: tuple[str, ...], as_json: bool, settings: Settings) -> None:
     """What a model would be told by NAME or NAME@VERSION. Nothing is asked."""
-    body = msgspec.json.encode({"variables": dict(_variable(each) for each in variables)})
+    body = msgspec.json.encode({"variables": dict(_variable(variable) for variable in variables)})
     told = ask(settings, "POST", f"/prompts/{quote(name)}/render", content=body)
     if as_json:
         print_json(told)
@@ -125,12 +125,12 @@ def stats(name: str | None, days: int, since: str | None, as_json: bool, setting
     if as_json:
         print_json(told)
     else:
-        print_rows(COLUMNS, [_counted(each) for each in told["items"]])
+        print_rows(COLUMNS, [_counted(item) for item in told["items"]])
 
 
 def _counted(item: Mapping[str, Any]) -> list[str]:
-    counts = [str(item[each]) for each in ("calls", "ok", "invalid", "unknown", "failed", "tokens_in", "tokens_out")]
-    times = ["" if item[each] is None else f"{item[each]:.0f}" for each in ("p50_ms", "p95_ms")]
+    counts = [str(item[field]) for field in ("calls", "ok", "invalid", "unknown", "failed", "tokens_in", "tokens_out")]
+    times = ["" if item[field] is None else f"{item[field]:.0f}" for field in ("p50_ms", "p95_ms")]
     return [f"{item['name']}@{item['version']}", *counts, f"{item['cost_usd']:.6f}", *times]
 
 

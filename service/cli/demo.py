@@ -68,7 +68,7 @@ def rows(fed: Fed, labels: list[str | None]) -> Iterator[tuple[str, str]]:
     yield "done", f"{fed.statuses['succeeded']:,} of {fed.statuses.total():,}"
     yield "dead", f"{fed.statuses['dead']:,}"
     results = [event.result if isinstance(event.result, dict) else {} for event in fed.tickets]
-    known = [(each.get("intent"), label) for each, label in zip(results, labels, strict=True) if label is not None]
+    known = [(result.get("intent"), label) for result, label in zip(results, labels, strict=True) if label is not None]
     if known:
         right = sum(intent == label for intent, label in known)
         yield "intent right", f"{right:,} of {len(known):,} ({100 * right / len(known):.1f} %)"
@@ -76,14 +76,14 @@ def rows(fed: Fed, labels: list[str | None]) -> Iterator[tuple[str, str]]:
         yield f"latency of a ticket, p{share}", f"{took_ms(fed.tickets, share / 100):,.0f} ms"
     yield "calls of models", f"{sum(event.calls for event in fed.tickets):,}"
     yield "cost", f"${sum(event.cost_usd for event in fed.tickets):,.4f}"
-    if simulated := sum(bool(each.get("simulated")) for each in results):
+    if simulated := sum(bool(result.get("simulated")) for result in results):
         yield "tickets with simulated parts", f"{simulated:,}"
 
 
 def last_line(fed: Fed) -> str:
     return (
-        f"done={fed.statuses['succeeded']} dead={fed.statuses['dead']} calls={sum(each.calls for each in fed.tickets)} "
-        f"cost_usd={sum(each.cost_usd for each in fed.tickets):.6f} "
+        f"done={fed.statuses['succeeded']} dead={fed.statuses['dead']} calls={sum(view.calls for view in fed.tickets)} "
+        f"cost_usd={sum(view.cost_usd for view in fed.tickets):.6f} "
         f"p50_ms={took_ms(fed.tickets, 0.50):.0f} p99_ms={took_ms(fed.tickets, 0.99):.0f}"
     )
 

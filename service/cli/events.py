@@ -41,4 +41,4 @@ def _row(told: dict[str, Any]) -> list[str]:
         f"{event.attempts or 0}",
         took,
     )
-    return [printable(each) for each in shown]
+    return [printable(value) for value in shown]

@@ -66,8 +66,8 @@ class Feed:
             ) from error
 
     async def _run(self, plan: Split) -> Fed:
-        examples = await self._fed([(index, TAUGHT, example(each)) for index, each in plan.taught])
-        tickets = await self._fed([(index, ASKED, ticket(index, each)) for index, each in plan.asked])
+        examples = await self._fed([(index, TAUGHT, example(message)) for index, message in plan.taught])
+        tickets = await self._fed([(index, ASKED, ticket(index, message)) for index, message in plan.asked])
         views = await at_most(IN_FLIGHT_MAX, list(tickets), self._view)
         ended = examples | tickets
         dead_ids = [event_id for event_id, status in ended.items() if status == "dead"]
@@ -97,7 +97,7 @@ class Feed:
         asked = dict(query)
         while True:
             page = await patiently(lambda: request(self._client, "GET", "/events", params=asked))
-            statuses |= {each["event_id"]: each["status"] for each in page["items"]}
+            statuses |= {item["event_id"]: item["status"] for item in page["items"]}
             if page["next"] is None:
                 return statuses
             asked["cursor"] = page["next"]

@@ -152,14 +152,14 @@ def pipeline(name: str, on: str) -> None:
     _check_name(name)
     kind = _event(on)
     nodes = _nodes(name)
-    flow = "".join(f"\n        nodes.{each}," for each in nodes) + "\n    " if len(nodes) > 1 else ""
+    flow = "".join(f"\n        nodes.{node}," for node in nodes) + "\n    " if len(nodes) > 1 else ""
     _write(
         f"workers/pipelines/{name}.py",
         PIPELINE.substitute(
             _about(name, kind),
             name=name,
             nodes=f"from workers.nodes import {name} as nodes\n" if nodes else "",
-            flow=flow or "".join(f"nodes.{each}" for each in nodes),
+            flow=flow or "".join(f"nodes.{node}" for node in nodes),
         ),
     )
     if not nodes:
@@ -183,7 +183,7 @@ def _asks(name: str) -> str | None:
             f"the prompt {name} wants {', '.join(variables)}, and a node to begin from has the event alone: "
             "write it by hand."
         )
-    given = "".join(f", {each}=event" for each in variables)
+    given = "".join(f", {variable}=event" for variable in variables)
     return f'await run.llm.ask("{name}", returns=Answer{given})'
 
 
@@ -196,7 +196,7 @@ def _nodes(name: str) -> list[str]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except SyntaxError as error:
         raise click.ClickException(f"{file.relative_to(ROOT)}, line {error.lineno}: {error.msg}.") from error
-    return [each.name for each in tree.body if isinstance(each, ast.AsyncFunctionDef) and each.name[0] != "_"]
+    return [node.name for node in tree.body if isinstance(node, ast.AsyncFunctionDef) and node.name[0] != "_"]
 
 
 def _catalog() -> dict[str, EventType]:

@@ -44,6 +44,6 @@ def print_page(
     if as_json:
         print_json(page)
         return
-    print_rows(columns, [row(each) for each in page["items"]])
+    print_rows(columns, [row(item) for item in page["items"]])
     if page["next"]:
         click.echo(f"There may be more: --cursor {page['next']}", err=True)

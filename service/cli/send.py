@@ -104,7 +104,7 @@ async def _has_worker(client: httpx.AsyncClient) -> bool:
     """Whether one lives; also where nobody can say: the service is away, or the key may not see it."""
     with suppress(click.ClickException):
         workers = (await request(client, "GET", "/workers"))["items"]
-        return any(each.get("alive", True) for each in workers)
+        return any(worker.get("alive", True) for worker in workers)
     return True
 
 

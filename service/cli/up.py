@@ -76,8 +76,8 @@ async def running(settings: Settings) -> AsyncIterator[Settings]:
 
 async def _up(settings: Settings, workers: int) -> int:
     stop = asyncio.Event()
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     whole, stopped = asyncio.create_task(_run(settings, workers)), asyncio.create_task(stop.wait())
     await asyncio.wait({whole, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

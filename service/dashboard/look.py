@@ -52,7 +52,7 @@ class Look(Struct, frozen=True):
 
 
 def look() -> Look:
-    assets = {each.name: _asset(each.name, each.read_bytes()) for each in (files(__package__) / "static").iterdir()}
+    assets = {file.name: _asset(file.name, file.read_bytes()) for file in (files(__package__) / "static").iterdir()}
     environment = Environment(
         loader=PackageLoader(__package__),
         autoescape=True,
@@ -60,7 +60,7 @@ def look() -> Look:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {each.__name__: each for each in (utc, ago, lasting, dollars, pretty)}
+    environment.filters |= {function.__name__: function for function in (utc, ago, lasting, dollars, pretty)}
     environment.globals |= {
         "asset": lambda name: f"{STATIC}/{name}?v={assets[name].digest}",
         "release": release(),

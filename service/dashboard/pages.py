@@ -101,7 +101,7 @@ async def list_page(mine: Look, request: Request) -> Response:
     return mine.page(
         "events.html",
         **_common(request, live=newest, simulated=await _simulated(request)),
-        items=[{"partitionkey": None, **each, "error": _failure(each["error"])} for each in items],
+        items=[{"partitionkey": None, **item, "error": _failure(item["error"])} for item in items],
         query=query,
         is_filtered=replace(query, limit=50, cursor=None) != Filter(),
         older=_address(request, str(items[-1]["event_id"])) if more else None,

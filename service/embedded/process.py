@@ -140,7 +140,7 @@ def failure(name: str, folder: Path, words: str) -> StartError:
         return StartError(f"{name} can't start: the disk that holds {folder} is full. Make room, then start again.")
     signs = ("FATAL", "PANIC", "rror:", "ailed", "an't")
     lines = words.splitlines() or ["it said nothing"]
-    line = ([each for each in lines if any(sign in each for sign in signs)] or lines)[-1].strip()
+    line = ([text for text in lines if any(sign in text for sign in signs)] or lines)[-1].strip()
     return StartError(f"{name} did not start: {line} (more in {folder / 'log'})")
 
 

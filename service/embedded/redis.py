@@ -103,8 +103,8 @@ def _valkey() -> Path | None:
 
 
 def _from_wheel(name: str) -> Path | None:
-    folders = [Path(sys.prefix, "redis", each) for each in WHEELS]
-    folders += [Path(found.origin).parent for each in WHEELS if (found := find_spec(each)) and found.origin]
+    folders = [Path(sys.prefix, "redis", wheel) for wheel in WHEELS]
+    folders += [Path(found.origin).parent for wheel in WHEELS if (found := find_spec(wheel)) and found.origin]
     programs = [folder / "bin" / name for folder in folders]
     return next((program for program in programs if os.access(program, os.X_OK)), None)
 

@@ -106,7 +106,7 @@ def _at(path: str, method: str, need: Need, endpoint: Endpoint) -> Route:
 
 def _both(path: str, method: str, need: Need, endpoint: Endpoint) -> list[Route]:
     """With and without the slash at the end, no redirect."""
-    return [_at(each, method, need, endpoint) for each in (path, f"{path}/")]
+    return [_at(form, method, need, endpoint) for form in (path, f"{path}/")]
 
 
 def _lifespan(settings: Settings, catalog: Catalog, library: Prompts):  # type: ignore[no-untyped-def]

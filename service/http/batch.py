@@ -41,9 +41,9 @@ async def post_batch(request: Request) -> Response:
     batch = await intake.read_all(
         items[:granted], tenant=sender.tenant, source=SOURCE, by=sender.actor, quota_key=sender.quota_key
     )
-    for index, each in enumerate(batch):
-        if isinstance(each, TooDeep) and not in_lines:
-            raise BadEvent(400, each.message, f"$[{index}]")
+    for index, item in enumerate(batch):
+        if isinstance(item, TooDeep) and not in_lines:
+            raise BadEvent(400, item.message, f"$[{index}]")
     refused = [over] * (len(items) - granted) if over is not None else []
     return await _answer(request, [*await intake.take_all(batch), *refused])
 
@@ -91,13 +91,13 @@ def _too_many(most: int) -> BadEvent:
 
 async def _answer(request: Request, outcomes: Sequence[Accepted | Exception]) -> Response:
     """Where no event was accepted and one was not at fault, it raises that one's 429 or 503: all have to come again."""
-    accepted = sum(isinstance(each, Accepted) for each in outcomes)
-    for each in outcomes:
-        if not accepted and not isinstance(each, Accepted | BadEvent | Conflict):
-            raise each
+    accepted = sum(isinstance(outcome, Accepted) for outcome in outcomes)
+    for outcome in outcomes:
+        if not accepted and not isinstance(outcome, Accepted | BadEvent | Conflict):
+            raise outcome
     items = [await _item(request, index, outcome) for index, outcome in enumerate(outcomes)]
     rejected = len(items) - accepted
-    waits_s = [each.retry_after_s for each in outcomes if isinstance(each, OverLimit | Unavailable)]
+    waits_s = [outcome.retry_after_s for outcome in outcomes if isinstance(outcome, OverLimit | Unavailable)]
     headers = {"Retry-After": str(max(waits_s))} if waits_s else None
     return reply({"accepted": accepted, "rejected": rejected, "items": items}, 207 if rejected else 202, headers)
 

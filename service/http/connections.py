@@ -158,17 +158,21 @@ def make_room(new: Connection) -> None:
     connections: set[Any] = new.connections
     if len(connections) <= connections_max():
         return
-    waiting = [each for each in connections if each is not new and not each.is_busy and not each.refused]
+    waiting = [
+        connection
+        for connection in connections
+        if connection is not new and not connection.is_busy and not connection.refused
+    ]
     if not waiting:
         new.refuse(503, FULL, "all")
         return
-    held = Counter(each.address for each in waiting)
-    last = max(waiting, key=lambda each: (held[each.address], -each.since))
+    held = Counter(connection.address for connection in waiting)
+    last = max(waiting, key=lambda connection: (held[connection.address], -connection.since))
     last.refused = True
     last.count("connections")
     last.transport.close()
 
 
 def expire_all(connections: Iterable[Any], now: float) -> None:
-    for each in list(connections):
-        each.expire(now)
+    for connection in list(connections):
+        connection.expire(now)

@@ -68,14 +68,14 @@ async def put_documents(request: Request) -> Response:
     """Keeps documents, in the place of those with the same id; of two in one request the last one counts."""
     collection, upsert, who = _collection(request), await asked_by_body(request, Upsert), caller(request)
     documents, source = {}, f"key {who.actor}"
-    for index, each in enumerate(upsert.documents):
-        if each.vector is not None:
-            check_vector(each.vector, f"$.documents[{index}].vector")
-        if each.metadata.get(SOURCE, source) != source:
+    for index, new in enumerate(upsert.documents):
+        if new.vector is not None:
+            check_vector(new.vector, f"$.documents[{index}].vector")
+        if new.metadata.get(SOURCE, source) != source:
             rule = f"`{SOURCE}` says who wrote a document, here {source!r}: leave it out, or call yours something else"
             raise BadEvent(422, rule, f"$.documents[{index}].metadata.{SOURCE}")
-        vector = each.vector or embed(each.text)
-        documents[each.id] = Document(collection, each.id, each.text, vector, {**each.metadata, SOURCE: source})
+        vector = new.vector or embed(new.text)
+        documents[new.id] = Document(collection, new.id, new.text, vector, {**new.metadata, SOURCE: source})
         await asyncio.sleep(0)  # embedding takes up to some milliseconds: others have their turn
     if documents:
         await _storable(_vectors(request).upsert(who.tenant, list(documents.values()), who.actor))

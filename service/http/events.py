@@ -89,7 +89,7 @@ async def list_events(request: Request) -> Response:
 async def find(request: Request, query: Filter) -> tuple[list[dict[str, Any]], bool]:
     """The events that fit, newest first, without `data`, `result` and `timeline`; and whether there may be more."""
     bounds = [at and first_id(at) for at in (query.since, query.until)]
-    below = min((each for each in (bounds[1], query.cursor) if each is not None), default=None)
+    below = min((bound for bound in (bounds[1], query.cursor) if bound is not None), default=None)
     kinds = (query.type, query.status, query.key, query.source, query.id)
     bounded = (bounds[0], below, query.limit)
     rows = await fetch(request, SQL["events"], caller(request).tenant, *kinds, *bounded, query.parent, LIST_MAX)

@@ -12,4 +12,4 @@ def add_defaults(start: Message) -> None:
     """To an answer that begins, what it does not say itself."""
     headers: list[tuple[bytes, bytes]] = start["headers"]
     said = {name for name, _ in headers}
-    headers.extend(each for each in DEFAULTS if each[0] not in said)
+    headers.extend(header for header in DEFAULTS if header[0] not in said)

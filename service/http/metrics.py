@@ -189,8 +189,8 @@ async def _backlog(gauges: Meters, connection: Connection) -> None:
     for status in ("queued", "scheduled", "running"):
         gauges.set("callboard_backlog_events", float(row[status]), (status,))
     gauges.set("callboard_backlog_oldest_age_seconds", max(0.0, row["oldest_s"] or 0.0))
-    for each in await connection.fetch(SQL["letters"], LETTERS_MAX):
-        gauges.set("callboard_dead_letters_last_hour", float(each["count"]), (each["reason"],))
+    for letters in await connection.fetch(SQL["letters"], LETTERS_MAX):
+        gauges.set("callboard_dead_letters_last_hour", float(letters["count"]), (letters["reason"],))
 
 
 def _why(reason: str | None) -> str:

@@ -81,7 +81,7 @@ async def openapi(request: Request) -> Response:
 def described(routes: Iterable[BaseRoute], types: Catalog) -> dict[str, Any]:
     """Of the routes that ask for a scope, or for none; those of the page do neither."""
     shapes = list(SHAPES.values())
-    told = [each for shape in shapes for each in (shape.query, shape.body, shape.answer) if each is not None]
+    told = [struct for shape in shapes for struct in (shape.query, shape.body, shape.answer) if struct is not None]
     structs = list(dict.fromkeys([Problem, *told, *(kind.struct for kind in types.values())]))
     refs, components = json.schema_components(structs, ref_template=REF)
     schemas = dict(zip(structs, refs, strict=True))
@@ -93,8 +93,8 @@ def described(routes: Iterable[BaseRoute], types: Catalog) -> dict[str, Any]:
             path = PARAMETER.sub(r"{\1}", route.path)
             for method in sorted((route.methods or set()) - {"HEAD"}):
                 paths.setdefault(path, {})[method.lower()] = _operation(route, need, schemas, components)
-    for each in {shape.query for shape in shapes if shape.query}:
-        del components[_name(schemas[each])]
+    for query in {shape.query for shape in shapes if shape.query}:
+        del components[_name(schemas[query])]
     return {
         "openapi": "3.1.0",
         "info": {"title": "Callboard", "version": release()},
@@ -117,7 +117,7 @@ def _operation(route: Route, need: Need, schemas: Schemas, components: Mapping[s
         "parameters": parameters,
         **({"requestBody": body} if body else {}),
         "responses": {
-            **{str(each): _response(HTTPStatus(each).phrase, shape.media, answer) for each in shape.statuses},
+            **{str(status): _response(HTTPStatus(status).phrase, shape.media, answer) for status in shape.statuses},
             **({"429": _response(OVER_LIMIT, PROBLEM, schemas[Problem]) | RETRY_AFTER} if shape.is_limited else {}),
             "default": _response("What went wrong", PROBLEM, schemas[Problem]),
         },
@@ -127,7 +127,7 @@ def _operation(route: Route, need: Need, schemas: Schemas, components: Mapping[s
 def _asked(query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A query names each parameter once: it has no lists."""
     for name, schema in query["properties"].items():
-        if all(each.get("type") != "array" for each in schema.get("anyOf", [schema])):
+        if all(option.get("type") != "array" for option in schema.get("anyOf", [schema])):
             yield _parameter(name, "query", name in query.get("required", ()), schema)
 
 
@@ -147,7 +147,7 @@ def _tell_events(types: Catalog, schemas: Schemas, components: dict[str, Any]) -
     for name, kind in types.items():
         data = components[_name(schemas[kind.struct])]
         del data["properties"][TAG_FIELD]
-        data["required"] = [each for each in data.get("required", []) if each != TAG_FIELD]
+        data["required"] = [name for name in data.get("required", []) if name != TAG_FIELD]
         components[refs[name].rpartition("/")[2]] = {
             "allOf": [{"$ref": REF.format(name="Attributes")}],
             "properties": {"type": {"const": name}, "data": schemas[kind.struct]},

@@ -108,7 +108,7 @@ async def get_actor(request: Request) -> Response:
     async with pool_of(request).acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
         length = await connection.fetchval(SQL["mailbox"], tenant, key)
         row = await connection.fetchrow(SQL["in_hand"], tenant, key)
-        states = {each["type"]: raw(each["value"]) for each in await connection.fetch(SQL["states_of"], tenant, key)}
+        states = {row["type"]: raw(row["value"]) for row in await connection.fetch(SQL["states_of"], tenant, key)}
     return reply({"key": key, "states": states, "mailbox": length, "in_hand": dict(row) if row else None})
 
 

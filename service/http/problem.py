@@ -83,8 +83,8 @@ def _later(request: Request, error: OverLimit | Unavailable | Outage) -> Respons
 
 def _no_such_method(request: Request) -> Response:
     """Starlette names only the methods of the first route that has the path."""
-    routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
-    allowed = ", ".join(sorted({method for each in routes for method in each.methods}))
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    allowed = ", ".join(sorted({method for route in routes for method in route.methods}))
     return problem(request, 405, f"this takes {allowed}, not {request.method}", headers={"Allow": allowed})
 
 

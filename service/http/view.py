@@ -40,8 +40,8 @@ CALL: Final = (
 def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> dict[str, Any]:
     """`GET /events/{event_id}`, as the contract has it; of too many moments the oldest are `left_out`."""
     standing = _standing(row)
-    details = (each["detail"] for each in reversed(attempts) if each["run"] == standing["run"])
-    failed = next((each for each in details if each is not None), None)
+    details = (attempt["detail"] for attempt in reversed(attempts) if attempt["run"] == standing["run"])
+    failed = next((detail for detail in details if detail is not None), None)
     left_out = sum(rows[0]["among"] - len(rows) for rows in (attempts, calls, operations) if rows)
     return {
         **attributes_of(dict(row)),
@@ -97,24 +97,28 @@ def _moments(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> Iterato
     yield _moment("accepted", row["accepted_at"])
     if row["rung_at"] is not None:
         yield _moment("rung", max(row["rung_at"], row["accepted_at"]))
-    for each in attempts:
-        waited_ms = _ms(row["accepted_at"], each["started_at"]) if each["claim"] == 1 else None
+    for attempt in attempts:
+        waited_ms = _ms(row["accepted_at"], attempt["started_at"]) if attempt["claim"] == 1 else None
         yield _moment(
-            "claimed", each["started_at"], attempt=each["attempt"], ms=waited_ms, detail={"worker": each["worker"]}
+            "claimed",
+            attempt["started_at"],
+            attempt=attempt["attempt"],
+            ms=waited_ms,
+            detail={"worker": attempt["worker"]},
         )
-        for step in json.decode(each["steps"]):
+        for step in json.decode(attempt["steps"]):
             if step.get("prompt"):
-                yield _recalled(each, step)
+                yield _recalled(attempt, step)
                 continue
             detail = {name: step[name] for name in ("state", "error") if name in step}
-            yield _moment("step", _at(step["at"]), step["step"], each["attempt"], step["ms"], detail)
-        if each["outcome"] != "cancelled":
-            yield _ending(row, each)
+            yield _moment("step", _at(step["at"]), step["step"], attempt["attempt"], step["ms"], detail)
+        if attempt["outcome"] != "cancelled":
+            yield _ending(row, attempt)
     if row["claimed_at"] is not None and row["status"] == "running":
         yield _moment(
             "claimed", row["claimed_at"], attempt=row["attempts_now"] + 1, detail={"worker": row["worker_now"]}
         )
-    yield from (_call(each, attempts, row) for each in calls)
+    yield from (_call(call, attempts, row) for call in calls)
 
 
 def _ending(row: Row, attempt: Row) -> Moment:
@@ -128,7 +132,7 @@ def _ending(row: Row, attempt: Row) -> Moment:
 def _call(call: Row, attempts: Sequence[Row], row: Row) -> Moment:
     is_left_out = attempts and call["claim"] < attempts[0]["claim"]
     now = None if is_left_out else (row["attempts_now"] or 0) + 1
-    attempt = next((each["attempt"] for each in attempts if each["claim"] == call["claim"]), now)
+    attempt = next((other["attempt"] for other in attempts if other["claim"] == call["claim"]), now)
     ms = None if call["outcome"] == "open" else round(call["ms"], 3)
     return _moment("call", call["at"], call["step"], attempt, ms, {name: call[name] for name in CALL})
 

@@ -146,7 +146,7 @@ async def connect(
 def _body(request: Request) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": [{"role": each.role, "content": each.content} for each in request.messages],
+        "messages": [{"role": message.role, "content": message.content} for message in request.messages],
         "max_tokens": request.max_tokens,
     }
     if request.system:

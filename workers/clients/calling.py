@@ -170,7 +170,7 @@ def _spent(outages: Sequence[Outage]) -> Outage:
         " ".join(dict.fromkeys(outage.cause for outage in outages)),
         min(outage.after_s for outage in outages),
         exact=any(outage.exact for outage in outages),
-        free_max=None if None in free else max(each for each in free if each is not None),
+        free_max=None if None in free else max(number for number in free if number is not None),
         waits_for=[name for outage in outages for name in outage.waits_for],
         wait_max_s=min(outage.wait_max_s for outage in outages),
     )

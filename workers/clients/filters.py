@@ -53,16 +53,18 @@ def _all(told: Any, path: str, depth: int, values: list[Any]) -> str:
     if depth > DEPTH_MAX:
         raise BadEvent(422, f"a filter is at most {DEPTH_MAX} levels deep", path)
     parts = []
-    for name, each in told.items():
+    for name, condition in told.items():
         at = f"{path}.{name}"
-        parts.append(_group(name, each, at, depth, values) if name in GROUPS else _field(name, each, at, values))
+        parts.append(
+            _group(name, condition, at, depth, values) if name in GROUPS else _field(name, condition, at, values)
+        )
     return " && ".join(parts)
 
 
 def _group(name: str, told: Any, path: str, depth: int, values: list[Any]) -> str:
     if not isinstance(told, list) or not told:
         raise BadEvent(422, f"`{name}` has a list of filters", path)
-    parts = [f"({_all(each, f'{path}[{index}]', depth + 1, values)})" for index, each in enumerate(told)]
+    parts = [f"({_all(part, f'{path}[{index}]', depth + 1, values)})" for index, part in enumerate(told)]
     return f"!({' || '.join(parts)})" if name == "not" else f"({(' && ' if name == 'and' else ' || ').join(parts)})"
 
 

@@ -46,7 +46,9 @@ class RateLimiter:
         name = f"{target.provider}/{target.model}"
         self.name: Final = f"limit:{name}"
         self._name: Final = f"{target.provider} {target.model}"
-        self._keys: Final = [f"{each}:{name}" for each in (shared.names.limit, shared.names.permits)] if shared else []
+        self._keys: Final = (
+            [f"{prefix}:{name}" for prefix in (shared.names.limit, shared.names.permits)] if shared else []
+        )
         self._limits: Final = target.limits
         self._shared: Final = shared
         self._clock: Final = clock
@@ -180,7 +182,7 @@ class RateLimiter:
         assert limits is not None and shared is not None  # noqa: PT018
         bounds = (limits.requests_per_min or 0, limits.tokens_per_min or 0, limits.concurrency or 0)
         args: list[str | int] = [*bounds, PERMIT_MS, round(pause_s * 1000), len(back)]
-        args += [field for each in back for field in each]
+        args += [field for returned in back for field in returned]
         args += [len(renewed), *renewed, len(asks)]
         args += [field for permit, _ in asks for field in (permit.id, permit.tokens)]
         async with asyncio.timeout(SCRIPT_TIMEOUT_S):

@@ -107,11 +107,11 @@ class OpenAIClient:
     async def embed(self, request: Texts, timeout_s: float) -> Answer:
         body = {"model": request.model, "input": request.texts, "encoding_format": "float"}
         reply, simulated = await self._sdk.ask("/embeddings", body, request, timeout_s, _Vectors)
-        rows = sorted(reply.data, key=lambda each: each.index)
-        if [each.index for each in rows] != list(range(len(rows))):
-            raise Fault("malformed", f"{self._sdk.name} numbers its vectors {[each.index for each in rows[:9]]}.")
+        rows = sorted(reply.data, key=lambda row: row.index)
+        if [row.index for row in rows] != list(range(len(rows))):
+            raise Fault("malformed", f"{self._sdk.name} numbers its vectors {[row.index for row in rows[:9]]}.")
         tokens_in = reply.usage.prompt_tokens if reply.usage else 0
-        return Answer(None, "end", tokens_in, 0, simulated, [each.embedding for each in rows])
+        return Answer(None, "end", tokens_in, 0, simulated, [row.embedding for row in rows])
 
     async def stream(self, request: Request, timeouts: StreamTimeouts, on_text: OnText) -> Answer:
         listener, body = _Listener(self._sdk.name), _stream_body(request, self._dialect)
@@ -194,7 +194,7 @@ async def connect_azure(key: str, endpoint: str, version: str, *, proxies: bool 
 
 def _body(request: Request, dialect: Dialect) -> dict[str, Any]:
     messages: list[dict[str, str]] = [{"role": "system", "content": request.system}] if request.system else []
-    messages += [{"role": each.role, "content": each.content} for each in request.messages]
+    messages += [{"role": message.role, "content": message.content} for message in request.messages]
     body: dict[str, Any] = {"model": request.model, "messages": messages, dialect.max_tokens: request.max_tokens}
     if request.temperature is not None:
         body["temperature"] = request.temperature

@@ -25,9 +25,11 @@ class Prices:
     def __init__(self, targets: Iterable[Target] = ()) -> None:
         """`targets`: those that say their own price count at that."""
         self._own: Final = {
-            (each.provider, each.model): Rates(0.0, each.usd_per_million.input / 1e6, each.usd_per_million.output / 1e6)
-            for each in targets
-            if each.usd_per_million is not None
+            (target.provider, target.model): Rates(
+                0.0, target.usd_per_million.input / 1e6, target.usd_per_million.output / 1e6
+            )
+            for target in targets
+            if target.usd_per_million is not None
         }
         self._day: date | None = None
         self._rates: dict[tuple[str, str], Rates | None] = {}

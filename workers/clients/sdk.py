@@ -61,8 +61,8 @@ def transport(*, proxies: bool) -> dict[str, Any]:
 def cookieless(http: T) -> T:
     """The SDK's HTTP client, with sessions of aiohttp that keep no cookies either: it has no other way to say so."""
     client: Any = http
-    for each in filter(None, (client._transport, *client._mounts.values())):
-        each.client = lambda ssl_context=each.ssl_context: aiohttp.ClientSession(
+    for inner in filter(None, (client._transport, *client._mounts.values())):
+        inner.client = lambda ssl_context=inner.ssl_context: aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=LIMITS.max_connections or 0, keepalive_timeout=LIMITS.keepalive_expiry, ssl=ssl_context
             ),

@@ -43,7 +43,9 @@ class WorkerShare:
     def ask(self, tokens: int, running: int, workers: int, now: float) -> tuple[float, int]:
         """Seconds to wait, and why; 0 is a yes. `running`: the calls that this worker has under way."""
         limits, gone_s, self._at = self._limits, now - self._at, now
-        per_s, tokens_per_s = ((each or 0) / 60 / workers for each in (limits.requests_per_min, limits.tokens_per_min))
+        per_s, tokens_per_s = (
+            (limit or 0) / 60 / workers for limit in (limits.requests_per_min, limits.tokens_per_min)
+        )
         full, full_tokens = max(1.0, per_s * HELD_S), max(1.0, tokens_per_s * HELD_S)
         self._requests = min(full, self._requests + gone_s * per_s)
         self._tokens = min(full_tokens, self._tokens + gone_s * tokens_per_s)

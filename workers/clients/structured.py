@@ -189,4 +189,4 @@ def _refuse(schema: Mapping[str, Any], path: tuple[str, ...]) -> None:
 
 
 def _dotted(path: tuple[str, ...]) -> str:
-    return ".".join(each for each in path if not each.startswith("<")).replace(".[]", "[]")
+    return ".".join(part for part in path if not part.startswith("<")).replace(".[]", "[]")

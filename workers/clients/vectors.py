@@ -110,8 +110,14 @@ class Vectors:
     async def upsert(self, tenant: str, documents: Sequence[Document], actor: str) -> None:
         """Each (collection, id) at most once; `actor` goes on record."""
         rows = [
-            (each.collection, each.id, each.text, Vector(each.embedding).to_text(), json.encode(each.metadata).decode())
-            for each in documents
+            (
+                document.collection,
+                document.id,
+                document.text,
+                Vector(document.embedding).to_text(),
+                json.encode(document.metadata).decode(),
+            )
+            for document in documents
         ]
         await _in_time(self._pool.execute(_SQL["upsert"], tenant, *zip(*rows, strict=True), actor))
 

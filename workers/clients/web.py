@@ -41,7 +41,9 @@ class Guarded:
     async def connect_tcp(self, host: str, port: int, **more: Any) -> Any:
         addresses = await _resolved(host, port)
         targets = (
-            addresses if self._allow.host(host, port) else [each for each in addresses if self._allow.address(each)]
+            addresses
+            if self._allow.host(host, port)
+            else [address for address in addresses if self._allow.address(address)]
         )
         if not targets:
             raise _inside(host)

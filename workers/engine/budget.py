@@ -116,8 +116,8 @@ class DayBudgets:
 
     async def _begin(self, key: tuple[UUID, str, date]) -> Budget:
         await self._ask(SQL["begin_day"], *key[1:])
-        for each in [each for each in self._budgets if each[0] != key[0] or each[2] < key[2]]:
-            del self._budgets[each]
+        for other in [other for other in self._budgets if other[0] != key[0] or other[2] < key[2]]:
+            del self._budgets[other]
         return self._budgets.setdefault(key, Budget(0.0))
 
     async def _draw(self, budget: Budget, key: tuple[UUID, str, date], usd: float) -> bool:

@@ -22,12 +22,12 @@ log = logging.getLogger("callboard.children")
 
 def weight(children: Sequence[Child]) -> int:
     """How many rows of a batch they count as."""
-    return sum(1 + len(each.data) // PAGE_BYTES for each in children)
+    return sum(1 + len(child.data) // PAGE_BYTES for child in children)
 
 
 def waits_s(children: Sequence[Child], now: datetime) -> set[int]:
     """In how many seconds children fall due; `now` is the time on the clock of Postgres."""
-    return {int((each.due_at - now).total_seconds()) for each in children if each.due_at and each.due_at > now}
+    return {int((child.due_at - now).total_seconds()) for child in children if child.due_at and child.due_at > now}
 
 
 def incoming(claimed: Claimed, emitted: Sequence[Child], follow_ups: Sequence[str]) -> list[Incoming]:
@@ -36,7 +36,7 @@ def incoming(claimed: Claimed, emitted: Sequence[Child], follow_ups: Sequence[st
         return []
     told = json.decode(claimed.attributes, type=Attributes)
     return [
-        *(_emitted(claimed, told.traceparent, each) for each in emitted),
+        *(_emitted(claimed, told.traceparent, child) for child in emitted),
         *(_follow_up(claimed, told, name) for name in follow_ups),
     ]
 
@@ -82,23 +82,23 @@ async def accept_children(connection: Connection, children: Sequence[Incoming]) 
     if not children:
         return [], set()
     fresh = await accept(connection, children)
-    missing = [each for each in children if each.event_id not in fresh]
+    missing = [child for child in children if child.event_id not in fresh]
     rows = await existing(connection, missing) if missing else {}
-    foreign = [each for each in missing if rows[identity(each)]["parent"] != each.parent]
-    displaced = [replace(each, id=f"{each.id}/{each.event_id}") for each in foreign]
-    for each in foreign:
+    foreign = [child for child in missing if rows[identity(child)]["parent"] != child.parent]
+    displaced = [replace(child, id=f"{child.id}/{child.event_id}") for child in foreign]
+    for child in foreign:
         log.error(
             "event %s has the source and id of a child of event %s, and is none: the child is stored as %s/%s",
-            rows[identity(each)]["event_id"],
-            each.parent,
-            each.id,
-            each.event_id,
+            rows[identity(child)]["event_id"],
+            child.parent,
+            child.id,
+            child.event_id,
         )
     if displaced:
         fresh |= await accept(connection, displaced)
     due = {event_id for event_id, is_due in fresh.items() if is_due}
-    taken = {each.event_id for each in displaced}
-    own = [each for each in children if each.event_id in fresh and each.event_id not in taken]
+    taken = {child.event_id for child in displaced}
+    own = [child for child in children if child.event_id in fresh and child.event_id not in taken]
     return own + displaced, due
 
 

@@ -138,8 +138,8 @@ class Consumer:
         await stream.finish(self._redis, name, stream.GROUP, [entry_id for entry_id, _ in entries])
 
     async def _start(self, connection: Connection, ids: Sequence[UUID]) -> None:
-        for each in await self._claim(connection, ids):
-            self._executor.start(each)
+        for event in await self._claim(connection, ids):
+            self._executor.start(event)
 
     async def _claim(self, connection: Connection, ids: Sequence[UUID]) -> list[Claimed]:
         worker = self._lease.worker

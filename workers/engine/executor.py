@@ -242,7 +242,7 @@ class Executor:
 
     async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
         """Until it is settled, or refused because the claim is not ours any more."""
-        follow_ups = [each.name for each in wired.follow_ups] if wired else ()
+        follow_ups = [follow_up.name for follow_up in wired.follow_ups] if wired else ()
         ending = Ending(claimed, outcome, wired.name if wired else claimed.follow_up, facts, follow_ups)
         retry = wired.pipeline.retry if wired else RETRY
         if not await store_ending(self._deps.settler, ending, retry, self._deps.meters):

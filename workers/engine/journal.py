@@ -39,7 +39,10 @@ class Journal:
 
     async def keep(self, event_id: UUID, run: int, claim: int, entries: Sequence[Kept]) -> None:
         """Raises Stale where the claim is not ours any more, Unavailable where Postgres does not take it in time."""
-        rows = [(event_id, run, claim, each.step, each.at, each.entry.decode(), each.took_state) for each in entries]
+        rows = [
+            (event_id, run, claim, record.step, record.at, record.entry.decode(), record.took_state)
+            for record in entries
+        ]
         with our_wait():
             held = await self._commits.put(rows, RECORD_TIMEOUT_S)
         if not held:

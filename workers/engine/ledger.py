@@ -144,17 +144,17 @@ def opening(claimed: Claimed, step: str, call: Call, *, held: bool) -> Row:
 async def _open(connection: Connection, batch: Sequence[Row], *, made: bool = False) -> list[bool]:
     rows = await connection.fetch(SQL["open_calls"], *zip(*batch, strict=True), made)
     held = {row["call_id"] for row in rows}
-    return [each[0] in held for each in batch]
+    return [row[0] in held for row in batch]
 
 
 async def _close(connection: Connection, batch: Sequence[Opened]) -> list[bool]:
     closed = await _closed(connection, batch)
-    if lost := [each for each in batch if each.end[0] not in closed]:
-        await _open(connection, [each.row for each in lost], made=True)
+    if lost := [opened for opened in batch if opened.end[0] not in closed]:
+        await _open(connection, [opened.row for opened in lost], made=True)
         closed |= await _closed(connection, lost)
-    return [closed.get(each.end[0], False) for each in batch]
+    return [closed.get(opened.end[0], False) for opened in batch]
 
 
 async def _closed(connection: Connection, batch: Sequence[Opened]) -> dict[Any, bool]:
-    rows = await connection.fetch(SQL["close_calls"], *zip(*[each.end for each in batch], strict=True))
+    rows = await connection.fetch(SQL["close_calls"], *zip(*[opened.end for opened in batch], strict=True))
     return {row["call_id"]: row["memory"] for row in rows}

@@ -79,7 +79,7 @@ class LoopWatch:
             if time.monotonic() - self._ticked_at < STILL_S or (frame := sys._current_frames().get(thread)) is None:
                 continue
             frames = list(_outward(frame))
-            if any(each.f_globals.get("__name__") in DEBUGGERS for each in frames):
+            if any(frame.f_globals.get("__name__") in DEBUGGERS for frame in frames):
                 if not self._is_stopped:
                     self._is_stopped = self._is_debugged = True
                     loop.call_soon_threadsafe(self._in_debugger)  # it runs before the timers that are due by then
@@ -108,7 +108,7 @@ def _outward(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _location(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> Location:
     """`step odd (workers/nodes/odd.py:37)`: the innermost line of the user's own; where there is none, of anybody's."""
-    own = next((each for each in frames if is_users(each.f_code.co_filename)), None)
+    own = next((frame for frame in frames if is_users(frame.f_code.co_filename)), None)
     if own is None:
         return Location(line_of(frames[0].f_code.co_filename, frames[0].f_lineno), is_users=False)
     line, key = line_of(own.f_code.co_filename, own.f_lineno), _step(frames, loop)
@@ -117,7 +117,7 @@ def _location(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> Locat
 
 def _step(frames: list[FrameType], loop: asyncio.AbstractEventLoop) -> str:
     """The key of the step that stands there: by the frame that runs it, or by the context of a task that it started."""
-    running = next((each.f_locals.get("run") for each in frames if each.f_code is step.__code__), None)
+    running = next((frame.f_locals.get("run") for frame in frames if frame.f_code is step.__code__), None)
     if running is not None:
         return str(running.step_key)
     context = getattr(asyncio.current_task(loop), "get_context", None)  # Python 3.12 has it

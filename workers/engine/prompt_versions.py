@@ -27,8 +27,8 @@ class PromptVersions:
 
         Raises PromptError.
         """
-        files = [each for versions in prompts.versions.values() for each in versions.values()]
-        hashes = {(each.name, each.version): each.hash for each in files}
+        files = [prompt for versions in prompts.versions.values() for prompt in versions.values()]
+        hashes = {(prompt.name, prompt.version): prompt.hash for prompt in files}
         with suppress(*POSTGRES_ERRORS):
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 asked = ([name for name, _ in hashes], [version for _, version in hashes])

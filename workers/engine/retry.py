@@ -114,16 +114,16 @@ def attempt(claimed: Claimed, facts: Facts) -> int:
 
 def failed_step(facts: Facts, error: BaseException) -> str | None:
     """The step that raised it (another may have failed, and been collected); where none did, what was cut off last."""
-    related = {id(each) for each in _related(error)}
+    related = {id(member) for member in _related(error)}
     failed = next((step for step, raised in facts.failed.items() if id(original(raised)) in related), None)
-    return failed or next((each.step for each in reversed(facts.steps) if each.state == "cancelled"), None)
+    return failed or next((step.step for step in reversed(facts.steps) if step.state == "cancelled"), None)
 
 
 def _related(error: BaseException) -> Iterator[BaseException]:
     """The error, what it was raised from, and the members of each: by identity, since `__eq__` is the user's."""
-    for each in causes(error):
-        yield original(each)
-        yield from leaves(each)
+    for cause in causes(error):
+        yield original(cause)
+        yield from leaves(cause)
 
 
 def unknown_type(claimed: Claimed) -> Later:
@@ -137,7 +137,7 @@ def describe(error: BaseException, decides: BaseException, step: str | None, at:
     names the others."""
     shown = original(decides.__cause__ or decides if isinstance(decides, Unreadable) else decides)
     several = isinstance(original(error), BaseExceptionGroup) and not isinstance(decides, OUTAGES)
-    others = [each for each in leaves(error) if each is not shown] if several else []
+    others = [leaf for leaf in leaves(error) if leaf is not shown] if several else []
     message = _message(shown) + _named(others)
     return encoded(kind_of(shown), storable(message, MESSAGE_MAX), at, step, location_of(shown) or location_of(error))
 
@@ -158,7 +158,7 @@ def _named(others: Sequence[BaseException]) -> str:
     if not others:
         return ""
     named = [
-        kind_and_text(each, CAUSE_MAX) + (f" ({where})" if (where := location_of(each)) else "") for each in others
+        kind_and_text(other, CAUSE_MAX) + (f" ({where})" if (where := location_of(other)) else "") for other in others
     ]
     more = f"; and {len(named) - MEMBERS_MAX} more" if len(named) > MEMBERS_MAX else ""
     return f" (in a group with {'; '.join(named[:MEMBERS_MAX])}{more})"

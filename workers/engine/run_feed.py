@@ -225,9 +225,9 @@ def _check(results: list[Any]) -> bool:
 
     Other entries that are refused are there already, from a try whose answer got lost, or are a lost claim's.
     """
-    for each in results:
-        if isinstance(each, ResponseError) and "equal or smaller" not in str(each):
-            if redis_passes(each):
-                raise each
-            log.warning("Redis refuses what a run says: %s", each)
-    return any(isinstance(each, ResponseError) and wrong_type(each) for each in results)
+    for result in results:
+        if isinstance(result, ResponseError) and "equal or smaller" not in str(result):
+            if redis_passes(result):
+                raise result
+            log.warning("Redis refuses what a run says: %s", result)
+    return any(isinstance(result, ResponseError) and wrong_type(result) for result in results)

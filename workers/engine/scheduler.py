@@ -75,7 +75,7 @@ class _PrefixedPipeline(Pipeline):
 
 def _prefixed(prefix: str, words: Sequence[Any]) -> list[Any]:
     """Only names of keys begin so: jobs are bytes, and their ids are ours."""
-    return [f"{prefix}{each}" if isinstance(each, str) and each.startswith(ARQ) else each for each in words]
+    return [f"{prefix}{word}" if isinstance(word, str) and word.startswith(ARQ) else word for word in words]
 
 
 def open_arq(settings: Settings, guard: Guard | None = None) -> ArqRedis:

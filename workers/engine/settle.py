@@ -106,9 +106,9 @@ class Settler:
         self.written += len(batch)
         still = {row["n"] for row in held}
         self._count([ending for n, ending in enumerate(batch, 1) if n in still], said)
-        for each in said:
-            if each.event_id in due:
-                self._notify(each.event_id)
+        for child in said:
+            if child.event_id in due:
+                self._notify(child.event_id)
         moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
         if moved:
             for row in await connection.fetch(SQL["heads"], *zip(*moved, strict=True)):
@@ -118,10 +118,10 @@ class Settler:
     def _count(self, held: Sequence[Ending], said: Sequence[Incoming]) -> None:
         for ending in held:
             settled(self._meters, ending.claimed, ending.pipeline, ending.outcome, ending.facts)
-        for each in said:
-            self._meters.add("callboard_events_accepted_total", (each.type, "child"))
-            if is_displaced(each):
-                self._meters.add("callboard_child_conflicts_total", (each.type,))
+        for child in said:
+            self._meters.add("callboard_events_accepted_total", (child.type, "child"))
+            if is_displaced(child):
+                self._meters.add("callboard_child_conflicts_total", (child.type,))
 
 
 async def _know_vectors(connection: Connection) -> None:
@@ -146,9 +146,9 @@ async def _settled(
     if not children:
         return await connection.fetch(SQL["settle"], *arguments), [], set()
     async with connection.transaction():
-        await lock_mailboxes(connection, [each for said in children.values() for each in said])
+        await lock_mailboxes(connection, [child for said in children.values() for child in said])
         held = await connection.fetch(SQL["settle"], *arguments)
-        said = [each for row in held for each in children.get(row["n"], ())]
+        said = [child for row in held for child in children.get(row["n"], ())]
         fresh, due = await accept_children(connection, said)
     return held, fresh, due
 
@@ -157,19 +157,19 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
     """Of the settle statement, in its order."""
     numbered = list(enumerate(batch, 1))
     succeeded = [(n, ending.facts) for n, ending in numbered if ending.succeeded]
-    documents = [_document(n, each) for n, facts in succeeded for each in facts.documents]
+    documents = [_document(n, document) for n, facts in succeeded for document in facts.documents]
     states = [(n, name, bytes(told).decode()) for n, facts in succeeded for name, told in facts.new_states.items()]
     kept = [
-        (n, each.step, each.at, each.entry.decode(), each.took_state)
+        (n, record.step, record.at, record.entry.decode(), record.took_state)
         for n, ending in numbered
-        for each in _to_keep(ending)
+        for record in _to_keep(ending)
     ]
     return [
-        *sql.columns([_row(each) for each in batch]),
+        *sql.columns([_row(ending) for ending in batch]),
         *_columns(documents, 6),
         *_columns(kept, 5),
         *_columns(states, 3),
-        *sql.columns([_waiting(each) for each in batch]),
+        *sql.columns([_waiting(ending) for ending in batch]),
     ]
 
 

@@ -241,8 +241,10 @@ async def _write_graphs(program: Program) -> None:
                     SQL["write_pipeline"], *_drawing(wired, wired.type), None, None, wired.needs_key
                 )
             for wired in whole:
-                for each in wired.follow_ups:
-                    await connection.execute(SQL["write_pipeline"], *_drawing(each, None), wired.name, each.type, False)
+                for follow_up in wired.follow_ups:
+                    await connection.execute(
+                        SQL["write_pipeline"], *_drawing(follow_up, None), wired.name, follow_up.type, False
+                    )
     finally:
         with suppress(*POSTGRES_ERRORS):
             await connection.close(timeout=1)

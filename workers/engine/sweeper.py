@@ -192,7 +192,9 @@ class Sweeper:
                 [running.claimed.event_id for running, _ in late],
                 [running.claimed.claim for running, _ in late],
             )
-            await connection.execute(SQL["move_deadlines"], ids, claims, [timedelta(seconds=each) for _, each in late])
+            await connection.execute(
+                SQL["move_deadlines"], ids, claims, [timedelta(seconds=late_s) for _, late_s in late]
+            )
             for running, late_s in late:
                 running.moved_s += late_s
 
@@ -237,7 +239,7 @@ class Sweeper:
 
 def _pairs(claims: Sequence[Claimed]) -> tuple[list[UUID], list[int]]:
     """Events with their claims: an event may be in hand twice, under a claim that is lost and a new one."""
-    return [each.event_id for each in claims], [each.claim for each in claims]
+    return [claimed.event_id for claimed in claims], [claimed.claim for claimed in claims]
 
 
 async def heads(connection: Connection, keys: set[tuple[str, str]]) -> list[UUID]:

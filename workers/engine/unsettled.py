@@ -61,5 +61,5 @@ class Unsettled:
 def _prune(noted: dict[K, V], since: dict[K, float]) -> None:
     """What nothing came of: the claim was somebody else's, or there was none."""
     oldest = time.monotonic() - KEPT_S
-    for key in [each for each, at in since.items() if at < oldest]:
+    for key in [known for known, at in since.items() if at < oldest]:
         del noted[key]

@@ -33,8 +33,8 @@ def bind(flow: Flow, event: type[Event], resources: Sequence[Open] = (), after_t
 
     Raises WiringError with node, parameter and the nearest fix.
     """
-    names = _Names({f"the resource {where(each)}": each for each in resources})
-    opened = tuple((Producer(name, given_by(each)),) for name, each in names.resources.items())
+    names = _Names({f"the resource {where(resource)}": resource for resource in resources})
+    opened = tuple((Producer(name, given_by(resource)),) for name, resource in names.resources.items())
     plan, _ = _bind(flow, (Siblings(opened), *_outset(event, after_type)), "", names)
     return plan
 
@@ -132,8 +132,8 @@ def _route(element: Route, scope: Scope, path: str, names: _Names) -> tuple[Part
 def _bound(node: Node, scope: Scope, path: str, names: _Names) -> BoundNode:
     hints = hints_of(node)
     step_key = names.of(node, path)
-    takes = tuple(_source(node, each, hints, scope) for each in inspect.signature(node).parameters.values())
-    sources = [(index, each) for index, each in enumerate(takes) if isinstance(each, str)]
+    takes = tuple(_source(node, parameter, hints, scope) for parameter in inspect.signature(node).parameters.values())
+    sources = [(index, source) for index, source in enumerate(takes) if isinstance(source, str)]
     uses = tuple((index, names.resources[name]) for index, name in sources if name in names.resources)
     return BoundNode(step_key, node, takes, uses)
 
@@ -149,7 +149,7 @@ def _each(element: Each, scope: Scope, path: str, names: _Names) -> BoundEach:
             f"{where(element.node)} is run for each item of a list, and nothing upstream gives a list of what it "
             "takes. Put a node before it that returns list[…] of the type of one of its parameters."
         )
-    name = max(lists, key=lambda each: each[0])[1]
+    name = max(lists, key=lambda candidate: candidate[0])[1]
     bound = _bound(element.node, (*scope, Producer(ITEM, hints[name])), path, names)
     return BoundEach(bound, nearest(scope, wanted[name])[0].name, element.at_once, element.collect)
 

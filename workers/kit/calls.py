@@ -90,14 +90,14 @@ def _is_bound(definition: ast.AsyncFunctionDef, name: str) -> bool:
                 return True
             case ast.FunctionDef(args=args) | ast.AsyncFunctionDef(args=args) | ast.Lambda(args=args):
                 if part is not definition and name in {
-                    each.arg for each in ast.walk(args) if isinstance(each, ast.arg)
+                    node.arg for node in ast.walk(args) if isinstance(node, ast.arg)
                 }:
                     return True
             case ast.ExceptHandler(name=other) | ast.MatchAs(name=other) | ast.MatchStar(name=other) if other == name:
                 return True
             case ast.MatchMapping(rest=other) if other == name:
                 return True
-            case ast.Import() | ast.ImportFrom() if name in {each.asname or each.name for each in part.names}:
+            case ast.Import() | ast.ImportFrom() if name in {alias.asname or alias.name for alias in part.names}:
                 return True
             case ast.ClassDef():
                 return True
@@ -119,7 +119,7 @@ def _calls(part: ast.AST) -> Iterator[ast.Call]:
 
 
 def _check_call(node: FunctionType, call: ast.Call, prompts: Prompts) -> None:
-    given = {each.arg: each.value for each in call.keywords if each.arg is not None}
+    given = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
     is_complete = len(given) == len(call.keywords) and len(call.args) == 1
     match given.get("model"):
         case ast.Constant(value=str(alias)):

@@ -32,5 +32,5 @@ def check_limits(qualname: str, pipeline: Pipeline, plan: Plan) -> None:
 def check_resources(qualname: str, pipeline: Pipeline) -> None:
     if not isinstance(pipeline.resources, list | tuple):
         raise WiringError(f"{qualname}: resources is no list. Write [{where(pipeline.resources)}].")
-    for each in pipeline.resources:
-        given_by(each)
+    for resource in pipeline.resources:
+        given_by(resource)

@@ -52,7 +52,7 @@ def entry_of(
     else:
         encoded, goes_on = round_trip(what, result, decoder_of(node))
     check_size(what, len(encoded), size_max)
-    states = [each for each in given if isinstance(each, State)]
+    states = [argument for argument in given if isinstance(argument, State)]
     stopped = isinstance(result, Stop)
     entry = Entry(Raw(encoded), stopped, effects.documents, effects.children, set_states(states), bool(states))
     return entry, goes_on
@@ -78,8 +78,8 @@ def replay(facts: Facts, step_key: str, node: Node, stored: Raw, outer: Effects)
         misfit = JournalMismatch(f"{fault} Replay from that step.")
         failed(facts, step_key, facts.now(), 0.0, misfit)
         raise misfit from error
-    for each in entry.children:
-        count(facts, each)
+    for child in entry.children:
+        count(facts, child)
     outer.take_in(entry)
     facts.ask(entry)
     note(facts, step_key, facts.now(), 0.0, "replayed")

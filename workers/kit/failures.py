@@ -66,7 +66,7 @@ CONTAINED: Final = Contained()
 def stale_in(error: BaseException) -> Stale | None:
     """The member of a group that says that the claim is somebody else's."""
     members = leaves(error)
-    return next((each for each in members if isinstance(each, Stale) and not isinstance(each, StepOver)), None)
+    return next((member for member in members if isinstance(member, Stale) and not isinstance(member, StepOver)), None)
 
 
 def _is_being_cancelled() -> bool:
@@ -92,11 +92,11 @@ def leaves(error: BaseException) -> list[BaseException]:
     found: list[BaseException] = []
     left = [error]
     while left and len(found) < LEAVES_MAX:
-        each = original(left.pop())
-        if isinstance(each, BaseExceptionGroup):
-            left.extend(reversed(each.exceptions))
+        member = original(left.pop())
+        if isinstance(member, BaseExceptionGroup):
+            left.extend(reversed(member.exceptions))
         else:
-            found.append(each)
+            found.append(member)
     return found
 
 
@@ -105,27 +105,27 @@ def deciding(error: BaseException) -> BaseException:
     of them; else the first that is none. Any other error decides itself.
     """
     members = leaves(error)
-    if final := next((each for each in members if isinstance(each, FINAL)), None):
+    if final := next((member for member in members if isinstance(member, FINAL)), None):
         return final
-    if len(members) > 1 and all(isinstance(each, OUTAGES) for each in members):
+    if len(members) > 1 and all(isinstance(member, OUTAGES) for member in members):
         return _all_of(members)
-    return next((each for each in members if not isinstance(each, OUTAGES)), members[0])
+    return next((member for member in members if not isinstance(member, OUTAGES)), members[0])
 
 
 def _all_of(members: list[BaseException]) -> BaseException:
     """Several outages at once, as one: all have to be over."""
-    spent = [each for each in members if isinstance(each, DaySpent)]
+    spent = [member for member in members if isinstance(member, DaySpent)]
     if spent:
-        return max(spent, key=lambda each: each.wait_s)
-    outages = [each if isinstance(each, Outage) else as_outage(each) for each in members]
-    free = [each.free_max for each in outages]
+        return max(spent, key=lambda member: member.wait_s)
+    outages = [member if isinstance(member, Outage) else as_outage(member) for member in members]
+    free = [outage.free_max for outage in outages]
     combined = Outage(
-        " ".join(dict.fromkeys(each.cause for each in outages)),
-        max(each.after_s for each in outages),
-        exact=all(each.exact for each in outages),
-        free_max=None if None in free else max(each for each in free if each is not None),
-        waits_for=list(dict.fromkeys(name for each in outages for name in each.waits_for)),
-        wait_max_s=max(each.wait_max_s for each in outages),
+        " ".join(dict.fromkeys(outage.cause for outage in outages)),
+        max(outage.after_s for outage in outages),
+        exact=all(outage.exact for outage in outages),
+        free_max=None if None in free else max(number for number in free if number is not None),
+        waits_for=list(dict.fromkeys(name for outage in outages for name in outage.waits_for)),
+        wait_max_s=max(outage.wait_max_s for outage in outages),
     )
     combined.__cause__ = members[0]
     return combined

@@ -94,7 +94,7 @@ class RunVectors(Struct, frozen=True):
         found = await self.client.ids(self.tenant, collection, ids, where or {}, DELETE_MAX + 1)
         if len(found) > DELETE_MAX:
             raise ValueError(f"more than {DELETE_MAX:,} documents of {collection} would be deleted by one call")
-        self.effects.documents.extend(Document(collection, each) for each in found)
+        self.effects.documents.extend(Document(collection, found_document) for found_document in found)
         return len(found)
 
 

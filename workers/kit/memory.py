@@ -162,7 +162,7 @@ class Facts(Struct):
 
     def stored(self, count: int) -> None:
         """The first `count` of `kept` are in the journal."""
-        self.kept_bytes -= sum(len(each.entry) for each in self.kept[:count])
+        self.kept_bytes -= sum(len(record.entry) for record in self.kept[:count])
         del self.kept[:count]
 
     def ask(self, entry: Entry) -> None:

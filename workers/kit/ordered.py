@@ -60,7 +60,7 @@ def _replaced(value: Any, replace: Replace, depth: int) -> Any:
         return value
     if isinstance(value, set | frozenset):
         try:
-            elements = sorted(((json.encode(ordered(each)), each) for each in value), key=lambda pair: pair[0])
+            elements = sorted(((json.encode(ordered(item)), item) for item in value), key=lambda pair: pair[0])
         except (TypeError, ValueError, MsgspecError):
             return value  # an element has no JSON: whoever encodes the set says so
         return replace(value, elements)

@@ -126,7 +126,7 @@ async def _node(bound: BoundNode, run: Run, results: Results) -> Any:
 
 def _arguments(takes: Takes, run: Run, results: Results) -> list[Any]:
     """A name that is missing is one of a member that failed, in a `parallel` that collects: bound as `T | None`."""
-    return [run if each == RUN else each if isinstance(each, Taken) else results.get(each) for each in takes]
+    return [run if source == RUN else source if isinstance(source, Taken) else results.get(source) for source in takes]
 
 
 async def _parallel(part: BoundParallel, run: Run, results: Results) -> list[Any]:
@@ -193,4 +193,4 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     first, decides = errors.exceptions[0], deciding(errors)
     if isinstance(first, _Stopped):
         return first
-    return next((each for each in errors.exceptions if any(leaf is decides for leaf in leaves(each))), decides)
+    return next((error for error in errors.exceptions if any(leaf is decides for leaf in leaves(error))), decides)

@@ -77,14 +77,14 @@ def _branches(bound_route: BoundRoute) -> list[Plan]:
 
 
 def _takes(bound: BoundNode) -> list[Taken]:
-    return [each for each in bound.takes if isinstance(each, Taken)]
+    return [source for source in bound.takes if isinstance(source, Taken)]
 
 
 def _check(plan: Plan) -> None:
     for part in plan:
         match part:
             case BoundParallel():
-                takers = [first for each in part.members if (first := _taker(each))]
+                takers = [first for member in part.members if (first := _taker(member))]
                 if len(takers) > 1:
                     raise WiringError(
                         f"{takers[0]} and {takers[1]} stand side by side in one `parallel` and both take a State: "

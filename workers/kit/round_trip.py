@@ -40,7 +40,7 @@ def round_trip(what: str, value: Any, decoder: json.Decoder[Any]) -> tuple[bytes
         suffix = "" if "`$" in str(error) else " - at `$`"
         raise Unstorable(f"{what} could not be read back: {error}{suffix}") from error
     if encode(what, decoded) != encoded:
-        before, after = (json.decode(json.encode(ordered(each))) for each in (value, decoded))
+        before, after = (json.decode(json.encode(ordered(side))) for side in (value, decoded))
         if difference := _difference(before, after):
             raise Unstorable(f"{what} would be read back as another: {difference}")
     return encoded, decoded

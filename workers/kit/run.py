@@ -129,12 +129,12 @@ class Run(Struct, frozen=True):
         """
         inserted = put_in(node, Run)
         is_resource = self.clients.resources.is_one
-        given = [each for each in args if not is_resource(each)]
-        by_name = {name: each for name, each in kwargs.items() if not is_resource(each)}
+        given = [argument for argument in args if not is_resource(argument)]
+        by_name = {name: argument for name, argument in kwargs.items() if not is_resource(argument)}
         own = self.at(self._numbered(name_of(node, given, by_name)))
         self._keep_drawn()
         takes_resource = len(given) + len(by_name) < len(args) + len(kwargs)
-        handles = [own if each is Run else each for each in inserted]
+        handles = [own if kind is Run else kind for kind in inserted]
         return await step(own, node, [*handles, *args], kwargs, outside=takes_resource)
 
     async def resource(self, kind: type[T]) -> T:
@@ -142,7 +142,7 @@ class Run(Struct, frozen=True):
 
         Whatever takes one may touch the outside by it, as with `outside`.
         """
-        opening = next((each for each in self.resources if fits(given_by(each), kind)), None)
+        opening = next((resource for resource in self.resources if fits(given_by(resource), kind)), None)
         if opening is None:
             raise WiringError(f"the pipeline names no resource that gives {named(kind)}. Add it to its `resources`.")
         await self.outside()

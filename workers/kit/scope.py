@@ -53,9 +53,11 @@ def _of(layer: Layer, wanted: Any) -> list[Producer]:
             return [producer for member in layer.members for producer in nearest(member, wanted)]
         case Branches():
             found = {label: nearest(scope, wanted) for label, scope in layer.labelled.items()}
-            if not found or any(len(each) != 1 for each in found.values()):
+            if not found or any(len(producers) != 1 for producers in found.values()):
                 return []
-            return [Producer(_out(layer, wanted, {label: each[0].name for label, each in found.items()}), wanted)]
+            return [
+                Producer(_out(layer, wanted, {label: producers[0].name for label, producers in found.items()}), wanted)
+            ]
 
 
 def optional(kind: Any) -> Any:
@@ -81,7 +83,7 @@ def given(scope: Scope) -> Iterator[tuple[str, Any]]:
             case Producer():
                 yield layer.name, layer.gives
             case Siblings():
-                for name, kind in (each for member in layer.members for each in given(member)):
+                for name, kind in (pair for member in layer.members for pair in given(member)):
                     yield name, optional(kind) if layer.collect else kind
             case Branches():
                 first = next(iter(layer.labelled.values()), ())
@@ -93,9 +95,9 @@ def fits(gives: Any, wanted: Any) -> bool:
     if gives is NoneType:
         return wanted is NoneType
     if get_origin(gives) in (Union, UnionType):
-        return all(fits(each, wanted) or (each is NoneType and each in get_args(wanted)) for each in get_args(gives))
+        return all(fits(kind, wanted) or (kind is NoneType and kind in get_args(wanted)) for kind in get_args(gives))
     if get_origin(wanted) in (Union, UnionType):
-        return any(fits(gives, each) for each in get_args(wanted))
+        return any(fits(gives, kind) for kind in get_args(wanted))
     if isinstance(gives, type) and isinstance(wanted, type):
         return issubclass(gives, wanted) and wanted is not object
     return bool(gives == wanted)

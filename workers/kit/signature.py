@@ -80,7 +80,7 @@ def check_body(qualname: str, body: Node, event: type[Any]) -> None:
     except (NameError, TypeError, AttributeError):  # what can't be resolved is for the type checker to say
         return
     wanted = [hints.get(name) for name in list(inspect.signature(body).parameters)[:2]]
-    events = [each if isinstance(each, type) and issubclass(each, Event) else None for each in wanted]
+    events = [kind if isinstance(kind, type) and issubclass(kind, Event) else None for kind in wanted]
     if len(events) == 2 and (events[0] is not None or (events[1] is not None and not issubclass(event, events[1]))):
         raise WiringError(f"{qualname} is on {event.__name__}. Write `(run: Run, event: {event.__name__})`.")
 
@@ -95,7 +95,7 @@ def returns(node: Node) -> Any:
 def returned(node: Node) -> Any:
     """What a node says it returns, but for the Stop that ends a flow."""
     returns = annotations_of(node)["return"]
-    left = [each for each in get_args(returns) if each is not Stop]
+    left = [kind for kind in get_args(returns) if kind is not Stop]
     return Union[tuple(left)] if Stop in get_args(returns) and left else returns  # noqa: UP007 - made, not written
 
 
@@ -118,7 +118,7 @@ def put_in(node: Node, run: type) -> list[Any]:
     hints = [hint for name, hint in annotations_of(node).items() if name != "return"]
     before: list[Any] = [run] if hints[:1] == [run] else []
     states = (taken(hint, where(node)) for hint in hints[len(before) :])
-    return [*before, *takewhile(lambda each: each is not None, states)]
+    return [*before, *takewhile(lambda state: state is not None, states)]
 
 
 def _says_nothing(node: Node) -> WiringError:

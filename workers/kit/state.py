@@ -65,7 +65,7 @@ def taken(hint: Any, where: str) -> Taken | None:
     kind = next(iter(get_args(hint)), None)
     if not (isinstance(kind, type) and issubclass(kind, Struct) and kind.__struct_config__.frozen):
         raise WiringError(f"{where} takes {hint}: write State[…] of a frozen msgspec Struct.")
-    bare = [each.name for each in fields(kind) if each.default is NODEFAULT and each.default_factory is NODEFAULT]
+    bare = [field.name for field in fields(kind) if field.default is NODEFAULT and field.default_factory is NODEFAULT]
     if bare:
         raise WiringError(f"{where}: {kind.__name__}.{bare[0]} has no default, which a new key's state begins with.")
     return Taken(kind)
@@ -73,7 +73,7 @@ def taken(hint: Any, where: str) -> Taken | None:
 
 async def open_states(arguments: Sequence[Any], facts: Facts, load: Load) -> list[Any]:
     """The arguments with their States put in. One step at a time has a state in hand."""
-    wanted = {each.kind.__name__: each.kind for each in arguments if isinstance(each, Taken)}
+    wanted = {argument.kind.__name__: argument.kind for argument in arguments if isinstance(argument, Taken)}
     if not wanted:
         return list(arguments)
     if facts.states is None:
@@ -83,7 +83,7 @@ async def open_states(arguments: Sequence[Any], facts: Facts, load: Load) -> lis
         raise Reject(f"two steps side by side take the state {min(busy)}. Let one follow the other.")
     opened = {name: State(_read(kind, facts.new_states.get(name) or stored.get(name))) for name, kind in wanted.items()}
     facts.in_hand |= wanted.keys()
-    return [opened[each.kind.__name__] if isinstance(each, Taken) else each for each in arguments]
+    return [opened[argument.kind.__name__] if isinstance(argument, Taken) else argument for argument in arguments]
 
 
 def _read(kind: type[S], stored: Raw | None) -> S:
@@ -95,9 +95,9 @@ def _read(kind: type[S], stored: Raw | None) -> S:
 
 
 def close_states(arguments: Sequence[Any], facts: Facts) -> None:
-    facts.in_hand -= {type(each.value).__name__ for each in arguments if isinstance(each, State)}
+    facts.in_hand -= {type(argument.value).__name__ for argument in arguments if isinstance(argument, State)}
 
 
 def set_states(states: "Sequence[State[Any]]") -> dict[str, Raw]:
     """What a step set, by type."""
-    return {type(each.value).__name__: each.told for each in states if each.told is not None}
+    return {type(state.value).__name__: state.told for state in states if state.told is not None}

@@ -38,7 +38,7 @@ class Wired(Struct, frozen=True):
     @property
     def family(self) -> list["Wired"]:
         """Itself, and all that follow it or each other."""
-        return [self, *(each for follow_up in self.follow_ups for each in follow_up.family)]
+        return [self, *(wired for follow_up in self.follow_ups for wired in follow_up.family)]
 
 
 Wiring = Mapping[str, Wired]
@@ -71,16 +71,16 @@ def wire(package: ModuleType, catalog: Catalog) -> Wiring:
             "Add one in workers/pipelines/, or take the event away."
         )
     known: dict[str, type[Struct]] = {}
-    for each in everyone(wired):
-        check_limits(paths[each.name], each.pipeline, each.plan)
-        merge(known, states(each.plan))
+    for member in everyone(wired):
+        check_limits(paths[member.name], member.pipeline, member.plan)
+        merge(known, states(member.plan))
     return wired
 
 
 def connected(name: str, kind: str, pipeline: Pipeline, all_of_them: Mapping[str, Pipeline]) -> Wired:
     """A pipeline with its follow-ups, and theirs."""
     follow_ups = (
-        connected(other, kind, each, all_of_them) for other, each in all_of_them.items() if each.after is pipeline
+        connected(other, kind, child, all_of_them) for other, child in all_of_them.items() if child.after is pipeline
     )
     plan = compiled(pipeline)
     after_type = None if pipeline.after is None else gives(compiled(pipeline.after))
@@ -89,7 +89,7 @@ def connected(name: str, kind: str, pipeline: Pipeline, all_of_them: Mapping[str
 
 def everyone(wiring: Wiring) -> list[Wired]:
     """Every pipeline, the follow-ups too."""
-    return [each for root in wiring.values() for each in root.family]
+    return [wired for root in wiring.values() for wired in root.family]
 
 
 def chosen(wiring: Wiring, kind: str, follow_up: str | None) -> Wired | None:
@@ -97,7 +97,7 @@ def chosen(wiring: Wiring, kind: str, follow_up: str | None) -> Wired | None:
     root = wiring.get(kind)
     if root is None or follow_up is None:
         return root
-    return next((each for each in root.family if each.name == follow_up), None)
+    return next((wired for wired in root.family if wired.name == follow_up), None)
 
 
 def compiled(pipeline: Pipeline) -> Plan:

@@ -45,8 +45,8 @@ def _behaviour(asked: Asked) -> Behaviour:
 
 async def _run(port: int, behaviour: Behaviour) -> int:
     over = asyncio.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(each, over.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
     async with running_simulator(port, behaviour=behaviour) as url:
         print(f"Simulated models answer at {url}. Any key does:", flush=True)
         print(f"  OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=simulated", flush=True)

@@ -164,7 +164,7 @@ class Endpoint:
         if said.body:
             return _plain(200, said.body, headers, latency_s)
         first, *others = said.events
-        beats = (Beat(latency_s, first), *(Beat(behaviour.token_ms / 1000, each) for each in others))
+        beats = (Beat(latency_s, first), *(Beat(behaviour.token_ms / 1000, text) for text in others))
         return Script(200, HEADERS | headers, beats, STREAM)
 
     def _limited(self, gauge: Gauge, refusal: Refusal) -> Script:

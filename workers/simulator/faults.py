@@ -83,23 +83,23 @@ class Faults:
         self._armed.clear()
 
     def shown(self) -> list[dict[str, object]]:
-        self._armed = [each for each in self._armed if each.left != 0 and not _over(each)]
-        return [asdict(each.fault) | {"left": each.left} for each in self._armed]
+        self._armed = [armed for armed in self._armed if armed.left != 0 and not _over(armed)]
+        return [asdict(armed.fault) | {"left": armed.left} for armed in self._armed]
 
     def pick(self, model: str) -> Fault | None:
-        for each in self._armed:
-            if each.fault.model not in ("", model) or each.left == 0 or _over(each):
+        for armed in self._armed:
+            if armed.fault.model not in ("", model) or armed.left == 0 or _over(armed):
                 continue
-            if self._random.random() < each.fault.share:
-                each.left = each.left and each.left - 1
-                return each.fault
+            if self._random.random() < armed.fault.share:
+                armed.left = armed.left and armed.left - 1
+                return armed.fault
         return None
 
 
 def parse(text: str) -> Fault:
     """`529`, `429,retry_after=3600,times=5` or `cut,model=gpt-6-luna,share=0.3`. Raises SettingsError."""
     kind, *rest = re.split(r",(?=\w+=)", text.strip())
-    given = dict(each.partition("=")[::2] for each in rest)
+    given = dict(part.partition("=")[::2] for part in rest)
     given |= {"kind": "status", "status": kind} if kind.isdigit() else {"kind": kind}
     try:
         return msgspec.convert(given, Fault, strict=False)

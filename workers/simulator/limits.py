@@ -89,7 +89,7 @@ class Limiter:
     """The gauges, made when a model is first asked."""
 
     def __init__(self, limits: tuple[Limit, ...]) -> None:
-        self._limits = {each.model: each for each in limits}
+        self._limits = {model_limits.model: model_limits for model_limits in limits}
         self._gauges: dict[str, Gauge] = {}
 
     def gauge(self, model: str) -> Gauge:
@@ -103,7 +103,7 @@ class Limiter:
 
 def parse(text: str) -> Limit:
     """`requests=60,tokens=10000,concurrent=5,model=gpt-6-luna`, any of them. Raises SettingsError."""
-    given = dict(each.partition("=")[::2] for each in text.split(","))
+    given = dict(part.partition("=")[::2] for part in text.split(","))
     try:
         return msgspec.convert(given, Limit, strict=False)
     except msgspec.ValidationError as error:

@@ -108,4 +108,4 @@ def embedding(text: str, dimensions: int) -> list[float]:
         number = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest())
         vector[number % dimensions] += 1.0 if number >> 63 else -1.0
     norm = math.hypot(*vector)
-    return [each / norm for each in vector] if norm else [1.0, *vector[1:]]
+    return [number / norm for number in vector] if norm else [1.0, *vector[1:]]

@@ -57,7 +57,7 @@ def _value(name: str, schema: dict[str, Any], scene: _Scene) -> Any:
         if scene.depth >= DEPTH_MAX:
             raise _TooDeep
         target = scene.components[schema["$ref"].rpartition("/")[2]]
-        own = {key: each for key, each in schema.items() if key != "$ref"}
+        own = {key: member for key, member in schema.items() if key != "$ref"}
         return _value(name, {**target, **own}, _Scene(scene.random, scene.components, scene.depth + 1))
     schema = _told(schema) | schema
     for key in ("enum", "examples"):
@@ -73,10 +73,10 @@ def _value(name: str, schema: dict[str, Any], scene: _Scene) -> Any:
 def _branch(name: str, branches: list[dict[str, Any]], scene: _Scene) -> Any:
     """One that is not null; deep down, the one that ends soonest."""
     order = scene.random.sample(branches, len(branches))
-    order.sort(key=lambda each: _reach(each, scene) if scene.depth > DEEP else each.get("type") == "null")
-    for each in order:
+    order.sort(key=lambda option: _reach(option, scene) if scene.depth > DEEP else option.get("type") == "null")
+    for option in order:
         try:
-            return _value(name, each, scene)
+            return _value(name, option, scene)
         except _TooDeep:
             continue
     raise _TooDeep
@@ -113,14 +113,14 @@ def _told(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _type(schema: dict[str, Any]) -> str:
     kind = schema.get("type", "string")
-    return next((each for each in kind if each != "null"), "null") if isinstance(kind, list) else str(kind)
+    return next((name for name in kind if name != "null"), "null") if isinstance(kind, list) else str(kind)
 
 
 def _object(schema: dict[str, Any], scene: _Scene) -> dict[str, Any]:
     properties = schema.get("properties", {})
     if scene.depth > DEEP:
         properties = {key: properties[key] for key in schema.get("required", properties)}
-    made = {key: _value(key, each, scene) for key, each in properties.items()}
+    made = {key: _value(key, member, scene) for key, member in properties.items()}
     if "properties" in schema:
         return made
     wanted = _amount(schema.get("minProperties", 0), schema.get("maxProperties", math.inf), scene)
@@ -134,7 +134,7 @@ def _object(schema: dict[str, Any], scene: _Scene) -> dict[str, Any]:
 
 def _array(name: str, schema: dict[str, Any], scene: _Scene) -> list[Any]:
     if "prefixItems" in schema:
-        return [_value(name, each, scene) for each in schema["prefixItems"]]
+        return [_value(name, item, scene) for item in schema["prefixItems"]]
     items = schema.get("items", {})
     wanted = _amount(schema.get("minItems", 0), schema.get("maxItems", math.inf), scene)
     if not schema.get("uniqueItems"):
@@ -143,8 +143,8 @@ def _array(name: str, schema: dict[str, Any], scene: _Scene) -> list[Any]:
     for _ in range(TRIES):
         if len(made) >= wanted:
             break
-        each = _value("", items, scene)
-        made[msgspec.json.encode(each)] = each
+        item = _value("", items, scene)
+        made[msgspec.json.encode(item)] = item
     return list(made.values())
 
 
@@ -156,7 +156,9 @@ def _number(schema: dict[str, Any], random: Random, *, whole: bool) -> float:
     low, high = _ends(schema, 1 if whole else 0)
     if step := schema.get("multipleOf"):
         times: list[float] = [random.randint(math.ceil(low / step), math.floor(high / step)) for _ in range(TRIES)]
-        fitting: float = next((each * step for each in times if math.fmod(each * step, step) == 0), times[0] * step)
+        fitting: float = next(
+            (factor * step for factor in times if math.fmod(factor * step, step) == 0), times[0] * step
+        )
         return fitting
     if whole:
         return random.randint(math.ceil(low), math.floor(high))
@@ -235,4 +237,4 @@ def _char(kind: Any, what: Any, random: Random) -> str:
     for member, codes in what if str(kind) == "IN" else ():
         if str(member) in ("LITERAL", "RANGE"):
             chars += "".join(map(chr, codes if isinstance(codes, tuple) else (codes,)))
-    return random.choice([each for each in chars if piece.fullmatch(each)] or "?")
+    return random.choice([char for char in chars if piece.fullmatch(char)] or "?")

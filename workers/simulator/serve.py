@@ -77,8 +77,8 @@ class _Wire:
         for transport in self._transports():
             told = transport.get_extra_info("peername") == client
             transport.close() if told else _reset(transport)
-        for each in self.server.servers:
-            each.close()
+        for server in self.server.servers:
+            server.close()
         self.server.end(force=True)
         # Taken again at once, without listening: nobody else is to answer in its place.
         self.bound = _bound(self.port)
@@ -89,7 +89,7 @@ class _Wire:
             self.server.end()
 
     def _transports(self) -> list[asyncio.Transport]:
-        return [each.transport for each in self.server.server_state.connections] if self.server else []
+        return [connection.transport for connection in self.server.server_state.connections] if self.server else []
 
 
 @contextlib.asynccontextmanager

@@ -131,7 +131,7 @@ def _node_faults(node: dict[str, Any], root: dict[str, Any], *, at_root: bool) -
         if not types or not types <= BY_TYPE.keys():
             yield "strict json_schema type must be a string or a non-empty array of strings."
             return
-        allowed = ANYWHERE.union(*(BY_TYPE[each] for each in types))
+        allowed = ANYWHERE.union(*(BY_TYPE[name] for name in types))
         yield from _type_faults(node, types)
     for keyword in sorted(node.keys() - allowed - (ROOT if at_root else frozenset())):
         yield f"'{keyword}' is not permitted."
@@ -174,7 +174,7 @@ def _type_faults(node: dict[str, Any], types: set[str]) -> Iterator[str]:
         yield "array schema missing items."
     if "format" in node and node["format"] not in FORMATS:
         yield f"'{node['format']}' is not a valid format."
-    fitting = tuple(python for each in types for python in PYTHON_TYPES[each])
+    fitting = tuple(python for name in types for python in PYTHON_TYPES[name])
     for value in (*node.get("enum", ()), *([node["const"]] if "const" in node else ())):
         if not isinstance(value, fitting) or (isinstance(value, bool) and "boolean" not in types):
             yield f"enum value {value!r} does not validate against {{'type': {node['type']!r}}}."
@@ -186,7 +186,7 @@ def _size_faults(root: dict[str, Any], nodes: list[dict[str, Any]]) -> Iterator[
     enums = [[*node.get("enum", ()), *([node["const"]] if "const" in node else ())] for node in nodes]
     count = sum(map(len, enums))
     letters = sum(
-        len(str(text)) for text in (*names, *root.get("$defs", ()), *(value for each in enums for value in each))
+        len(str(text)) for text in (*names, *root.get("$defs", ()), *(value for values in enums for value in values))
     )
     if level > LEVELS_MAX:
         yield f"{level} levels of nesting exceeds limit of {LEVELS_MAX}."
@@ -204,17 +204,17 @@ def _size_faults(root: dict[str, Any], nodes: list[dict[str, Any]]) -> Iterator[
 def _types(node: Mapping[str, Any]) -> set[str]:
     type_ = node["type"]
     named = type_ if isinstance(type_, list) else [type_]
-    return set(named) if all(isinstance(each, str) for each in named) else set()
+    return set(named) if all(isinstance(name, str) for name in named) else set()
 
 
 def _below(node: Mapping[str, Any]) -> Iterator[tuple[Context, Any]]:
     for keyword in ("properties", "$defs"):
-        for name, each in (node.get(keyword) or {}).items():
-            yield (keyword, name), each
+        for name, schema in (node.get(keyword) or {}).items():
+            yield (keyword, name), schema
     if "items" in node:
         yield ("items",), node["items"]
-    for index, each in enumerate(node.get("anyOf") or ()):
-        yield ("anyOf", str(index)), each
+    for index, schema in enumerate(node.get("anyOf") or ()):
+        yield ("anyOf", str(index)), schema
 
 
 def _nodes(node: Any, context: Context) -> Iterator[tuple[dict[str, Any], Context]]:
