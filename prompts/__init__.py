@@ -153,12 +153,12 @@ def render(prompt: Prompt, variables: Mapping[str, object]) -> Rendered:
         raise PromptError(f"{_where(prompt)} can't be rendered: {error}.") from error
 
 
-def check_names(prompt: Prompt, given: Collection[str]) -> None:
+def check_names(prompt: Prompt, names: Collection[str]) -> None:
     """Raises PromptError where the names given are not those that the prompt declares."""
-    missing = [name for name in prompt.variables if name not in given]
+    missing = [name for name in prompt.variables if name not in names]
     if missing:
         raise PromptError(f"{_where(prompt)} wants {', '.join(missing)}: give it by that name.")
-    unknown = [name for name in given if name not in prompt.variables]
+    unknown = [name for name in names if name not in prompt.variables]
     if unknown:
         raise PromptError(f"{_where(prompt)} declares no {', '.join(unknown)} (it has: {', '.join(prompt.variables)}).")
 
@@ -213,14 +213,14 @@ def _split(file: Path, raw: bytes) -> tuple[Head, str | None, str]:
         text = raw.decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise PromptError(f"{file} is not UTF-8: {error.reason} at byte {error.start}.") from error
-    found = HEAD.match(text)
-    if found is None:
+    match = HEAD.match(text)
+    if match is None:
         raise PromptError(f"{file}: begin with a TOML head between two lines of +++.")
     try:
-        head = msgspec.toml.decode(found[1], type=Head)
+        head = msgspec.toml.decode(match[1], type=Head)
     except msgspec.DecodeError as error:
         raise PromptError(f"{file}: in the head: {error}.") from error
-    before, *parts = PART.split(found[2])
+    before, *parts = PART.split(match[2])
     match parts:
         case []:
             return head, None, before

@@ -67,15 +67,15 @@ def discover(package: ModuleType) -> Catalog:
 
     Raises CatalogError where two classes claim one type.
     """
-    found: dict[str, EventType] = {}
+    types: dict[str, EventType] = {}
     for struct in _structs(package):
         name = type_name(struct)
-        if name in found:
+        if name in types:
             raise CatalogError(
-                f'{_qualname(found[name].struct)} and {_qualname(struct)} both declare "{name}". Rename one.'
+                f'{_qualname(types[name].struct)} and {_qualname(struct)} both declare "{name}". Rename one.'
             )
-        found[name] = EventType(name, struct, json.Decoder(struct))
-    return found
+        types[name] = EventType(name, struct, json.Decoder(struct))
+    return types
 
 
 def modules(package: ModuleType) -> Iterator[ModuleType]:
@@ -96,8 +96,8 @@ def _loaded(name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         if type(error).__module__.partition(".")[0] in ("schemas", "service", "prompts"):
             raise  # a sentence of ours
-        said = str(error.msg if isinstance(error, SyntaxError) else error).partition("\n")[0]
-        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        message = str(error.msg if isinstance(error, SyntaxError) else error).partition("\n")[0]
+        what = f"{type(error).__name__}: {message}" if message else type(error).__name__
         raise CatalogError(f"{raised_at(error) or name} can't be loaded: {what}.") from error
 
 

@@ -134,9 +134,9 @@ def read(
     )
 
 
-def _due_at(told: datetime | None) -> datetime | None:
+def _due_at(value: datetime | None) -> datetime | None:
     try:
-        return told and told.astimezone(UTC)
+        return value and value.astimezone(UTC)
     except OverflowError as error:
         raise BadEvent(422, "lies before the year 1 or behind the year 9999", "$.dueat") from error
 
@@ -208,8 +208,8 @@ def _data(envelope: Envelope, catalog: Catalog) -> bytes:
     except ValidationError as error:
         raise misfit(error, "$.data") from error
     except _NOT_JSON as error:
-        found = malformed(raw, str(error))
-        raise BadEvent(400, found.message, "$.data" + found.path[1:]) from error
+        fault = malformed(raw, str(error))
+        raise BadEvent(400, fault.message, "$.data" + fault.path[1:]) from error
 
 
 def _some(catalog: Catalog) -> str:

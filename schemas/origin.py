@@ -28,10 +28,10 @@ def raised_at(error: BaseException) -> str | None:
     """The innermost line of the user's own that it came through, or the one that Python can't read."""
     if isinstance(error, SyntaxError) and error.filename:
         return line_of(error.filename, error.lineno or 1)
-    found, trace = None, error.__traceback__
+    line, trace = None, error.__traceback__
     while trace is not None:
-        found, trace = _of(trace) or found, trace.tb_next
-    return found
+        line, trace = _of(trace) or line, trace.tb_next
+    return line
 
 
 def _of(trace: TracebackType) -> str | None:

@@ -120,9 +120,9 @@ class GroupCommit(Generic[T, R]):
         """What was given up does not wait for a Postgres that is away for hours: others need its room and memory."""
         self._given_up += given_up
         if self._given_up and self._given_up * 2 >= len(self._waiting):
-            kept = [waiting for waiting in self._waiting if not waiting[1].done()]
+            waiting_on = [waiting for waiting in self._waiting if not waiting[1].done()]
             self._waiting.clear()
-            self._waiting.extend(kept)
+            self._waiting.extend(waiting_on)
             self._given_up = 0
             self._shares.forget()
 

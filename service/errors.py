@@ -14,8 +14,8 @@ class CallboardError(Exception):
     It often quotes what a stranger said, a provider or user code, so its text is storable from the start.
     """
 
-    def __init__(self, *said: object) -> None:
-        super().__init__(*(storable(argument) if isinstance(argument, str) else argument for argument in said))
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(storable(argument) if isinstance(argument, str) else argument for argument in arguments))
 
 
 class SettingsError(CallboardError):

@@ -130,10 +130,10 @@ class Inbound:
         if entries := await self._read(COUNT, ">"):
             return entries
         with stream.raises_misplaced(self._name):
-            found = await stream.read(
+            streams = await stream.read(
                 self._redis, [self._name], stream.INGEST_GROUP, CONSUMER, 1, after=">", block_ms=BLOCK_MS
             )
-        return [(entry_id, self._cut(fields)) for _, entries in found for entry_id, fields in entries]
+        return [(entry_id, self._cut(fields)) for _, entries in streams for entry_id, fields in entries]
 
     async def _read(self, count: int, after: str) -> list[Entry]:
         with stream.raises_misplaced(self._name):
@@ -181,8 +181,8 @@ class Inbound:
         raw = fields.get(b"event") or json.encode({_text(name): _text(value) for name, value in fields.items()})
         text = _text(raw[: self._settings.body_max])
         log.warning("a stream entry is no event: %s, see the dead letters (%s)", reason, origin)  # a path tells of it
-        said = (kind_of(error), storable(f"{path}: {error}"))
-        await connection.execute(_SQL["dead_entry"], uuid7(), origin, _type_of(raw), reason, *said, text)
+        error_parts = (kind_of(error), storable(f"{path}: {error}"))
+        await connection.execute(_SQL["dead_entry"], uuid7(), origin, _type_of(raw), reason, *error_parts, text)
 
 
 def _text(raw: bytes) -> str:

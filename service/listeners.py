@@ -96,11 +96,11 @@ class Listeners:
         except POSTGRES_ERRORS as error:
             log.warning("Postgres does not say how %d followed events stand: %s", len(events), error)
             return
-        found = {row["event_id"]: Standing(row["status"], row["run"], row["claim"]) for row in rows}
+        standings = {row["event_id"]: Standing(row["status"], row["run"], row["claim"]) for row in rows}
         for event_id in events:
             topic = self._topics.get(event_id)
-            if topic is not None and topic.standing != found.get(event_id):
-                topic.standing = found.get(event_id)
+            if topic is not None and topic.standing != standings.get(event_id):
+                topic.standing = standings.get(event_id)
                 self._wake([event_id])
 
     def _wake(self, events: Iterable[UUID]) -> None:

@@ -84,9 +84,9 @@ def parse_seq(number: int) -> tuple[Position, int]:
     return (claim, n), rank
 
 
-def call_name(asked: str, ordinal: int) -> str:
+def call_name(question_hash: str, ordinal: int) -> str:
     """What a step asked the how-manieth time: the same in each try."""
-    return f"{asked[:16]}.{ordinal}"
+    return f"{question_hash[:16]}.{ordinal}"
 
 
 def made_name(call_id: UUID) -> str:

@@ -31,11 +31,11 @@ _CALLERS: Final = re.compile(r"\b(c[bs]_[A-Za-z0-9]{8})[A-Za-z0-9]{36}\b")
 class Lines(logging.Formatter):
     """JSON: at, level, logger, message, what is run, and whatever was given as `extra`; else the plain line."""
 
-    def __init__(self, secrets: tuple[str, ...], *, plain: bool, told: bool) -> None:
+    def __init__(self, secrets: tuple[str, ...], *, plain: bool, with_payloads: bool) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s  %(message)s", "%H:%M:%S")
         self._secrets: Final = secrets
         self._plain: Final = plain
-        self._told: Final = told
+        self._told: Final = with_payloads
 
     def format(self, record: logging.LogRecord) -> str:
         line = _printable(super().format(record)) if self._plain else self._json(record)
@@ -73,7 +73,7 @@ class Lines(logging.Formatter):
 
 def _printable(text: str) -> str:
     """For a terminal, to which some characters are commands: a stranger's text may hold them."""
-    return _COMMANDS.sub(lambda found: ascii(found[0])[1:-1], storable(text))
+    return _COMMANDS.sub(lambda match: ascii(match[0])[1:-1], storable(text))
 
 
 def _first_line(record: logging.LogRecord) -> bool:
@@ -94,7 +94,7 @@ def setup(level: int = logging.INFO, secrets: tuple[str, ...] = ()) -> None:
     `secrets` are blanked out wherever they turn up, in the words of libraries and of user code too.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines(secrets, plain=sys.stderr.isatty(), told=level <= logging.DEBUG))
+    handler.setFormatter(Lines(secrets, plain=sys.stderr.isatty(), with_payloads=level <= logging.DEBUG))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("asyncio").filters = [] if level <= logging.DEBUG else [_first_line]
     logging.getLogger("uvicorn.error").filters = [_seldom_invalid()]

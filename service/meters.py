@@ -173,8 +173,8 @@ class Meters:
         return series.setdefault(known, [0.0] * FAMILIES[name].width)
 
     def snapshot(self) -> Snapshot:
-        told = {name: [(labels, [*row]) for labels, row in series.items()] for name, series in self._series.items()}
-        return {name: rows for name, rows in told.items() if rows}
+        snapshot = {name: [(labels, [*row]) for labels, row in series.items()] for name, series in self._series.items()}
+        return {name: rows for name, rows in snapshot.items() if rows}
 
     async def watch_loop(self) -> None:
         """Measure the loop's lag until cancelled; the worst of it stays in `lag_max_s` for whoever reports it."""
@@ -194,12 +194,12 @@ def encode(snapshot: Snapshot) -> str:
 def decode(text: str) -> Snapshot:
     """What a worker reported, perhaps one of another release: what this one does not know is left out."""
     try:
-        told = json.decode(text, type=Snapshot)
+        snapshot = json.decode(text, type=Snapshot)
     except MsgspecError:
         return {}
     return {
         name: [(labels, row) for labels, row in rows if _fits(FAMILIES[name], labels, row)]
-        for name, rows in told.items()
+        for name, rows in snapshot.items()
         if name in FAMILIES
     }
 

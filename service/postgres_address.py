@@ -42,8 +42,8 @@ class Address(Struct, frozen=True):
     @property
     def connect_timeout_s(self) -> float | None:
         """What it says, at most CONNECT_TIMEOUT_MAX_S; libpq's 0 is no bound, and there is always one here."""
-        said = int(self.parameters.get("connect_timeout", "0"))
-        return min(float(said), CONNECT_TIMEOUT_MAX_S) if said > 0 else None
+        timeout_s = int(self.parameters.get("connect_timeout", "0"))
+        return min(float(timeout_s), CONNECT_TIMEOUT_MAX_S) if timeout_s > 0 else None
 
     @property
     def application_name(self) -> str:
@@ -73,26 +73,30 @@ class Address(Struct, frozen=True):
 
     def arguments(self) -> dict[str, Any]:
         """What `asyncpg.connect` and `asyncpg.create_pool` are called with."""
-        given = self.parameters
-        found: dict[str, Any] = {
+        parameters = self.parameters
+        options: dict[str, Any] = {
             "host": [*self.hosts] or None,
             "port": [*self.ports] or None,
             "user": self.user or None,
             "password": self.password or None,
             "database": self.database or None,
-            **{name: given[name] for name in PASSED if name in given},
+            **{name: parameters[name] for name in PASSED if name in parameters},
         }
-        if target := given.get("target_session_attrs") or ("read-write" if len(self.hosts) > 1 else ""):
-            found["target_session_attrs"] = target
-        if given.get("sslnegotiation") == "direct":
-            found["direct_tls"] = True
-        if given.get("sslrootcert") == "system":
-            found["ssl"] = _system_trust()
-        elif mode := given.get("sslmode"):
-            found["ssl"] = mode
-        files = {name: given[name] for name in (*SSL, "sslrootcert") if name in given and given[name] != "system"}
-        found["dsn"] = f"postgresql://?{urlencode(files, quote_via=quote)}" if files else None
-        return found
+        if target := parameters.get("target_session_attrs") or ("read-write" if len(self.hosts) > 1 else ""):
+            options["target_session_attrs"] = target
+        if parameters.get("sslnegotiation") == "direct":
+            options["direct_tls"] = True
+        if parameters.get("sslrootcert") == "system":
+            options["ssl"] = _system_trust()
+        elif mode := parameters.get("sslmode"):
+            options["ssl"] = mode
+        files = {
+            name: parameters[name]
+            for name in (*SSL, "sslrootcert")
+            if name in parameters and parameters[name] != "system"
+        }
+        options["dsn"] = f"postgresql://?{urlencode(files, quote_via=quote)}" if files else None
+        return options
 
     def server_settings(self) -> dict[str, str]:
         """What the server itself is told at the start of a session."""

@@ -113,30 +113,30 @@ def _line(error: BaseException) -> str:
 
 async def _faults(settings: Settings, program: ProgramName, first: Connection, stack: AsyncExitStack) -> list[str]:
     server: Any = await first.fetchrow(_SQL["server"])
-    found = []
+    faults = []
     if server["encoding"] != ENCODING:
-        found.append(
+        faults.append(
             f"The encoding of this database is {server['encoding']}, and Callboard needs {ENCODING}: make another with"
             f" `createdb --encoding={ENCODING} --template=template0 NAME`, and name that one in DATABASE_URL."
         )
     if server["read_only"] and program == "migrations":
-        found.append(f"{SENTENCES['read-only']}: no migration can run there. Name the primary in DATABASE_URL.")
+        faults.append(f"{SENTENCES['read-only']}: no migration can run there. Name the primary in DATABASE_URL.")
     elif server["read_only"]:
         log.warning("%s. The %s is not ready until that ends.", SENTENCES["read-only"], program)
     if server["vectors"] is False:
-        found.append("This role may not use the schema of pgvector: grant usage on it to the role.")
+        faults.append("This role may not use the schema of pgvector: grant usage on it to the role.")
     if program != "migrations":
-        found += await check_rights(first)
+        faults += await check_rights(first)
     pooled = first.get_server_pid() != server["pid"]
     try:
         async with asyncio.timeout(POOLER_TIMEOUT_S):
             if await _changes_between_statements(first, await _opened(settings, stack)):
-                return [*found, _TRANSACTIONS]
+                return [*faults, _TRANSACTIONS]
     except TimeoutError:
         if not pooled:
             raise
-        return [*found, _too_few(settings, program, 1)]
-    return found + await (_room_of_a_pooler if pooled else _room)(settings, program, first, stack)
+        return [*faults, _too_few(settings, program, 1)]
+    return faults + await (_room_of_a_pooler if pooled else _room)(settings, program, first, stack)
 
 
 async def _changes_between_statements(first: Connection, second: Connection) -> bool:
@@ -185,24 +185,24 @@ async def _room_of_a_pooler(
     settings: Settings, program: ProgramName, _first: Connection, stack: AsyncExitStack
 ) -> list[str]:
     """A pooler's bounds can't be asked for: it gives what the program will take, or it doesn't."""
-    need, given = connections_max(settings, program), 2
+    need, count = connections_max(settings, program), 2
 
     async def open_one() -> None:
-        nonlocal given
+        nonlocal count
         connection = await _opened(settings, stack)
         await connection.fetchval(_SQL["pid"])
-        given += 1
+        count += 1
 
-    opening = [asyncio.create_task(open_one()) for _ in range(need - given)]
+    opening = [asyncio.create_task(open_one()) for _ in range(need - count)]
     if opening:
         _, late = await asyncio.wait(opening, timeout=POOLER_TIMEOUT_S)
         for task in late:
             task.cancel()
         await asyncio.gather(*opening, return_exceptions=True)
-    return [_too_few(settings, program, given)] if given < need else []
+    return [_too_few(settings, program, count)] if count < need else []
 
 
-def _too_few(settings: Settings, program: ProgramName, given: int) -> str:
-    found = f"DATABASE_URL leads to a pooler that gave {given} connections at once, and the {program} takes up to"
+def _too_few(settings: Settings, program: ProgramName, count: int) -> str:
+    sentence = f"DATABASE_URL leads to a pooler that gave {count} connections at once, and the {program} takes up to"
     bound = "raise its bound (PgBouncer: default_pool_size)"
-    return f"{found} {connections_max(settings, program)}: {bound}, or {_lower(settings)}."
+    return f"{sentence} {connections_max(settings, program)}: {bound}, or {_lower(settings)}."

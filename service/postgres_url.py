@@ -53,8 +53,8 @@ def secrets(url: str) -> set[str]:
     """Every text of `url` that may be a password, as it stands there and resolved; also where it can't be used."""
     login = url.partition("://")[2].rpartition("@")[0]
     parts = (part.partition("=") for part in url.partition("?")[2].split("&"))
-    found = {login.partition(":")[2], *(value for name, _, value in parts if name in ("password", "sslpassword"))}
-    return {*found, *map(unquote, found)} - {""}
+    passwords = {login.partition(":")[2], *(value for name, _, value in parts if name in ("password", "sslpassword"))}
+    return {*passwords, *map(unquote, passwords)} - {""}
 
 
 @lru_cache(maxsize=16)
@@ -67,17 +67,17 @@ def _read(url: str) -> tuple[Address, list[str]]:
         return Address(), [_ENCODE]
     login, at, servers = head[0].rpartition("@")
     user, _, password = login.partition(":")
-    found = _Found(plain=rest.count("@") <= bool(at))
+    parts = _Found(plain=rest.count("@") <= bool(at))
     values = {"user": user, "password": password, "dbname": head[1]}
-    fields = {name: found.text(name, value) for name, value in values.items() if value}
-    parameters = found.parameters(query)
+    fields = {name: parts.text(name, value) for name, value in values.items() if value}
+    parameters = parts.parameters(query)
     fields |= {name: parameters.pop(name) for name in ("user", "password", "dbname") if name in parameters}
-    hosts, ports = found.servers(servers, at, parameters.pop("host", ""), parameters.pop("port", ""))
-    found.check(parameters)
+    hosts, ports = parts.servers(servers, at, parameters.pop("host", ""), parameters.pop("port", ""))
+    parts.check(parameters)
     address = Address(
         hosts, ports, fields.get("user", ""), fields.get("password", ""), fields.get("dbname", ""), parameters
     )
-    return address, list(dict.fromkeys(found.faults))
+    return address, list(dict.fromkeys(parts.faults))
 
 
 def _split(rest: str) -> tuple[tuple[str, str] | None, str]:
@@ -106,22 +106,22 @@ class _Found:
         return decoded
 
     def parameters(self, query: str) -> dict[str, str]:
-        found: dict[str, str] = {}
+        parameters: dict[str, str] = {}
         for part in filter(None, query.split("&")):
             raw, mark, value = part.partition("=")
             name = {"database": "dbname"}.get(unquote(raw), unquote(raw))
             if not mark or name not in KNOWN:
-                self.faults.append(self._unknown(name, told="password" in found or not mark))
+                self.faults.append(self._unknown(name, names_it="password" in parameters or not mark))
             else:
-                found[name] = self.text(name, value)
-        if found.get("ssl"):  # JDBC's, which libpq knows as well
-            found.setdefault("sslmode", "require" if found.pop("ssl") in ("true", "1") else "disable")
-        return found
+                parameters[name] = self.text(name, value)
+        if parameters.get("ssl"):  # JDBC's, which libpq knows as well
+            parameters.setdefault("sslmode", "require" if parameters.pop("ssl") in ("true", "1") else "disable")
+        return parameters
 
-    def _unknown(self, name: str, *, told: bool) -> str:
+    def _unknown(self, name: str, *, names_it: bool) -> str:
         if not self._plain:
             return _ENCODE
-        if told or not re.fullmatch(r"[A-Za-z][A-Za-z_]{0,40}", name):
+        if names_it or not re.fullmatch(r"[A-Za-z][A-Za-z_]{0,40}", name):
             return (
                 f"{NAME} holds a parameter that is none of Postgres' addresses. Is a & in a value not written as %26?"
             )
@@ -150,22 +150,24 @@ class _Found:
             hosts = ()
         return hosts, (ports if any(texts) or len(hosts) > 1 else ())
 
-    def check(self, given: dict[str, str]) -> None:
+    def check(self, parameters: dict[str, str]) -> None:
         """The parameters' values; what a connection would only show later, or never."""
         for name, fits, sentence in _CHECKS:
-            if name in given and not fits(given[name]):
+            if name in parameters and not fits(parameters[name]):
                 self.faults.append(f"{NAME}: {name} {sentence}.")
-        system = given.get("sslrootcert") == "system"
+        system = parameters.get("sslrootcert") == "system"
         for name in _FILES:
-            if name in given and not (system and name == "sslrootcert") and not _readable(given[name]):
+            if name in parameters and not (system and name == "sslrootcert") and not _readable(parameters[name]):
                 self.faults.append(f"{NAME}: {name} names a file that can't be read here.")
-        verified = given.get("sslmode") in ("verify-ca", "verify-full")
-        if verified and "sslrootcert" not in given and not _readable("~/.postgresql/root.crt"):
+        verified = parameters.get("sslmode") in ("verify-ca", "verify-full")
+        if verified and "sslrootcert" not in parameters and not _readable("~/.postgresql/root.crt"):
             self.faults.append(
-                f"{NAME}: sslmode={given['sslmode']} needs the certificate that signs: add sslrootcert=FILE, or"
+                f"{NAME}: sslmode={parameters['sslmode']} needs the certificate that signs: add sslrootcert=FILE, or"
                 " sslrootcert=system for those this machine trusts."
             )
-        if given.get("sslnegotiation") == "direct" and not (verified or system or given.get("sslmode") == "require"):
+        if parameters.get("sslnegotiation") == "direct" and not (
+            verified or system or parameters.get("sslmode") == "require"
+        ):
             self.faults.append(f"{NAME}: sslnegotiation=direct needs sslmode=require or a stricter one.")
 
 

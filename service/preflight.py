@@ -35,11 +35,11 @@ def preflight(settings: Settings, program: ProgramName) -> None:
     """
 
     async def check() -> None:
-        found = await asyncio.gather(check_postgres(settings, program), check_redis(settings), return_exceptions=True)
-        for error in found:
+        faults = await asyncio.gather(check_postgres(settings, program), check_redis(settings), return_exceptions=True)
+        for error in faults:
             if error is not None and not isinstance(error, CallboardError):
                 raise error
-        refuse([str(error) for error in found if error is not None])
+        refuse([str(error) for error in faults if error is not None])
 
     with ThreadPoolExecutor(1) as alone:
         alone.submit(lambda: asyncio.run(check())).result()

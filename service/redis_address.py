@@ -85,12 +85,12 @@ def redis_address(url: str) -> RedisAddress:
     options = _options(parts.query, SCHEMES[scheme])
     user = {"username": unquote(parts.username or ""), "password": unquote(parts.password or "")}
     user |= {name: options[name] for name in user if name in options}
-    here = {"client_name": options.get("client_name", ""), **user}
+    client_options = {"client_name": options.get("client_name", ""), **user}
     if SCHEMES[scheme] == "unix":
         path, db = unquote(parts.path), _db(options.get("db", ""))
         if parts.hostname or path in ("", "/"):
             raise StartError("REDIS_URL names no socket: a socket's address is unix:///PATH, with three slashes.")
-        return RedisAddress(host="", port=0, path=path, db=db, secure=False, tls={}, **here)
+        return RedisAddress(host="", port=0, path=path, db=db, secure=False, tls={}, **client_options)
     secure = SCHEMES[scheme] == "rediss"
     return RedisAddress(
         host=unquote(parts.hostname or "localhost"),
@@ -99,7 +99,7 @@ def redis_address(url: str) -> RedisAddress:
         db=_db(options.get("db") or unquote(parts.path).strip("/")),
         secure=secure,
         tls=_tls(options) if secure else {},
-        **here,
+        **client_options,
     )
 
 
@@ -116,23 +116,23 @@ def _split(url: str, scheme: str) -> SplitResult:
 
 
 def _options(query: str, scheme: str) -> dict[str, str]:
-    found = {name.lower(): value for name, value in parse_qsl(query, keep_blank_values=True)}
+    options = {name.lower(): value for name, value in parse_qsl(query, keep_blank_values=True)}
     known = ("db", "username", "password", "client_name", "protocol", *IGNORED, *TLS)
-    unknown = [name for name in found if name not in known]
-    if unknown and ("password" in found or not _OPTION.fullmatch(unknown[0])):
+    unknown = [name for name in options if name not in known]
+    if unknown and ("password" in options or not _OPTION.fullmatch(unknown[0])):
         raise StartError(f"REDIS_URL has an option that Callboard does not know; {ENCODE}.")
     if unknown:
         raise StartError(f"REDIS_URL has an option that Callboard does not know: {unknown[0]}. Take it out.")
-    if found.get("protocol", "2") != "2":
+    if options.get("protocol", "2") != "2":
         raise StartError(
             "REDIS_URL asks for another protocol than RESP2: set the option `protocol` to 2, or take it out."
         )
-    given = next((name for name in TLS if name in found), None)
-    if given and scheme != "rediss":
+    tls_option = next((name for name in TLS if name in options), None)
+    if tls_option and scheme != "rediss":
         raise StartError(
-            f"REDIS_URL has the option {given}, which needs TLS: an address with TLS begins with rediss://."
+            f"REDIS_URL has the option {tls_option}, which needs TLS: an address with TLS begins with rediss://."
         )
-    return found
+    return options
 
 
 def _db(text: str) -> int:

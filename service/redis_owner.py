@@ -49,12 +49,12 @@ class RedisOwner:
         Raises ForeignRedis, behind which no connection is left open, and REDIS_ERRORS.
         """
         try:
-            found, mark = await redis.mget(self._names.epoch, self._names.owner)
-            ours = await self._ours()
+            stored_epoch, mark = await redis.mget(self._names.epoch, self._names.owner)
+            own_id = await self._ours()
             if mark is None:
-                mark = (await written(redis, self._names.owner, ours)).encode()
-            self._check(mark, ours)
-            return found.decode() if found else await epoch(redis, self._names)
+                mark = (await written(redis, self._names.owner, own_id)).encode()
+            self._check(mark, own_id)
+            return stored_epoch.decode() if stored_epoch else await epoch(redis, self._names)
         except ForeignRedis:
             await self._hang_up()
             raise
@@ -86,7 +86,7 @@ class RedisOwner:
     async def _connected(self, connection: Any) -> None:
         """redis-py's handshake, and ours behind it."""
         await connection.on_connect()
-        ours = await self._ours()
+        own_id = await self._ours()
         await connection.send_command("GET", self._names.owner, check_health=False)
         try:
             mark = await connection.read_response()
@@ -95,11 +95,13 @@ class RedisOwner:
                 raise
             return  # a mark that can't be read for a while, or is none: the next look mends it
         if mark is not None:
-            self._check(mark, ours)
+            self._check(mark, own_id)
 
-    def _check(self, mark: bytes, ours: str) -> None:
-        if mark.decode(errors="replace") != ours:
-            raise ForeignRedis(f"Redis belongs to Callboard {mark.decode(errors='replace')[:64]!r}, and this is {ours}")
+    def _check(self, mark: bytes, own_id: str) -> None:
+        if mark.decode(errors="replace") != own_id:
+            raise ForeignRedis(
+                f"Redis belongs to Callboard {mark.decode(errors='replace')[:64]!r}, and this is {own_id}"
+            )
 
     async def _ours(self) -> str:
         if not self._id:
@@ -133,17 +135,17 @@ async def adopt(settings: Settings) -> tuple[str, str]:
     """
     keys = names_of(settings)
     try:
-        ours = await owner_id(settings)
+        own_id = await owner_id(settings)
         async with asyncio.timeout(LOOK_TIMEOUT_S * 5), open_redis(settings) as redis:
             if await redis.type(keys.owner) != b"string":
                 await redis.delete(keys.owner)
             before = (await redis.get(keys.owner) or b"").decode(errors="replace")
-            if before != ours:
+            if before != own_id:
                 await _go_on_behind(settings, redis, keys)
-                await redis.set(keys.owner, ours)
+                await redis.set(keys.owner, own_id)
     except (*REDIS_ERRORS, *POSTGRES_ERRORS) as error:
         raise StartError(f"Redis can't be taken over: {text_of(error)}.") from None
-    return before, ours
+    return before, own_id
 
 
 async def _go_on_behind(settings: Settings, redis: Redis, keys: Names) -> None:

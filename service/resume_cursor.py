@@ -26,7 +26,7 @@ class Received(Struct):
 
     made: str
     length: int
-    whole: bool = False
+    complete: bool = False
 
 
 class ResumeCursor:
@@ -92,7 +92,7 @@ class ResumeCursor:
             case Answered():
                 received = self._received.get((entry.step, entry.call))
                 if received is not None and (received.made, received.length) == (entry.made, entry.length):
-                    received.whole = True
+                    received.complete = True
                 self.skip_to(position)
 
     def stored(self, position: Position, fact: Stepped | Reply) -> Iterator[bytes]:
@@ -104,11 +104,11 @@ class ResumeCursor:
             return
         received = self._client_has(position, fact)
         if position <= self.seen:
-            self._received[fact.step, fact.call] = Received(fact.made, len(fact.text), whole=True)
+            self._received[fact.step, fact.call] = Received(fact.made, len(fact.text), complete=True)
             return
         known = received is not None and received.made == fact.made and received.length != NOTHING
         offset = received.length if received and known else 0
-        self._received[fact.step, fact.call] = Received(fact.made, len(fact.text), whole=True)
+        self._received[fact.step, fact.call] = Received(fact.made, len(fact.text), complete=True)
         if known and offset == len(fact.text):
             self.skip_to(position)
             return
@@ -117,7 +117,7 @@ class ResumeCursor:
 
     def end(self, claim: int, status: str, result: Raw | None) -> Iterator[bytes]:
         for (step, call), received in self._received.items():
-            if not received.whole and received.length:
+            if not received.complete and received.length:
                 yield self._message("restart", {"step": step, "call": call}, with_id=False)
         self.at, self._rank = (claim, N_MAX), END
         yield self._message("end", {"status": status, "result": result})

@@ -140,21 +140,21 @@ def load(environ: Mapping[str, str]) -> Settings:
         for name in environ
         if name.startswith(PREFIX) and name.removesuffix("_FILE") not in known
     ]
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, field in known.items():
         try:
             value = environ.get(name, "").strip() or _from_file(environ.get(f"{name}_FILE", "").strip(), name)
             if value:
-                given[field] = _convert(name, field, value)
+                values[field] = _convert(name, field, value)
         except SettingsError as fault:
             faults.append(str(fault))
-    faults += filter(None, (_fault(field, value) for field, value in given.items()))
+    faults += filter(None, (_fault(field, value) for field, value in values.items()))
     if faults:
         for field in ("database_url", "database_owner_url"):
-            if url := given.get(field):
+            if url := values.get(field):
                 faults += postgres_url.faults(url, variable(field))
         raise SettingsError("\n".join(faults))
-    return Settings(**given)
+    return Settings(**values)
 
 
 def _fault(field: str, value: Any) -> str | None:

@@ -120,8 +120,8 @@ def identity(incoming: Incoming) -> Identity:
 
 async def existing(connection: Connection, batch: Sequence[Incoming]) -> dict[Identity, asyncpg.Record]:
     """The rows that have the identities of these events."""
-    asked = list({identity(incoming) for incoming in batch})
-    rows = await connection.fetch(_SQL["existing"], *zip(*asked, strict=True))
+    identities = list({identity(incoming) for incoming in batch})
+    rows = await connection.fetch(_SQL["existing"], *zip(*identities, strict=True))
     return {(row["tenant"], row["source"], row["id"]): row for row in rows}
 
 

@@ -114,9 +114,9 @@ async def read_bounded(
     most PIECE entries, or one where it is larger than that, come on top of `bytes_max`.
     """
     piece = max(1, min(PIECE, bytes_max // (entry_max + 1)))
-    asked = (group, consumer, after, count, bytes_max, entry_max, piece)
+    arguments = (group, consumer, after, count, bytes_max, entry_max, piece)
     try:
-        reply: Any = await redis.register_script(BOUNDED)(keys=[name], args=asked)
+        reply: Any = await redis.register_script(BOUNDED)(keys=[name], args=arguments)
     except ResponseError as error:
         if "NOGROUP" not in str(error):
             raise
@@ -155,8 +155,8 @@ async def take_over(redis: Redis, stream: str, group: str, consumer: str, idle_m
         return []  # the next read makes the group
     if not taken:
         return []
-    found = await read(redis, [stream], group, consumer, count, after="0")
-    return [entry for _, entries in found for entry in entries]
+    entries = await read(redis, [stream], group, consumer, count, after="0")
+    return [entry for _, entries in entries for entry in entries]
 
 
 def event_id(fields: dict[bytes, bytes]) -> UUID | None:

@@ -44,16 +44,16 @@ def users_frames(error: BaseException) -> list[str]:
 
 def location_of_task(task: "asyncio.Task[Any]") -> str | None:
     """Where a suspended task stands in the user's own files: what it awaits in another task is not seen."""
-    found: str | None = None
+    location: str | None = None
     awaited: Any = task.get_coro()
     for _ in range(_FRAMES_MAX):
         frame = getattr(awaited, "cr_frame", None)
         if frame is None:
             break
         if is_users(frame.f_code.co_filename):
-            found = _location((frame, frame.f_lineno))
+            location = _location((frame, frame.f_lineno))
         awaited = getattr(awaited, "cr_await", None)
-    return found
+    return location
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -89,8 +89,8 @@ def is_users(file: str) -> bool:
     return below.parts[0] not in (*OURS, ".venv") and not any(library in below.parts for library in LIBRARIES)
 
 
-def _location(found: tuple[FrameType, int]) -> str:
-    frame, line = found
+def _location(frame_and_line: tuple[FrameType, int]) -> str:
+    frame, line = frame_and_line
     path = Path(frame.f_code.co_filename)
     resolved = path.resolve()
     shown = resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else str(path)

@@ -11,8 +11,10 @@ _NAME: Final = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 def migrations() -> list[tuple[str, str]]:
     """(file name, text) of every migration, in the order of their numbers."""
     folder = files("sql") / "migrations"
-    found = [(file.name, file.read_text(encoding="utf-8")) for file in folder.iterdir() if file.name.endswith(".sql")]
-    return sorted(found)
+    statements = [
+        (file.name, file.read_text(encoding="utf-8")) for file in folder.iterdir() if file.name.endswith(".sql")
+    ]
+    return sorted(statements)
 
 
 def queries(topic: str) -> Mapping[str, str]:

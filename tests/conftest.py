@@ -51,7 +51,7 @@ def _storable_reports(pytestconfig: pytest.Config) -> None:
     """Logs that a report quotes are formatted as the product does: half a surrogate in them would end pytest-xdist."""
     plugin = pytestconfig.pluginmanager.get_plugin("logging-plugin")
     if plugin is not None:
-        plugin.report_handler.setFormatter(Lines((), plain=True, told=True))
+        plugin.report_handler.setFormatter(Lines((), plain=True, with_payloads=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

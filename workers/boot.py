@@ -68,17 +68,17 @@ def _passed_over(*_: object, **__: object) -> None:
     )
 
 
-async def run(whole: Program) -> None:
+async def run(program: Program) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     on_end(lambda: loop.call_soon_threadsafe(stop.set))
-    async with open_worker(whole) as parts:
+    async with open_worker(program) as parts:
         freeze_gc()
         refused = parts.ledger.prompt_versions.changed if parts.ledger.prompt_versions else loop.create_future()
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([stopped, refused], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        end_in_time(whole.settings.grace_s)
+        end_in_time(program.settings.grace_s)
     ignore()
     if refused.done():
         raise PromptError(refused.result())

@@ -113,11 +113,11 @@ def open_client(settings: Settings) -> httpx.AsyncClient:
 def ask(settings: Settings, method: str, path: str, **sent: Any) -> Any:
     """One request, for a command that makes no other."""
 
-    async def asked() -> Any:
+    async def answer() -> Any:
         async with open_client(settings) as client:
             return await request(client, method, path, **sent)
 
-    return asyncio.run(asked())
+    return asyncio.run(answer())
 
 
 async def request(client: httpx.AsyncClient, method: str, path: str, **sent: Any) -> Any:
@@ -150,8 +150,8 @@ async def get_event(client: httpx.AsyncClient, event_id: str) -> Any:
     return await request(client, "GET", f"/events/{quote(event_id, safe='')}")
 
 
-def event_of(told: Any) -> EventView:
-    event: EventView = _decoded(msgspec.json.encode(told), EventView)
+def event_of(answer: Any) -> EventView:
+    event: EventView = _decoded(msgspec.json.encode(answer), EventView)
     return event
 
 

@@ -31,15 +31,15 @@ def pipelines(name: str | None, as_json: bool, settings: Settings) -> None:
     a → b, c             side by side; what follows waits for both
     a? → high: b         a router: the branch of the label it gives runs
     """
-    told = ask(settings, "GET", f"/pipelines/{quote(name, safe='')}" if name else "/types")
+    answer = ask(settings, "GET", f"/pipelines/{quote(name, safe='')}" if name else "/types")
     if as_json:
-        print_json(told)
+        print_json(answer)
     elif name:
-        click.echo(printable(f"{told['name']} on {told['type']}, version {told['version']}\n"))
-        for line in drawn(told["nodes"], told["edges"]):
+        click.echo(printable(f"{answer['name']} on {answer['type']}, version {answer['version']}\n"))
+        for line in drawn(answer["nodes"], answer["edges"]):
             click.echo(printable(line))
     else:
-        rows = [(item["pipeline"] or "", item["type"]) for item in told["items"]]
+        rows = [(item["pipeline"] or "", item["type"]) for item in answer["items"]]
         print_rows(("pipeline", "type"), sorted(rows))
 
 
@@ -62,13 +62,13 @@ def prompts() -> None:
 @at_service
 def list_(as_json: bool, settings: Settings) -> None:
     """Every prompt: its versions, and the models that its alias names in turn."""
-    told = ask(settings, "GET", "/prompts")
+    answer = ask(settings, "GET", "/prompts")
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
     rows = [
         (item["name"], ", ".join(map(str, item["versions"])), item["model"], ", ".join(item["models"]))
-        for item in told["items"]
+        for item in answer["items"]
     ]
     print_rows(("prompt", "versions", "model", "asked in turn"), rows)
 
@@ -79,13 +79,13 @@ def list_(as_json: bool, settings: Settings) -> None:
 @at_service
 def show(name: str, as_json: bool, settings: Settings) -> None:
     """The newest version of NAME, or NAME@VERSION: head, text, and since when it is in use."""
-    told = ask(settings, "GET", f"/prompts/{quote(name)}")
+    answer = ask(settings, "GET", f"/prompts/{quote(name)}")
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    used = f"used since {told['first_used'][:10]}" if told["first_used"] else "not used yet"
-    click.echo(f"{told['name']}@{told['version']}, {used}, {', '.join(told['models'])}\n")
-    click.echo(printable(told["text"]))
+    used = f"used since {answer['first_used'][:10]}" if answer["first_used"] else "not used yet"
+    click.echo(f"{answer['name']}@{answer['version']}, {used}, {', '.join(answer['models'])}\n")
+    click.echo(printable(answer["text"]))
 
 
 @prompts.command(epilog="Example: callboard prompts render tickets/classify --var ticket=@ticket.json")
@@ -96,13 +96,13 @@ def show(name: str, as_json: bool, settings: Settings) -> None:
 def render(name: str, variables: tuple[str, ...], as_json: bool, settings: Settings) -> None:
     """What a model would be told by NAME or NAME@VERSION. Nothing is asked."""
     body = msgspec.json.encode({"variables": dict(_variable(variable) for variable in variables)})
-    told = ask(settings, "POST", f"/prompts/{quote(name)}/render", content=body)
+    answer = ask(settings, "POST", f"/prompts/{quote(name)}/render", content=body)
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
     for part in ("system", "user"):
-        if told[part] is not None:
-            click.echo(f"--- {part} ---\n{printable(told[part])}")
+        if answer[part] is not None:
+            click.echo(f"--- {part} ---\n{printable(answer[part])}")
 
 
 @prompts.command()
@@ -120,12 +120,12 @@ def stats(name: str | None, days: int, since: str | None, as_json: bool, setting
     failed    surely not billed, refused, or cut off at max_tokens
     """
     begin = since or (datetime.now(UTC) - timedelta(days=days)).isoformat()
-    asked = {"since": begin, **({"name": name} if name else {})}
-    told = ask(settings, "GET", "/prompt-stats", params=asked)
+    query = {"since": begin, **({"name": name} if name else {})}
+    answer = ask(settings, "GET", "/prompt-stats", params=query)
     if as_json:
-        print_json(told)
+        print_json(answer)
     else:
-        print_rows(COLUMNS, [_counted(item) for item in told["items"]])
+        print_rows(COLUMNS, [_counted(item) for item in answer["items"]])
 
 
 def _counted(item: Mapping[str, Any]) -> list[str]:
@@ -134,13 +134,13 @@ def _counted(item: Mapping[str, Any]) -> list[str]:
     return [f"{item['name']}@{item['version']}", *counts, f"{item['cost_usd']:.6f}", *times]
 
 
-def _variable(given: str) -> tuple[str, Any]:
-    name, found, value = given.partition("=")
-    if not found:
-        raise click.UsageError(f"--var {given}: write NAME=VALUE.")
+def _variable(text: str) -> tuple[str, Any]:
+    name, mark, value = text.partition("=")
+    if not mark:
+        raise click.UsageError(f"--var {text}: write NAME=VALUE.")
     try:
         return name, msgspec.json.decode(Path(value[1:]).read_bytes() if value.startswith("@") else value)
     except (OSError, msgspec.DecodeError) as error:
         if not value.startswith("@"):
             return name, value
-        raise click.UsageError(f"--var {given}: {error}") from error
+        raise click.UsageError(f"--var {text}: {error}") from error

@@ -28,8 +28,8 @@ def events(as_json: bool, settings: Settings, **which: object) -> None:
     print_page(settings, "/events", which, as_json, COLUMNS, _row)
 
 
-def _row(told: dict[str, Any]) -> list[str]:
-    event = event_of(told)
+def _row(item: dict[str, Any]) -> list[str]:
+    event = event_of(item)
     accepted = event.accepted_at.isoformat(timespec="milliseconds")
     took = "" if event.took_ms is None else f"{event.took_ms:,.0f}"
     shown = (

@@ -94,13 +94,13 @@ class Feed:
 
     async def _statuses(self, query: dict[str, str]) -> dict[str, str]:
         statuses: dict[str, str] = {}
-        asked = dict(query)
+        page_query = dict(query)
         while True:
-            page = await patiently(lambda: request(self._client, "GET", "/events", params=asked))
+            page = await patiently(lambda: request(self._client, "GET", "/events", params=page_query))
             statuses |= {item["event_id"]: item["status"] for item in page["items"]}
             if page["next"] is None:
                 return statuses
-            asked["cursor"] = page["next"]
+            page_query["cursor"] = page["next"]
 
     async def _post(self, event: Event) -> str:
         index, type_, data = event

@@ -175,7 +175,7 @@ def _ask(statement: str, *arguments: Any) -> list[asyncpg.Record]:
     """Raises StartError with one sentence where there is no database, or none with the schema."""
     settings = load(os.environ)
 
-    async def asked() -> list[asyncpg.Record]:
+    async def rows() -> list[asyncpg.Record]:
         connection = await connect(settings if settings.database_url else running(settings), "keys")
         try:
             return await connection.fetch(statement, *arguments)
@@ -183,7 +183,7 @@ def _ask(statement: str, *arguments: Any) -> list[asyncpg.Record]:
             await connection.close()
 
     try:
-        return asyncio.run(asked())
+        return asyncio.run(rows())
     except POSTGRES_ERRORS as error:
         raise StartError(f"Postgres can't do this: {error}. Has `callboard migrate` run?") from error
 

@@ -183,8 +183,8 @@ def _asks(name: str) -> str | None:
             f"the prompt {name} wants {', '.join(variables)}, and a node to begin from has the event alone: "
             "write it by hand."
         )
-    given = "".join(f", {variable}=event" for variable in variables)
-    return f'await run.llm.ask("{name}", returns=Answer{given})'
+    arguments = "".join(f", {variable}=event" for variable in variables)
+    return f'await run.llm.ask("{name}", returns=Answer{arguments})'
 
 
 def _nodes(name: str) -> list[str]:

@@ -29,8 +29,8 @@ def replay(event_id: object, step: str | None, again: bool, settings: Settings) 
     refused, with what it would do and pay for again, unless --again is given.
     """
     body = {"from": step} | ({"again": True} if again else {})
-    told = ask(settings, "POST", f"/events/{event_id}/replay", content=msgspec.json.encode(body))
-    click.echo(f"{told['event_id']} {told['status']}, run {told['run']}")
+    answer = ask(settings, "POST", f"/events/{event_id}/replay", content=msgspec.json.encode(body))
+    click.echo(f"{answer['event_id']} {answer['status']}, run {answer['run']}")
 
 
 @click.command(epilog="Example: callboard cancel 0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44")
@@ -38,8 +38,8 @@ def replay(event_id: object, step: str | None, again: bool, settings: Settings) 
 @at_service
 def cancel(event_id: object, settings: Settings) -> None:
     """End an event that has not ended, wherever it is: waiting, scheduled or running."""
-    told = ask(settings, "POST", f"/events/{event_id}/cancel")
-    click.echo(f"{told['event_id']} {told['status']}")
+    answer = ask(settings, "POST", f"/events/{event_id}/cancel")
+    click.echo(f"{answer['event_id']} {answer['status']}")
 
 
 @click.group(no_args_is_help=True, epilog="Example: callboard dead list --reason attempts_exhausted")
@@ -87,11 +87,11 @@ def list_(as_json: bool, settings: Settings, **which: object) -> None:
 @at_service
 def show_(dead_id: object, as_json: bool, settings: Settings) -> None:
     """One dead letter with its error and the event, as it was said."""
-    told = ask(settings, "GET", f"/dead-letters/{dead_id}")
+    answer = ask(settings, "GET", f"/dead-letters/{dead_id}")
     if as_json:
-        print_json(told)
+        print_json(answer)
     else:
-        click.echo(pretty(told))
+        click.echo(pretty(answer))
 
 
 @dead.command("replay")
@@ -114,10 +114,10 @@ def _bulk(method: str, path: str, done: str, settings: Settings, dry_run: bool, 
     if not _given(which):
         raise click.UsageError("Name DEAD_IDS or an option: everything at once is asked for by none.")
     body = msgspec.json.encode({**_given(which), "dry_run": dry_run})
-    told = ask(settings, method, path, content=body, timeout=BULK_TIMEOUT_S)
-    click.echo(f"{told['matched']} fit, {told['done']} {done}{' (dry run)' if dry_run else ''}")
-    if told["matched"] < len(which["ids"]):
-        raise NotFound(f"{len(which['ids']) - told['matched']} of the letters that were named are not there.")
+    answer = ask(settings, method, path, content=body, timeout=BULK_TIMEOUT_S)
+    click.echo(f"{answer['matched']} fit, {answer['done']} {done}{' (dry run)' if dry_run else ''}")
+    if answer["matched"] < len(which["ids"]):
+        raise NotFound(f"{len(which['ids']) - answer['matched']} of the letters that were named are not there.")
 
 
 def _given(which: dict[str, Any]) -> dict[str, Any]:

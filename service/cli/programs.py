@@ -89,8 +89,8 @@ def simulator(port: int, limit: tuple[str, ...], fault: tuple[str, ...], **behav
 
     One call alone: the header `x-callboard-fault` with the same words. DELETE /faults ends them all.
     """
-    asked = {"port": port, "behaviour": behaviour, "limits": limit, "faults": fault}
-    _become("workers.simulator", json.encode(asked).decode())
+    options = {"port": port, "behaviour": behaviour, "limits": limit, "faults": fault}
+    _become("workers.simulator", json.encode(options).decode())
 
 
 def _become(module: str, *arguments: str) -> None:

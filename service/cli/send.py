@@ -56,26 +56,26 @@ def send(
         click.echo(f"{accepted['event_id']} {accepted['status']}{' (sent before)' if accepted['duplicate'] else ''}")
 
 
-def read_data(given: str) -> msgspec.Raw:
+def read_data(text: str) -> msgspec.Raw:
     """JSON as it was written, from the argument, a file (@FILE) or standard input (-)."""
     try:
-        if given == "-":
+        if text == "-":
             content = sys.stdin.buffer.read()
-        elif given.startswith("@"):
-            content = Path(given[1:]).read_bytes()
+        elif text.startswith("@"):
+            content = Path(text[1:]).read_bytes()
         else:
-            content = given.encode("utf-8", "surrogateescape")
+            content = text.encode("utf-8", "surrogateescape")
         msgspec.json.decode(content)
     except OSError as error:
-        raise click.BadParameter(f"{given[1:]} can't be read: {error.strerror}.", param_hint="--data") from error
+        raise click.BadParameter(f"{text[1:]} can't be read: {error.strerror}.", param_hint="--data") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise click.BadParameter(f"this is not JSON: {error}.", param_hint="--data") from error
     return msgspec.Raw(content)
 
 
 def event_body(type_: str, data: msgspec.Raw, **attributes: str | None) -> bytes:
-    given = {name: value for name, value in attributes.items() if value is not None}
-    return msgspec.json.encode({"type": type_, **given, "data": data})
+    values = {name: value for name, value in attributes.items() if value is not None}
+    return msgspec.json.encode({"type": type_, **values, "data": data})
 
 
 async def post_event(client: httpx.AsyncClient, body: bytes) -> Any:

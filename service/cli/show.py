@@ -43,18 +43,18 @@ def show(event_id: object, as_json: bool, settings: Settings) -> None:
 
     Exits with 1 when the event is dead, with 4 when there is none.
     """
-    told = ask(settings, "GET", f"/events/{event_id}")
-    present(told, as_json)
+    answer = ask(settings, "GET", f"/events/{event_id}")
+    present(answer, as_json)
     if not as_json:
         _present_children(settings, event_id)
-    sys.exit(1 if told["status"] == "dead" else 0)
+    sys.exit(1 if answer["status"] == "dead" else 0)
 
 
-def present(told: Any, as_json: bool) -> None:
+def present(answer: Any, as_json: bool) -> None:
     if as_json:
-        print_json(told)
+        print_json(answer)
         return
-    event = event_of(told)
+    event = event_of(answer)
     for name, value in _summary(event):
         shown = click.style(value, fg=COLOURS.get(value, "cyan")) if name == "status" else value
         click.echo(f"{name:<9} {shown}")
@@ -174,15 +174,15 @@ async def _messages(
 
 def _print(name: str, data: dict[str, Any], on_line: tuple[str, str]) -> tuple[str, str]:
     """Print a message; which reply the line that is open belongs to."""
-    said = (data.get("step", ""), data.get("call", ""))
-    if on_line[0] and (name != "token" or said != on_line):
+    call = (data.get("step", ""), data.get("call", ""))
+    if on_line[0] and (name != "token" or call != on_line):
         click.echo()
     match name:
         case "token":
-            if said != on_line:
-                click.echo(click.style(f"{printable(said[0])}: ", fg="cyan"), nl=False)
+            if call != on_line:
+                click.echo(click.style(f"{printable(call[0])}: ", fg="cyan"), nl=False)
             click.echo(printable(data["text"]), nl=False)
-            return said
+            return call
         case "step":
             click.echo(f"{printable(data['step'])} {data['state']}, {data['ms']:.0f} ms")
         case "restart":

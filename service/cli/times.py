@@ -16,10 +16,10 @@ class PointInTime(click.ParamType[str]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        found = AGO.fullmatch(value)
+        match = AGO.fullmatch(value)
         try:
-            if found:
-                at = datetime.now(UTC) - timedelta(**{UNITS[found[2]]: int(found[1])})
+            if match:
+                at = datetime.now(UTC) - timedelta(**{UNITS[match[2]]: int(match[1])})
             else:
                 at = datetime.fromisoformat(value)
         except (ValueError, OverflowError):

@@ -78,12 +78,12 @@ async def _up(settings: Settings, workers: int) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    whole, stopped = asyncio.create_task(_run(settings, workers)), asyncio.create_task(stop.wait())
-    await asyncio.wait({whole, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    main_task, stopped = asyncio.create_task(_run(settings, workers)), asyncio.create_task(stop.wait())
+    await asyncio.wait({main_task, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    whole.cancel()
+    main_task.cancel()
     with suppress(asyncio.CancelledError):
-        await whole
+        await main_task
     return 0
 
 
@@ -120,22 +120,22 @@ def _example(line: str) -> dict[str, Any]:
 
 def _banner(live: Running) -> str:
     settings = live.settings
-    here = address(settings)
+    app_url = address(settings)
     redis = redis_address(settings.redis_url)
     event = f'{{"type":"ticket.opened","data":{EXAMPLE}}}'
-    where = "" if settings.url == here else f"CALLBOARD_URL={here} "
+    where = "" if settings.url == app_url else f"CALLBOARD_URL={app_url} "
     if settings.local_token and settings.data_dir != Settings().data_dir:
         where += f"CALLBOARD_DATA_DIR={quote(str(settings.data_path))} "
-    page, header = here + "/", "$CALLBOARD_API_KEY"
+    page, header = app_url + "/", "$CALLBOARD_API_KEY"
     if settings.local_token:
         page, header = f"{page}?token={settings.local_token}", f"$(cat {quote(str(settings.data_path / FILE))})"
     return f"""
-Callboard is up at {here}
+Callboard is up at {app_url}
 
   page      {page}
   send      {where}.venv/bin/callboard send ticket.opened --wait \\
               --data '{EXAMPLE}'
-  curl      curl -i {here}/events -H 'Content-Type: application/json' \\
+  curl      curl -i {app_url}/events -H 'Content-Type: application/json' \\
               -H "Authorization: Bearer {header}" \\
               -d '{event}'
   Redis     {redis.path or f"{redis.host}:{redis.port}"}
@@ -176,9 +176,9 @@ async def _watch(live: Running) -> None:
     """Start workers again when a file in the user's places changes, and the API when an event does."""
     from watchfiles import PythonFilter, awatch
 
-    ours = PythonFilter(extra_extensions=(".md", ".toml"))
+    watch_filter = PythonFilter(extra_extensions=(".md", ".toml"))
     folders = [ROOT / folder for folder in PLACES]
-    async for changes in awatch(*folders, watch_filter=ours, debounce=300):
+    async for changes in awatch(*folders, watch_filter=watch_filter, debounce=300):
         names = sorted({str(Path(path).relative_to(ROOT)) for _, path in changes})
         click.echo(f"{', '.join(names[:3])} changed: workers start again")
         schemas = any(name.startswith("schemas/") for name in names)

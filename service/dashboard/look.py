@@ -43,12 +43,12 @@ class Look(Struct, frozen=True):
 
     async def asset(self, request: Request) -> Response:
         """A file of `static/`; under its own digest it never changes."""
-        found = self.assets.get(request.path_params["name"])
-        if found is None:
+        asset = self.assets.get(request.path_params["name"])
+        if asset is None:
             raise HTTPException(404, f"no file {request.path_params['name']}")
-        is_this = request.query_params.get("v") == found.digest
+        is_this = request.query_params.get("v") == asset.digest
         headers = {**HEADERS, "Cache-Control": "public, max-age=31536000, immutable" if is_this else "no-cache"}
-        return Response(found.content, headers=headers, media_type=found.media_type)
+        return Response(asset.content, headers=headers, media_type=asset.media_type)
 
 
 def look() -> Look:

@@ -168,16 +168,16 @@ def _trouble(
 
 
 def _asked(request: Request) -> Filter | None:
-    given = {name: value for name, value in request.query_params.items() if value}
+    query = {name: value for name, value in request.query_params.items() if value}
     try:
-        return convert(given, Filter, strict=False)
+        return convert(query, Filter, strict=False)
     except ValidationError:
         return None
 
 
 def _address(request: Request, cursor: str) -> str:
-    kept = {name: value for name, value in request.query_params.items() if value and name != "cursor"}
-    return "/?" + urlencode({**kept, "cursor": cursor} if cursor else kept)
+    query = {name: value for name, value in request.query_params.items() if value and name != "cursor"}
+    return "/?" + urlencode({**query, "cursor": cursor} if cursor else query)
 
 
 def _uuid(text: str) -> UUID | None:
@@ -202,8 +202,8 @@ def _failure(error: Any) -> dict[str, Any] | None:
     """`{kind, message, step, at, where}`, all of them there."""
     if error is None:
         return None
-    told = json.decode(error)
-    known = told if isinstance(told, dict) else {"message": str(told)}
+    error_shown = json.decode(error)
+    known = error_shown if isinstance(error_shown, dict) else {"message": str(error_shown)}
     return {"kind": "error", "message": "", "step": None, "where": None, **known}
 
 

@@ -43,8 +43,8 @@ async def login_page(mine: Look, request: Request, common: dict[str, Any]) -> Re
 
 async def take_token(request: Request) -> Response:
     """The address that `callboard up` prints: its token becomes a session, and the address goes on without it."""
-    kept = [parameter for parameter in request.query_params.multi_items() if parameter[0] != TOKEN]
-    ahead = own_path(request.url.path + (f"?{urlencode(kept)}" if kept else ""))
+    query = [parameter for parameter in request.query_params.multi_items() if parameter[0] != TOKEN]
+    ahead = own_path(request.url.path + (f"?{urlencode(query)}" if query else ""))
     request.state.presented = request.query_params[TOKEN]
     key = await state_of(request).keys.find(of_kind(request.query_params[TOKEN], *KEYS))
     if key != AT_HOME:

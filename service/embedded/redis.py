@@ -82,18 +82,18 @@ def _program(data_dir: DataDir) -> Path:
 
 
 def _installed() -> Path | None:
-    found = shutil.which("redis-server")
-    if found is None:
+    program = shutil.which("redis-server")
+    if program is None:
         return None
     try:
         told_version = subprocess.run(
-            [found, "--version"], capture_output=True, text=True, timeout=5, check=False
+            [program, "--version"], capture_output=True, text=True, timeout=5, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return None
     version = re.search(r"v=(\d+)\.(\d+)", told_version)
     # By the name it was found by, and no other: Debian's is a link to redis-check-rdb, which looks at its own name.
-    return Path(found).absolute() if version and (int(version[1]), int(version[2])) >= OLDEST else None
+    return Path(program).absolute() if version and (int(version[1]), int(version[2])) >= OLDEST else None
 
 
 def _valkey() -> Path | None:
@@ -104,7 +104,7 @@ def _valkey() -> Path | None:
 
 def _from_wheel(name: str) -> Path | None:
     folders = [Path(sys.prefix, "redis", wheel) for wheel in WHEELS]
-    folders += [Path(found.origin).parent for wheel in WHEELS if (found := find_spec(wheel)) and found.origin]
+    folders += [Path(spec.origin).parent for wheel in WHEELS if (spec := find_spec(wheel)) and spec.origin]
     programs = [folder / "bin" / name for folder in folders]
     return next((program for program in programs if os.access(program, os.X_OK)), None)
 

@@ -77,8 +77,8 @@ class AppState(Struct, frozen=True):
 
 
 def state_of(request: Request) -> AppState:
-    found: AppState = request.state.app_state
-    return found
+    state: AppState = request.state.app_state
+    return state
 
 
 def pool_of(request: Request) -> Pool:
@@ -100,8 +100,8 @@ def asked_by_query(request: Request, shape: type[T]) -> T:
     try:
         return msgspec.convert(dict(request.query_params), shape, strict=False)
     except msgspec.ValidationError as error:
-        found = misfit(error)
-        raise BadEvent(400, f"the query does not fit: {found.message}", found.path) from error
+        fault = misfit(error)
+        raise BadEvent(400, f"the query does not fit: {fault.message}", fault.path) from error
 
 
 async def asked_by_body(request: Request, shape: type[T]) -> T:

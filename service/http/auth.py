@@ -40,8 +40,8 @@ class Caller(Struct, frozen=True):
 
 
 def caller(request: Request) -> Caller:
-    found: Caller = request.state.caller
-    return found
+    known: Caller = request.state.caller
+    return known
 
 
 def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
@@ -101,8 +101,8 @@ def refuse_cross_site(request: Request) -> None:
 
 
 def _bearer(request: Request) -> str | None:
-    scheme, _, told = request.headers.get("authorization", "").partition(" ")
-    return told.strip() if scheme.lower() == "bearer" else None
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
 
 
 def _keyed(key: Key | None, bearer: str | None, scope: Scope) -> Caller:

@@ -50,10 +50,10 @@ async def post_batch(request: Request) -> Response:
 
 def lines(body: bytes, most: int) -> list[bytes]:
     """Those that are not blank. Raises BadEvent 413 where there are more than `most`."""
-    found = [line[0] for line in islice(_LINE.finditer(body), most + 1)]
-    if len(found) > most:
+    found_lines = [line[0] for line in islice(_LINE.finditer(body), most + 1)]
+    if len(found_lines) > most:
         raise _too_many(most)
-    return found
+    return found_lines
 
 
 def array(body: bytes, most: int) -> list[bytes]:
@@ -64,13 +64,13 @@ def array(body: bytes, most: int) -> list[bytes]:
     """
     shown = body.replace(b"\\ud", b"\\u0").replace(b"\\uD", b"\\u0")
     try:
-        found = _decoder(most).decode(shown)
+        decoded = _decoder(most).decode(shown)
     except (msgspec.DecodeError, RecursionError) as error:
         if "at most length" in str(error):
             raise _too_many(most) from error
         raise BadEvent(400, f"a batch is a JSON array, or lines of JSON sent as {LINES}: {error}") from error
     items, at = list[bytes](), 0
-    spans = (memoryview(raw) for raw in astuple(found))
+    spans = (memoryview(raw) for raw in astuple(decoded))
     for span in takewhile(len, spans):
         at = shown.index(span, at)
         items.append(body[at : at + len(span)])

@@ -62,30 +62,30 @@ async def get_pipeline(request: Request) -> Response:
     if not rows:
         raise HTTPException(404, f"no pipeline {request.path_params['name']}")
     (row,) = rows
-    told = {name: row[name] for name in ("name", "type", "version", "follows", "followers")}
-    return reply({**told, "nodes": raw(row["nodes"]), "edges": raw(row["edges"])})
+    pipeline = {name: row[name] for name in ("name", "type", "version", "follows", "followers")}
+    return reply({**pipeline, "nodes": raw(row["nodes"]), "edges": raw(row["edges"])})
 
 
 async def list_prompts(request: Request) -> Response:
-    told = state_of(request).prompts
-    return reply({"items": [_item(told, name) for name in sorted(told.versions)]})
+    prompts = state_of(request).prompts
+    return reply({"items": [_item(prompts, name) for name in sorted(prompts.versions)]})
 
 
 async def get_prompt(request: Request) -> Response:
     """The newest version, or the one that is named: `tickets/classify@1`."""
-    told, prompt = state_of(request).prompts, _prompt(request)
+    prompts, prompt = state_of(request).prompts, _prompt(request)
     rows = await fetch(request, SQL["used"], [prompt.name], [prompt.version])
     head = msgspec.to_builtins(prompt.head)
     used = rows[0]["first_used"] if rows else None
     facts = {"version": prompt.version, "hash": prompt.hash, "first_used": used, **head, "text": prompt.text}
-    return reply({**_item(told, prompt.name), **facts, "models": _models(told.chain(prompt.model))})
+    return reply({**_item(prompts, prompt.name), **facts, "models": _models(prompts.chain(prompt.model))})
 
 
 async def render_prompt(request: Request) -> Response:
     prompt = _prompt(request)
-    asked = await asked_by_body(request, Filled)
+    body = await asked_by_body(request, Filled)
     try:
-        rendered = render(prompt, asked.variables)
+        rendered = render(prompt, body.variables)
     except PromptError as error:
         raise BadEvent(422, str(error), "$.variables") from error
     return reply({"name": prompt.name, "version": prompt.version, **msgspec.to_builtins(rendered)})
@@ -93,12 +93,12 @@ async def render_prompt(request: Request) -> Response:
 
 async def get_stats(request: Request) -> Response:
     """Of each version the calls, their outcomes, tokens, cost and times; `(embed)` are embeddings."""
-    asked = asked_by_query(request, Period)
-    until = asked.until or datetime.now(UTC)
-    since = asked.since or (until - PERIOD if until.year > 1 else until)
+    period = asked_by_query(request, Period)
+    until = period.until or datetime.now(UTC)
+    since = period.since or (until - PERIOD if until.year > 1 else until)
     if not timedelta(0) < until - since <= PERIOD_MAX:
         raise HTTPException(400, f"since is before until, by {PERIOD_MAX.days} days at most")
-    rows = await fetch(request, SQL["stats"], caller(request).tenant, since, until, asked.name)
+    rows = await fetch(request, SQL["stats"], caller(request).tenant, since, until, period.name)
     return reply({"since": since, "until": until, "items": [dict(row) for row in rows]})
 
 
@@ -109,13 +109,13 @@ def _prompt(request: Request) -> Prompt:
         raise HTTPException(404, str(error)) from error
 
 
-def _item(told: Prompts, name: str) -> dict[str, Any]:
-    newest = told.get(name)
+def _item(prompts: Prompts, name: str) -> dict[str, Any]:
+    newest = prompts.get(name)
     return {
         "name": name,
-        "versions": sorted(told.versions[name]),
+        "versions": sorted(prompts.versions[name]),
         "model": newest.model,
-        "models": _models(told.chain(newest.model)),
+        "models": _models(prompts.chain(newest.model)),
     }
 
 

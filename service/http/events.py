@@ -62,10 +62,10 @@ async def post_event(request: Request) -> Response:
 
 async def get_event(request: Request) -> Response:
     event_id = event_id_of(request)
-    found = await load(request, event_id)
-    if found is None:
+    event = await load(request, event_id)
+    if event is None:
         raise HTTPException(404, f"no event {event_id}")
-    return reply(found)
+    return reply(event)
 
 
 async def load(request: Request, event_id: UUID) -> dict[str, Any] | None:
@@ -98,15 +98,15 @@ async def find(request: Request, query: Filter) -> tuple[list[dict[str, Any]], b
 
 def media_type_of(request: Request, taken: Sequence[str]) -> str:
     """Raises HTTPException 415 unless it is one of those."""
-    given = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if given not in taken:
-        raise HTTPException(415, f'send one of {", ".join(taken)}, not "{given}"')
-    if given == JSON and "ce-specversion" in request.headers:
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type not in taken:
+        raise HTTPException(415, f'send one of {", ".join(taken)}, not "{media_type}"')
+    if media_type == JSON and "ce-specversion" in request.headers:
         raise HTTPException(415, "CloudEvents' binary mode is not taken here: send application/cloudevents+json")
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
         raise HTTPException(415, f'send the body as it is, without Content-Encoding, not "{coding}"')
-    return given
+    return media_type
 
 
 def _idempotency_key(request: Request) -> str | None:

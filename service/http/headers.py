@@ -11,5 +11,5 @@ DEFAULTS: Final = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b
 def add_defaults(start: Message) -> None:
     """To an answer that begins, what it does not say itself."""
     headers: list[tuple[bytes, bytes]] = start["headers"]
-    said = {name for name, _ in headers}
-    headers.extend(header for header in DEFAULTS if header[0] not in said)
+    names = {name for name, _ in headers}
+    headers.extend(header for header in DEFAULTS if header[0] not in names)

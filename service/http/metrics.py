@@ -173,10 +173,10 @@ class Measured:
     async def _ask_redis(self, gauges: Meters) -> None:
         up = 0.0
         with suppress(*REDIS_ERRORS):
-            async with asyncio.timeout(DEADLINE_S), self._redis.pipeline(transaction=False) as asked:
+            async with asyncio.timeout(DEADLINE_S), self._redis.pipeline(transaction=False) as pipeline:
                 for name in self._streams:
-                    asked.xlen(name)
-                lengths = await asked.execute()
+                    pipeline.xlen(name)
+                lengths = await pipeline.execute()
             for name, length in zip(self._streams, lengths, strict=True):
                 gauges.set("callboard_stream_entries", float(length), (name,))
             up = 1.0

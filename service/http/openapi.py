@@ -81,8 +81,10 @@ async def openapi(request: Request) -> Response:
 def described(routes: Iterable[BaseRoute], types: Catalog) -> dict[str, Any]:
     """Of the routes that ask for a scope, or for none; those of the page do neither."""
     shapes = list(SHAPES.values())
-    told = [struct for shape in shapes for struct in (shape.query, shape.body, shape.answer) if struct is not None]
-    structs = list(dict.fromkeys([Problem, *told, *(kind.struct for kind in types.values())]))
+    all_structs = [
+        struct for shape in shapes for struct in (shape.query, shape.body, shape.answer) if struct is not None
+    ]
+    structs = list(dict.fromkeys([Problem, *all_structs, *(kind.struct for kind in types.values())]))
     refs, components = json.schema_components(structs, ref_template=REF)
     schemas = dict(zip(structs, refs, strict=True))
     _tell_events(types, schemas, components)

@@ -56,9 +56,9 @@ class Replay(Struct, frozen=True, forbid_unknown_fields=True):
 
 async def replay_event(request: Request) -> Response:
     event_id = event_id_of(request)
-    asked = await asked_by_body(request, Replay)
+    replay = await asked_by_body(request, Replay)
     try:
-        run = await _operator(request).replay(event_id, asked.from_, again=asked.again)
+        run = await _operator(request).replay(event_id, replay.from_, again=replay.again)
     except UnknownStep as error:
         raise BadEvent(422, str(error), "$.from") from error
     except StateMoved as error:
@@ -149,8 +149,8 @@ async def _which(request: Request) -> Which:
 
 
 def _letter(row: Any) -> dict[str, Any]:
-    told = ("dead_id", "event_id", "type", "reason", "attempts", "at")
-    return {**{name: row[name] for name in told}, "error": raw(row["error"]), "event": _as_said(row["event"])}
+    fields = ("dead_id", "event_id", "type", "reason", "attempts", "at")
+    return {**{name: row[name] for name in fields}, "error": raw(row["error"]), "event": _as_said(row["event"])}
 
 
 def _as_said(text: str) -> Any:

@@ -111,9 +111,9 @@ def _is_read(stands: Standing, last: int) -> bool:
 
 
 def _last(request: Request) -> int | None:
-    given = request.headers.get("last-event-id", "")
-    if not given:
+    last_id = request.headers.get("last-event-id", "")
+    if not last_id:
         return None
-    if not (given.isascii() and given.isdecimal() and int(given[:20]) < SEQ_MAX):
+    if not (last_id.isascii() and last_id.isdecimal() and int(last_id[:20]) < SEQ_MAX):
         raise HTTPException(400, "Last-Event-ID is a number that was the `id` of an event of this stream")
-    return int(given[:20])
+    return int(last_id[:20])

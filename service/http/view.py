@@ -140,8 +140,8 @@ def _call(call: Row, attempts: Sequence[Row], row: Row) -> Moment:
 def _recalled(attempt: Row, step: Mapping[str, Any]) -> Moment:
     """A call that was not made: an earlier try had its reply."""
     prompt, _, version = step["prompt"].rpartition("@")
-    told = {**dict.fromkeys(CALL), "prompt": prompt, "version": int(version), "cost_usd": 0.0, "outcome": "recalled"}
-    return _moment("call", _at(step["at"]), step["step"], attempt["attempt"], 0.0, told)
+    detail = {**dict.fromkeys(CALL), "prompt": prompt, "version": int(version), "cost_usd": 0.0, "outcome": "recalled"}
+    return _moment("call", _at(step["at"]), step["step"], attempt["attempt"], 0.0, detail)
 
 
 def _operation(operation: Row) -> Moment:

@@ -42,7 +42,7 @@ def test_texts_are_storable_and_bounded() -> None:
 def test_a_log_line_takes_any_text(plain: bool) -> None:
     record = logging.LogRecord("mine", logging.INFO, "", 0, "the file %s", (HALF,), None)
     record.found = [HALF]
-    line = Lines((), plain=plain, told=False).format(record)
+    line = Lines((), plain=plain, with_payloads=False).format(record)
     assert line.encode()
     assert "\0" not in line
     assert plain or standard_json.loads(line)["message"] == "the file caf\ufffd\ufffd"

@@ -201,7 +201,7 @@ def test_an_errors_text_is_for_debug_only(plain: bool) -> None:
             raise ExceptionGroup("several", [ValueError(SAID)]) from cause
     except ExceptionGroup:
         record = logging.LogRecord("a", logging.ERROR, "", 0, "it failed", (), sys.exc_info())
-    told = Lines((), plain=plain, told=False).format(record)
+    told = Lines((), plain=plain, with_payloads=False).format(record)
     assert SAID not in told
     assert {name for name in ("ValueError", "KeyError", "ExceptionGroup") if name in told} == {
         "ValueError",
@@ -209,7 +209,7 @@ def test_an_errors_text_is_for_debug_only(plain: bool) -> None:
         "ExceptionGroup",
     }
     record.exc_text = None
-    assert SAID in Lines((), plain=plain, told=True).format(record)
+    assert SAID in Lines((), plain=plain, with_payloads=True).format(record)
 
 
 @pytest.mark.parametrize(
@@ -225,14 +225,14 @@ def test_an_errors_text_is_for_debug_only(plain: bool) -> None:
 )
 def test_every_secret_is_blanked_out(settings: Settings, secret: str) -> None:
     record = logging.LogRecord("a", logging.INFO, "", 0, "it is %s!", (secret,), None)
-    line = Lines(settings.secrets, plain=False, told=False).format(record)
+    line = Lines(settings.secrets, plain=False, with_payloads=False).format(record)
     assert json.loads(line)["message"] == "it is ***!"
 
 
 def test_a_terminal_is_given_no_commands_by_a_strangers_text() -> None:
     told = "GET /\x1b]0;own\x07\x1b[2J\x9b31m\r\u202eevil\tx"
     record = logging.LogRecord("a", logging.INFO, "", 0, "%s failed\nhere", (told,), None)
-    line = Lines((), plain=True, told=False).format(record)
+    line = Lines((), plain=True, with_payloads=False).format(record)
     assert line.endswith("GET /\\x1b]0;own\\x07\\x1b[2J\\x9b31m\\r\\u202eevil\tx failed\nhere")
 
 
@@ -240,5 +240,5 @@ def test_a_terminal_is_given_no_commands_by_a_strangers_text() -> None:
 def test_of_a_callers_key_only_its_name_is_logged(kind: str) -> None:
     key = mint(kind)
     record = logging.LogRecord("a", logging.INFO, "", 0, "%s was sent", (key,), None)
-    line = Lines((), plain=False, told=False).format(record)
+    line = Lines((), plain=False, with_payloads=False).format(record)
     assert json.loads(line)["message"] == f"{key[:PREFIX_CHARS]}*** was sent"

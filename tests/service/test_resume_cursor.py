@@ -41,7 +41,7 @@ def histories(draw: st.DrawFn) -> History:
             step: draw(st.lists(st.text("xyzä😀", min_size=1, max_size=4), min_size=1, max_size=5)) for step in STEPS
         }
         asked, offsets = [step for step in STEPS if step not in replies], dict.fromkeys(STEPS, 0)
-        whole = {step: "".join(left[step]) for step in STEPS}
+        complete = {step: "".join(left[step]) for step in STEPS}
         lost_after = None if claim == claims else draw(st.integers(int(claim == 1), 12))
         n = 0
         while asked and (lost_after is None or n // 2 < lost_after):
@@ -53,8 +53,8 @@ def histories(draw: st.DrawFn) -> History:
                 offsets[step] += len(text)
                 continue
             asked.remove(step)
-            replies[step] = ((claim, n), Reply(step, "c", made, whole[step]))
-            log.append(((claim, n), Answered(step, "c", made, len(whole[step]))))
+            replies[step] = ((claim, n), Reply(step, "c", made, complete[step]))
+            log.append(((claim, n), Answered(step, "c", made, len(complete[step]))))
             steps.append(((claim, n + 2), Stepped(step, "done", 1.0)))
             log.append(steps[-1])
             n += 2
@@ -74,12 +74,12 @@ def sent(history: History, log: Log, cursor: ResumeCursor) -> Iterator[bytes]:
                     yield from cursor.stored(there, reply)
         yield from cursor.entry(position, entry)
     cursor.resume()
-    yield from _filled(history, cursor, (history.claims + 1, 0), whole=True)
+    yield from _filled(history, cursor, (history.claims + 1, 0), complete=True)
     yield from cursor.end(history.claims, "succeeded", None)
 
 
-def _filled(history: History, cursor: ResumeCursor, before: Position, *, whole: bool = False) -> Iterator[bytes]:
-    after = START if whole else max(cursor.at, cursor.seen)
+def _filled(history: History, cursor: ResumeCursor, before: Position, *, complete: bool = False) -> Iterator[bytes]:
+    after = START if complete else max(cursor.at, cursor.seen)
     facts: list[tuple[Position, Stepped | Reply]] = [each for each in history.replies if after < each[0] < before]
     facts += [each for each in history.steps if max(after, cursor.seen) < each[0] < before]
     for position, fact in sorted(facts, key=lambda each: each[0]):

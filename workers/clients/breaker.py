@@ -97,8 +97,8 @@ class Window(CircuitBreakerStorage):  # type: ignore[misc]
     def fail(self, error: Exception, *, fatal: bool) -> None:
         """Called with what the library will count in a moment."""
         self._fatal = self._fatal or fatal
-        said = text_of(error)  # each event that meets the breaker is told the same
-        self.reason = said if fatal else f"too many of its last calls failed, the last one so: {said}"
+        message = text_of(error)  # each event that meets the breaker is told the same
+        self.reason = message if fatal else f"too many of its last calls failed, the last one so: {message}"
 
     def increment_counter(self) -> None:
         self._count(failed=True)

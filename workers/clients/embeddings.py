@@ -35,23 +35,23 @@ class Packed(Struct, frozen=True):
 async def embed(
     caller: Caller,
     chain: Sequence[Target],
-    asked: Texts,
+    request: Texts,
     call_log: Callable[[], CallLog],
     timeout_s: float,
 ) -> list[list[float]]:
     """A vector for each text, in that order. Raises what `Llm.ask` raises."""
-    for index, text in enumerate(asked.texts):
+    for index, text in enumerate(request.texts):
         if not text:
             raise CallboardError(f"texts[{index}] is empty, of which no model makes a vector: leave it out.")
     works: list[Callable[[], Awaitable[list[list[float]]]]] = []
-    for batch in _batches(asked.texts):
+    for batch in _batches(request.texts):
         # Recalled here, one after the other, so that a retry finds each reply under the same number.
-        question = Question(EMBEDDING, replace(asked, texts=batch), timeout_s, call_log())
-        question = replace(question, asked=hashed(encode(question)))
-        ordinal, told = question.call_log.recall(question.asked)
-        if told is not None:
+        question = Question(EMBEDDING, replace(request, texts=batch), timeout_s, call_log())
+        question = replace(question, question_hash=hashed(encode(question)))
+        ordinal, reply = question.call_log.recall(question.question_hash)
+        if reply is not None:
             question.call_log.recalled(EMBEDDING)
-            works.append(partial(_told, told))
+            works.append(partial(_told, reply))
         else:
             works.append(partial(_asked, caller, chain, replace(question, ordinal=ordinal)))
     return [vector for vectors in await _side_by_side(works) for vector in vectors]
@@ -84,12 +84,12 @@ def _batches(texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(batch)
 
 
-async def _told(told: str) -> list[list[float]]:
-    return unpack(told)
+async def _told(vectors: str) -> list[list[float]]:
+    return unpack(vectors)
 
 
 async def _asked(caller: Caller, chain: Sequence[Target], question: Question) -> list[list[float]]:
-    return await question.call_log.whole(caller.along(chain, lambda target: _ask_at(caller, target, question)))
+    return await question.call_log.shield(caller.along(chain, lambda target: _ask_at(caller, target, question)))
 
 
 async def _ask_at(caller: Caller, target: Target, question: Question) -> list[list[float]]:
@@ -110,8 +110,8 @@ def _check(answer: Answer, count: int, provider: str) -> None:
     vectors = answer.vectors or []
     sizes = {len(vector) for vector in vectors}
     if len(vectors) != count or len(sizes) != 1 or 0 in sizes:
-        told = f"{len(vectors)} vectors of {sorted(sizes)} dimensions for {count} texts"
-        raise Fault("malformed", f"{provider} answered 200 with {told}.")
+        counts = f"{len(vectors)} vectors of {sorted(sizes)} dimensions for {count} texts"
+        raise Fault("malformed", f"{provider} answered 200 with {counts}.")
 
 
 async def _side_by_side(works: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:

@@ -41,8 +41,8 @@ class Fault(CallboardError):
         return self.outcome in AWAY
 
     def outage(self, free_max: int | None = None, waits_for: Sequence[str] = ()) -> Outage:
-        asked = WAIT_S.get(self.outcome, 1.0) if self.after_s is None else self.after_s
-        return Outage(str(self), min(asked + jitter_s(), WAIT_CAP_S), free_max=free_max, waits_for=waits_for)
+        wait_s = WAIT_S.get(self.outcome, 1.0) if self.after_s is None else self.after_s
+        return Outage(str(self), min(wait_s + jitter_s(), WAIT_CAP_S), free_max=free_max, waits_for=waits_for)
 
 
 def jitter_s() -> float:

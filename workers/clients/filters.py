@@ -36,24 +36,24 @@ class Where(Struct, frozen=True):
     values: str
 
 
-def compiled(told: Mapping[str, Any], path: str = "$.filter") -> Where | None:
+def compiled(filter_: Mapping[str, Any], path: str = "$.filter") -> Where | None:
     """None where everything fits. Raises BadEvent 422 with the place below `path`."""
     values: list[Any] = []
-    text = _all(told, path, 1, values) if told else ""
+    text = _all(filter_, path, 1, values) if filter_ else ""
     count = sum(len(value) if isinstance(value, list) else 1 for value in values)
     if count > VALUES_MAX:
         raise BadEvent(422, f"a filter names at most {VALUES_MAX} values in all, this one {count}", path)
     named = {f"v{index}": value for index, value in enumerate(values)}
-    return Where(f"$ ? ({text})", json.encode(named).decode()) if told else None
+    return Where(f"$ ? ({text})", json.encode(named).decode()) if filter_ else None
 
 
-def _all(told: Any, path: str, depth: int, values: list[Any]) -> str:
-    if not isinstance(told, Mapping) or not told:
+def _all(filter_: Any, path: str, depth: int, values: list[Any]) -> str:
+    if not isinstance(filter_, Mapping) or not filter_:
         raise BadEvent(422, "a filter is an object that names fields, `and`, `or` or `not`", path)
     if depth > DEPTH_MAX:
         raise BadEvent(422, f"a filter is at most {DEPTH_MAX} levels deep", path)
     parts = []
-    for name, condition in told.items():
+    for name, condition in filter_.items():
         at = f"{path}.{name}"
         parts.append(
             _group(name, condition, at, depth, values) if name in GROUPS else _field(name, condition, at, values)
@@ -61,17 +61,17 @@ def _all(told: Any, path: str, depth: int, values: list[Any]) -> str:
     return " && ".join(parts)
 
 
-def _group(name: str, told: Any, path: str, depth: int, values: list[Any]) -> str:
-    if not isinstance(told, list) or not told:
+def _group(name: str, conditions: Any, path: str, depth: int, values: list[Any]) -> str:
+    if not isinstance(conditions, list) or not conditions:
         raise BadEvent(422, f"`{name}` has a list of filters", path)
-    parts = [f"({_all(part, f'{path}[{index}]', depth + 1, values)})" for index, part in enumerate(told)]
+    parts = [f"({_all(part, f'{path}[{index}]', depth + 1, values)})" for index, part in enumerate(conditions)]
     return f"!({' || '.join(parts)})" if name == "not" else f"({(' && ' if name == 'and' else ' || ').join(parts)})"
 
 
-def _field(name: str, told: Any, path: str, values: list[Any]) -> str:
+def _field(name: str, condition: Any, path: str, values: list[Any]) -> str:
     """`exists` is true or false, where a comparison of two types alone is unknown, and so is its opposite."""
     try:
-        comparison = convert(told, Comparison)
+        comparison = convert(condition, Comparison)
     except ValidationError as error:
         raise misfit(error, path) from error
     parts = []

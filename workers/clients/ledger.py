@@ -40,8 +40,9 @@ class DaySpent(CallboardError):
 class Call(Struct, frozen=True):
     """One call, under way or ended; under way it has the most it may cost.
 
-    `request_hash` names what was sent, whoever was asked; `asked` what the step wanted, of which it is the `ordinal`-th
-    time, also where a call asks again with the error of the one before. `streamed`: its pieces are told as they come.
+    `request_hash` names what was sent, whoever was asked; `question_hash` what the step wanted, of which it is the
+    `ordinal`-th time, also where a call asks again with the error of the one before. `streamed`: its text is told as it
+    comes.
     """
 
     call_id: UUID
@@ -50,7 +51,7 @@ class Call(Struct, frozen=True):
     version: int
     hash: str
     request_hash: str
-    asked: str
+    question_hash: str
     ordinal: int
     provider: str
     model: str
@@ -84,7 +85,7 @@ class CallLog(Protocol):
     def asker(self) -> object:
         """One run of an event: the same for all of its questions."""
 
-    def recall(self, asked: str) -> tuple[int, str | None]:
+    def recall(self, question_hash: str) -> tuple[int, str | None]:
         """The how-manieth time the step asks this, and the reply that an earlier try got to that."""
 
     def recalled(self, prompt: Prompt | Source) -> None:
@@ -99,7 +100,7 @@ class CallLog(Protocol):
     async def close(self, call: Call) -> None:
         """Stores how it ended, before the reply is used."""
 
-    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
+    async def shield(self, call: Coroutine[Any, Any, T]) -> T:
         """Awaits a call that is booked to its end, also where nobody waits for it any more."""
 
 
@@ -110,7 +111,7 @@ class Question(Struct, frozen=True):
     request: Request | Texts
     timeout_s: float
     call_log: CallLog
-    asked: str = ""
+    question_hash: str = ""
     ordinal: int = 1
     streams: bool = False
 
@@ -127,8 +128,8 @@ class Try(Struct):
     @property
     def where(self) -> str:
         prompt = self.question.prompt
-        said = f'Prompt "{prompt.name}" v{prompt.version}' if prompt.version else "An embedding"
-        return f"{said} at {self.target.provider} {self.target.model}"
+        what = f'Prompt "{prompt.name}" v{prompt.version}' if prompt.version else "An embedding"
+        return f"{what} at {self.target.provider} {self.target.model}"
 
 
 def begin(question: Question, target: Target, prices: Prices, *, simulated: bool) -> Try:
@@ -144,7 +145,7 @@ def begin(question: Question, target: Target, prices: Prices, *, simulated: bool
         version=prompt.version,
         hash=prompt.hash,
         request_hash=hashed(encoded),
-        asked=question.asked,
+        question_hash=question.question_hash,
         ordinal=question.ordinal,
         provider=target.provider,
         model=target.model,
@@ -159,13 +160,13 @@ def begin(question: Question, target: Target, prices: Prices, *, simulated: bool
 
 def answered(begun: Try, outcome: Booked, answer: Answer, prices: Prices) -> Call:
     """The call with its reply, at what that cost; a reply that does not say its tokens, at the most it may."""
-    target, said = begun.target, answer.tokens_in + answer.tokens_out > 0
+    target, counted = begun.target, answer.tokens_in + answer.tokens_out > 0
     cost_usd = prices.cost_usd(target.provider, target.model, answer.tokens_in, answer.tokens_out) or 0.0
     return replace(
         begun.call,
         tokens_in=answer.tokens_in,
         tokens_out=answer.tokens_out,
-        cost_usd=cost_usd if said else begun.call.cost_usd,
+        cost_usd=cost_usd if counted else begun.call.cost_usd,
         ms=_ms(begun),
         outcome=outcome,
         reply=None if answer.text is None else storable(answer.text),

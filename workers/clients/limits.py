@@ -162,7 +162,7 @@ class RateLimiter:
             if self._share is not None:
                 back.append(("", -self._share.spent[0], -self._share.spent[1], -1, -1))
             try:
-                *told, free = await self._run(asks, back, renewed, pause_s)
+                *replies, free = await self._run(asks, back, renewed, pause_s)
             except REDIS_ERRORS as error:
                 self._lost(error)
                 answers = [self._by_share(permit) for permit, _ in asks]
@@ -170,7 +170,7 @@ class RateLimiter:
                 if self._share is not None:
                     self._share, self._renew = None, bool(self._held)
                 self._free = self._free or (looks and bool(free))
-                answers = [(wait_ms / 1000, why) for wait_ms, why in zip(told[::2], told[1::2], strict=True)]
+                answers = [(wait_ms / 1000, why) for wait_ms, why in zip(replies[::2], replies[1::2], strict=True)]
             for (permit, answer), (wait_s, why) in zip(asks, answers, strict=True):
                 if not answer.done():
                     answer.set_result((wait_s, why))

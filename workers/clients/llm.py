@@ -112,15 +112,15 @@ class Llm:
 
     async def _put(self, question: Question, chain: Sequence[Target], shape: Shape[T], send: Sender) -> T:
         call_log = question.call_log
-        asked = hashed(encode(question))
-        ordinal, told = call_log.recall(asked)
-        if told is not None:
+        question_hash = hashed(encode(question))
+        ordinal, stored_reply = call_log.recall(question_hash)
+        if stored_reply is not None:
             with suppress(InvalidReply):
-                reply = shape.decode(told)
+                reply = shape.decode(stored_reply)
                 call_log.recalled(question.prompt)
                 return reply
-        question = replace(question, asked=asked, ordinal=ordinal)
-        return await call_log.whole(
+        question = replace(question, question_hash=question_hash, ordinal=ordinal)
+        return await call_log.shield(
             self._caller.along(chain, lambda target: self._ask_at(target, question, shape, send))
         )
 
@@ -245,6 +245,6 @@ def _whole(answer: Answer) -> str:
 
 def _again(question: Question, misfit: InvalidReply) -> Question:
     demand = f"This does not fit what was asked for: {misfit}. Reply again, with nothing but JSON that fits the schema."
-    said = [Message("assistant", misfit.reply)] if misfit.reply.strip() else []  # Anthropic refuses an empty one
+    replies = [Message("assistant", misfit.reply)] if misfit.reply.strip() else []  # Anthropic refuses an empty one
     request = cast(Request, question.request)
-    return replace(question, request=replace(request, messages=(*request.messages, *said, Message("user", demand))))
+    return replace(question, request=replace(request, messages=(*request.messages, *replies, Message("user", demand))))

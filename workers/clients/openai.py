@@ -207,5 +207,5 @@ def _body(request: Request, dialect: Dialect) -> dict[str, Any]:
 
 
 def _stream_body(request: Request, dialect: Dialect) -> dict[str, Any]:
-    asked = {} if dialect.usage_unasked else {"stream_options": {"include_usage": True}}
-    return {**_body(request, dialect), "stream": True, **asked}
+    options = {} if dialect.usage_unasked else {"stream_options": {"include_usage": True}}
+    return {**_body(request, dialect), "stream": True, **options}

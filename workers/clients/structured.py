@@ -170,8 +170,8 @@ def _describe(strict: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, An
     if strict.get("format") not in FORMATS and "format" in strict:
         bounds["format"] = strict.pop("format")
     if bounds:
-        said = f"{strict.get('description', '')} {msgspec.json.encode(bounds).decode()}"
-        strict["description"] = said.strip()
+        description = f"{strict.get('description', '')} {msgspec.json.encode(bounds).decode()}"
+        strict["description"] = description.strip()
     return strict
 
 

@@ -148,8 +148,8 @@ class Vectors:
         rows = await _in_time(self._pool.fetch(_SQL["dimensions"], tenant, collection))
         there = [row["dimensions"] for row in rows]
         if there and dimensions not in there:
-            told = f"the vectors in {collection} have {' or '.join(map(str, there))} numbers, this one {dimensions}"
-            raise BadEvent(422, f"{told}: give a `vector` of the model that made them", "$.vector")
+            sizes = f"the vectors in {collection} have {' or '.join(map(str, there))} numbers, this one {dimensions}"
+            raise BadEvent(422, f"{sizes}: give a `vector` of the model that made them", "$.vector")
 
 
 def check_vector(vector: Sequence[float], path: str) -> None:

@@ -92,13 +92,13 @@ class DayBudgets:
         if await budget.reserve(usd, lambda usd: self._draw(budget, key, usd)):
             return budget
         spent_usd = await self._ask(SQL["settled"], claimed.tenant, day)
-        told = f"${spent_usd:.4f} of ${self._limit_usd:g} for {day} are spent and this call may cost ${usd:.4f}"
+        state = f"${spent_usd:.4f} of ${self._limit_usd:g} for {day} are spent and this call may cost ${usd:.4f}"
         if spent_usd + usd <= self._limit_usd:
-            cause = f"the day's budget: {told}; calls under way hold the rest"
+            cause = f"the day's budget: {state}; calls under way hold the rest"
             raise Outage(cause, 1.0 + random.random(), wait_max_s=HELD_WAIT_MAX_S)
         tomorrow = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(days=1)
         wait_s = (tomorrow - now).total_seconds() + random.uniform(0, SPREAD_S)
-        raise DaySpent(f"the day's budget: {told}", wait_s)
+        raise DaySpent(f"the day's budget: {state}", wait_s)
 
     async def run(self) -> None:
         """Gives back, now and then, what nobody here needs: others may."""
@@ -125,9 +125,9 @@ class DayBudgets:
         budget.left_usd += drawn_usd
         return drawn_usd > 0
 
-    async def _ask(self, statement: str, *asked: object) -> float:
+    async def _ask(self, statement: str, *arguments: object) -> float:
         try:
             async with asyncio.timeout(DRAW_TIMEOUT_S):
-                return await self._pool.fetchval(statement, *asked) or 0.0
+                return await self._pool.fetchval(statement, *arguments) or 0.0
         except POSTGRES_ERRORS as error:
             raise Outage(f"Postgres did not answer what the budget is: {text_of(error)}") from error

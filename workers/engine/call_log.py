@@ -58,17 +58,17 @@ class StepCallLog:
     def asker(self) -> object:
         return self._payer
 
-    def recall(self, asked: str) -> tuple[int, str | None]:
+    def recall(self, question_hash: str) -> tuple[int, str | None]:
         facts = self._payer.facts
-        ordinal = facts.asked[self._step, asked] = facts.asked.get((self._step, asked), 0) + 1
-        return ordinal, facts.replies.get((self._step, asked, ordinal))
+        ordinal = facts.ordinals[self._step, question_hash] = facts.ordinals.get((self._step, question_hash), 0) + 1
+        return ordinal, facts.replies.get((self._step, question_hash, ordinal))
 
     def recalled(self, prompt: Prompt | Source) -> None:
-        told = f"{prompt.name}@{prompt.version}"
-        self._payer.facts.steps.append(Step(self._step, self._payer.facts.now(), 0.0, "recalled", prompt=told))
+        version = f"{prompt.name}@{prompt.version}"
+        self._payer.facts.steps.append(Step(self._step, self._payer.facts.now(), 0.0, "recalled", prompt=version))
 
-    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
-        return await self._payer.ledger.whole(call)
+    async def shield(self, call: Coroutine[Any, Any, T]) -> T:
+        return await self._payer.ledger.shield(call)
 
     async def open(self, call: Call) -> None:
         payer, self._usd, back_usd, opened = self._payer, call.cost_usd, call.cost_usd, False
@@ -104,18 +104,18 @@ class StepCallLog:
     async def close(self, call: Call) -> None:
         if call.streamed:
             self._payer.feed.ended(call)
-        told = self._payer.feed.answered(self._step, call) if call.streamed and call.outcome == "ok" else None
-        kept = False
+        answered = self._payer.feed.answered(self._step, call) if call.streamed and call.outcome == "ok" else None
+        is_stored = False
         try:
-            kept = await self._payer.ledger.close(self._row, call, told.n if told else None)
+            is_stored = await self._payer.ledger.close(self._row, call, answered.n if answered else None)
         except Unavailable:
             self._refund(0.0)
             raise
         finally:
-            if told is not None:
-                self._payer.feed.stored(told, kept=kept)
+            if answered is not None:
+                self._payer.feed.stored(answered, is_stored=is_stored)
         self._refund(self._usd - call.cost_usd)
-        if call.outcome == "ok" and not kept:
+        if call.outcome == "ok" and not is_stored:
             raise Stale(str(self._payer.claimed.event_id))
 
     async def _reserve(self, call: Call) -> None:

@@ -34,10 +34,10 @@ def incoming(claimed: Claimed, emitted: Sequence[Child], follow_ups: Sequence[st
     """Their ids say in which run, step and place they were said: a second time they are the same events."""
     if not emitted and not follow_ups:
         return []
-    told = json.decode(claimed.attributes, type=Attributes)
+    attributes = json.decode(claimed.attributes, type=Attributes)
     return [
-        *(_emitted(claimed, told.traceparent, child) for child in emitted),
-        *(_follow_up(claimed, told, name) for name in follow_ups),
+        *(_emitted(claimed, attributes.traceparent, child) for child in emitted),
+        *(_follow_up(claimed, attributes, name) for name in follow_ups),
     ]
 
 
@@ -56,7 +56,7 @@ def _emitted(claimed: Claimed, traceparent: str | None, child: Child) -> Incomin
     )
 
 
-def _follow_up(claimed: Claimed, told: Attributes, name: str) -> Incoming:
+def _follow_up(claimed: Claimed, attributes: Attributes, name: str) -> Incoming:
     return Incoming(
         event_id=uuid7(),
         source=f"/events/{claimed.event_id}",
@@ -64,7 +64,7 @@ def _follow_up(claimed: Claimed, told: Attributes, name: str) -> Incoming:
         type=claimed.type,
         partitionkey=claimed.partition_key,
         due_at=None,
-        attributes=replace(told, dueat=None),
+        attributes=replace(attributes, dueat=None),
         data=claimed.data,
         tenant=claimed.tenant,
         parent=claimed.event_id,

@@ -97,10 +97,10 @@ class Consumer:
             await self._take_foreign(connection)
 
     async def _read(self, connection: Connection, names: Sequence[str], count: int, block_ms: int | None) -> bool:
-        found = await stream.read(self._redis, names, stream.GROUP, self._consumer_name, count, block_ms=block_ms)
-        for name, entries in found:
+        streams = await stream.read(self._redis, names, stream.GROUP, self._consumer_name, count, block_ms=block_ms)
+        for name, entries in streams:
             await self._take(connection, name, entries)
-        return bool(found)
+        return bool(streams)
 
     @property
     def _consumer_name(self) -> str:
@@ -109,13 +109,13 @@ class Consumer:
     async def _recover(self, connection: Connection) -> None:
         """What was read but not claimed when the last turn failed."""
         for name in self._streams:
-            while found := await self._pending(name):
-                await self._take(connection, name, found)
+            while entries := await self._pending(name):
+                await self._take(connection, name, entries)
 
     async def _pending(self, name: str) -> list[Entry]:
         free = await self._executor.free_slots()
-        found = await stream.read(self._redis, [name], stream.GROUP, self._consumer_name, free, after="0")
-        return [entry for _, entries in found for entry in entries]
+        streams = await stream.read(self._redis, [name], stream.GROUP, self._consumer_name, free, after="0")
+        return [entry for _, entries in streams for entry in entries]
 
     async def _take_foreign(self, connection: Connection) -> None:
         """What a consumer that is gone had read but not claimed."""
@@ -143,9 +143,9 @@ class Consumer:
 
     async def _claim(self, connection: Connection, ids: Sequence[UUID]) -> list[Claimed]:
         worker = self._lease.worker
-        asked = (list(ids), worker, self._executor.suspects, self._settings.concurrency)
+        arguments = (list(ids), worker, self._executor.suspects, self._settings.concurrency)
         try:
-            rows = await self._claimed(connection, asked)
+            rows = await self._claimed(connection, arguments)
         except POSTGRES_ERRORS:
             self._executor.unsettled.reply_lost(ids)
             raise
@@ -154,11 +154,11 @@ class Consumer:
             self._meters.observe("callboard_event_start_delay_seconds", delay_s, (row["type"],))
         return [claimed(row, worker) for row in rows]
 
-    async def _claimed(self, connection: Connection, asked: tuple[Any, ...]) -> list[asyncpg.Record]:
+    async def _claimed(self, connection: Connection, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         for left in reversed(range(CLAIM_TRIES)):
             try:
                 async with asyncio.timeout(CLAIM_TIMEOUT_S):
-                    return list(await connection.fetch(SQL["claim"], *asked))
+                    return list(await connection.fetch(SQL["claim"], *arguments))
             except (asyncpg.SerializationError, asyncpg.DeadlockDetectedError):
                 if not left:
                     raise

@@ -48,13 +48,13 @@ async def _relay_some(settings: Settings, connection: Connection, redis: Redis) 
 
 
 def _fields(row: Any) -> dict[Any, Any]:
-    told = json.decode(row["error"])
+    error = json.decode(row["error"])
     return {
         "tenant": row["tenant"],
         "event": row["event"],
         "dead_id": str(row["dead_id"]),
         "event_id": str(row["event_id"] or ""),
         "reason": row["reason"],
-        "error": told["message"],
+        "error": error["message"],
         "attempts": str(row["attempts"]),
     }

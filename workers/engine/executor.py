@@ -127,7 +127,7 @@ class Executor:
         """The event is not ours any more (cancelled, taken over): its run is ended, and nothing of it is settled."""
         for running in list(self._held):
             if running.attempting and running.claimed.event_id == event_id and claim in (None, running.claimed.claim):
-                running.ours = False
+                running.is_ours = False
                 running.cancel()
                 if running.cancels > CANCELS_MAX:
                     self._abandon(running)
@@ -142,12 +142,12 @@ class Executor:
     def drop_all(self) -> None:
         """The lease is lost: what runs is somebody else's now, and nothing of it is settled."""
         for running in self._held:
-            running.ours = False
+            running.is_ours = False
             running.cancel()
 
     def late(self) -> list[tuple[RunningEvent, float]]:
         """The runs that we have kept waiting, and by how many seconds more their deadlines are to be moved for it."""
-        return [(running, late_s) for running in self._held if running.ours and (late_s := running.late_s)]
+        return [(running, late_s) for running in self._held if running.is_ours and (late_s := running.late_s)]
 
     def _let_go(self, running: RunningEvent, done: "asyncio.Task[None]") -> None:
         self._held.discard(running)
@@ -184,8 +184,8 @@ class Executor:
         stale = stale_in(error)
         if stale is not None and not running.cancelled:
             self.unsettled.note(running.claimed, stale)  # in vain, where the claim is somebody else's indeed
-        if stale is not None or (running.cancelled and not (self._draining and running.ours)):
-            running.ours = False
+        if stale is not None or (running.cancelled and not (self._draining and running.is_ours)):
+            running.is_ours = False
             raise asyncio.CancelledError from error
         running.uncancel()  # the ending still has to be stored in this task
         if running.cancelled:  # whatever user code makes of our cancellation
@@ -203,7 +203,7 @@ class Executor:
 
     async def _still_ours(self, running: RunningEvent) -> None:
         """Nothing is started while the lease may be lost, nor under a claim of one that was: it may be a new one."""
-        if await self._guard() != running.claimed.worker or not running.ours:
+        if await self._guard() != running.claimed.worker or not running.is_ours:
             raise Stale
 
     async def _after_result(self, wired: Wired, claimed: Claimed) -> Any:

@@ -56,7 +56,7 @@ async def recall(pool: Pool, claimed: Claimed, facts: Facts) -> None:
     for row in await _fetch(pool, SQL["recall"], claimed.event_id, claimed.run):
         match row["kind"]:
             case "step":
-                facts.found[row["step"]] = Raw(row["told"].encode())
+                facts.journal[row["step"]] = Raw(row["told"].encode())
             case "call":
                 facts.replies[row["step"], row["asked"], row["ordinal"]] = row["told"]
             case "spent":

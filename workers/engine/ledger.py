@@ -72,13 +72,13 @@ class Ledger:
             self._close_later(_ended(row, unsent))
             raise
 
-    async def close(self, row: Row, call: Call, told_no: int | None = None) -> bool:
-        """Whether a retry will find the reply; `told_no` is its number among what is told live.
+    async def close(self, row: Row, call: Call, feed_n: int | None = None) -> bool:
+        """Whether a retry will find the reply; `feed_n` is its number in the live feed.
 
         Raises Unavailable where Postgres does not take it in time; the fact is then stored later.
         """
         called(self.meters, call)
-        ended = _ended(row, call, told_no)
+        ended = _ended(row, call, feed_n)
         try:
             with our_wait():
                 return await asyncio.shield(_kept(self._closing, self._closes.begin(ended, RECORD_TIMEOUT_S)))
@@ -94,7 +94,7 @@ class Ledger:
         with suppress(Unavailable):  # as many wait as may: the claim's end closes it
             _kept(self._closing, self._closes.begin(ended, CLOSE_TIMEOUT_S))
 
-    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
+    async def shield(self, call: Coroutine[Any, Any, T]) -> T:
         """Await a call that goes on when the run that made it is cut off: it is paid for, so it is booked."""
         return await asyncio.shield(_kept(self._calling, asyncio.create_task(call)))
 
@@ -128,21 +128,21 @@ def _kept(under_way: set[asyncio.Future[Any]], future: asyncio.Future[T]) -> asy
     return future
 
 
-def _ended(row: Row, call: Call, told_no: int | None = None) -> Opened:
+def _ended(row: Row, call: Call, feed_n: int | None = None) -> Opened:
     paid = (call.call_id, call.tokens_in, call.tokens_out, call.cost_usd, call.ms)
-    return Opened(row, (*paid, call.outcome, call.cause, call.reply, call.simulated, told_no))
+    return Opened(row, (*paid, call.outcome, call.cause, call.reply, call.simulated, feed_n))
 
 
 def opening(claimed: Claimed, step: str, call: Call, *, held: bool) -> Row:
     """The row of a call that is about to be made; `held` against the budget of its day."""
-    asked = (call.prompt, call.version, call.hash, call.request_hash, call.asked, call.ordinal)
+    question = (call.prompt, call.version, call.hash, call.request_hash, call.question_hash, call.ordinal)
     cost = (call.provider, call.model, call.cost_usd, call.priced)
     who = (claimed.worker, claimed.tenant, call.at.date() if held else None)
-    return (call.call_id, claimed.event_id, claimed.run, claimed.claim, step, call.at, *asked, *cost, *who)
+    return (call.call_id, claimed.event_id, claimed.run, claimed.claim, step, call.at, *question, *cost, *who)
 
 
-async def _open(connection: Connection, batch: Sequence[Row], *, made: bool = False) -> list[bool]:
-    rows = await connection.fetch(SQL["open_calls"], *zip(*batch, strict=True), made)
+async def _open(connection: Connection, batch: Sequence[Row], *, is_sent: bool = False) -> list[bool]:
+    rows = await connection.fetch(SQL["open_calls"], *zip(*batch, strict=True), is_sent)
     held = {row["call_id"] for row in rows}
     return [row[0] in held for row in batch]
 
@@ -150,7 +150,7 @@ async def _open(connection: Connection, batch: Sequence[Row], *, made: bool = Fa
 async def _close(connection: Connection, batch: Sequence[Opened]) -> list[bool]:
     closed = await _closed(connection, batch)
     if lost := [opened for opened in batch if opened.end[0] not in closed]:
-        await _open(connection, [opened.row for opened in lost], made=True)
+        await _open(connection, [opened.row for opened in lost], is_sent=True)
         closed |= await _closed(connection, lost)
     return [closed.get(opened.end[0], False) for opened in batch]
 

@@ -31,8 +31,8 @@ class PromptVersions:
         hashes = {(prompt.name, prompt.version): prompt.hash for prompt in files}
         with suppress(*POSTGRES_ERRORS):
             async with asyncio.timeout(ASK_TIMEOUT_S):
-                asked = ([name for name, _ in hashes], [version for _, version in hashes])
-                rows = await self._pool.fetch(SQL["used"], *asked)
+                arguments = ([name for name, _ in hashes], [version for _, version in hashes])
+                rows = await self._pool.fetch(SQL["used"], *arguments)
             for row in rows:
                 if row["hash"] != hashes[row["name"], row["version"]]:
                     raise PromptError(_changed(row))

@@ -56,8 +56,8 @@ def judged(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) -
     if isinstance(outcome, Dead):
         # Never the error's text, which may quote the event; where attempts are spent, its traceback.
         trace = error if outcome.reason == "attempts_exhausted" else None
-        said = "event %s is dead after attempt %d (%s): %s in %s"
-        log.warning(said, claimed.event_id, claimed.attempt, outcome.reason, what, where, exc_info=trace)
+        line = "event %s is dead after attempt %d (%s): %s in %s"
+        log.warning(line, claimed.event_id, claimed.attempt, outcome.reason, what, where, exc_info=trace)
     else:
         log.info("event %s, attempt %d: %s in %s", claimed.event_id, claimed.attempt, what, where)
     return outcome
@@ -148,7 +148,7 @@ def encoded(kind: str, message: str, at: datetime, step: str | None = None, wher
 
 def _message(error: BaseException) -> str:
     text, kind = text_of(error, MESSAGE_MAX), kind_of(error)
-    explained = next((said for known, said in EXPLAINED.items() if type(error) is known), None)
+    explained = next((explanation for known, explanation in EXPLAINED.items() if type(error) is known), None)
     if explained is None:
         return text
     return explained if text == kind else f"{text}: {explained}" if isinstance(error, SystemExit) else text

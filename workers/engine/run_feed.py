@@ -80,7 +80,9 @@ class RunFeed:
             return
         item = self._growing.get(call.call_id)
         if item is None:
-            token = live.Token(step, live.call_name(call.asked, call.ordinal), live.made_name(call.call_id), offset, "")
+            token = live.Token(
+                step, live.call_name(call.question_hash, call.ordinal), live.made_name(call.call_id), offset, ""
+            )
             self._publishes = True
             item = self._growing[call.call_id] = self._append(token)
         item.parts.append(text)
@@ -94,13 +96,13 @@ class RunFeed:
         """Held until it is `stored`."""
         self.ended(call)
         self._publishes = True
-        name, made = live.call_name(call.asked, call.ordinal), live.made_name(call.call_id)
+        name, made = live.call_name(call.question_hash, call.ordinal), live.made_name(call.call_id)
         return self._append(live.Answered(step, name, made, len(call.reply or "")), held=True)
 
-    def stored(self, item: Item, *, kept: bool) -> None:
+    def stored(self, item: Item, *, is_stored: bool) -> None:
         """What no retry would get back becomes a gap: nobody needs it."""
         item.held = False
-        item.entry = item.entry if kept else None
+        item.entry = item.entry if is_stored else None
         self._publisher.more(self)
 
     def take(self, most: int) -> list[Item]:

@@ -17,7 +17,7 @@ MOVED_MIN_S: Final = 1.0
 
 
 class RunningEvent(Struct, eq=False):
-    """`ours`: until we hear that the claim is somebody else's; `attempting`: until it is settled.
+    """`is_ours`: until we hear that the claim is somebody else's; `attempting`: until it is settled.
 
     `cancels`: how often we have ended the run, which user code may swallow. `moved_s`: by how much its deadline in
     Postgres has been moved, since the time for which we let it wait is none of the user's.
@@ -27,7 +27,7 @@ class RunningEvent(Struct, eq=False):
     feed: RunFeed
     task: "asyncio.Task[None] | None" = None
     attempting: bool = True
-    ours: bool = True
+    is_ours: bool = True
     cancels: int = 0
     clock: TimeLimit | None = None
     ended_at: float = 0.0

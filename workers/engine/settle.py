@@ -100,13 +100,13 @@ class Settler:
 
     async def _write(self, connection: Connection, batch: Sequence[Ending]) -> list[bool]:
         hit(self._settings, "settle_begin")
-        children = {n: said for n, ending in enumerate(batch, 1) if (said := ending.children())}
-        held, said, due = await _settled(connection, batch, children)
+        children = {n: emitted for n, ending in enumerate(batch, 1) if (emitted := ending.children())}
+        held, emitted, due = await _settled(connection, batch, children)
         hit(self._settings, "settle_committed")
         self.written += len(batch)
         still = {row["n"] for row in held}
-        self._count([ending for n, ending in enumerate(batch, 1) if n in still], said)
-        for child in said:
+        self._count([ending for n, ending in enumerate(batch, 1) if n in still], emitted)
+        for child in emitted:
             if child.event_id in due:
                 self._notify(child.event_id)
         moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
@@ -115,10 +115,10 @@ class Settler:
                 self._notify(row["event_id"])
         return [n in still for n in range(1, len(batch) + 1)]
 
-    def _count(self, held: Sequence[Ending], said: Sequence[Incoming]) -> None:
+    def _count(self, held: Sequence[Ending], emitted: Sequence[Incoming]) -> None:
         for ending in held:
             settled(self._meters, ending.claimed, ending.pipeline, ending.outcome, ending.facts)
-        for child in said:
+        for child in emitted:
             self._meters.add("callboard_events_accepted_total", (child.type, "child"))
             if is_displaced(child):
                 self._meters.add("callboard_child_conflicts_total", (child.type,))
@@ -146,10 +146,10 @@ async def _settled(
     if not children:
         return await connection.fetch(SQL["settle"], *arguments), [], set()
     async with connection.transaction():
-        await lock_mailboxes(connection, [child for said in children.values() for child in said])
+        await lock_mailboxes(connection, [child for emitted in children.values() for child in emitted])
         held = await connection.fetch(SQL["settle"], *arguments)
-        said = [child for row in held for child in children.get(row["n"], ())]
-        fresh, due = await accept_children(connection, said)
+        emitted = [child for row in held for child in children.get(row["n"], ())]
+        fresh, due = await accept_children(connection, emitted)
     return held, fresh, due
 
 
@@ -158,8 +158,8 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
     numbered = list(enumerate(batch, 1))
     succeeded = [(n, ending.facts) for n, ending in numbered if ending.succeeded]
     documents = [_document(n, document) for n, facts in succeeded for document in facts.documents]
-    states = [(n, name, bytes(told).decode()) for n, facts in succeeded for name, told in facts.new_states.items()]
-    kept = [
+    states = [(n, name, bytes(value).decode()) for n, facts in succeeded for name, value in facts.new_states.items()]
+    records = [
         (n, record.step, record.at, record.entry.decode(), record.took_state)
         for n, ending in numbered
         for record in _to_keep(ending)
@@ -167,7 +167,7 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
     return [
         *sql.columns([_row(ending) for ending in batch]),
         *_columns(documents, 6),
-        *_columns(kept, 5),
+        *_columns(records, 5),
         *_columns(states, 3),
         *sql.columns([_waiting(ending) for ending in batch]),
     ]
@@ -175,12 +175,12 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
 
 def _to_keep(ending: Ending) -> Sequence[Kept]:
     """Of a success what a replay must find, and what completed before: the one may depend on the other."""
-    kept = ending.facts.kept
+    records = ending.facts.unstored
     if not ending.succeeded:
-        return kept
-    for n in range(len(kept), 0, -1):
-        if kept[n - 1].lasting:
-            return kept[:n]
+        return records
+    for n in range(len(records), 0, -1):
+        if records[n - 1].lasting:
+            return records[:n]
     return ()
 
 

@@ -233,14 +233,14 @@ async def _write_graphs(program: Program) -> None:
     """The drawings of the pipelines, for whoever reads `GET /pipelines/{name}`."""
     connection: Connection = await connect(program.settings, "graphs")
     try:
-        whole = everyone(program.wiring)
+        pipelines = everyone(program.wiring)
         async with connection.transaction():
-            await connection.execute(SQL["forget_pipelines"], list(program.wiring), [wired.name for wired in whole])
+            await connection.execute(SQL["forget_pipelines"], list(program.wiring), [wired.name for wired in pipelines])
             for wired in program.wiring.values():
                 await connection.execute(
                     SQL["write_pipeline"], *_drawing(wired, wired.type), None, None, wired.needs_key
                 )
-            for wired in whole:
+            for wired in pipelines:
                 for follow_up in wired.follow_ups:
                     await connection.execute(
                         SQL["write_pipeline"], *_drawing(follow_up, None), wired.name, follow_up.type, False

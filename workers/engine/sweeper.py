@@ -246,5 +246,5 @@ async def heads(connection: Connection, keys: set[tuple[str, str]]) -> list[UUID
     """Who is first now in these mailboxes and can run."""
     if not keys:
         return []
-    asked: Sequence[Any] = tuple(zip(*keys, strict=True))
-    return [row["event_id"] for row in await connection.fetch(claim.SQL["heads"], *asked)]
+    columns: Sequence[Any] = tuple(zip(*keys, strict=True))
+    return [row["event_id"] for row in await connection.fetch(claim.SQL["heads"], *columns)]

@@ -23,7 +23,7 @@ from workers.kit.plan import (
 )
 from workers.kit.resources import Open, given_by
 from workers.kit.run import Run
-from workers.kit.scope import Branches, Producer, Scope, Siblings, fits, given, named, nearest, nearness, optional
+from workers.kit.scope import Branches, Producer, Scope, Siblings, fits, gifts, named, nearest, nearness, optional
 from workers.kit.signature import check_at_once, check_labels, hints_of, returns
 from workers.kit.state import Taken, taken
 
@@ -81,8 +81,8 @@ def _element(element: Element, scope: Scope, path: str, names: _Names) -> tuple[
         case Each():
             bound_each = _each(element, scope, path, names)
             gives = returns(element.node)
-            whole = GenericAlias(list, (optional(gives) if element.collect else gives,))
-            return bound_each, (Producer(bound_each.bound.step_key, whole),)
+            list_type = GenericAlias(list, (optional(gives) if element.collect else gives,))
+            return bound_each, (Producer(bound_each.bound.step_key, list_type),)
         case Route():
             return _route(element, scope, path, names)
         case list() | tuple():
@@ -164,23 +164,23 @@ def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], 
         return RUN
     if (state := taken(wanted, f"{where(node)}: parameter `{name}`")) is not None:
         return state
-    found = nearest(scope, wanted)
-    if not found:
+    producers = nearest(scope, wanted)
+    if not producers:
         raise WiringError(_nothing_gives(node, name, wanted, scope))
-    if len(found) > 1:
-        both = " and ".join(producer.name for producer in found)
+    if len(producers) > 1:
+        both = " and ".join(producer.name for producer in producers)
         raise WiringError(
             f"{where(node)}: parameter `{name}: {named(wanted)}` could be what {both} give, "
             "and neither is nearer than the other. Give one of them a type of its own."
         )
-    return found[0].name
+    return producers[0].name
 
 
 def _nothing_gives(node: Node, name: str, wanted: Any, scope: Scope) -> str:
-    there = ", ".join(f"{named(kind)} (from {producer})" for producer, kind in given(scope))
+    there = ", ".join(f"{named(kind)} (from {producer})" for producer, kind in gifts(scope))
     fix = f"Put a node that returns {named(wanted)} before it, or change the parameter's type."
     for loose in _loosened(wanted):
-        if maybe := [producer for producer, kind in given(scope) if fits(kind, loose)]:
+        if maybe := [producer for producer, kind in gifts(scope) if fits(kind, loose)]:
             fix = f"What {maybe[-1]} gives may be missing: ask for `{name}: {named(loose)}`."
     return f"{where(node)}: nothing upstream gives parameter `{name}: {named(wanted)}`. There is: {there}. {fix}"
 

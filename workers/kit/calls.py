@@ -119,26 +119,26 @@ def _calls(part: ast.AST) -> Iterator[ast.Call]:
 
 
 def _check_call(node: FunctionType, call: ast.Call, prompts: Prompts) -> None:
-    given = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
-    is_complete = len(given) == len(call.keywords) and len(call.args) == 1
-    match given.get("model"):
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None}
+    is_complete = len(keywords) == len(call.keywords) and len(call.args) == 1
+    match keywords.get("model"):
         case ast.Constant(value=str(alias)):
             _refuse(node, call, lambda: prompts.chain(alias))
     if isinstance(call.func, ast.Attribute) and call.func.attr == "embed":
         return
     match call.args:
         case [ast.Constant(value=str(name))]:
-            _refuse(node, call, lambda: _check_prompt(name, given, prompts, is_complete))
-    if is_complete and "returns" not in given:
+            _refuse(node, call, lambda: _check_prompt(name, keywords, prompts, is_complete))
+    if is_complete and "returns" not in keywords:
         raise WiringError(f"{_where(node, call)} does not say what it gives. Write returns=str or a Struct of yours.")
-    if (returns := _value(node, given.get("returns"))) not in (None, str):
+    if (returns := _value(node, keywords.get("returns"))) not in (None, str):
         _refuse(node, call, lambda: schema_of(returns))
 
 
-def _check_prompt(name: str, given: Mapping[str, ast.expr], prompts: Prompts, is_complete: bool) -> None:
+def _check_prompt(name: str, keywords: Mapping[str, ast.expr], prompts: Prompts, is_complete: bool) -> None:
     prompt = prompts.get(name)
     if is_complete:
-        check_names(prompt, given.keys() - OPTIONS)
+        check_names(prompt, keywords.keys() - OPTIONS)
 
 
 def _refuse(node: FunctionType, call: ast.Call, check: Callable[[], object]) -> None:

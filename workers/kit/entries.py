@@ -39,7 +39,7 @@ def name_of(node: Node, arguments: Sequence[Any], named: Mapping[str, Any]) -> s
 
 
 def entry_of(
-    step_key: str, node: Node, result: Any, given: Sequence[Any], effects: Effects, size_max: int
+    step_key: str, node: Node, result: Any, arguments: Sequence[Any], effects: Effects, size_max: int
 ) -> tuple[Entry, Any]:
     """The entry of a step that completed, and what goes on of its result: what the journal would give back.
 
@@ -52,7 +52,7 @@ def entry_of(
     else:
         encoded, goes_on = round_trip(what, result, decoder_of(node))
     check_size(what, len(encoded), size_max)
-    states = [argument for argument in given if isinstance(argument, State)]
+    states = [argument for argument in arguments if isinstance(argument, State)]
     stopped = isinstance(result, Stop)
     entry = Entry(Raw(encoded), stopped, effects.documents, effects.children, set_states(states), bool(states))
     return entry, goes_on
@@ -91,12 +91,12 @@ async def store(facts: Facts, keep: Callable[[Sequence[Kept]], Awaitable[None]])
 
     One at a time, in the order in which steps completed: a second call waits for the first, whose entries it may need.
     """
-    if not facts.kept:
+    if not facts.unstored:
         return
     if facts.storing is None:
         facts.storing = asyncio.Lock()
     with our_wait():  # for the commit of another branch, too
         async with facts.storing:
-            if entries := list(facts.kept):
+            if entries := list(facts.unstored):
                 await keep(entries)
                 facts.stored(len(entries))

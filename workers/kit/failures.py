@@ -89,15 +89,15 @@ def original(error: BaseException) -> BaseException:
 
 def leaves(error: BaseException) -> list[BaseException]:
     """The members of a group, those of groups in it too, in their order; of any other error itself."""
-    found: list[BaseException] = []
+    members: list[BaseException] = []
     left = [error]
-    while left and len(found) < LEAVES_MAX:
+    while left and len(members) < LEAVES_MAX:
         member = original(left.pop())
         if isinstance(member, BaseExceptionGroup):
             left.extend(reversed(member.exceptions))
         else:
-            found.append(member)
-    return found
+            members.append(member)
+    return members
 
 
 def deciding(error: BaseException) -> BaseException:

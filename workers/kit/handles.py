@@ -91,11 +91,11 @@ class RunVectors(Struct, frozen=True):
         check_in_step("run.vectors.delete", self.step_key, self.effects)
         if ids is None and not where:
             raise WiringError(f"run.vectors.delete({collection!r}) names no document. Give `ids` or `where`.")
-        found = await self.client.ids(self.tenant, collection, ids, where or {}, DELETE_MAX + 1)
-        if len(found) > DELETE_MAX:
+        ids_found = await self.client.ids(self.tenant, collection, ids, where or {}, DELETE_MAX + 1)
+        if len(ids_found) > DELETE_MAX:
             raise ValueError(f"more than {DELETE_MAX:,} documents of {collection} would be deleted by one call")
-        self.effects.documents.extend(Document(collection, found_document) for found_document in found)
-        return len(found)
+        self.effects.documents.extend(Document(collection, found_document) for found_document in ids_found)
+        return len(ids_found)
 
 
 class RunWeb(Struct, frozen=True):

@@ -115,10 +115,10 @@ def _utc_now() -> datetime:
 
 
 class Facts(Struct):
-    """What a run has done so far. `found` is the journal of earlier tries, `kept` what is not stored yet.
+    """What a run has done so far. `journal` is that of earlier tries, `unstored` what is not in it yet.
 
-    What completed first stands first in `kept`; one `store` at a time takes from it, under the lock `storing`. What is
-    left at the end is stored by the settle. `failed` says which step raised what.
+    What completed first stands first in `unstored`; one `store` at a time takes from it, under the lock `storing`. What
+    is left at the end is stored by the settle. `failed` says which step raised what.
     `states` is what the actor remembers, once it was asked for; `new_states` what steps set; `in_hand` what one has.
     `replies`, of earlier tries too, by what a step asked the how-manieth time; `spent_usd` is what those tries cost.
     `tell` numbers a step and tells who follows. `started_at` is when the event was claimed, on the clock of Postgres.
@@ -126,11 +126,11 @@ class Facts(Struct):
 
     steps: list[Step] = []
     documents: list[Document] = []
-    found: dict[str, Raw] = {}
+    journal: dict[str, Raw] = {}
     replies: dict[tuple[str, str, int], str] = {}
-    asked: dict[tuple[str, str], int] = {}
+    ordinals: dict[tuple[str, str], int] = {}
     spent_usd: float = 0.0
-    kept: list[Kept] = []
+    unstored: list[Kept] = []
     kept_bytes: int = 0
     progress: bool = False
     storing: asyncio.Lock | None = None
@@ -154,16 +154,16 @@ class Facts(Struct):
     @property
     def kept_much(self) -> bool:
         """Whether what is not stored yet fills a statement."""
-        return len(self.kept) >= KEPT_MAX or self.kept_bytes >= KEPT_BYTES_MAX
+        return len(self.unstored) >= KEPT_MAX or self.kept_bytes >= KEPT_BYTES_MAX
 
-    def keep(self, kept: Kept) -> None:
-        self.kept.append(kept)
-        self.kept_bytes += len(kept.entry)
+    def keep(self, record: Kept) -> None:
+        self.unstored.append(record)
+        self.kept_bytes += len(record.entry)
 
     def stored(self, count: int) -> None:
-        """The first `count` of `kept` are in the journal."""
-        self.kept_bytes -= sum(len(record.entry) for record in self.kept[:count])
-        del self.kept[:count]
+        """The first `count` of `unstored` are in the journal."""
+        self.kept_bytes -= sum(len(record.entry) for record in self.unstored[:count])
+        del self.unstored[:count]
 
     def ask(self, entry: Entry) -> None:
         """What a step asked for is written with the event's end."""

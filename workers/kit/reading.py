@@ -16,11 +16,11 @@ from workers.kit.state import Taken
 
 def states(plan: Plan) -> dict[str, type[Struct]]:
     """The states that its nodes take, by name. Raises WiringError where two steps could have one at the same time."""
-    found: dict[str, type[Struct]] = {}
+    kinds: dict[str, type[Struct]] = {}
     _check(plan)
     for bound in bounds(plan):
-        merge(found, {taken.kind.__name__: taken.kind for taken in _takes(bound)})
-    return found
+        merge(kinds, {taken.kind.__name__: taken.kind for taken in _takes(bound)})
+    return kinds
 
 
 def merge(known: dict[str, type[Struct]], more: Mapping[str, type[Struct]]) -> None:

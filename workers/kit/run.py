@@ -84,7 +84,7 @@ class Run(Struct, frozen=True):
         and resources need no such call.
         """
         self.effects.outside = True
-        if self.facts.kept:
+        if self.facts.unstored:
             await self._store()
         await self.guard()
 
@@ -99,9 +99,9 @@ class Run(Struct, frozen=True):
         """
         child_id = f"{self.number}/{self.step_key}/{len(self.effects.children) + 1}"
         step_key = "" if self.effects.over else self.step_key
-        said = child(self.catalog, event, step_key, child_id, key, due_at, self.settings.body_max)
-        count(self.facts, said)
-        self.effects.children.append(said)
+        emitted = child(self.catalog, event, step_key, child_id, key, due_at, self.settings.body_max)
+        count(self.facts, emitted)
+        self.effects.children.append(emitted)
 
     @overload
     async def step(
@@ -129,11 +129,11 @@ class Run(Struct, frozen=True):
         """
         inserted = put_in(node, Run)
         is_resource = self.clients.resources.is_one
-        given = [argument for argument in args if not is_resource(argument)]
+        inputs = [argument for argument in args if not is_resource(argument)]
         by_name = {name: argument for name, argument in kwargs.items() if not is_resource(argument)}
-        own = self.at(self._numbered(name_of(node, given, by_name)))
+        own = self.at(self._numbered(name_of(node, inputs, by_name)))
         self._keep_drawn()
-        takes_resource = len(given) + len(by_name) < len(args) + len(kwargs)
+        takes_resource = len(inputs) + len(by_name) < len(args) + len(kwargs)
         handles = [own if kind is Run else kind for kind in inserted]
         return await step(own, node, [*handles, *args], kwargs, outside=takes_resource)
 
@@ -146,8 +146,8 @@ class Run(Struct, frozen=True):
         if opening is None:
             raise WiringError(f"the pipeline names no resource that gives {named(kind)}. Add it to its `resources`.")
         await self.outside()
-        found: T = await self.clients.resources.get(opening)
-        return found
+        opened: T = await self.clients.resources.get(opening)
+        return opened
 
     def now(self) -> datetime:
         """The time in UTC, on the clock of Postgres, with which `due_at` is compared; this machine's may be wrong.
@@ -169,7 +169,7 @@ class Run(Struct, frozen=True):
         In a step it is part of the step, and journaled too where the step goes on to run a step of its own.
         """
         key = self._numbered(name)
-        if (stored := self.facts.found.get(key)) is not None:
+        if (stored := self.facts.journal.get(key)) is not None:
             return json.decode(json.decode(stored, type=Entry).result, type=kind)
         value, drawn = draw(), self.effects.drawn
         if len(drawn) <= DRAWN_MAX:  # one more than may be kept, for a step that is run behind them to refuse
@@ -184,8 +184,8 @@ class Run(Struct, frozen=True):
         """A step that is run now may depend on what was drawn before it."""
         if len(self.effects.drawn) > DRAWN_MAX:
             raise _drew_much("now(), run.random() and run.uuid()")
-        for kept in self.effects.drawn:
-            self.facts.keep(kept)
+        for drawn in self.effects.drawn:
+            self.facts.keep(drawn)
         self.effects.drawn.clear()
 
     def _numbered(self, name: str) -> str:
@@ -219,7 +219,7 @@ async def step(
     A step that touched the outside or took a while is stored when it completes, with all that completed before it; a
     cheap one is stored before anything touches the outside, or with the settle.
     """
-    stored = run.facts.found.get(run.step_key)
+    stored = run.facts.journal.get(run.step_key)
     if stored is not None:
         return replay(run.facts, run.step_key, node, stored, run.outer)
     await run.guard()
@@ -227,19 +227,19 @@ async def step(
     if uses or outside:
         await run.outside()
     with OnRecord(run.facts, run.step_key, run.effects) as record:
-        given = list(arguments)
+        inputs = list(arguments)
         for index, opening in uses:
-            given[index] = await run.clients.resources.get(opening)
-        given = await open_states(given, run.facts, run.load)
+            inputs[index] = await run.clients.resources.get(opening)
+        inputs = await open_states(inputs, run.facts, run.load)
         try:
-            result = await in_time(call(node, given, named), where(node), run.limits_s.get(node))
-            return await _complete(run, record, node, result, given)
+            result = await in_time(call(node, inputs, named), where(node), run.limits_s.get(node))
+            return await _complete(run, record, node, result, inputs)
         finally:
-            close_states(given, run.facts)
+            close_states(inputs, run.facts)
 
 
-async def _complete(run: Run, record: OnRecord, node: Node, result: Any, given: Sequence[Any]) -> Any:
-    own, goes_on = entry_of(run.step_key, node, result, given, run.effects, run.settings.result_max)
+async def _complete(run: Run, record: OnRecord, node: Node, result: Any, inputs: Sequence[Any]) -> Any:
+    own, goes_on = entry_of(run.step_key, node, result, inputs, run.effects, run.settings.result_max)
     if run.outer.over:
         raise StepOver("the step around this one is over: await each step that a node runs")
     complete(run.facts, run.step_key, record.at, own, run.effects, run.outer)

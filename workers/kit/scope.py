@@ -36,7 +36,7 @@ Scope = tuple[Layer, ...]
 
 def nearest(scope: Scope, wanted: Any) -> list[Producer]:
     """Who gives it last: several only where they stand side by side in one `parallel`."""
-    return next((found for layer in reversed(scope) if (found := _of(layer, wanted))), [])
+    return next((producers for layer in reversed(scope) if (producers := _of(layer, wanted))), [])
 
 
 def nearness(scope: Scope, wanted: Any) -> int:
@@ -52,11 +52,13 @@ def _of(layer: Layer, wanted: Any) -> list[Producer]:
                 return []
             return [producer for member in layer.members for producer in nearest(member, wanted)]
         case Branches():
-            found = {label: nearest(scope, wanted) for label, scope in layer.labelled.items()}
-            if not found or any(len(producers) != 1 for producers in found.values()):
+            by_label = {label: nearest(scope, wanted) for label, scope in layer.labelled.items()}
+            if not by_label or any(len(producers) != 1 for producers in by_label.values()):
                 return []
             return [
-                Producer(_out(layer, wanted, {label: producers[0].name for label, producers in found.items()}), wanted)
+                Producer(
+                    _out(layer, wanted, {label: producers[0].name for label, producers in by_label.items()}), wanted
+                )
             ]
 
 
@@ -68,26 +70,26 @@ def _may_be_none(wanted: Any) -> bool:
     return get_origin(wanted) in (Union, UnionType) and NoneType in get_args(wanted)
 
 
-def _out(layer: Branches, wanted: Any, found: dict[str, str]) -> str:
+def _out(layer: Branches, wanted: Any, names: dict[str, str]) -> str:
     """The name under which it comes out of the route; numbered where two types of one name do."""
     whole = name = f"{layer.router}:{named(wanted)}"
-    while layer.gives.setdefault(name, found) != found:
+    while layer.gives.setdefault(name, names) != names:
         name = f"{whole}#{len(layer.gives) + 1}"
     return name
 
 
-def given(scope: Scope) -> Iterator[tuple[str, Any]]:
+def gifts(scope: Scope) -> Iterator[tuple[str, Any]]:
     """(name, type) of all that is in scope, for people to read."""
     for layer in scope:
         match layer:
             case Producer():
                 yield layer.name, layer.gives
             case Siblings():
-                for name, kind in (pair for member in layer.members for pair in given(member)):
+                for name, kind in (pair for member in layer.members for pair in gifts(member)):
                     yield name, optional(kind) if layer.collect else kind
             case Branches():
                 first = next(iter(layer.labelled.values()), ())
-                yield from ((layer.router, kind) for _, kind in given(first) if _of(layer, kind))
+                yield from ((layer.router, kind) for _, kind in gifts(first) if _of(layer, kind))
 
 
 def fits(gives: Any, wanted: Any) -> bool:

@@ -126,8 +126,8 @@ def _says_nothing(node: Node) -> WiringError:
 
 
 def check_labels(element: Route) -> None:
-    qualname, given = where(element.router), hints_of(element.router)["return"]
-    labels = set(get_args(given)) if get_origin(given) is Literal else set()
+    qualname, returned = where(element.router), hints_of(element.router)["return"]
+    labels = set(get_args(returned)) if get_origin(returned) is Literal else set()
     if not isinstance(element.branches, Mapping):
         raise WiringError(f"{qualname}: the branches of its route are no dict. Write {{label: [nodes], …}}.")
     branches = set(element.branches)

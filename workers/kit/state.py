@@ -29,7 +29,7 @@ class State(Generic[S]):
 
     def __init__(self, value: S) -> None:
         self._value = value
-        self.told: Raw | None = None
+        self.encoded: Raw | None = None
 
     @property
     def value(self) -> S:
@@ -49,7 +49,7 @@ class State(Generic[S]):
             raise Reject(str(error)) from error
         if len(encoded) > STATE_MAX:
             raise Reject(f"the state {kind.__name__} has {len(encoded)} bytes, {STATE_MAX} may be kept. Keep less.")
-        self._value, self.told = value, Raw(encoded)
+        self._value, self.encoded = value, Raw(encoded)
 
 
 class Taken(Struct, frozen=True):
@@ -90,8 +90,8 @@ def _read(kind: type[S], stored: Raw | None) -> S:
     try:
         return kind() if stored is None else json.decode(stored, type=kind)
     except ValidationError as error:
-        told = f"the stored state {kind.__name__} can't be read by this worker's release: {error}"
-        raise Outage(told, UNREADABLE_S) from error
+        message = f"the stored state {kind.__name__} can't be read by this worker's release: {error}"
+        raise Outage(message, UNREADABLE_S) from error
 
 
 def close_states(arguments: Sequence[Any], facts: Facts) -> None:
@@ -100,4 +100,4 @@ def close_states(arguments: Sequence[Any], facts: Facts) -> None:
 
 def set_states(states: "Sequence[State[Any]]") -> dict[str, Raw]:
     """What a step set, by type."""
-    return {type(state.value).__name__: state.told for state in states if state.told is not None}
+    return {type(state.value).__name__: state.encoded for state in states if state.encoded is not None}

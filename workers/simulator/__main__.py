@@ -28,8 +28,8 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True):
 def main() -> int:
     setup()
     try:
-        asked = msgspec.json.decode("".join(sys.argv[1:]) or "{}", type=Asked)
-        return asyncio.run(_run(asked.port, _behaviour(asked)))
+        options = msgspec.json.decode("".join(sys.argv[1:]) or "{}", type=Asked)
+        return asyncio.run(_run(options.port, _behaviour(options)))
     except (SettingsError, msgspec.ValidationError) as error:
         print(f"callboard simulator: {error}", file=sys.stderr)
         return USAGE
@@ -38,9 +38,9 @@ def main() -> int:
         return 1
 
 
-def _behaviour(asked: Asked) -> Behaviour:
-    allowed, on = map(limits.parse, asked.limits), map(faults.parse, asked.faults)
-    return replace(asked.behaviour, limits=tuple(allowed), faults=tuple(on))
+def _behaviour(options: Asked) -> Behaviour:
+    allowed, on = map(limits.parse, options.limits), map(faults.parse, options.faults)
+    return replace(options.behaviour, limits=tuple(allowed), faults=tuple(on))
 
 
 async def _run(port: int, behaviour: Behaviour) -> int:

@@ -120,19 +120,19 @@ class Endpoint:
         simulator = self._simulator
         try:
             body = await request.body()
-            asked = self._read(request, body)
+            call = self._read(request, body)
             own = request.headers.get(FAULT_HEADER)
-            fault = parse(own) if own else simulator.faults.pick(asked.model)
-            said = self._dialect.speak(asked, fault.kind if fault else "", simulator.behaviour.seed)
+            fault = parse(own) if own else simulator.faults.pick(call.model)
+            reply = self._dialect.speak(call, fault.kind if fault else "", simulator.behaviour.seed)
         except ClientDisconnect:
             return
         except (msgspec.DecodeError, RecursionError, CallboardError) as misfit:
             await play(self._error(400, str(misfit)), request, send, simulator.line)
             return
-        seen = simulator.calls.begin(request, body, asked.model, (said.tokens_in, said.tokens_out))
-        gauge = simulator.limiter.gauge(asked.model)
-        refusal = gauge.enter(said.tokens_in + said.tokens_out)
-        script = self._limited(gauge, refusal) if refusal else self._script(said, fault, gauge)
+        seen = simulator.calls.begin(request, body, call.model, (reply.tokens_in, reply.tokens_out))
+        gauge = simulator.limiter.gauge(call.model)
+        refusal = gauge.enter(reply.tokens_in + reply.tokens_out)
+        script = self._limited(gauge, refusal) if refusal else self._script(reply, fault, gauge)
         seen.status, seen.fault = script.status, fault.kind if fault and not refusal else ""
         ended: Any = "cut"
         try:
@@ -143,27 +143,27 @@ class Endpoint:
             simulator.calls.end(seen, ended)
 
     def _read(self, request: Request, body: bytes) -> Any:
-        asked = msgspec.json.decode(body, type=self._dialect.asked)
-        model = request.path_params.get("model") or asked.model
+        call = msgspec.json.decode(body, type=self._dialect.request_type)
+        model = request.path_params.get("model") or call.model
         if not model:
             raise msgspec.ValidationError("no model is named")
-        return msgspec.structs.replace(asked, model=model)
+        return msgspec.structs.replace(call, model=model)
 
-    def _script(self, said: Said, fault: Fault | None, gauge: Gauge) -> Script:
+    def _script(self, reply: Said, fault: Fault | None, gauge: Gauge) -> Script:
         if fault and fault.kind == "status":
             again = {"retry-after": fault.retry_after} if fault.retry_after else {}
             return self._error(fault.status, f"HTTP {fault.status} on purpose (simulated).", again)
         if fault and fault.kind == "quota":
             return _plain(*self._dialect.no_credit)
-        whole = self._whole(said, self._told(gauge))
-        return spoilt(whole, fault.kind, fault.wait_s, self._dialect.error_event) if fault else whole
+        script = self._whole(reply, self._told(gauge))
+        return spoilt(script, fault.kind, fault.wait_s, self._dialect.error_event) if fault else script
 
-    def _whole(self, said: Said, headers: dict[str, str]) -> Script:
+    def _whole(self, reply: Said, headers: dict[str, str]) -> Script:
         behaviour, random = self._simulator.behaviour, self._simulator.random
-        latency_s = behaviour.latency_s(random, streams=not said.body)
-        if said.body:
-            return _plain(200, said.body, headers, latency_s)
-        first, *others = said.events
+        latency_s = behaviour.latency_s(random, streams=not reply.body)
+        if reply.body:
+            return _plain(200, reply.body, headers, latency_s)
+        first, *others = reply.events
         beats = (Beat(latency_s, first), *(Beat(behaviour.token_ms / 1000, text) for text in others))
         return Script(200, HEADERS | headers, beats, STREAM)
 

@@ -99,10 +99,10 @@ class Faults:
 def parse(text: str) -> Fault:
     """`529`, `429,retry_after=3600,times=5` or `cut,model=gpt-6-luna,share=0.3`. Raises SettingsError."""
     kind, *rest = re.split(r",(?=\w+=)", text.strip())
-    given = dict(part.partition("=")[::2] for part in rest)
-    given |= {"kind": "status", "status": kind} if kind.isdigit() else {"kind": kind}
+    options = dict(part.partition("=")[::2] for part in rest)
+    options |= {"kind": "status", "status": kind} if kind.isdigit() else {"kind": kind}
     try:
-        return msgspec.convert(given, Fault, strict=False)
+        return msgspec.convert(options, Fault, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(
             f"{text!r} is no fault: {error}. An HTTP status or one of {' '.join(get_args(Kind))}, then as wanted "
@@ -149,8 +149,8 @@ def _broken(script: Script) -> tuple[Beat, ...]:
     """Of a stream, half of the events and one whose JSON breaks off."""
     if len(script.beats) == 1:
         return _half(script)
-    whole = _half(script)
-    return (*whole, replace(_halved(whole[-1]), data=_halved(whole[-1]).data + b"\n\n"))
+    half = _half(script)
+    return (*half, replace(_halved(half[-1]), data=_halved(half[-1]).data + b"\n\n"))
 
 
 def _drips(script: Script, wait_s: float) -> tuple[Beat, ...]:

@@ -103,9 +103,9 @@ class Limiter:
 
 def parse(text: str) -> Limit:
     """`requests=60,tokens=10000,concurrent=5,model=gpt-6-luna`, any of them. Raises SettingsError."""
-    given = dict(part.partition("=")[::2] for part in text.split(","))
+    options = dict(part.partition("=")[::2] for part in text.split(","))
     try:
-        return msgspec.convert(given, Limit, strict=False)
+        return msgspec.convert(options, Limit, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(
             f"{text!r} is no limit: {error}. One or more of requests= tokens= concurrent= model="

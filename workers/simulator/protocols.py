@@ -24,7 +24,7 @@ class Said(Struct, frozen=True):
 
 
 class Dialect(Struct, frozen=True):
-    asked: type[Chat] | type[Texts]
+    request_type: type[Chat] | type[Texts]
     speak: Callable[[Any, str, int], Said]
     """From what is asked, the twist of a fault, and the simulator's seed."""
     error: Callable[[int, str], dict[str, Any]]
@@ -38,32 +38,32 @@ def _event(data: object, name: str = "") -> bytes:
     return head + b"data: " + (data if isinstance(data, bytes) else msgspec.json.encode(data)) + b"\n\n"
 
 
-def _openai_chat(asked: Chat, twist: str, seeded: int) -> Said:
-    check_openai(asked.response_format)
-    reply = answer(asked, twist, seeded)
-    if asked.stream:
-        return Said(reply.tokens_in, reply.tokens_out, events=tuple(_chunks(asked, reply)))
+def _openai_chat(request: Chat, twist: str, seeded: int) -> Said:
+    check_openai(request.response_format)
+    reply = answer(request, twist, seeded)
+    if request.stream:
+        return Said(reply.tokens_in, reply.tokens_out, events=tuple(_chunks(request, reply)))
     message = {"role": "assistant", "content": None, "refusal": None, **_words(reply, reply.text)}
     choice = {"index": 0, "message": message, "finish_reason": _finish(reply), "logprobs": None}
-    head = _openai_head(asked, "chat.completion")
+    head = _openai_head(request, "chat.completion")
     return Said(reply.tokens_in, reply.tokens_out, {**head, "choices": [choice], "usage": _openai_usage(reply)})
 
 
-def _chunks(asked: Chat, reply: Reply) -> Iterator[bytes]:
+def _chunks(request: Chat, reply: Reply) -> Iterator[bytes]:
     # Mistral says it unasked, at the same path.
-    told = (asked.stream_options or {}).get("include_usage") or asked.model.startswith("mistral")
-    head = _openai_head(asked, "chat.completion.chunk") | ({"usage": None} if told else {})
+    with_usage = (request.stream_options or {}).get("include_usage") or request.model.startswith("mistral")
+    head = _openai_head(request, "chat.completion.chunk") | ({"usage": None} if with_usage else {})
     deltas = [{"role": "assistant", "content": ""}, *(_words(reply, piece) for piece in pieces(reply.text)), {}]
     for number, delta in enumerate(deltas, 1):
         finish = _finish(reply) if number == len(deltas) else None
         yield _event({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]})
-    if told:
+    if with_usage:
         yield _event({**head, "choices": [], "usage": _openai_usage(reply)})
     yield _event(b"[DONE]")
 
 
-def _openai_head(asked: Chat, kind: str) -> dict[str, Any]:
-    return {"id": "chatcmpl-simulated", "object": kind, "created": 0, "model": asked.model}
+def _openai_head(request: Chat, kind: str) -> dict[str, Any]:
+    return {"id": "chatcmpl-simulated", "object": kind, "created": 0, "model": request.model}
 
 
 def _words(reply: Reply, text: str) -> dict[str, str]:
@@ -79,16 +79,16 @@ def _openai_usage(reply: Reply) -> dict[str, int]:
     return {"prompt_tokens": reply.tokens_in, "completion_tokens": reply.tokens_out, "total_tokens": total}
 
 
-def _openai_embeddings(asked: Texts, twist: str, seeded: int) -> Said:
+def _openai_embeddings(request: Texts, twist: str, seeded: int) -> Said:
     data = []
-    for index, text in enumerate(asked.texts):
-        vector: Any = embedding(text, dimensions_of(asked))
-        if asked.encoding_format == "base64":
+    for index, text in enumerate(request.texts):
+        vector: Any = embedding(text, dimensions_of(request))
+        if request.encoding_format == "base64":
             vector = base64.b64encode(array("f", vector).tobytes()).decode()
         data.append({"object": "embedding", "index": index, "embedding": vector})
-    tokens_in = sum(map(tokens, asked.texts))
+    tokens_in = sum(map(tokens, request.texts))
     usage = {"prompt_tokens": tokens_in, "total_tokens": tokens_in}
-    return Said(tokens_in, 0, {"object": "list", "model": asked.model, "data": data, "usage": usage})
+    return Said(tokens_in, 0, {"object": "list", "model": request.model, "data": data, "usage": usage})
 
 
 def _openai_error(status: int, message: str) -> dict[str, Any]:
@@ -98,9 +98,9 @@ def _openai_error(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": codes.get(status)}}
 
 
-def _openai_left(told: Left) -> dict[str, str]:
-    facts = {"limit": str(told.limit), "remaining": str(told.left), "reset": f"{told.reset_s:.3f}s"}
-    return {f"x-ratelimit-{name}-{told.what}": fact for name, fact in facts.items()}
+def _openai_left(left: Left) -> dict[str, str]:
+    facts = {"limit": str(left.limit), "remaining": str(left.left), "reset": f"{left.reset_s:.3f}s"}
+    return {f"x-ratelimit-{name}-{left.what}": fact for name, fact in facts.items()}
 
 
 STOPS: Final = {"end": "end_turn", "length": "max_tokens", "refused": "refusal"}
@@ -116,34 +116,34 @@ TYPES: Final = {
 }
 
 
-def _anthropic_message(asked: Chat, twist: str, seeded: int) -> Said:
-    check_anthropic(asked.output_config)
-    reply = answer(asked, twist, seeded)
-    if asked.stream:
-        return Said(reply.tokens_in, reply.tokens_out, events=tuple(_events(asked, reply)))
+def _anthropic_message(request: Chat, twist: str, seeded: int) -> Said:
+    check_anthropic(request.output_config)
+    reply = answer(request, twist, seeded)
+    if request.stream:
+        return Said(reply.tokens_in, reply.tokens_out, events=tuple(_events(request, reply)))
     usage = {"input_tokens": reply.tokens_in, "output_tokens": reply.tokens_out}
     end = {"stop_reason": STOPS[reply.stop], "usage": usage, "content": [{"type": "text", "text": reply.text}]}
-    return Said(reply.tokens_in, reply.tokens_out, {**_anthropic_head(asked), **end})
+    return Said(reply.tokens_in, reply.tokens_out, {**_anthropic_head(request), **end})
 
 
-def _events(asked: Chat, reply: Reply) -> Iterator[bytes]:
-    def said(kind: str, **more: Any) -> bytes:
+def _events(request: Chat, reply: Reply) -> Iterator[bytes]:
+    def event(kind: str, **more: Any) -> bytes:
         return _event({"type": kind, **more}, kind)
 
     usage = {"input_tokens": reply.tokens_in, "output_tokens": 1}
-    yield said("message_start", message={**_anthropic_head(asked), "usage": usage})
-    yield said("content_block_start", index=0, content_block={"type": "text", "text": ""})
-    yield said("ping")
+    yield event("message_start", message={**_anthropic_head(request), "usage": usage})
+    yield event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    yield event("ping")
     for piece in pieces(reply.text):
-        yield said("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
-    yield said("content_block_stop", index=0)
+        yield event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece})
+    yield event("content_block_stop", index=0)
     end = {"stop_reason": STOPS[reply.stop], "stop_sequence": None}
-    yield said("message_delta", delta=end, usage={"output_tokens": reply.tokens_out})
-    yield said("message_stop")
+    yield event("message_delta", delta=end, usage={"output_tokens": reply.tokens_out})
+    yield event("message_stop")
 
 
-def _anthropic_head(asked: Chat) -> dict[str, Any]:
-    head = {"id": "msg_simulated", "type": "message", "role": "assistant", "model": asked.model}
+def _anthropic_head(request: Chat) -> dict[str, Any]:
+    head = {"id": "msg_simulated", "type": "message", "role": "assistant", "model": request.model}
     return {**head, "content": [], "stop_reason": None, "stop_sequence": None}
 
 
@@ -152,10 +152,10 @@ def _anthropic_error(status: int, message: str) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def _anthropic_left(told: Left) -> dict[str, str]:
-    reset = (datetime.now(UTC) + timedelta(seconds=told.reset_s)).isoformat(timespec="seconds").replace("+00:00", "Z")
-    facts = {"limit": str(told.limit), "remaining": str(told.left), "reset": reset}
-    return {f"anthropic-ratelimit-{told.what}-{name}": fact for name, fact in facts.items()}
+def _anthropic_left(left: Left) -> dict[str, str]:
+    reset = (datetime.now(UTC) + timedelta(seconds=left.reset_s)).isoformat(timespec="seconds").replace("+00:00", "Z")
+    facts = {"limit": str(left.limit), "remaining": str(left.left), "reset": reset}
+    return {f"anthropic-ratelimit-{left.what}-{name}": fact for name, fact in facts.items()}
 
 
 SPENT: Final = {
@@ -165,16 +165,16 @@ SPENT: Final = {
     "code": "insufficient_quota",
 }
 OPENAI_CHAT: Final = Dialect(
-    asked=Chat,
+    request_type=Chat,
     speak=_openai_chat,
     error=_openai_error,
     no_credit=(429, {"error": SPENT}),
     error_event=_event(_openai_error(500, "The server had an error (simulated).")),
     left=_openai_left,
 )
-OPENAI_EMBEDDINGS: Final = msgspec.structs.replace(OPENAI_CHAT, asked=Texts, speak=_openai_embeddings)
+OPENAI_EMBEDDINGS: Final = msgspec.structs.replace(OPENAI_CHAT, request_type=Texts, speak=_openai_embeddings)
 ANTHROPIC: Final = Dialect(
-    asked=Chat,
+    request_type=Chat,
     speak=_anthropic_message,
     error=_anthropic_error,
     no_credit=(400, _anthropic_error(400, "Your credit balance is too low (simulated).")),

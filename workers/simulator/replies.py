@@ -33,8 +33,8 @@ class Chat(Struct, frozen=True):
     @property
     def schema(self) -> dict[str, Any] | None:
         format_ = self.response_format or {}
-        asked = format_.get("json_schema") or (self.output_config or {}).get("format") or format_
-        schema = asked.get("schema") if isinstance(asked, dict) else None
+        format_asked = format_.get("json_schema") or (self.output_config or {}).get("format") or format_
+        schema = format_asked.get("schema") if isinstance(format_asked, dict) else None
         return schema if isinstance(schema, dict) else None
 
     @property
@@ -77,14 +77,14 @@ def pieces(text: str) -> list[str]:
 
 def answer(chat: Chat, twist: str, seeded: int) -> Reply:
     """The whole reply; the `twist` of a fault makes it a refusal, one that is cut off, or one that does not fit."""
-    asked = (chat.model, chat.system, chat.messages, chat.schema)
-    text = REFUSAL if twist == "refusal" else reply(chat.schema, seed(*asked, *([seeded] if seeded else [])))
+    content = (chat.model, chat.system, chat.messages, chat.schema)
+    text = REFUSAL if twist == "refusal" else reply(chat.schema, seed(*content, *([seeded] if seeded else [])))
     if twist == "invalid" and chat.schema:
         text = msgspec.json.encode([{"simulated": "this does not fit the schema"}]).decode()
     room = int(min(len(text) // 2 if twist == "length" else len(text), chat.tokens_max * LETTERS_PER_TOKEN))
     # A model makes prose as long as there is room; JSON breaks off.
     stop = _stop(twist, cut=twist == "length" or (room < len(text) and chat.schema is not None))
-    return Reply(text[:room], stop, tokens(msgspec.json.encode(asked)), tokens(text[:room]))
+    return Reply(text[:room], stop, tokens(msgspec.json.encode(content)), tokens(text[:room]))
 
 
 def _stop(twist: str, *, cut: bool) -> Stop:
@@ -97,8 +97,8 @@ def reply(schema: dict[str, Any] | None, random: Random) -> str:
     return msgspec.json.encode(value(schema, random)).decode()
 
 
-def dimensions_of(asked: Texts) -> int:
-    return asked.dimensions or EMBEDDING_DIMENSIONS.get(asked.model, EMBEDDING_DIMENSIONS_ELSE)
+def dimensions_of(texts: Texts) -> int:
+    return texts.dimensions or EMBEDDING_DIMENSIONS.get(texts.model, EMBEDDING_DIMENSIONS_ELSE)
 
 
 def embedding(text: str, dimensions: int) -> list[float]:

@@ -94,7 +94,7 @@ def _of_type(name: str, schema: dict[str, Any], scene: _Scene) -> Any:
         case "array":
             return _array(name, schema, scene)
         case "integer" | "number" as kind:
-            return _number(schema, scene.random, whole=kind == "integer")
+            return _number(schema, scene.random, is_integer=kind == "integer")
         case "boolean":
             return scene.random.random() < 0.9
         case "null":
@@ -104,9 +104,9 @@ def _of_type(name: str, schema: dict[str, Any], scene: _Scene) -> Any:
 
 def _told(schema: dict[str, Any]) -> dict[str, Any]:
     """The bounds that strict mode made the asker write into the description, as JSON at its end."""
-    found = BOUNDS.search(schema.get("description", ""))
+    match = BOUNDS.search(schema.get("description", ""))
     try:
-        return msgspec.json.decode(found[0], type=dict[str, Any]) if found else {}
+        return msgspec.json.decode(match[0], type=dict[str, Any]) if match else {}
     except msgspec.DecodeError:
         return {}
 
@@ -120,16 +120,16 @@ def _object(schema: dict[str, Any], scene: _Scene) -> dict[str, Any]:
     properties = schema.get("properties", {})
     if scene.depth > DEEP:
         properties = {key: properties[key] for key in schema.get("required", properties)}
-    made = {key: _value(key, member, scene) for key, member in properties.items()}
+    members = {key: _value(key, member, scene) for key, member in properties.items()}
     if "properties" in schema:
-        return made
+        return members
     wanted = _amount(schema.get("minProperties", 0), schema.get("maxProperties", math.inf), scene)
     keys, values = schema.get("propertyNames", {}), schema.get("additionalProperties", {})
     for _ in range(TRIES):
-        if len(made) >= wanted:
+        if len(members) >= wanted:
             break
-        made[str(_value("", keys, scene))] = _value("value", values, scene)
-    return made
+        members[str(_value("", keys, scene))] = _value("value", values, scene)
+    return members
 
 
 def _array(name: str, schema: dict[str, Any], scene: _Scene) -> list[Any]:
@@ -139,28 +139,28 @@ def _array(name: str, schema: dict[str, Any], scene: _Scene) -> list[Any]:
     wanted = _amount(schema.get("minItems", 0), schema.get("maxItems", math.inf), scene)
     if not schema.get("uniqueItems"):
         return [_value(name, items, scene) for _ in range(wanted)]
-    made: dict[bytes, Any] = {}
+    values: dict[bytes, Any] = {}
     for _ in range(TRIES):
-        if len(made) >= wanted:
+        if len(values) >= wanted:
             break
         item = _value("", items, scene)
-        made[msgspec.json.encode(item)] = item
-    return list(made.values())
+        values[msgspec.json.encode(item)] = item
+    return list(values.values())
 
 
 def _amount(low: int, high: float, scene: _Scene) -> int:
     return int(min(max(low, 0 if scene.depth > DEEP else 2), high))
 
 
-def _number(schema: dict[str, Any], random: Random, *, whole: bool) -> float:
-    low, high = _ends(schema, 1 if whole else 0)
+def _number(schema: dict[str, Any], random: Random, *, is_integer: bool) -> float:
+    low, high = _ends(schema, 1 if is_integer else 0)
     if step := schema.get("multipleOf"):
         times: list[float] = [random.randint(math.ceil(low / step), math.floor(high / step)) for _ in range(TRIES)]
         fitting: float = next(
             (factor * step for factor in times if math.fmod(factor * step, step) == 0), times[0] * step
         )
         return fitting
-    if whole:
+    if is_integer:
         return random.randint(math.ceil(low), math.floor(high))
     number = random.uniform(low, high)
     short = round(number, 3)

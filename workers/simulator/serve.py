@@ -75,8 +75,8 @@ class _Wire:
         if not self.server or self.server.should_exit:
             return
         for transport in self._transports():
-            told = transport.get_extra_info("peername") == client
-            transport.close() if told else _reset(transport)
+            is_client = transport.get_extra_info("peername") == client
+            transport.close() if is_client else _reset(transport)
         for server in self.server.servers:
             server.close()
         self.server.end(force=True)

@@ -81,7 +81,7 @@ class Ledger:
     async def close(self, call: Call) -> None:
         self.calls.append(call)
 
-    async def whole(self, call: Coroutine[Any, Any, T]) -> T:
+    async def shield(self, call: Coroutine[Any, Any, T]) -> T:
         return await call
 
     @property

@@ -23,11 +23,11 @@ async def replayed_alike(board: Board, whole: Program, event_id: str) -> None:
         if each["what"] == "step" and each["detail"]["state"] in DONE and each["attempt"] == event["attempts"]
     ]
     async with open_run() as run:
-        run.facts.found = {each["step"]: Raw(each["entry"].encode()) for each in rows}
+        run.facts.journal = {each["step"]: Raw(each["entry"].encode()) for each in rows}
         plan = whole.wiring[event["type"]].plan
         await execute(
             plan, replace(run, source=event["source"]), whole.catalog[event["type"]].decode(row["data"].encode())
         )
         assert sorted(step.step for step in run.facts.steps) == sorted(asked)
-        stored = {step for step in run.facts.found if "()" not in step}
+        stored = {step for step in run.facts.journal if "()" not in step}
         assert {step.step for step in run.facts.steps if step.state == "replayed"} == stored

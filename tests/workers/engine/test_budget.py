@@ -300,7 +300,7 @@ def _call(most_usd: float) -> Call:
         version=1,
         hash="",
         request_hash="",
-        asked="",
+        question_hash="",
         ordinal=1,
         provider="openai",
         model="ours",

@@ -62,7 +62,7 @@ async def test_tokens_go_in_batches_and_wait_for_the_reply_to_be_stored(redis: R
     name, made = "asked.1", call.call_id.hex[:12]
     token = ((1, 2), Token("s", name, made, 0, "abc"))
     assert await _entries(redis, feed, 1) == [token]
-    feed.stored(held, kept=True)
+    feed.stored(held, is_stored=True)
     told = [token, ((1, 4), Answered("s", name, made, 3)), ((1, 6), Stepped("s", "done", 1.0))]
     assert await _entries(redis, feed, 3) == told
     assert 3500 < await redis.ttl(f"callboard:live:{feed.event_id}") <= 3600

@@ -62,7 +62,7 @@ async def open_run(memory: Memory | None = None) -> AsyncIterator[Run]:
             claim=1,
             clients=Clients(llm, Vectors(pool, searching(NOWHERE, Meters())), web),
             call_log=no_call_log,
-            facts=Facts(found=dict(memory.entries)),
+            facts=Facts(journal=dict(memory.entries)),
             settings=NOWHERE,
             keep=memory.keep,
             guard=held,

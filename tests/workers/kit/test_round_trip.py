@@ -109,7 +109,7 @@ async def both_ways(run: Run, kind: Any, value: Any) -> tuple[Any, Any]:
     one = replace(run, facts=Facts(), keep=memory.keep)
     first = await step(one.at("node"), node, [])
     await one.outside()
-    other = replace(run, facts=Facts(found=memory.entries))
+    other = replace(run, facts=Facts(journal=memory.entries))
     again = await step(other.at("node"), node, [])
     assert [each.state for each in other.facts.steps] == ["replayed"]
     return first, again

@@ -105,14 +105,14 @@ async def test_who_is_cancelled_while_it_stores_leaves_it_to_the_settle(run: Run
     await slow.begun.wait()
     running.cancel()
     await asyncio.wait([running])
-    assert [entry.step for entry in one.facts.kept] == ["first"]
+    assert [entry.step for entry in one.facts.unstored] == ["first"]
 
 
 async def test_nothing_is_stored_where_nothing_outside_is_touched(run: Run) -> None:
     memory = Memory()
     one = replace(run, keep=memory.keep)
     await execute(bind([first, first], Job), one, Job())
-    assert (memory.together, [entry.step for entry in one.facts.kept]) == ([], ["first", "first#2"])
+    assert (memory.together, [entry.step for entry in one.facts.unstored]) == ([], ["first", "first#2"])
 
 
 @pytest.mark.parametrize(("count", "size"), [(KEPT_MAX * 3, 1), (12, KEPT_BYTES_MAX // 5)])
@@ -128,7 +128,7 @@ async def test_what_waits_to_be_stored_has_a_bound(run: Run, count: int, size: i
     await execute(bind([many, each(cheap)], Job), one, Job())
     assert memory.together, "all of it waited"
     assert max(map(len, memory.together)) <= KEPT_MAX
-    assert sum(len(entry.entry) for entry in one.facts.kept) == one.facts.kept_bytes < KEPT_BYTES_MAX
+    assert sum(len(entry.entry) for entry in one.facts.unstored) == one.facts.kept_bytes < KEPT_BYTES_MAX
 
 
 async def test_a_step_behind_an_outside_touch_of_the_body_is_stored_at_once(run: Run) -> None:
@@ -158,4 +158,4 @@ async def test_a_step_that_outlives_the_step_around_it_changes_nothing(run: Run)
     go_on.set()
     with pytest.raises(Stale):
         await left[0]
-    assert (run.facts.documents, [entry.step for entry in run.facts.kept]) == ([], ["outer"])
+    assert (run.facts.documents, [entry.step for entry in run.facts.unstored]) == ([], ["outer"])
