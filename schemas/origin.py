@@ -6,8 +6,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
 USER_PLACES: Final = ("schemas/events", "workers/nodes", "workers/pipelines", "workers/providers")
-_OURS: Final = tuple(ROOT / place for place in ("prompts", "schemas", "service", "sql", "workers"))
-_USERS: Final = tuple(ROOT / place for place in USER_PLACES)
+_OURS: Final = tuple(ROOT / folder for folder in ("prompts", "schemas", "service", "sql", "workers"))
+_USERS: Final = tuple(ROOT / folder for folder in USER_PLACES)
 
 
 def is_users(name: str) -> bool:

@@ -130,8 +130,8 @@ class FeedReader:
             more = bool(rows) and (len(rows) < rows[0]["total"] or rows[0]["total"] == PAGE)
             for row in rows:
                 after = (row["claim"], row["n"])
-                call, made = live.call_name(row["asked"], row["ordinal"]), live.made_name(row["call_id"])
-                yield after, Reply(row["step"], call, made, row["reply"])
+                call, short_id = live.call_name(row["asked"], row["ordinal"]), live.short_id(row["call_id"])
+                yield after, Reply(row["step"], call, short_id, row["reply"])
 
     async def _steps(self, run: int, after: Position, before: Position) -> list[tuple[Position, Stepped]]:
         rows = await self._pool.fetch(SQL["steps"], self._event_id, run, after[0], before[0])

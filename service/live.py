@@ -44,11 +44,11 @@ Position = tuple[int, int]
 
 
 class Token(Struct, frozen=True, array_like=True, tag="t"):
-    """A piece of a reply; `call` names what was asked, `made` the call that was made for it."""
+    """A piece of a reply; `call` names what was asked, `call_id` the call that was call_id for it."""
 
     step: str
     call: str
-    made: str
+    call_id: str
     offset: int
     text: str
 
@@ -64,7 +64,7 @@ class Answered(Struct, frozen=True, array_like=True, tag="a"):
 
     step: str
     call: str
-    made: str
+    call_id: str
     length: int
 
 
@@ -89,7 +89,7 @@ def call_name(question_hash: str, ordinal: int) -> str:
     return f"{question_hash[:16]}.{ordinal}"
 
 
-def made_name(call_id: UUID) -> str:
+def short_id(call_id: UUID) -> str:
     return call_id.hex[:12]
 
 

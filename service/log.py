@@ -35,7 +35,7 @@ class Lines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s  %(message)s", "%H:%M:%S")
         self._secrets: Final = secrets
         self._plain: Final = plain
-        self._told: Final = with_payloads
+        self._with_payloads: Final = with_payloads
 
     def format(self, record: logging.LogRecord) -> str:
         line = _printable(super().format(record)) if self._plain else self._json(record)
@@ -68,7 +68,7 @@ class Lines(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """Where it was raised and as what. An error's text may quote what an event said: it is for debug only."""
-        return super().formatException(ei) if self._told else formatted(ei[1]) if ei[1] else ""
+        return super().formatException(ei) if self._with_payloads else formatted(ei[1]) if ei[1] else ""
 
 
 def _printable(text: str) -> str:

@@ -100,7 +100,7 @@ class Operator:
     ) -> list[asyncpg.Record]:
         """Dead letters, newest first, below the number `before`; `among`: how many there are, counted up to `limit`."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
-            return list(await connection.fetch(SQL["dead_letters"], *self._asked(which), before, limit, bytes_max))
+            return list(await connection.fetch(SQL["dead_letters"], *self._filters(which), before, limit, bytes_max))
 
     async def replay_letters(self, which: Letters, *, dry_run: bool) -> Operated:
         """Replay the events of the letters that fit, in the order in which they died (that of each mailbox).
@@ -128,10 +128,10 @@ class Operator:
     async def _oldest(self, which: Letters, behind: int, last: int | None, limit: int) -> list[asyncpg.Record]:
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
             return list(
-                await connection.fetch(SQL["oldest_letters"], *self._asked(which), behind, last, limit, BYTES_MAX)
+                await connection.fetch(SQL["oldest_letters"], *self._filters(which), behind, last, limit, BYTES_MAX)
             )
 
-    def _asked(self, which: Letters) -> tuple[Any, ...]:
+    def _filters(self, which: Letters) -> tuple[Any, ...]:
         return (self._tenant, which.type, which.reason, which.since, which.until, which.ids)
 
     async def _replay_batch(self, rows: Sequence[asyncpg.Record]) -> int:

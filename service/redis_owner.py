@@ -50,7 +50,7 @@ class RedisOwner:
         """
         try:
             stored_epoch, mark = await redis.mget(self._names.epoch, self._names.owner)
-            own_id = await self._ours()
+            own_id = await self._own_id()
             if mark is None:
                 mark = (await written(redis, self._names.owner, own_id)).encode()
             self._check(mark, own_id)
@@ -86,7 +86,7 @@ class RedisOwner:
     async def _connected(self, connection: Any) -> None:
         """redis-py's handshake, and ours behind it."""
         await connection.on_connect()
-        own_id = await self._ours()
+        own_id = await self._own_id()
         await connection.send_command("GET", self._names.owner, check_health=False)
         try:
             mark = await connection.read_response()
@@ -103,7 +103,7 @@ class RedisOwner:
                 f"Redis belongs to Callboard {mark.decode(errors='replace')[:64]!r}, and this is {own_id}"
             )
 
-    async def _ours(self) -> str:
+    async def _own_id(self) -> str:
         if not self._id:
             async with self._alone:
                 self._id = self._id or await owner_id(self._settings)

@@ -17,14 +17,14 @@ NOTHING: Final = -1  # it is not known what the client has of a call
 class Reply(Struct, frozen=True):
     step: str
     call: str
-    made: str
+    call_id: str
     text: str
 
 
 class Received(Struct):
-    """What the client has of a call: so many characters of the reply to the call `made`."""
+    """What the client has of a call: so many characters of the reply to the call `call_id`."""
 
-    made: str
+    call_id: str
     length: int
     complete: bool = False
 
@@ -65,7 +65,7 @@ class ResumeCursor:
         if not isinstance(entry, Answered) or position <= max(self.at, self.seen):
             return False
         received = self._client_has(position, entry)
-        return received is None or (received.made, received.length) != (entry.made, entry.length)
+        return received is None or (received.call_id, received.length) != (entry.call_id, entry.length)
 
     def status(self, claim: int, status: str) -> Iterator[bytes]:
         """A status of a claim; of an older one, or one that was sent before, nothing."""
@@ -91,7 +91,7 @@ class ResumeCursor:
                 yield from self._step(position, entry)
             case Answered():
                 received = self._received.get((entry.step, entry.call))
-                if received is not None and (received.made, received.length) == (entry.made, entry.length):
+                if received is not None and (received.call_id, received.length) == (entry.call_id, entry.length):
                     received.complete = True
                 self.skip_to(position)
 
@@ -104,15 +104,15 @@ class ResumeCursor:
             return
         received = self._client_has(position, fact)
         if position <= self.seen:
-            self._received[fact.step, fact.call] = Received(fact.made, len(fact.text), complete=True)
+            self._received[fact.step, fact.call] = Received(fact.call_id, len(fact.text), complete=True)
             return
-        known = received is not None and received.made == fact.made and received.length != NOTHING
+        known = received is not None and received.call_id == fact.call_id and received.length != NOTHING
         offset = received.length if received and known else 0
-        self._received[fact.step, fact.call] = Received(fact.made, len(fact.text), complete=True)
+        self._received[fact.step, fact.call] = Received(fact.call_id, len(fact.text), complete=True)
         if known and offset == len(fact.text):
             self.skip_to(position)
             return
-        token = Token(fact.step, fact.call, fact.made, offset, fact.text[offset:])
+        token = Token(fact.step, fact.call, fact.call_id, offset, fact.text[offset:])
         yield from self._send(position, "token", token, anew=not offset)
 
     def end(self, claim: int, status: str, result: Raw | None) -> Iterator[bytes]:
@@ -136,14 +136,14 @@ class ResumeCursor:
         key = (token.step, token.call)
         received = self._received.get(key)
         if token.offset == 0:
-            anew = self._may_have_text if received is None else received.made != token.made
-            self._received[key] = Received(token.made, len(token.text))
+            anew = self._may_have_text if received is None else received.call_id != token.call_id
+            self._received[key] = Received(token.call_id, len(token.text))
             yield from self._send(position, "token", token, anew=anew)
-        elif received is not None and (received.made, received.length) == (token.made, token.offset):
+        elif received is not None and (received.call_id, received.length) == (token.call_id, token.offset):
             received.length += len(token.text)
             yield from self._send(position, "token", token)
         else:  # something is missing: the stored reply will bring it
-            self._received.setdefault(key, Received(token.made, NOTHING))
+            self._received.setdefault(key, Received(token.call_id, NOTHING))
             self.skip_to(position)
 
     def _send(self, position: Position, event: str, entry: Stepped | Token, *, anew: bool = False) -> Iterator[bytes]:

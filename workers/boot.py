@@ -27,26 +27,26 @@ log = logging.getLogger("callboard.worker")
 def main() -> int:
     """Exit status 0 after an orderly stop; with a sentence where the boot can't go on 1, for a user's file MISFIT."""
     pass_over_breakpoints()
-    return _told(lambda whole: asyncio.run(run(whole)), servers=True)
+    return _start(lambda worker_program: asyncio.run(run(worker_program)), servers=True)
 
 
 def check() -> int:
     """Exit status 0 where a worker could start, as far as that shows without Postgres and Redis; else as `main`."""
-    return _told(lambda _: print("callboard worker: could start"), servers=False)
+    return _start(lambda _: print("callboard worker: could start"), servers=False)
 
 
-def _told(go: Callable[[Program], None], *, servers: bool) -> int:
+def _start(go: Callable[[Program], None], *, servers: bool) -> int:
     setup()
     try:
         settings = running(load(os.environ))
         setup(secrets=settings.secrets)
         failpoints.check(settings)
-        whole = program(settings)
-        checks: list[Callable[[], object]] = [lambda: check_models(whole)]
+        worker_program = program(settings)
+        checks: list[Callable[[], object]] = [lambda: check_models(worker_program)]
         if servers:
             checks.append(lambda: preflight(settings, "worker"))
         check_all(*checks)
-        go(whole)
+        go(worker_program)
     except (CallboardError, CatalogError, PromptError) as error:
         print(f"callboard worker: {error}", file=sys.stderr)
         return MISFIT if isinstance(error, WiringError | CatalogError | PromptError) else 1

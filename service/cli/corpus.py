@@ -23,10 +23,10 @@ class Message(Struct, frozen=True):
 
 
 class Split(Struct, frozen=True):
-    """`taught` messages become neighbours with their labels, `asked` ones tickets; each with its place in the file."""
+    """`examples` become neighbours with their labels, `questions` tickets; each with its position in the file."""
 
-    taught: list[tuple[int, Message]]
-    asked: list[tuple[int, Message]]
+    examples: list[tuple[int, Message]]
+    questions: list[tuple[int, Message]]
 
 
 def shipped(name: Literal["seed", "demo"]) -> list[Message]:
@@ -56,7 +56,7 @@ def split(messages: list[Message]) -> Split:
     plan = Split([], [])
     for index, message in enumerate(messages):
         held_out = message.label is None or index % HELD_OUT_EVERY == 0
-        (plan.asked if held_out else plan.taught).append((index, message))
+        (plan.questions if held_out else plan.examples).append((index, message))
     return plan
 
 

@@ -45,9 +45,9 @@ def demo(file: Path | None, url: str | None, pay: bool) -> None:
     settings = settings_for(url)
     plan = corpus.split(corpus.read(file)) if file else Split([], list(enumerate(corpus.shipped("demo"))))
     if settings.has_provider_key and not settings.simulated and not pay:
-        raise click.UsageError(price_sentence(len(plan.asked)))
+        raise click.UsageError(price_sentence(len(plan.questions)))
     fed = asyncio.run(_run(settings, plan, may_start=url is None))
-    print_rows(("what", "how many"), list(rows(fed, [message.label for _, message in plan.asked])))
+    print_rows(("what", "how many"), list(rows(fed, [message.label for _, message in plan.questions])))
     for event_id in fed.dead_ids:
         click.echo(f"dead: callboard show {event_id}")
     click.echo(last_line(fed))
@@ -95,9 +95,11 @@ def took_ms(tickets: list[EventView], share: float) -> float:
 
 
 async def _run(settings: Settings, plan: Split, *, may_start: bool) -> Fed:
-    source, total = f"/demo/{uuid.uuid4()}", len(plan.taught) + len(plan.asked)
+    source, total = f"/demo/{uuid.uuid4()}", len(plan.examples) + len(plan.questions)
     async with _service(settings, may_start=may_start) as live, open_client(live) as client:
-        click.echo(f"{live.url}, source {source}: {len(plan.taught):,} examples, {len(plan.asked):,} tickets", err=True)
+        click.echo(
+            f"{live.url}, source {source}: {len(plan.examples):,} examples, {len(plan.questions):,} tickets", err=True
+        )
         with _progress() as progress:
             sent_bar, ended_bar = (progress.add_task(name, total=total) for name in ("sent", "ended"))
 

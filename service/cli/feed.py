@@ -66,8 +66,8 @@ class Feed:
             ) from error
 
     async def _run(self, plan: Split) -> Fed:
-        examples = await self._fed([(index, TAUGHT, example(message)) for index, message in plan.taught])
-        tickets = await self._fed([(index, ASKED, ticket(index, message)) for index, message in plan.asked])
+        examples = await self._fed([(index, TAUGHT, example(message)) for index, message in plan.examples])
+        tickets = await self._fed([(index, ASKED, ticket(index, message)) for index, message in plan.questions])
         views = await at_most(IN_FLIGHT_MAX, list(tickets), self._view)
         ended = examples | tickets
         dead_ids = [event_id for event_id, status in ended.items() if status == "dead"]
@@ -137,9 +137,9 @@ async def at_most(limit: int, items: Sequence[Item], act: Callable[[Item], Await
     got: dict[int, Got] = {}
     waiting = iter(enumerate(items))
 
-    async def hand() -> None:
+    async def work() -> None:
         for index, item in waiting:
             got[index] = await act(item)
 
-    await asyncio.gather(*(hand() for _ in range(min(limit, len(items)))))
+    await asyncio.gather(*(work() for _ in range(min(limit, len(items)))))
     return [got[index] for index in range(len(items))]

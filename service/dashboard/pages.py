@@ -91,7 +91,7 @@ def _shown(mine: Look, show: Show, *, is_open: bool = False) -> Callable[[Reques
 
 
 async def list_page(mine: Look, request: Request) -> Response:
-    query = _asked(request)
+    query = _filter_of(request)
     if query is None:
         return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
     app = state_of(request)
@@ -167,7 +167,7 @@ def _trouble(
     return page
 
 
-def _asked(request: Request) -> Filter | None:
+def _filter_of(request: Request) -> Filter | None:
     query = {name: value for name, value in request.query_params.items() if value}
     try:
         return convert(query, Filter, strict=False)

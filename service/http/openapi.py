@@ -109,7 +109,7 @@ def _operation(route: Route, need: Need, schemas: Schemas, components: Mapping[s
     shape = SHAPES.get(inspect.unwrap(route.endpoint), Shape())
     parameters = [_parameter(name, "path", True, {"type": "string"}) for name in PARAMETER.findall(route.path)]
     if shape.query is not None:
-        parameters += _asked(components[_name(schemas[shape.query])])
+        parameters += _query_parameters(components[_name(schemas[shape.query])])
     answer = schemas[shape.answer] if shape.answer else {"type": "object" if shape.media == JSON else "string"}
     body = {"content": {media: {"schema": schemas[shape.body]} for media in shape.takes}} if shape.body else None
     return {
@@ -126,7 +126,7 @@ def _operation(route: Route, need: Need, schemas: Schemas, components: Mapping[s
     }
 
 
-def _asked(query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _query_parameters(query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A query names each parameter once: it has no lists."""
     for name, schema in query["properties"].items():
         if all(option.get("type") != "array" for option in schema.get("anyOf", [schema])):

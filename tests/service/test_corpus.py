@@ -54,8 +54,8 @@ def test_a_file_that_does_not_fit_is_a_sentence(content: str, sentence: str) -> 
 def test_every_tenth_message_is_asked_and_so_is_each_without_a_label() -> None:
     messages = [Message(str(index), None if index == 5 else "a") for index in range(21)]
     plan = corpus.split(messages)
-    assert [index for index, _ in plan.asked] == [0, 5, 10, 20]
-    assert sorted(plan.taught + plan.asked) == list(enumerate(messages))
+    assert [index for index, _ in plan.questions] == [0, 5, 10, 20]
+    assert sorted(plan.examples + plan.questions) == list(enumerate(messages))
 
 
 @given(st.text(min_size=1).filter(str.strip), st.none() | st.text())

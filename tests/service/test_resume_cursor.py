@@ -46,15 +46,15 @@ def histories(draw: st.DrawFn) -> History:
         n = 0
         while asked and (lost_after is None or n // 2 < lost_after):
             n += 2
-            step, made = draw(st.sampled_from(asked)), f"{claim}"
+            step, call_id = draw(st.sampled_from(asked)), f"{claim}"
             if left[step]:
                 text = left[step].pop(0)
-                log.append(((claim, n), Token(step, "c", made, offsets[step], text)))
+                log.append(((claim, n), Token(step, "c", call_id, offsets[step], text)))
                 offsets[step] += len(text)
                 continue
             asked.remove(step)
-            replies[step] = ((claim, n), Reply(step, "c", made, complete[step]))
-            log.append(((claim, n), Answered(step, "c", made, len(complete[step]))))
+            replies[step] = ((claim, n), Reply(step, "c", call_id, complete[step]))
+            log.append(((claim, n), Answered(step, "c", call_id, len(complete[step]))))
             steps.append(((claim, n + 2), Stepped(step, "done", 1.0)))
             log.append(steps[-1])
             n += 2

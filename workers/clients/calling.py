@@ -71,7 +71,7 @@ class Caller:
         """The state of each, by provider and model: closed, open or half_open."""
         return {_name(target): breaker.state for target, breaker in self._breakers.items()}
 
-    def doors(self) -> dict[str, str]:
+    def states(self) -> dict[str, str]:
         """Breakers and limits, by the name under which events wait for them."""
         return self.breakers() | {limiter.name: limiter.state for limiter in self._limiters.values()}
 
@@ -135,7 +135,7 @@ class Caller:
         """A call that brought no answer is closed here, whatever ended it."""
         call_log = begun.question.call_log
         await call_log.open(begun.call)
-        permit.made, begun.begun = True, time.perf_counter()
+        permit.is_sent, begun.begun = True, time.perf_counter()
         ended: Call | None = lost(begun, "cancelled")
         try:
             answer = await self._in_time(begun, send)

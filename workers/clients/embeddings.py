@@ -51,9 +51,9 @@ async def embed(
         ordinal, reply = question.call_log.recall(question.question_hash)
         if reply is not None:
             question.call_log.recalled(EMBEDDING)
-            works.append(partial(_told, reply))
+            works.append(partial(_stored, reply))
         else:
-            works.append(partial(_asked, caller, chain, replace(question, ordinal=ordinal)))
+            works.append(partial(_answered, caller, chain, replace(question, ordinal=ordinal)))
     return [vector for vectors in await _side_by_side(works) for vector in vectors]
 
 
@@ -84,11 +84,11 @@ def _batches(texts: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(batch)
 
 
-async def _told(vectors: str) -> list[list[float]]:
+async def _stored(vectors: str) -> list[list[float]]:
     return unpack(vectors)
 
 
-async def _asked(caller: Caller, chain: Sequence[Target], question: Question) -> list[list[float]]:
+async def _answered(caller: Caller, chain: Sequence[Target], question: Question) -> list[list[float]]:
     return await question.call_log.shield(caller.along(chain, lambda target: _ask_at(caller, target, question)))
 
 

@@ -112,7 +112,7 @@ class RateLimiter:
                 return permit
             if self._clock() + wait_s > until or self._in_place >= IN_PLACE_MAX:
                 self._refused_at, self._free = self._clock(), False
-                raise Outage(self._told(why), spread(wait_s, why), exact=True, waits_for=[self.name])
+                raise Outage(self._reason(why), spread(wait_s, why), exact=True, waits_for=[self.name])
             self._in_place += 1
             try:
                 await asyncio.sleep(wait_s)
@@ -135,7 +135,7 @@ class RateLimiter:
     def leave(self, permit: Permit) -> None:
         if self._held.pop(permit.id, None) is None or self._limits is None:
             return
-        requests, tokens = (0, 0) if permit.made else (1, permit.tokens)
+        requests, tokens = (0, 0) if permit.is_sent else (1, permit.tokens)
         if permit.used is not None:
             tokens = permit.tokens - permit.used
             self._learned = min(self._learned + 1, 10)
@@ -143,7 +143,7 @@ class RateLimiter:
         if self._share is not None:
             self._share.take(-requests, -tokens)
         elif self._shared is not None:
-            ms = round((self._clock() - permit.begun) * 1000) if permit.made else -1
+            ms = round((self._clock() - permit.begun) * 1000) if permit.is_sent else -1
             self._back.append((permit.id, requests, tokens, ms, -1 if permit.used is None else permit.used))
             self._decide()
 
@@ -199,7 +199,7 @@ class RateLimiter:
         self._share = self._share or WorkerShare(self._limits, now)
         return self._share.ask(permit.tokens, len(self._held), max(1, workers), now)
 
-    def _told(self, why: int) -> str:
+    def _reason(self, why: int) -> str:
         if why == PAUSE:
             return f"{self._name} has asked us to wait."
         assert self._limits is not None

@@ -147,9 +147,9 @@ class Llm:
         """The state of each, by provider and model: closed, open or half_open."""
         return self._caller.breakers()
 
-    def doors(self) -> dict[str, str]:
+    def states(self) -> dict[str, str]:
         """Breakers and limits, by the name under which events wait for them."""
-        return self._caller.doors()
+        return self._caller.states()
 
     def _choose(
         self, name: str, variables: Mapping[str, object], alias: str | None
@@ -186,7 +186,7 @@ class Llm:
     async def _ask_once(self, begun: Try, shape: Shape[T], send: Sender) -> T:
         answer = await self._caller.make(begun, lambda client, request: send(begun, client, request))
         try:
-            reply = shape.decode(_whole(answer))
+            reply = shape.decode(_text(answer))
         except InvalidReply:
             await self._caller.close(begun, answer, valid=False)
             raise
@@ -234,7 +234,7 @@ def _headers(labels: Mapping[str, str]) -> dict[str, str]:
     return {f"x-callboard-{name.replace('_', '-')}": quote(value, safe="/#:[]") for name, value in labels.items()}
 
 
-def _whole(answer: Answer) -> str:
+def _text(answer: Answer) -> str:
     if answer.stop == "length":
         cut = f"the reply was cut off after {answer.tokens_out} tokens: raise max_tokens in the prompt's head."
         raise Fault("length", cut)

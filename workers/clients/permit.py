@@ -16,7 +16,7 @@ class Permit(Struct, eq=False):
     tokens: int
     most: int
     begun: float
-    made: bool = False
+    is_sent: bool = False
     used: int | None = None
 
 

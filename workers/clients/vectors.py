@@ -105,7 +105,7 @@ class Vectors:
                 rows = await _in_time(query, SEARCH_TIMEOUT_S)
                 if vector and all(row["vector"] is None for row in rows):
                     await self._check_dimensions(tenant, collection, len(vector))
-        return [_found(row) for row in rows], (rows[0]["among"] - len(rows) if rows else 0)
+        return [_row_found(row) for row in rows], (rows[0]["among"] - len(rows) if rows else 0)
 
     async def upsert(self, tenant: str, documents: Sequence[Document], actor: str) -> None:
         """Each (collection, id) at most once; `actor` goes on record."""
@@ -176,7 +176,7 @@ def _looked_for(search: Search) -> tuple[list[float] | None, str | None]:
     return (None if search.mode == "keyword" else search.vector or embed(search.query or "")), words
 
 
-def _found(row: Any) -> Found:
+def _row_found(row: Any) -> Found:
     scores = {name: row[name] for name in ("vector", "keyword") if row[name] is not None}
     return Found(row["id"], row["score"], scores, row["text"], json.decode(row["metadata"]))
 

@@ -133,7 +133,7 @@ class Consumer:
         if not entries:
             return
         ids = [event_id for _, fields in entries if (event_id := stream.event_id(fields)) is not None]
-        await _whole(self._start(connection, ids))
+        await _to_its_end(self._start(connection, ids))
         hit(self._settings, "claim_committed")
         await stream.finish(self._redis, name, stream.GROUP, [entry_id for entry_id, _ in entries])
 
@@ -165,7 +165,7 @@ class Consumer:
         return []
 
 
-async def _whole(work: Coroutine[Any, Any, None]) -> None:
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     """Where the worker stops, what is just being claimed is still started: it will be handed back with the rest."""
     task = asyncio.create_task(work)
     try:

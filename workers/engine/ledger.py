@@ -81,7 +81,7 @@ class Ledger:
         ended = _ended(row, call, feed_n)
         try:
             with our_wait():
-                return await asyncio.shield(_kept(self._closing, self._closes.begin(ended, RECORD_TIMEOUT_S)))
+                return await asyncio.shield(_hold(self._closing, self._closes.begin(ended, RECORD_TIMEOUT_S)))
         except BadRow:
             bare = replace(call, reply=None, cause="its reply could not be stored", streamed=False)
             self._close_later(_ended(row, bare))
@@ -92,11 +92,11 @@ class Ledger:
 
     def _close_later(self, ended: Opened) -> None:
         with suppress(Unavailable):  # as many wait as may: the claim's end closes it
-            _kept(self._closing, self._closes.begin(ended, CLOSE_TIMEOUT_S))
+            _hold(self._closing, self._closes.begin(ended, CLOSE_TIMEOUT_S))
 
     async def shield(self, call: Coroutine[Any, Any, T]) -> T:
         """Await a call that goes on when the run that made it is cut off: it is paid for, so it is booked."""
-        return await asyncio.shield(_kept(self._calling, asyncio.create_task(call)))
+        return await asyncio.shield(_hold(self._calling, asyncio.create_task(call)))
 
     async def drain(self) -> None:
         """Ends the calls under way: they are booked as unknown, and what was drawn and not used goes back."""
@@ -116,7 +116,7 @@ class Ledger:
         return connection
 
 
-def _kept(under_way: set[asyncio.Future[Any]], future: asyncio.Future[T]) -> asyncio.Future[T]:
+def _hold(under_way: set[asyncio.Future[Any]], future: asyncio.Future[T]) -> asyncio.Future[T]:
     under_way.add(future)
 
     def done(future: asyncio.Future[T]) -> None:

@@ -15,10 +15,10 @@ SQL: Final = {**sql.queries("engine"), **sql.queries("lease")}
 
 
 class Resumer:
-    """Looks at this worker's breakers and limits, `doors`, once a second; brings `pace` events forward at a time."""
+    """Looks at this worker's breakers and limits, `states`, once a second; brings `pace` events forward at a time."""
 
-    def __init__(self, doors: Callable[[], Mapping[str, str]], pace: int) -> None:
-        self._doors: Final = doors
+    def __init__(self, states: Callable[[], Mapping[str, str]], pace: int) -> None:
+        self._states: Final = states
         self._pace: Final = pace
         self._seen: Mapping[str, str] = {}
         self._closed: Final[set[str]] = set()
@@ -27,7 +27,7 @@ class Resumer:
 
     async def turn(self, connection: Connection) -> None:
         """Without this an event would wait out a time that has doubled, or was a guess."""
-        states = self._doors()
+        states = self._states()
         self._begun = self._begun or await connection.fetchval(SQL["now"])
         if self._richer:
             many: int = await connection.fetchval(SQL["bring_forward"], BUDGET, self._pace, self._begun)

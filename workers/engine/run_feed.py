@@ -81,7 +81,7 @@ class RunFeed:
         item = self._growing.get(call.call_id)
         if item is None:
             token = live.Token(
-                step, live.call_name(call.question_hash, call.ordinal), live.made_name(call.call_id), offset, ""
+                step, live.call_name(call.question_hash, call.ordinal), live.short_id(call.call_id), offset, ""
             )
             self._publishes = True
             item = self._growing[call.call_id] = self._append(token)
@@ -96,8 +96,8 @@ class RunFeed:
         """Held until it is `stored`."""
         self.ended(call)
         self._publishes = True
-        name, made = live.call_name(call.question_hash, call.ordinal), live.made_name(call.call_id)
-        return self._append(live.Answered(step, name, made, len(call.reply or "")), held=True)
+        name, short_id = live.call_name(call.question_hash, call.ordinal), live.short_id(call.call_id)
+        return self._append(live.Answered(step, name, short_id, len(call.reply or "")), held=True)
 
     def stored(self, item: Item, *, is_stored: bool) -> None:
         """What no retry would get back becomes a gap: nobody needs it."""

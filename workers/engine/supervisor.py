@@ -167,7 +167,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     deps = Deps(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, publisher, meters)
     executor = Executor(deps, lease.guard)
     consumer = Consumer(settings, blocking, lease, executor, meters)
-    keyed, resumer = _keyed(program.wiring), Resumer(clients.llm.doors, settings.concurrency)
+    keyed, resumer = _keyed(program.wiring), Resumer(clients.llm.states, settings.concurrency)
     return Parts(
         executor=executor,
         consumer=consumer,

@@ -64,7 +64,7 @@ class Resources:
             await asyncio.wait((held.opened, held.task), return_when=asyncio.FIRST_COMPLETED)
         if held.opened.done():
             return held.opened.result()
-        raise Outage(f"the resource {where(opening)} can't be opened: {_said(held.task)}")
+        raise Outage(f"the resource {where(opening)} can't be opened: {_words(held.task)}")
 
     def is_one(self, value: object) -> bool:
         return any(held.opened.done() and held.opened.result() is value for held in self._held.values())
@@ -79,7 +79,7 @@ class Resources:
             await asyncio.wait([held.task for held in self._held.values()], timeout=CLOSE_S + 1)
         for opening, held in self._held.items():
             if not held.task.done() or (held.opened.done() and not held.task.cancelled() and held.task.exception()):
-                log.error("the resource %s was not closed well: %s", where(opening), _said(held.task))
+                log.error("the resource %s was not closed well: %s", where(opening), _words(held.task))
 
 
 def _hold(opening: Open) -> _Held:
@@ -99,7 +99,7 @@ async def _live(opening: Open, opened: "asyncio.Future[Any]", close: asyncio.Eve
             deadline.reschedule(clock() + CLOSE_S)
 
 
-def _said(task: "asyncio.Task[None]") -> str:
+def _words(task: "asyncio.Task[None]") -> str:
     if not task.done():
         return "it hangs"
     if task.cancelled():

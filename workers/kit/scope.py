@@ -72,9 +72,9 @@ def _may_be_none(wanted: Any) -> bool:
 
 def _out(layer: Branches, wanted: Any, names: dict[str, str]) -> str:
     """The name under which it comes out of the route; numbered where two types of one name do."""
-    whole = name = f"{layer.router}:{named(wanted)}"
+    base = name = f"{layer.router}:{named(wanted)}"
     while layer.gives.setdefault(name, names) != names:
-        name = f"{whole}#{len(layer.gives) + 1}"
+        name = f"{base}#{len(layer.gives) + 1}"
     return name
 
 

@@ -102,16 +102,16 @@ def chosen(wiring: Wiring, kind: str, follow_up: str | None) -> Wired | None:
 
 def compiled(pipeline: Pipeline) -> Plan:
     """What runs. Raises WiringError where a parameter can't be bound."""
-    event = _said(pipeline)
+    event = _event_of(pipeline)
     after_type = None if pipeline.after is None else gives(compiled(pipeline.after))
     if pipeline.body is None:
         return bind(pipeline.flow, event, pipeline.resources, after_type)
     return (Free(pipeline.body) if pipeline.after is None else bind_body(pipeline.body, event, after_type),)
 
 
-def _said(pipeline: Pipeline) -> type[Event]:
+def _event_of(pipeline: Pipeline) -> type[Event]:
     if pipeline.after is not None:
-        return _said(pipeline.after)
+        return _event_of(pipeline.after)
     assert pipeline.on is not None, "checked before"
     return pipeline.on
 

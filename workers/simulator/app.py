@@ -155,10 +155,10 @@ class Endpoint:
             return self._error(fault.status, f"HTTP {fault.status} on purpose (simulated).", again)
         if fault and fault.kind == "quota":
             return _plain(*self._dialect.no_credit)
-        script = self._whole(reply, self._told(gauge))
+        script = self._success(reply, self._limits(gauge))
         return spoilt(script, fault.kind, fault.wait_s, self._dialect.error_event) if fault else script
 
-    def _whole(self, reply: Said, headers: dict[str, str]) -> Script:
+    def _success(self, reply: Said, headers: dict[str, str]) -> Script:
         behaviour, random = self._simulator.behaviour, self._simulator.random
         latency_s = behaviour.latency_s(random, streams=not reply.body)
         if reply.body:
@@ -169,9 +169,9 @@ class Endpoint:
 
     def _limited(self, gauge: Gauge, refusal: Refusal) -> Script:
         again = {"retry-after": str(math.ceil(refusal.after_s))}
-        return self._error(429, f"The limit of {refusal.what} is reached (simulated).", self._told(gauge) | again)
+        return self._error(429, f"The limit of {refusal.what} is reached (simulated).", self._limits(gauge) | again)
 
-    def _told(self, gauge: Gauge) -> dict[str, str]:
+    def _limits(self, gauge: Gauge) -> dict[str, str]:
         return {name: fact for left in gauge.left() for name, fact in self._dialect.left(left).items()}
 
     def _error(self, status: int, message: str, headers: dict[str, str] | None = None) -> Script:

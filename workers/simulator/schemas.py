@@ -59,7 +59,7 @@ def _value(name: str, schema: dict[str, Any], scene: _Scene) -> Any:
         target = scene.components[schema["$ref"].rpartition("/")[2]]
         own = {key: member for key, member in schema.items() if key != "$ref"}
         return _value(name, {**target, **own}, _Scene(scene.random, scene.components, scene.depth + 1))
-    schema = _told(schema) | schema
+    schema = _described_bounds(schema) | schema
     for key in ("enum", "examples"):
         if schema.get(key):
             return scene.random.choice(schema[key])
@@ -102,7 +102,7 @@ def _of_type(name: str, schema: dict[str, Any], scene: _Scene) -> Any:
     return _text(name, schema, scene.random)
 
 
-def _told(schema: dict[str, Any]) -> dict[str, Any]:
+def _described_bounds(schema: dict[str, Any]) -> dict[str, Any]:
     """The bounds that strict mode made the asker write into the description, as JSON at its end."""
     match = BOUNDS.search(schema.get("description", ""))
     try:

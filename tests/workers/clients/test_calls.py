@@ -138,7 +138,7 @@ async def test_a_limit_of_tokens_holds_a_server_that_does_not_say_them(
     monkeypatch.setattr(RateLimiter, "permit", permit)
     async with provider(silent) as url, opened(prompts, url) as llm:
         await ask(llm, ledger, model="local")
-    assert [(each.made, each.used) for each in permits] == [(True, None)], "0 would give back all that was guessed"
+    assert [(each.is_sent, each.used) for each in permits] == [(True, None)], "0 would give back all that was guessed"
 
 
 async def test_a_call_that_is_cut_off_is_booked(prompts: Prompts, ledger: Ledger) -> None:

@@ -40,7 +40,7 @@ async def tried(limiter: RateLimiter, tokens: int = 10, *, made: bool = True, us
     """Whether a call was let through within the time that is waited in place."""
     with suppress(Outage):
         async with limiter.permit(tokens) as permit:
-            permit.made, permit.used = made, used
+            permit.is_sent, permit.used = made, used
             return True
     return False
 
