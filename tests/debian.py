@@ -36,7 +36,7 @@ def unpacked(folder: Path, *packages: str) -> Path:
 
 def libraries(root: Path) -> str:
     """The value of LD_LIBRARY_PATH with which the programs below `root` find the libraries there."""
-    return ":".join(sorted({str(each.parent) for each in (root / "usr" / "lib").rglob("*.so*")}))
+    return ":".join(sorted({str(path.parent) for path in (root / "usr" / "lib").rglob("*.so*")}))
 
 
 def redis_environment(folder: Path) -> dict[str, str]:

@@ -114,4 +114,4 @@ def configured(shipped: str, own: dict[str, str], databases: str) -> str:
 
 
 def _libraries(root: Path) -> str:
-    return ":".join(sorted({str(each.parent) for each in (root / "usr" / "own").rglob("*.so*")}))
+    return ":".join(sorted({str(path.parent) for path in (root / "usr" / "own").rglob("*.so*")}))

@@ -161,12 +161,12 @@ def _parents() -> dict[int, int]:
 
 
 def _from_proc() -> Iterator[Sequence[str]]:
-    for each in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, parent = each.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
+            state, parent = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:2]
         except OSError:  # it has just ended
             continue
-        yield each.parent.name, parent, state
+        yield path.parent.name, parent, state
 
 
 def _from_ps() -> Iterator[Sequence[str]]:

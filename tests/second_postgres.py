@@ -41,8 +41,8 @@ async def second_postgres(
         copy = [str(programs / "pg_basebackup"), "-h", sockets_of(standby_of), "-p", "5432", "-U", "callboard"]
         status = await embedded._finish([*copy, "-D", str(data_dir.data), "-R", "-X", "stream", "-c", "fast"], data_dir)
         assert status == 0, (data_dir.folder / "log").read_text()
-        for each in data_dir.data.glob(".s.PGSQL*"):  # the other one's socket, copied with its data
-            each.unlink()
+        for path in data_dir.data.glob(".s.PGSQL*"):  # the other one's socket, copied with its data
+            path.unlink()
     sockets = socket_folder(data_dir, embedded.SOCKET)
     command = [str(programs / "postgres"), "-D", str(data_dir.data), "-k", str(sockets), "-p", "5432"]
     command += [

@@ -29,7 +29,7 @@ class Client(Struct):
         return bool(self.heard) and self.heard[-1].event == "end"
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        return [each.data for each in self.heard if each.event == event]
+        return [message.data for message in self.heard if message.event == event]
 
     async def follow(self, http: httpx.AsyncClient, most: int | None = None) -> None:
         """One connection, left after `most` events, or when the server ends it."""

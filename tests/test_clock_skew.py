@@ -56,7 +56,7 @@ async def _both_tried(board: Board, ids: list[str]) -> None:
 async def _waited(board: Board, ids: list[str]) -> None:
     """Each pause between two tries is as long as it should be, and what is shown of them is of the right hour."""
     fails, snoozes, emits = ids
-    shown = await asyncio.gather(*(board.ended(each) for each in ids))
+    shown = await asyncio.gather(*(board.ended(event_id) for event_id in ids))
     assert [each["status"] for each in shown] == ["dead", "succeeded", "succeeded"]
     assert all(0 <= each <= WAIT_S + SLACK_S for each in await _pauses_s(board, fails))
     (snoozed_s,) = await _pauses_s(board, snoozes)

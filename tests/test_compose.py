@@ -34,14 +34,14 @@ def test_a_vendors_authority_is_a_file_that_an_address_may_name(name: str) -> No
     assert compose["secrets"][name] == {"file": f"./secrets/{name}"}
     readers = [key for key, each in compose["services"].items() if "database_url" in each.get("secrets", ())]
     assert readers == ["web-blue", "web-green", "worker", "tool"]
-    assert all(name in compose["services"][each]["secrets"] for each in readers)
+    assert all(name in compose["services"][reader]["secrets"] for reader in readers)
     assert name in re.split(r"\W+", (ROOT / "deploy/host.sh").read_text(encoding="utf-8").partition("say()")[0])
     assert f"/run/secrets/{name}" in (ROOT / "deploy/managed-servers.md").read_text(encoding="utf-8")
 
 
 def test_the_owner_of_the_database_is_the_tools_alone() -> None:
     compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))
-    assert [each for each, it in compose["services"].items() if "database_owner_url" in it.get("secrets", ())] == [
+    assert [name for name, it in compose["services"].items() if "database_owner_url" in it.get("secrets", ())] == [
         "tool"
     ]
     reads = [each for each, it in compose["services"].items() if "DATABASE_OWNER_URL_FILE" in it.get("environment", ())]
@@ -59,7 +59,7 @@ def test_a_fresh_host_has_an_owner_and_a_runner_and_an_address_of_others_none_of
     assert runner.password not in (None, owner.password)
     before = {each.name: each.read_text() for each in secrets.iterdir()}
     subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
-    assert {each.name: each.read_text() for each in secrets.iterdir()} == before
+    assert {path.name: path.read_text() for path in secrets.iterdir()} == before
     managed = b"postgresql://u:p@db.example.org/callboard?sslmode=verify-full"
     for name in ("database_url", "database_owner_url", "database_url"):
         subprocess.run([*host, "secret", name], input=managed, check=True, capture_output=True, timeout=20)

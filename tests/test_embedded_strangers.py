@@ -90,7 +90,7 @@ async def test_another_user_gets_into_neither_server(folder: Path, closed: bool)
         }
         for path in (one, other):
             assert stat.S_ISSOCK(path.stat().st_mode)
-        assert all(each.stat().st_size for each in files), "what is asked for is there"
+        assert all(file.stat().st_size for file in files), "what is asked for is there"
         assert set(ask_as(STRANGER, **paths).values()) == {"closed"}
         assert set(ask_as(0, **paths).values()) == {"open"}, "the question itself is sound"
         notes = [home / "data" / name for home, name in zip(homes, ("pid", "postmaster.pid"), strict=True)]

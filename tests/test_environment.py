@@ -104,9 +104,9 @@ def test_a_python_that_does_not_fit_is_one_sentence(clone: Path) -> None:
 def test_no_python_is_one_sentence(clone: Path) -> None:
     tools = clone / "tools"
     tools.mkdir()
-    for each in TOOLS:
-        if found := shutil.which(each):
-            (tools / each).symlink_to(found)
+    for tool in TOOLS:
+        if found := shutil.which(tool):
+            (tools / tool).symlink_to(found)
     made = make_environment(clone, PATH=str(tools))
     assert made.returncode == 1
     assert made.stderr.startswith("Callboard needs Python 3.11 or newer, and found none on PATH.")

@@ -132,7 +132,7 @@ async def _plans(connection: Connection) -> AsyncIterator[tuple[str, dict[str, A
     moment = datetime.now(UTC)
     ids, claims = [each.event_id for each in running], [each.claim for each in running]
     asked: dict[str, Sequence[Any]] = {
-        "engine.claim": ([each.event_id for each in queued], uuid4(), 0, SLOTS),
+        "engine.claim": ([event.event_id for event in queued], uuid4(), 0, SLOTS),
         "engine.settle": _arguments([_ending(n, each) for n, each in enumerate(running)]),
         "engine.heads": mailboxes,
         "engine.bring_forward": ("openai/model", BATCH, None),
@@ -172,7 +172,7 @@ def _opened(running: Sequence[Claimed], moment: datetime, worker: UUID) -> Seque
 
 
 def _closed(ids: Sequence[UUID]) -> Sequence[Any]:
-    return list(zip(*[(each, 9, 9, 0.1, 9.0, "ok", None, "reply", False, None) for each in ids], strict=True))
+    return list(zip(*[(event_id, 9, 9, 0.1, 9.0, "ok", None, "reply", False, None) for event_id in ids], strict=True))
 
 
 def _incoming(n: int) -> Incoming:
@@ -181,8 +181,8 @@ def _incoming(n: int) -> Incoming:
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
-    for each in plan.get("Plans", []):
-        yield from _nodes(each)
+    for part in plan.get("Plans", []):
+        yield from _nodes(part)
 
 
 def _reads(node: dict[str, Any]) -> bool:

@@ -45,4 +45,4 @@ async def _plan_with_a_backlog(connection: Connection) -> list[dict[str, Any]]:
 
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    return [plan, *(node for each in plan.get("Plans", []) for node in _nodes(each))]
+    return [plan, *(node for part in plan.get("Plans", []) for node in _nodes(part))]

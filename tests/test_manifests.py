@@ -31,7 +31,7 @@ def container(name: str) -> dict[str, Any]:
 
 
 def environment(name: str) -> dict[str, str]:
-    own = {each["name"]: each["value"] for each in container(name).get("env", [])}
+    own = {setting["name"]: setting["value"] for setting in container(name).get("env", [])}
     return (SETTINGS if "envFrom" in container(name) else {}) | own
 
 
@@ -42,7 +42,7 @@ def test_what_is_named_is_there() -> None:
         if labels := selector.get("matchLabels", selector):
             assert labels in [pod["metadata"].get("labels") for pod in PODS.values() if "metadata" in pod], each
     services = {each["metadata"]["name"] for each in MANIFESTS if each["kind"] == "Service"}
-    (rule,) = next(each["spec"]["rules"] for each in MANIFESTS if each["kind"] == "Ingress")
+    (rule,) = next(manifest["spec"]["rules"] for manifest in MANIFESTS if manifest["kind"] == "Ingress")
     leads = {path["path"]: path["backend"]["service"]["name"] for path in rule["http"]["paths"]}
     assert {*leads.values()} == services
     (inside,) = re.findall(r"@inside path (.*)", (DEPLOY.parent / "Caddyfile").read_text("utf-8"))
@@ -68,7 +68,7 @@ def test_a_pod_may_do_nothing_that_it_need_not(name: str) -> None:
 @pytest.mark.parametrize("name", PODS)
 def test_its_settings_are_ours_and_its_secrets_are_files(name: str, tmp_path: Path) -> None:
     given = environment(name)
-    (mounted,) = [each["mountPath"] for each in container(name)["volumeMounts"] if each["name"] == "secrets"]
+    (mounted,) = [mount["mountPath"] for mount in container(name)["volumeMounts"] if mount["name"] == "secrets"]
     paths = {key: Path(value) for key, value in given.items() if key.endswith("_FILE")}
     assert {path.parent for path in paths.values()} == {Path(mounted)}
     for key, path in paths.items():
@@ -102,7 +102,7 @@ def test_it_runs_what_compose_runs_and_gives_it_as_long() -> None:
 
 def test_the_probes_ask_what_the_api_answers() -> None:
     app = create_app(Settings(database_url="postgresql://none", redis_url="redis://none"))
-    routes = {each.path for each in app.routes if isinstance(each, Route)}
+    routes = {route.path for route in app.routes if isinstance(route, Route)}
     (port,) = container("api")["ports"]
     for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = container("api")[kind]["httpGet"]
@@ -123,4 +123,4 @@ def test_a_service_of_the_stack_is_as_in_compose(name: str, like: str) -> None:
     secrets = {each["source"] if name == "proxy" else each for each in service["secrets"]}
     assert secrets <= STACK["secrets"].keys()
     files = {key: value for key, value in service["environment"].items() if key.endswith("_FILE")}
-    assert files == {f"{each}_FILE".upper(): f"/run/secrets/{each}" for each in secrets if name != "proxy"}
+    assert files == {f"{secret}_FILE".upper(): f"/run/secrets/{secret}" for secret in secrets if name != "proxy"}

@@ -86,7 +86,7 @@ async def test_the_commands_work_as_printed(board: Board) -> None:
             continue
         told = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address, board.settings.data_dir)
         if "/search" in line:
-            assert [each["id"] for each in json.decode(told)["items"]] == ["H-1"]
+            assert [item["id"] for item in json.decode(told)["items"]] == ["H-1"]
         elif told.startswith("HTTP/1.1 202"):
             event = await board.ended(json.decode(told.splitlines()[-1])["event_id"])
             event_id = event["event_id"]

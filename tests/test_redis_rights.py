@@ -61,7 +61,7 @@ async def test_the_rights_of_the_readme_are_enough(settings: Settings, server: R
 
 async def refused(admin: Redis) -> set[str]:
     """What was, but for the name that the test's own client says on connecting."""
-    return {str(each["object"]) for each in await admin.acl_log()} - {"client", "client|setinfo"}
+    return {str(row["object"]) for row in await admin.acl_log()} - {"client", "client|setinfo"}
 
 
 async def everything(board: Board) -> None:
@@ -90,7 +90,7 @@ async def test_without_arqs_keys_events_and_retention_go_on(
     settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(retention, "EVERY", timedelta(seconds=1))
-    keys = [f"~callboard:{each}" for each in KEYS]
+    keys = [f"~callboard:{key}" for key in KEYS]
     words = [word for word in rights() if word != "~callboard:*"]
     async with redis_server(folder / "without-arq") as server, Redis.from_url(server.url()) as admin:
         await admin.execute_command("ACL", *words, *keys)

@@ -158,7 +158,10 @@ def test_every_link_to_a_heading_leads_to_one(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     links = re.findall(r"\]\(([\w./-]*#[\w-]+)\)", text)
     assert links
-    for path, _, anchor in (each.partition("#") for each in links):
+    for path, _, anchor in (link.partition("#") for link in links):
         target = ((ROOT / name).parent / path if path else ROOT / name).read_text(encoding="utf-8")
         headings = re.findall(r"^#+ (.+)$", target, re.MULTILINE)
-        assert anchor in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}, (name, path)
+        assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, (
+            name,
+            path,
+        )

@@ -231,7 +231,7 @@ def test_files_and_functions_are_short() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    assert not [each for each in functions if each[2] > FUNCTION_LINES_MAX]
+    assert not [function for function in functions if function[2] > FUNCTION_LINES_MAX]
 
 
 def test_no_two_tests_have_the_same_name() -> None:
@@ -282,7 +282,7 @@ def _catches_all(node: ast.AST) -> bool:
 
 
 def _names_all(kind: ast.expr) -> bool:
-    return any(isinstance(each, ast.Name) and each.id in ("Exception", "BaseException") for each in ast.walk(kind))
+    return any(isinstance(node, ast.Name) and node.id in ("Exception", "BaseException") for node in ast.walk(kind))
 
 
 def test_everything_is_caught_where_the_floor_is_only() -> None:

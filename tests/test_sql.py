@@ -134,8 +134,8 @@ async def _plan(connection: Connection, name: str, text: str) -> Any:
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield plan
-    for each in plan.get("Plans", []):
-        yield from _nodes(each)
+    for part in plan.get("Plans", []):
+        yield from _nodes(part)
 
 
 @pytest.mark.parametrize("name", HOT)

@@ -168,7 +168,7 @@ async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_ta
     with up_on(tmp_path, given, copy) as running:
         await running.program.says(LAST_WORDS)
         assert len(descendants(running.pid)) == 2, "an API and a worker, no servers"
-        assert [each.name for each in Path(running.data).iterdir()] == ["token"]
+        assert [path.name for path in Path(running.data).iterdir()] == ["token"]
         async with running.client() as http:
             assert await labelled(http) == "order_status"
             node = copy / "workers" / "nodes" / "triage.py"

@@ -238,4 +238,4 @@ async def test_a_breakpoint_in_a_terminal_stops_there_and_costs_no_attempt(up_wi
 
 async def _beats(http: httpx.AsyncClient, worker: str, at: datetime) -> bool:
     items = (await http.get("/workers")).json()["items"]
-    return any(each["worker"] == worker and datetime.fromisoformat(each["beat_at"]) >= at for each in items)
+    return any(item["worker"] == worker and datetime.fromisoformat(item["beat_at"]) >= at for item in items)

@@ -24,9 +24,9 @@ ATTACK_S: Final = 15
 ATTACKS: Final = ("A2", "A4", "A7", "batches")
 SECRET: Final = f"sk-{os.urandom(12).hex()}"
 STREAMS: Final = any(
-    getattr(each, "path", "") == "/events/{event_id}/stream"
-    for each in create_app(Settings(database_url="postgresql://none", redis_url="redis://none")).routes
-    if isinstance(each, Route)
+    getattr(route, "path", "") == "/events/{event_id}/stream"
+    for route in create_app(Settings(database_url="postgresql://none", redis_url="redis://none")).routes
+    if isinstance(route, Route)
 )
 VERSION: Final = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/healthz').read().decode())"
 # What a user adds to the product: an event that takes a while.

@@ -56,7 +56,7 @@ def echoed(host: Host, *words: str) -> dict[str, object]:
 
 
 def test_what_is_not_for_outside_stays_inside(host: Host, product: Product) -> None:
-    assert [curl(host, each) for each in ("/healthz", "/readyz", "/metrics")] == ["404"] * 3
+    assert [curl(host, path) for path in ("/healthz", "/readyz", "/metrics")] == ["404"] * 3
     assert curl(host, "/types", known="cb_wrong") == "401"
     assert outside(host, *SENT[:3], "%{http_code}", "-H", f"Host: {SITE}", f"http://{ADDRESS}") == "308"
 

@@ -46,7 +46,7 @@ def test_secrets_are_files_and_nothing_else(host: Host, product: Product) -> Non
         f"ps axeww; for each in $(docker ps -aq); do docker logs $each 2>&1; done; cat {THERE}/log; journalctl -b"
     )
     tracked = product.git("grep", "-h", "", "HEAD", "--", ".")
-    assert [each for each in secrets if each in shown or each in tracked] == []
+    assert [secret for secret in secrets if secret in shown or secret in tracked] == []
     assert host.ssh(f"stat -c %a {THERE} {THERE}/secrets").split() == ["700", "700"]
     assert curl(host, "/types") == "200", "the secrets are those in use"
 

@@ -31,8 +31,8 @@ def test_a_deployment_and_its_rollback_fail_nobody(host: Host, product: Product)
     before = served(host)
     host.ssh(f"{THERE}/host.sh scale 3")
     assert len(containers(host, "worker")) == 3
-    for each in containers(host, "worker"):
-        until(partial(healthy, host, each), 60)
+    for container in containers(host, "worker"):
+        until(partial(healthy, host, container), 60)
     configure(host, WORKERS=str(WORKERS))
     migration = product.next_migration("expanded")
     version = product.release({migration: "create table expanded (id bigint primary key);\n"})

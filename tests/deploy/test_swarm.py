@@ -105,7 +105,7 @@ def load(pair: Pair, *, hurts: bool = False) -> Iterator[None]:
 
 def test_it_is_spread_and_may_do_nothing_that_it_need_not(pair: Pair, product: Product) -> None:
     assert [nodes(pair, name) for name in ("proxy", "api", "worker")] == [["box", "two"]] * 3
-    assert [curl(pair.one, each) for each in ("/healthz", "/readyz", "/metrics")] == ["404"] * 3
+    assert [curl(pair.one, path) for path in ("/healthz", "/readyz", "/metrics")] == ["404"] * 3
     for name in ("api", "worker"):
         container = pair.two.ssh(f"docker ps -q -f name=callboard_{name}").strip()
         status = pair.two.ssh(f"docker exec {container} python3 -c \"print(open('/proc/self/status').read())\"")
@@ -114,7 +114,7 @@ def test_it_is_spread_and_may_do_nothing_that_it_need_not(pair: Pair, product: P
         assert "Read-only file system" in pair.two.ssh(f"docker exec {container} touch /app/x 2>&1 || true")
     shown = pair.two.ssh("docker inspect $(docker ps -q)")
     shown += pair.one.ssh("docker service inspect $(docker service ls -q)")
-    assert not [each for each in SECRETS.values() if each in shown]
+    assert not [secret for secret in SECRETS.values() if secret in shown]
 
 
 def test_a_rolling_update_fails_nobody(pair: Pair, product: Product) -> None:
@@ -160,7 +160,7 @@ def test_what_a_dead_host_had_in_hand_goes_on_elsewhere(pair: Pair, product: Pro
     with load(pair, hurts=True):
         pair.two.cut_power()
         begun = time.monotonic()
-        names = ", ".join(f"'{each}'" for each in naps)
+        names = ", ".join(f"'{nap}'" for nap in naps)
         open_ones = f"select count(*) from events where finished_at is null and event_id in ({names})"
         until(lambda: pair.query(open_ones) == "0", 60)
         print(f"    all went on after {time.monotonic() - begun:.1f} s")

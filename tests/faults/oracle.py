@@ -141,7 +141,7 @@ def nothing_lost(evidence: Evidence, still_open: Sequence[str]) -> None:
 
 def once(evidence: Evidence, still_open: Sequence[str]) -> None:
     """I2: one settle for each run, by the holder of the claim; one effect; one key for each effect outside."""
-    told = Counter(each.key for each in evidence.rig.sink.effects)
+    told = Counter(effect.key for effect in evidence.rig.sink.effects)
     for event_id, sent in evidence.sent.items():
         if event_id in still_open:
             continue
@@ -223,7 +223,7 @@ def in_order(evidence: Evidence) -> None:
 
 def _apart(evidence: Evidence, key: str, ids: Sequence[str]) -> None:
     """No event of a key is claimed while another one is held."""
-    rows = sorted((row for each in ids for row in evidence.audit[each]), key=lambda row: int(row["n"]))
+    rows = sorted((row for event_id in ids for row in evidence.audit[event_id]), key=lambda row: int(row["n"]))
     holder = None
     for row in rows:
         if row["what"] == "claimed":

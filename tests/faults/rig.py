@@ -104,7 +104,7 @@ class Rig(Behind):
 
     @property
     def apis(self) -> list[Child]:
-        return [each for each in self.children if each.url and each.running]
+        return [child for child in self.children if child.url and child.running]
 
     async def keep(self, start: Callable[[], Awaitable[Child]]) -> None:
         """Start a program, and another whenever it has ended, as a supervisor of the machine would, to the test's end.

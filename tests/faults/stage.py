@@ -42,7 +42,7 @@ async def under_load(
         await asyncio.gather(sending, return_exceptions=True)
     answers = {code for each in rig.load.log for code in each.codes}
     assert answers <= set(told), sorted(answers)
-    ended = [each.name for each in programs if not each.running]
+    ended = [program.name for program in programs if not program.running]
     assert not ended, f"{ended} did not outlive it"
 
 

@@ -125,7 +125,7 @@ async def test_row_36_in_a_batch_of_a_hundred(rig: Rig) -> None:
         refused = {each["index"]: each["error"]["status"] for each in told["items"] if "error" in each}
         assert list(refused) == [*range(40, 40 + len(poison))]
         assert set(refused.values()) <= {400, 422}, dict(zip(names, refused.values(), strict=True))
-        taken = [each for each in told["items"] if "error" not in each]
+        taken = [item for item in told["items"] if "error" not in item]
         for sent, each in zip(good, taken, strict=True):
             sent.event_id = each["event_id"]
             rig.load.log.append(sent)

@@ -44,12 +44,12 @@ async def test_row_04_freeze_worker(rig: Rig) -> None:
 async def _asking(rig: Rig, victim: Child, count: int) -> bool:
     """Whether so many of its claims wait for a model: a claim alone has nothing yet that could go wrong."""
     claims = {(str(row["event_id"]), row["claim"]) for row in await rig.claims(victim)}
-    return len(claims & {(each.event_id, each.claim) for each in rig.sink.calls}) >= count
+    return len(claims & {(call.event_id, call.claim) for call in rig.sink.calls}) >= count
 
 
 async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at: float, lives: int) -> None:
     """The frozen worker is back: under a new id, and what it held is not its any more."""
-    mine = {(each.event_id, each.claim) for each in claims}
+    mine = {(claim.event_id, claim.claim) for claim in claims}
 
     async def under_new_id() -> bool:
         rows = await rig.sql("select state from workers where pid = $1 order by started_at", victim.pid)
@@ -61,7 +61,7 @@ async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at:
         rows = await rig.sql("select event_id, claim, step, at from calls")
         begun = {(str(row["event_id"]), row["claim"], row["step"]): row["at"].timestamp() for row in rows}
         made = {
-            (each.event_id, each.claim, each.step) for each in rig.sink.calls if (each.event_id, each.claim) in mine
+            (call.event_id, call.claim, call.step) for call in rig.sink.calls if (call.event_id, call.claim) in mine
         }
         assert made, "nothing was in hand"
         missing = made - begun.keys()
@@ -72,7 +72,9 @@ async def _powerless(rig: Rig, victim: Child, claims: Sequence[Held], thawed_at:
 
     await eventually(all_in_the_ledger, PATIENCE_S)
     told = [
-        each for each in rig.sink.effects if (each.key.partition("/")[0], each.claim) in mine and each.at > thawed_at
+        effect
+        for effect in rig.sink.effects
+        if (effect.key.partition("/")[0], effect.claim) in mine and effect.at > thawed_at
     ]
     assert not told, f"effects under a lost lease: {told}"
     rows = await rig.sql("select event_id, claim, outcome from attempts")

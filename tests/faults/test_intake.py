@@ -45,7 +45,7 @@ async def test_row_01_kill_the_worker_that_takes_the_stream_in(rig: Rig) -> None
     await _said(rig, "first")
     await eventually(lambda: _stored(rig, "first"))
     (row,) = await rig.sql("select pid from duties join workers on worker = holder where duty = 'ingest'")
-    (victim,) = [each for each in workers if each.pid == row["pid"]]
+    (victim,) = [worker for worker in workers if worker.pid == row["pid"]]
     await rig.kill(victim)
     begun = time.monotonic()
     await _said(rig, "second")

@@ -103,7 +103,7 @@ async def test_row_33_network_slow(rig: Rig) -> None:
     api, worker, other = await rig.api(doors=True), await rig.worker(doors=True), await rig.worker(doors=True)
     programs = [api, worker, other]
     async with under_load(rig, programs, rate=20, told=REFUSED):
-        for door in [door for each in programs for door in each.doors.values()]:
+        for door in [door for program in programs for door in program.doors.values()]:
             door.turn("delay", lambda: rig.random.uniform(0.1, 0.3))
         rig.injected()
         await goes_on(rig, 150, 60)

@@ -69,7 +69,7 @@ async def test_row_48_reader_that_never_reads(rig: Rig) -> None:
 
     async def told() -> bool:
         items = (await rig.ask("GET", "/workers")).json()["items"]
-        return [each["state"] for each in items if each["pid"] == silent.pid] == ["disconnected"]
+        return [item["state"] for item in items if item["pid"] == silent.pid] == ["disconnected"]
 
     await eventually(told, PATIENCE_S)
     await judge(rig)

@@ -56,9 +56,9 @@ async def _small_disk(rig: Rig) -> AsyncIterator[Path]:
         await _to(server, "small")
         yield disk
     finally:
-        for each in rig.children:
-            each.tell(signal.SIGKILL)
-            await each.ended()
+        for child in rig.children:
+            child.tell(signal.SIGKILL)
+            await child.ended()
         await _to(server, "pg_default")
         await server.execute("drop tablespace small")
         await server.close(timeout=5)

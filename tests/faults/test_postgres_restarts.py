@@ -36,7 +36,7 @@ async def test_row_23_postgres_fast_restart(rig: Rig) -> None:
 
 
 def _connects(*children: Child) -> int:
-    return sum(each.postgres.accepted for each in children)
+    return sum(child.postgres.accepted for child in children)
 
 
 async def test_row_24_postgres_crash(rig: Rig) -> None:

@@ -69,7 +69,7 @@ async def test_row_38_limits_are_kept_by_workers_one_of_which_is_killed(rig: Rig
     await judge(rig)
     calls = rig.sink.calls
     ends = [(each.done_at, -1) for each in calls if each.done_at is not None]
-    steps = sorted([*((each.at, 1) for each in calls), *ends])
+    steps = sorted([*((call.at, 1) for call in calls), *ends])
     running = list(itertools.accumulate(step for _, step in steps))
     assert AT_A_TIME / 2 < max(running) <= AT_A_TIME
     begun = sorted(each.at for each in calls)

@@ -49,8 +49,8 @@ async def test_row_12_redis_restarts_empty(rig: Rig) -> None:
         data = rig.redis.server.folder / "data"
         await rig.redis.kill()
         rig.injected()
-        for each in data.glob("append*"):
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        for path in data.glob("append*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         await goes_on(rig, 100)
         await rig.redis.start()
         assert not await rig.client.exists("callboard:dead")

@@ -29,11 +29,11 @@ async def test_row_08_rolling_restart_under_load(rig: Rig) -> None:
     )
     turns: list[Child] = [*apis, *workers]
     rig.random.shuffle(turns)
-    for each in turns:
-        successor = await (rig.api(grace_s=GRACE_S) if each.url else rig.worker(grace_s=GRACE_S, concurrency=50))
+    for turn in turns:
+        successor = await (rig.api(grace_s=GRACE_S) if turn.url else rig.worker(grace_s=GRACE_S, concurrency=50))
         for _ in range(6):
             await rig.load.send("probe.slow", seconds=6)
-        assert await _stopped(rig, each, signal.SIGTERM) == 0, each.said
+        assert await _stopped(rig, turn, signal.SIGTERM) == 0, turn.said
         assert successor.running
     rig.load.enough()
     await sending
@@ -52,11 +52,11 @@ async def test_row_09_sigterm_twice(rig: Rig) -> None:
     for _ in range(5):
         await rig.load.send("probe.slow", seconds=6)
     await rig.full(worker, 5)
-    for each in (worker, api):
-        each.tell(signal.SIGTERM)
+    for program in (worker, api):
+        program.tell(signal.SIGTERM)
         await asyncio.sleep(rig.random.uniform(0, 1))
-        assert await _stopped(rig, each, signal.SIGTERM) == 0, each.said
-        assert "Traceback" not in each.said
+        assert await _stopped(rig, program, signal.SIGTERM) == 0, program.said
+        assert "Traceback" not in program.said
     await rig.worker()
     evidence = await judge(rig)
     assert [rows[0]["outcome"] for rows in evidence.attempts.values()] == ["handed_back"] * 5

@@ -53,19 +53,19 @@ async def test_row_52_kill_worker_mid_stream(rig: Rig, files: dict[str, str], fr
     await judge(rig)
     assert len(rig.takeovers_s) == EVENTS
     assert max(rig.takeovers_s) < TAKEOVER_S
-    assert all(each.running for each in apis)
+    assert all(api.running for api in apis)
     for client in clients:
         rows = await rig.sql("select step, reply from calls where event_id = $1::uuid and memory", client.event_id)
         assert {step: text for (step, _), text in client.texts.items()} == {row["step"]: row["reply"] for row in rows}
         assert {each["step"] for each in client.of("restart")} == {"answer"}, "the call that is made anew"
-        calls = [each.step for each in rig.sink.calls if each.event_id == client.event_id]
+        calls = [call.step for call in rig.sink.calls if call.event_id == client.event_id]
         assert sorted(calls) == ["answer", "answer", "speak"], "what was answered is not paid for again"
-        numbers = [int(each.id) for each in client.heard]
+        numbers = [int(message.id) for message in client.heard]
         assert numbers == sorted(set(numbers)), "nothing is told twice"
 
 
 def _hears(client: Client, step: str) -> bool:
-    return len([each for each in client.of("token") if each["step"] == step]) > 2
+    return len([token for token in client.of("token") if token["step"] == step]) > 2
 
 
 async def _follow(rig: Rig, client: Client, n: int) -> None:

@@ -84,12 +84,15 @@ class Proof:
         """One victim for each point; all of them die. A failpoint kills unless it says what else it does."""
         strikes = Strikes(self.rig, calls)
         self.rig.sink.at = strikes.at
-        armed = [*(each if "=" in each else f"{each}=kill" for each in failpoints), *("" for _ in calls)]
+        armed = [
+            *(failpoint if "=" in failpoint else f"{failpoint}=kill" for failpoint in failpoints),
+            *("" for _ in calls),
+        ]
         victims = await asyncio.gather(
             *(self.rig.worker(tree=self.tree, concurrency=1, failpoints=each, wait=False) for each in armed)
         )
         deaths = [asyncio.create_task(self._died(victim)) for victim in victims]
-        while left := [each for each in deaths if not each.done()]:
+        while left := [death for death in deaths if not death.done()]:
             # One event for each; more where one of an earlier wave was taken up and led past the point.
             await asyncio.gather(*(self.send() for _ in left))
             await asyncio.wait(left, timeout=WAVE_S)

@@ -82,7 +82,7 @@ async def test_row_50_operators_press_twice(rig: Rig) -> None:
     await rig.kill(victim)
     assert {each.status_code for each in answers} <= {200, 202, 409}, [each.text for each in answers]
     singly = sum(each.status_code == 202 for each in answers)
-    in_bulk = sum(each.json()["done"] for each in answers if each.status_code == 200)
+    in_bulk = sum(answer.json()["done"] for answer in answers if answer.status_code == 200)
     assert singly + in_bulk == len(sent)
     evidence = await judge(rig)
     assert {event["run"] for event in evidence.events.values()} == {2}

@@ -148,7 +148,7 @@ twenty = Pipeline(
 def _ask(name: str) -> str:
     """A node that asks; its parameters are named as the nodes they come from."""
     takes = ASKS[name]
-    parameters = ", ".join(f"{each}: {_type(each)}" for each in takes)
+    parameters = ", ".join(f"{source}: {_type(source)}" for source in takes)
     return ASK.format(name=name, type=_type(name), parameters=parameters, given=", ".join(takes))
 
 

@@ -169,11 +169,11 @@ async def test_the_whole_service(local: Settings, settings: Settings, tmp_path: 
     assert event["status"] == "succeeded", event["error"]
     assert event["result"]["intent"] in ("refund", "login", "other")
     assert len(event["result"]["near"]) == 32
-    calls = [each["detail"] for each in event["timeline"] if each["what"] == "call"]
+    calls = [moment["detail"] for moment in event["timeline"] if moment["what"] == "call"]
     assert [(each["prompt"], each["provider"], each["model"], each["outcome"]) for each in calls] == [
         ("sort", "local", "tiny", "ok"),
         ("sort", "local", "tiny", "ok"),
         ("(embed)", "local", "tiny", "ok"),
     ]
     assert all(each["tokens_in"] > 0 and not each["simulated"] and each["cost_usd"] > 0 for each in calls)
-    assert all(each["tokens_out"] > 0 for each in calls[:2])
+    assert all(call["tokens_out"] > 0 for call in calls[:2])

@@ -44,7 +44,7 @@ def test_every_event_is_found_once_where_it_was_written(tmp_path: Path) -> None:
     files = {"a.py": "from HERE.below.orders import Ordered\n", "below/__init__.py": "", "below/orders.py": ORDERS}
     with package(tmp_path, files) as found:
         catalog = discover(found)
-        assert {name: each.struct.__name__ for name, each in catalog.items()} == {
+        assert {name: kind.struct.__name__ for name, kind in catalog.items()} == {
             "order.placed": "Ordered",
             "cart.emptied": "Emptied",
         }
@@ -115,7 +115,7 @@ def test_the_schema_says_what_data_may_be_and_nothing_of_the_tag(tmp_path: Path)
 def test_every_event_of_the_project_has_a_schema() -> None:
     catalog = discover(schemas.events)
     assert {"ticket.opened", "message.labelled"} <= catalog.keys()
-    assert all("$type" not in str(each.schema()) for each in catalog.values())
+    assert all("$type" not in str(kind.schema()) for kind in catalog.values())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_ids_are_uuids_of_version_7_that_carry_the_time() -> None:
 
 def test_a_later_id_sorts_later() -> None:
     ids = [uuid7() for _ in range(5000)]
-    in_time = [each.int >> 62 for each in ids]  # all but what is random
+    in_time = [event_id.int >> 62 for event_id in ids]  # all but what is random
     assert in_time == sorted(in_time)
     assert len(set(in_time)) > 10
     assert sorted(ids, key=str) == sorted(ids) == sorted(ids, key=lambda each: each.bytes)

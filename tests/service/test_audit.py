@@ -35,7 +35,7 @@ async def http(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [each.getMessage() for each in caplog.records if each.name == "callboard.audit"]
+    return [record.getMessage() for record in caplog.records if record.name == "callboard.audit"]
 
 
 async def counts(http: httpx.AsyncClient) -> dict[tuple[str, str], int]:
@@ -133,7 +133,7 @@ async def test_signing_in_and_out_and_documents_are_on_record(
     await http.post("/logout", headers=OWN)
     await http.put("/collections/help/documents", json=DOCUMENTS, headers=bearer(key))
     await http.request("DELETE", "/collections/help/documents", json={"ids": ["D-1"]}, headers=bearer(key))
-    assert [each.split(":")[0] for each in lines(caplog)] == [
+    assert [line.split(":")[0] for line in lines(caplog)] == [
         "sign_in 303",
         "sign_out 303",
         "write_documents 200",
@@ -158,7 +158,7 @@ async def test_signing_in_and_out_and_documents_are_on_record(
     assert [each["action"] for each in (await page_of(action="sign_in"))["items"]] == ["sign_in"]
     at = first["items"][1]["at"]
     assert [each["action"] for each in (await page_of(since=at))["items"]] == ["discard", "write_documents"]
-    assert [each["action"] for each in (await page_of(until=at, actor=prefix))["items"]] == ["sign_out", "sign_in"]
+    assert [item["action"] for item in (await page_of(until=at, actor=prefix))["items"]] == ["sign_out", "sign_in"]
 
 
 @pytest.fixture
@@ -209,6 +209,6 @@ async def test_the_audit_from_the_command_line(
     assert table[1].split("\t")[1:] == [key[:11], "write_documents", "", '{"collection":"help","documents":2}']
     assert len(table) == 2
     page = json.decode((await call("--json", "--limit", "1")).output)
-    assert [each["action"] for each in page["items"]] == ["write_documents"]
+    assert [item["action"] for item in page["items"]] == ["write_documents"]
     assert "create_key" in (await call("--cursor", page["next"])).output
     assert (await call(api_key=await make_key(settings, "read", "operate"))).exit_code == 5

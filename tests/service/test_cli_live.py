@@ -102,7 +102,7 @@ async def test_tail_tells_an_event_while_it_happens(settings: Settings) -> None:
         messages = [json.decode(line) for line in told.stdout.splitlines()]
         result = (await board.show(event_id))["result"]
         assert messages[-1] == {"event": "end", "status": "succeeded", "result": result}
-        assert "".join(each["text"] for each in messages if each["event"] == "token") == result["text"]
+        assert "".join(message["text"] for message in messages if message["event"] == "token") == result["text"]
 
         read = await callboard(board, "tail", event_id)
         assert read.returncode == 0

@@ -58,7 +58,7 @@ def test_what_is_written_is_clean_and_boots(copy: Path) -> None:
         *wrote("pipeline", "returns", "--on", "ticket.opened")[:1],
         *wrote("pipeline", LONG, "--on", "message.labelled")[:1],
     ]
-    assert all((copy / each).is_file() for each in files)
+    assert all((copy / file).is_file() for file in files)
     code = [each for each in files if each.endswith(".py")]
     config = ("--config", str(ROOT / "pyproject.toml"))
     check(copy, "-m", "ruff", "check", *config, *code)

@@ -115,7 +115,7 @@ async def test_events_from_the_command_line(refusing: Board) -> None:
         (("--until", "2099-01-01T00:00:00Z", "--cursor", event_id), waiting[::-1]),
     ):
         told = await call(refusing, events, *asked, "--json")
-        assert [each["event_id"] for each in json.decode(told.stdout)["items"]] == found, asked
+        assert [item["event_id"] for item in json.decode(told.stdout)["items"]] == found, asked
     page = await call(refusing, events, "--limit", "1")
     assert page.stderr == f"There may be more: --cursor {event_id}\n"
     for since in ("yesterday", "2026-11-22T10:00:00", "1y", "h", "99999999w"):

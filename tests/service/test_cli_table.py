@@ -87,7 +87,7 @@ async def test_every_table_fits_80_columns_with_whole_ids_and_numbers(board: Boa
         await board.ended(child)
     await board.http.post(f"/events/{children[0]}/replay", json={})
     await board.ended(children[0])
-    letters = [each["dead_id"] for each in (await board.http.get("/dead-letters")).json()["items"]]
+    letters = [item["dead_id"] for item in (await board.http.get("/dead-letters")).json()["items"]]
     await board.http.put("/collections/help/documents", json={"documents": [{"id": "D-1", "text": "how to log in"}]})
     tables = {
         ("events", "--since", "1h"): [parent, *children],

@@ -102,7 +102,7 @@ async def test_a_poison_row_among_a_hundred_harms_nobody_else(desk: Desk, sql: a
     notes[41] = poison
     results = await put_all(desk, notes)
     assert isinstance(results[41], BadRow)
-    assert [each for n, each in enumerate(results) if n != 41] == [f"{n}: good" for n in range(100) if n != 41]
+    assert [result for n, result in enumerate(results) if n != 41] == [f"{n}: good" for n in range(100) if n != 41]
     assert await stored(sql) == [(n, "good") for n in range(100) if n != 41]
     assert await desk.put(41, "better") == "41: better"
 

@@ -141,7 +141,7 @@ async def send_all(board: Board, by: str, text: str) -> None:
     async def buried() -> bool:
         entries = await board.redis.xrange(NAMES.dead)
         children = await board.sql("select 1 from events where type = 'passed' and status = 'succeeded'")
-        return sum(text.encode() in repr(each).encode() for each in entries) == 3 and len(children) >= 2
+        return sum(text.encode() in repr(entry).encode() for entry in entries) == 3 and len(children) >= 2
 
     assert await eventually(buried)
 

@@ -86,7 +86,7 @@ async def test_what_was_read_and_not_finished_is_taken_one_by_one(
     monkeypatch.setattr(inbound.Inbound, "_take", noted)
     async with taking_in(settings):
         await eventually(lambda: quiet(redis))
-    assert taken[:20] == [[each] for each in entries]
+    assert taken[:20] == [[entry] for entry in entries]
     assert [each for piece in taken[20:] for each in piece] == later
     assert len(await ids(sql)) == 40
 
@@ -97,4 +97,4 @@ async def _read(redis: Redis, count: int, after: str = ">") -> list[stream.Entry
 
 async def _waits(redis: Redis) -> bool:
     """Whether somebody waits for the next entry."""
-    return any(each["cmd"] == "xreadgroup" and "b" in each["flags"] for each in await redis.client_list())
+    return any(client["cmd"] == "xreadgroup" and "b" in client["flags"] for client in await redis.client_list())

@@ -40,8 +40,8 @@ async def test_rings_in_order(redis: Redis) -> None:
     ids = [uuid7() for _ in range(2500)]
     box = Notifier(redis, NAMES)
     running = asyncio.create_task(box.run())
-    for each in ids:
-        box.notify(each)
+    for event_id in ids:
+        box.notify(event_id)
 
     async def all_rung() -> bool:
         return bool(await redis.xlen(NAMES.work) == len(ids))
@@ -54,8 +54,8 @@ async def test_rings_in_order(redis: Redis) -> None:
 async def test_what_waits_at_the_end_is_rung(redis: Redis) -> None:
     ids = [uuid7() for _ in range(3)]
     box = Notifier(redis, NAMES)
-    for each in ids:
-        box.notify(each)
+    for event_id in ids:
+        box.notify(event_id)
     await box.drained()
     assert await rung(redis) == ids
 
@@ -64,8 +64,8 @@ async def test_it_is_bounded_and_the_oldest_fall_out(redis: Redis, monkeypatch: 
     monkeypatch.setattr(notifier, "WAITING_MAX", 10)
     ids = [uuid7() for _ in range(25)]
     box = Notifier(redis, NAMES)
-    for each in ids:
-        box.notify(each)
+    for event_id in ids:
+        box.notify(event_id)
     await box.drained()
     assert await rung(redis) == ids[-10:]
 
@@ -99,8 +99,8 @@ async def test_what_a_redis_forgets_is_rung_again(settings: Settings) -> None:
             await eventually(lambda: redis.xlen(NAMES.work))
             await redis.flushdb()
     async with board_on(settings) as board:
-        for each in ids:
-            assert (await board.ended(each, 10))["status"] == "succeeded"
+        for event_id in ids:
+            assert (await board.ended(event_id, 10))["status"] == "succeeded"
         assert [dict(row) for row in await board.sql("select count(*) as n from attempts")] == [{"n": 21}]
 
 
@@ -114,7 +114,7 @@ async def test_streams_and_groups_may_vanish_while_they_are_read(board: Board) -
         ids = [await board.send("message.labelled", LABELLED) for _ in range(3)]
         await ruin()
         ids += [await board.send("message.labelled", LABELLED) for _ in range(3)]
-        for each in ids:
-            assert (await board.ended(each))["status"] == "succeeded"
+        for event_id in ids:
+            assert (await board.ended(event_id))["status"] == "succeeded"
     assert await board.sql("select 1 from work") == []
     assert [dict(row) for row in await board.sql("select distinct outcome from attempts")] == [{"outcome": "succeeded"}]

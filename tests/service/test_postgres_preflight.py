@@ -44,8 +44,8 @@ def bouncer() -> Iterator[Path]:
 async def admin(server: Server, *statements: str) -> None:
     connection = await asyncpg.connect(server.url)
     try:
-        for each in statements:
-            await connection.execute(each)
+        for statement in statements:
+            await connection.execute(statement)
     finally:
         await connection.close()
 

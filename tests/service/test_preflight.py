@@ -202,7 +202,7 @@ async def test_what_redis_does_not_take_has_its_reason(settings: Settings, folde
     ):
 
         async def reasons() -> list[str]:
-            return [each["reason"] for each in (await board.http.get("/readyz")).json()["degraded"]]
+            return [reason["reason"] for reason in (await board.http.get("/readyz")).json()["degraded"]]
 
         assert await reasons() == []
         await client.config_set("maxmemory", 1)

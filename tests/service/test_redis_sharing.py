@@ -55,7 +55,7 @@ async def busy(board: Board, prefix: str) -> None:
     async def taken() -> bool:
         items = (await board.http.get("/events")).json()["items"]
         letters = (await board.http.get("/dead-letters")).json()["items"]
-        return [each["status"] for each in items] == ["succeeded"] * 2 and len(letters) == 1
+        return [item["status"] for item in items] == ["succeeded"] * 2 and len(letters) == 1
 
     assert await eventually(taken, 30)
     assert await eventually(lambda: board.redis.exists(f"{prefix}dead"))

@@ -80,8 +80,8 @@ def sent(history: History, log: Log, cursor: ResumeCursor) -> Iterator[bytes]:
 
 def _filled(history: History, cursor: ResumeCursor, before: Position, *, complete: bool = False) -> Iterator[bytes]:
     after = START if complete else max(cursor.at, cursor.seen)
-    facts: list[tuple[Position, Stepped | Reply]] = [each for each in history.replies if after < each[0] < before]
-    facts += [each for each in history.steps if max(after, cursor.seen) < each[0] < before]
+    facts: list[tuple[Position, Stepped | Reply]] = [reply for reply in history.replies if after < reply[0] < before]
+    facts += [step for step in history.steps if max(after, cursor.seen) < step[0] < before]
     for position, fact in sorted(facts, key=lambda each: each[0]):
         yield from cursor.stored(position, fact)
 
@@ -118,7 +118,7 @@ def test_with_a_whole_log_each_thing_is_told_once_in_order(history: History, cut
     numbers = [int(each.id) for each in broken.heard if each.id]
     assert numbers == sorted(set(numbers))
     named = [each for each in broken.heard if each.id]
-    assert named == [each for each in unbroken.heard if each.id]
+    assert named == [message for message in unbroken.heard if message.id]
     assert all(text for text in accumulate(unbroken.texts.values()))
 
 
@@ -135,4 +135,4 @@ def _connect(history: History, log: Log, client: Client, most: int | None) -> No
 def _with_holes(data: st.DataObject, log: Log) -> Log:
     """Some of it never came to Redis."""
     gone = data.draw(st.sets(st.integers(0, max(0, len(log) - 1)), max_size=3))
-    return [each for n, each in enumerate(log) if n not in gone]
+    return [entry for n, entry in enumerate(log) if n not in gone]

@@ -97,7 +97,7 @@ async def test_places_follow_the_order_of_acceptance(settings: Settings, sql: as
 
 async def test_places_in_a_batch_follow_the_order_of_arrival(store: Store, sql: asyncpg.Connection) -> None:
     events = [incoming(id=str(number), partitionkey=f"k{number % 3}") for number in range(400)]
-    await asyncio.gather(*(store.accept(each) for each in events))
+    await asyncio.gather(*(store.accept(event) for event in events))
     for key in range(3):
         assert await _places(sql, f"k{key}") == [str(number) for number in range(400) if number % 3 == key]
 

@@ -124,7 +124,7 @@ async def test_a_timeline_ends_at_its_bytes(api: httpx.AsyncClient, settings: Se
     whats = [each["what"] for each in event["timeline"]]
     assert (whats[0], whats.count("call"), whats.count("retry")) == ("accepted", 2_000, 519)
     assert event["left_out"] == 1_000 + 3_000 - 519
-    last = [each for each in event["timeline"] if each["what"] == "call"][-1]
+    last = [moment for moment in event["timeline"] if moment["what"] == "call"][-1]
     assert (last["step"], last["attempt"]) == ("step", 1)
     page = await api.get(f"/ui/events/{event_id}")
     assert (page.status_code, len(page.content) < 3 << 20) == (200, True)
@@ -137,7 +137,7 @@ async def test_a_search_gives_the_best_up_to_its_bytes(api: httpx.AsyncClient) -
         assert (await api.put("/collections/large/documents", json={"documents": [document]})).status_code == 200
     answer = await api.post("/collections/large/search", json={"vector": [1, 0], "k": 6})
     assert len(answer.content) < FOUND_MAX + 10_000
-    assert ([each["id"] for each in answer.json()["items"]], answer.json()["left_out"]) == (["0", "1", "2", "3"], 2)
+    assert ([item["id"] for item in answer.json()["items"]], answer.json()["left_out"]) == (["0", "1", "2", "3"], 2)
     few = (await api.post("/collections/large/search", json={"vector": [1, 0], "k": 2})).json()
     assert (len(few["items"]), few["left_out"]) == (2, 0)
 
@@ -195,7 +195,7 @@ async def here(settings: Settings) -> AsyncIterator[int]:
 
 
 async def stuck(connections: list[Connection], count: int) -> bool:
-    return sum(each.flow.write_paused for each in connections) == count
+    return sum(connection.flow.write_paused for connection in connections) == count
 
 
 async def test_who_does_not_read_is_hung_up_on(settings: Settings, made: list[Connection]) -> None:

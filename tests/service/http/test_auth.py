@@ -177,7 +177,7 @@ async def test_without_postgres_it_is_503_and_not_401(settings: Settings) -> Non
     away = replace(settings, database_url="postgresql://127.0.0.1:9/none")
     async with serving(away) as url, httpx.AsyncClient(base_url=url, timeout=5) as http:
         asked = (http.get("/events"), http.get("/events", headers=bearer(mint(KEY))), http.get("/"))
-        assert [each.status_code for each in await asyncio.gather(*asked)] == [503, 503, 503]
+        assert [result.status_code for result in await asyncio.gather(*asked)] == [503, 503, 503]
 
 
 async def test_no_key_is_in_any_log(
@@ -188,7 +188,7 @@ async def test_no_key_is_in_any_log(
     for each in (key, wrong):
         await http.get("/events", headers=bearer(each))
         await http.post("/login", data={"key": each})
-    ours = [each.getMessage() for each in caplog.records if not each.name.startswith(("httpcore", "httpx"))]
+    ours = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpcore", "httpx"))]
     assert not [each for each in ours if key[11:] in each or wrong[11:] in each]
 
 
@@ -284,7 +284,7 @@ async def test_another_tenant_sees_and_changes_nothing(board: Board) -> None:
             assert theirs.status_code == (404 if "_id" in path else 200), route
             assert MARK not in theirs.text, route
     stats = [(await board.http.get("/prompt-stats", headers=headers)).json()["items"] for headers in (acme, other)]
-    assert [bool(each) for each in stats] == [True, False], "calls of acme's, none of the other's"
+    assert [bool(row) for row in stats] == [True, False], "calls of acme's, none of the other's"
     actor = (await board.http.get(f"/actors/{ACTOR}", headers=other)).json()
     assert actor == {"key": ACTOR, "states": {}, "mailbox": 0, "in_hand": None}
     for path in ("replay", "cancel"):
@@ -337,7 +337,7 @@ async def test_what_operators_do_is_recorded_with_their_keys_prefix(board: Board
         ("acme", key[:11], act) for act in ("replay", "cancel", "replay", "discard")
     ]
     shown = (await board.http.get(f"/events/{waits}", headers=bearer(key))).json()
-    assert [each["detail"] for each in shown["timeline"] if each["what"] == "cancelled"] == [{"by": key[:11]}]
+    assert [moment["detail"] for moment in shown["timeline"] if moment["what"] == "cancelled"] == [{"by": key[:11]}]
 
 
 def test_who_was_let_in_is_known_only_behind_the_guard() -> None:

@@ -66,7 +66,7 @@ async def test_all_in_word_for_word(api: httpx.AsyncClient, media: str) -> None:
         {"index": 1, "event_id": ids[1], "id": ids[1], "source": "/http", "status": "scheduled", "duplicate": False},
         {"index": 2, "event_id": ids[2], "id": ids[2], "source": "/http", "status": "queued", "duplicate": False},
     ]
-    assert [each["event_id"] for each in (await api.get("/events")).json()["items"]] == ids[::-1]
+    assert [item["event_id"] for item in (await api.get("/events")).json()["items"]] == ids[::-1]
     nothing = await post(api, [], media)
     assert (nothing.status_code, nothing.json()) == (202, {"accepted": 0, "rejected": 0, "items": []})
 
@@ -77,7 +77,7 @@ async def test_the_same_event_twice_in_one_batch(api: httpx.AsyncClient) -> None
     assert again == {**first, "index": 1, "duplicate": True}
     assert (other["index"], other["error"]["status"], other["error"]["errors"][0]["path"]) == (2, 409, "$.id")
     late = (await post(api, items[:2])).json()
-    assert (late["accepted"], [each["duplicate"] for each in late["items"]]) == (2, [True, True])
+    assert (late["accepted"], [item["duplicate"] for item in late["items"]]) == (2, [True, True])
     assert (await post(api, items[2:])).status_code == 207, "also when none is in"
 
 
@@ -87,7 +87,7 @@ async def test_poison_among_a_hundred(api: httpx.AsyncClient, media: str, poison
         response = await post(api, [*[GOOD] * 50, wrong, *[GOOD] * 49], media)
         told = response.json()
         assert (response.status_code, told["accepted"], told["rejected"]) == (207, 99, 1), what
-        assert [each["index"] for each in told["items"]] == list(range(100))
+        assert [item["index"] for item in told["items"]] == list(range(100))
         alone = (await api.post("/events", content=wrong, headers={"Content-Type": JSON})).json()
         assert told["items"][50] == {"index": 50, "error": {**alone, "instance": "/events/batch"}}, what
         assert alone["status"] == status, what
@@ -98,7 +98,7 @@ async def test_lines_stand_alone(api: httpx.AsyncClient) -> None:
     body = b"\r\n" + GOOD + b"\r\n\r\n \t\n  " + GOOD + b'\n{"type":\n' + GOOD
     told = (await api.post("/events/batch/", content=body, headers={"Content-Type": LINES})).json()
     assert (told["accepted"], told["rejected"]) == (3, 1)
-    assert [each["index"] for each in told["items"] if "error" in each] == [2]
+    assert [item["index"] for item in told["items"] if "error" in item] == [2]
 
 
 async def test_what_is_no_array_is_refused_as_a_whole(api: httpx.AsyncClient) -> None:
@@ -153,8 +153,8 @@ async def test_the_places_of_a_key_are_in_the_arrays_order(api: httpx.AsyncClien
     """Of batches larger than a statement usually is, several at once, among others that share the writers."""
     items = [[labelled(partitionkey=f"k{n % 7}", source=f"/{b}", id=f"{n}") for n in range(700)] for b in range(3)]
     singles = [api.post("/events", content=GOOD, headers={"Content-Type": JSON}) for _ in range(20)]
-    answers = await asyncio.gather(*(post(api, each) for each in items), *singles)
-    assert {each.status_code for each in answers} == {202}
+    answers = await asyncio.gather(*(post(api, item) for item in items), *singles)
+    assert {answer.status_code for answer in answers} == {202}
     connection = await asyncpg.connect(settings.database_url)
     rows = await connection.fetch("select key, source, id from work join events using (event_id) order by ord")
     await connection.close()

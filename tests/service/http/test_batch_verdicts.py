@@ -56,7 +56,7 @@ class Tenant:
     async def singly(self, items: list[bytes]) -> list[Any]:
         headers = {"Content-Type": JSON, **self._headers}
         return [
-            self._verdict((await self._http.post("/events", content=each, headers=headers)).json()) for each in items
+            self._verdict((await self._http.post("/events", content=item, headers=headers)).json()) for item in items
         ]
 
     async def together(self, items: list[bytes], media: str) -> list[Any]:
@@ -64,7 +64,7 @@ class Tenant:
         told = response.json()
         assert response.status_code == (207 if told["rejected"] else 202)
         assert told["accepted"] + told["rejected"] == len(items)
-        assert [each.pop("index") for each in told["items"]] == list(range(len(items)))
+        assert [item.pop("index") for item in told["items"]] == list(range(len(items)))
         return [self._verdict(each.get("error", each)) for each in told["items"]]
 
     def _verdict(self, told: dict[str, Any]) -> dict[str, Any]:
@@ -90,5 +90,5 @@ async def test_any_mixture_has_the_verdicts_of_single_ones(tenants: list[Tenant]
     one, many, few, some = tenants
     lines = [each.strip() for each in items if each.strip() and b"\n" not in each.strip()]
     assert await many.together(lines, LINES) == await one.singly(lines)
-    whole = [each for each in items if fits_an_array(each)]
+    whole = [item for item in items if fits_an_array(item)]
     assert await some.together(whole, JSON) == await few.singly(whole)

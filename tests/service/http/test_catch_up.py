@@ -53,7 +53,11 @@ async def keep_replies(settings: Settings, count: int, size: int) -> tuple[str, 
 
 def steps_of(client: Client) -> list[str]:
     """What was told, in order: the step that a reply is of, or that has ended."""
-    return [each.data.get("step", each.event) for each in client.heard if each.event not in ("status", "restart")]
+    return [
+        message.data.get("step", message.event)
+        for message in client.heard
+        if message.event not in ("status", "restart")
+    ]
 
 
 def in_order(count: int) -> list[str]:
@@ -79,7 +83,7 @@ async def test_whatever_a_page_holds_each_thing_is_told_once_and_in_order(
         await client.follow(api, most)
     assert steps_of(client) == in_order(6)
     assert {step: text for (step, _), text in client.texts.items()} == replies
-    numbers = [int(each.id) for each in client.heard]
+    numbers = [int(message.id) for message in client.heard]
     assert numbers == sorted(set(numbers))
     assert client.heard[-1].data == {"status": "succeeded", "result": {"said": True}}
 

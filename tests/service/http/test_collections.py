@@ -27,7 +27,7 @@ async def put(api: httpx.AsyncClient, *documents: dict[str, Any], at: str = HELP
 async def ids(api: httpx.AsyncClient, at: str = HELP, **asked: Any) -> list[str]:
     answer = await api.post(f"{at}/search", json=asked)
     assert answer.status_code == 200, answer.text
-    return [each["id"] for each in answer.json()["items"]]
+    return [item["id"] for item in answer.json()["items"]]
 
 
 async def filled(api: httpx.AsyncClient) -> None:
@@ -170,13 +170,13 @@ DOCUMENTS: Final[list[tuple[dict[str, Any], str]]] = [
 async def test_what_is_asked_for_wrongly_is_told_where(api: httpx.AsyncClient) -> None:
     for asked, path in ASKED:
         answer = await api.post(f"{HELP}/search", json=asked)
-        assert (answer.status_code, [each["path"] for each in answer.json()["errors"]]) == (422, [path]), asked
+        assert (answer.status_code, [error["path"] for error in answer.json()["errors"]]) == (422, [path]), asked
 
 
 async def test_a_document_that_cannot_be_kept(api: httpx.AsyncClient) -> None:
     for document, path in DOCUMENTS:
         answer = await put(api, document)
-        assert (answer.status_code, [each["path"] for each in answer.json()["errors"]]) == (422, [path]), document
+        assert (answer.status_code, [error["path"] for error in answer.json()["errors"]]) == (422, [path]), document
 
 
 async def test_bounds_of_a_put(api: httpx.AsyncClient, settings: Settings) -> None:

@@ -78,13 +78,13 @@ async def test_a_stream_from_the_first_status_to_the_end(settings: Settings) -> 
         assert by_step(client) == await stored(board, client.event_id)
     assert client.of("status")[-1] == {"status": "running"}
     assert {each["step"] for each in client.of("step")} == {"one", "two"}
-    assert all(each["state"] == "done" and each["ms"] > 0 for each in client.of("step"))
+    assert all(step["state"] == "done" and step["ms"] > 0 for step in client.of("step"))
     assert len(client.of("token")) > 6, "more than one piece each"
     assert not client.of("restart")
     assert client.heard[-1].data == {"status": "succeeded", "result": shown["result"]}
     numbers = [int(each.id) for each in client.heard]
     assert numbers == sorted(set(numbers)), "each seq once, in order"
-    between = [each.data["step"] for each in client.heard if each.event == "token"]
+    between = [message.data["step"] for message in client.heard if message.event == "token"]
     assert sorted(between) != between, "the branches come side by side"
 
 
@@ -103,7 +103,7 @@ async def test_a_client_that_comes_again_hears_each_thing_once(settings: Setting
                 await client.follow(ways[len(client.heard) % 2], most)
         assert by_step(client) == await stored(board, client.event_id)
     assert not client.of("restart")
-    numbers = [int(each.id) for each in client.heard]
+    numbers = [int(message.id) for message in client.heard]
     assert numbers == sorted(set(numbers))
     assert len(client.of("step")) == 2
 
@@ -119,7 +119,7 @@ async def test_late_clients_hear_the_same(settings: Settings) -> None:
         read = await board.http.get(f"/events/{event_id}/stream", headers={"Last-Event-ID": last.last})
         assert by_step(first) == by_step(last) == await stored(board, event_id)
     assert not first.of("restart")
-    assert [each.event for each in last.heard].count("restart") == len(last.of("token")) == 2
+    assert [message.event for message in last.heard].count("restart") == len(last.of("token")) == 2
     assert first.of("step") == last.of("step")
     assert first.heard[-1] == last.heard[-1]
     assert read.status_code == 204
@@ -153,7 +153,7 @@ async def test_where_nothing_happens_a_comment_tells_that_somebody_is_there(
         client = Client(await board.send("spoken", {}, dueat="2999-01-01T00:00:00Z"))
         following = asyncio.create_task(client.follow(board.http))
         await eventually(lambda: asyncio.sleep(0, client.comments > 2))
-        assert [each.data for each in client.heard] == [{"status": "scheduled"}]
+        assert [message.data for message in client.heard] == [{"status": "scheduled"}]
         await board.http.post(f"/events/{client.event_id}/cancel")
         await following
     assert client.heard[-1].data["status"] == "cancelled"
@@ -164,7 +164,7 @@ async def test_an_event_without_tokens_has_a_stream_and_no_log(settings: Setting
         client = Client(await board.send("spoken", {}))
         await client.follow(board.http)
         assert not await board.redis.exists(f"callboard:live:{client.event_id}")
-    assert [each.event for each in client.heard][-2:] == ["step", "end"]
+    assert [message.event for message in client.heard][-2:] == ["step", "end"]
     assert client.of("step")[0]["state"] == "done"
 
 
@@ -228,7 +228,7 @@ async def test_an_api_that_stops_ends_its_streams_in_order(settings: Settings) -
         assert not client.over
         await client.follow(board.http)
         assert by_step(client) == await stored(board, client.event_id)
-    numbers = [int(each.id) for each in client.heard]
+    numbers = [int(message.id) for message in client.heard]
     assert numbers == sorted(set(numbers))
 
 

@@ -173,10 +173,10 @@ async def test_requests_of_chance(settings: Settings, tmp_path: Path) -> None:
     print(f"FUZZ_SEED={SEED}")
     headers = bearer(await make_key(settings, "admin"))
     routes = [
-        (name, each.path)
-        for each in create_app(settings).routes
-        if isinstance(each, Route)
-        for name in each.methods or ()
+        (name, route.path)
+        for route in create_app(settings).routes
+        if isinstance(route, Route)
+        for name in route.methods or ()
     ]
     async with api_of(settings, tmp_path) as api:
         with closing(Hand(api.port)) as hand:

@@ -64,7 +64,7 @@ async def strangers(settings: Settings, http: httpx.AsyncClient) -> list[Someone
 
     async def is_out() -> bool:
         answers = [await http.get("/types", headers=each) for each in (bearer(revoked), cookie(orphan))]
-        return [each.status_code for each in answers] == [401, 401]
+        return [answer.status_code for answer in answers] == [401, 401]
 
     await eventually(is_out, HELD_S + 1)
     sent = {
@@ -143,7 +143,7 @@ def answering(routes: list[Route], method: str, path: str) -> str | None:
 
 def routes_of(settings: Settings) -> list[Route]:
     routes = create_app(settings).routes
-    assert all(type(each) is Route for each in routes), "some are asked in another way than this test knows"
+    assert all(type(route) is Route for route in routes), "some are asked in another way than this test knows"
     return [each for each in routes if isinstance(each, Route)]
 
 

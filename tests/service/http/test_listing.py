@@ -31,7 +31,7 @@ async def post(api: httpx.AsyncClient, **attributes: Any) -> str:
 async def ids(api: httpx.AsyncClient, **asked: Any) -> list[str]:
     response = await api.get("/events", params=asked)
     assert response.status_code == 200, response.text
-    return [each["event_id"] for each in response.json()["items"]]
+    return [item["event_id"] for item in response.json()["items"]]
 
 
 async def test_filters(api: httpx.AsyncClient) -> None:
@@ -88,7 +88,7 @@ async def test_the_children_of_an_event_are_listed(settings: Settings) -> None:
         assert await ids(board.http, parent=few, type="split") == []
         page = (await board.http.get("/events", params={"parent": few, "limit": 2})).json()
         rest = await ids(board.http, parent=few, cursor=page["next"])
-        assert [each["event_id"] for each in page["items"]] + rest == children
+        assert [item["event_id"] for item in page["items"]] + rest == children
         assert (await board.http.get("/events?parent=x")).status_code == 400
 
         shown = (await board.http.get(f"/ui/events/{few}")).text
@@ -118,7 +118,7 @@ async def test_the_cursor_walks_everything_exactly_once(api: httpx.AsyncClient) 
         for _ in range(30):
             asked = {"limit": str(limit), "source": "/walk"} | ({"cursor": cursor} if cursor else {})
             page = (await api.get("/events", params=asked)).json()
-            walked += [each["event_id"] for each in page["items"]]
+            walked += [item["event_id"] for item in page["items"]]
             cursor = page["next"]
             if cursor is None:
                 break

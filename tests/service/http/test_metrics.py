@@ -192,9 +192,9 @@ async def test_what_workers_of_the_release_before_report_is_added_up(board: Boar
 @pytest.mark.usefixtures("often")
 async def test_first_tokens_waits_and_versions_of_prompts_are_measured(board: Board) -> None:
     event = await board.ended(await board.send("ticket.opened", TICKET))
-    calls = [each["detail"] for each in event["timeline"] if each["what"] == "call"]
+    calls = [moment["detail"] for moment in event["timeline"] if moment["what"] == "call"]
     classified = [each for each in calls if each["prompt"] == "tickets/classify"]
-    (streamed,) = [each for each in calls if each["prompt"] == "tickets/draft"] or [None]
+    (streamed,) = [call for call in calls if call["prompt"] == "tickets/draft"] or [None]
 
     async def told() -> dict[Any, float] | None:
         found = await scraped(board.http, "/metrics/fleet")
@@ -244,7 +244,7 @@ async def both_formats_are_whole_and_by_the_rules(http: httpx.AsyncClient) -> No
 @pytest.mark.usefixtures("often")
 async def test_calls_of_models_are_counted_with_their_cost_in_both_formats(board: Board) -> None:
     event = await board.ended(await board.send("ticket.opened", TICKET))
-    calls = [each["detail"] for each in event["timeline"] if each["what"] == "call"]
+    calls = [moment["detail"] for moment in event["timeline"] if moment["what"] == "call"]
     assert calls
     where = {"provider": calls[0]["provider"], "model": calls[0]["model"]}
 
@@ -308,7 +308,7 @@ async def test_many_scrapes_are_one_measurement(api: httpx.AsyncClient) -> None:
     await api.post("/events", json={"type": "ticket.opened", "data": TICKET})
     texts = await asyncio.gather(*(scraped(api) for _ in range(20)))
     assert {one(each, "backlog_events", status="queued") for each in texts} == {0}, "measured just before the event"
-    assert {one(each, "events_accepted_total", type="ticket.opened", via="http") for each in texts} == {1}
+    assert {one(text, "events_accepted_total", type="ticket.opened", via="http") for text in texts} == {1}
 
 
 async def test_with_postgres_and_redis_away_it_says_so(settings: Settings) -> None:
@@ -332,7 +332,7 @@ async def test_a_postgres_that_stands_still_is_waited_for_two_seconds(settings: 
             begun = asyncio.get_running_loop().time()
             texts = await asyncio.gather(*(scraped(http) for _ in range(5)))
             assert 2 <= asyncio.get_running_loop().time() - begun < 8
-    assert {one(each, "postgres_up") for each in texts} == {0}
+    assert {one(text, "postgres_up") for text in texts} == {0}
 
 
 def lint(text: str) -> Iterator[str]:

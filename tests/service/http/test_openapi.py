@@ -101,13 +101,13 @@ async def test_each_parameter_is_asked_for_by_its_name(api: httpx.AsyncClient, t
     names = {each["name"]: each["schema"] for each in operation["parameters"]}
     assert set(names) == {"type", "status", "key", "source", "id", "parent", "since", "until", "limit", "cursor"}
     assert (names["limit"]["maximum"], (await api.get("/events?limit=501")).status_code) == (500, 400)
-    letters = {each["name"] for each in told["paths"]["/dead-letters"]["get"]["parameters"]}
+    letters = {parameter["name"] for parameter in told["paths"]["/dead-letters"]["get"]["parameters"]}
     assert letters == {"type", "reason", "since", "until", "limit", "cursor"}
     assert told["paths"]["/healthz"]["get"]["security"] == []
 
 
 def test_where_events_come_in_a_caller_may_be_told_to_wait(told: dict[str, Any]) -> None:
     paths = told["paths"]
-    limited = [path for path, each in paths.items() if "429" in each.get("post", {}).get("responses", {})]
+    limited = [path for path, methods in paths.items() if "429" in methods.get("post", {}).get("responses", {})]
     assert limited == ["/events", "/events/batch"]
     assert "Retry-After" in paths["/events"]["post"]["responses"]["429"]["headers"]

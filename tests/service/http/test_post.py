@@ -93,7 +93,7 @@ async def test_a_waiting_event_has_every_field(api: httpx.AsyncClient) -> None:
     assert (shown["attempts"], shown["run"], shown["calls"], shown["cost_usd"]) == (0, 1, 0, 0)
     for name in ("started_at", "finished_at", "worker", "result", "error"):
         assert shown[name] is None, name
-    assert [(each["seq"], each["what"]) for each in shown["timeline"]] == [(1, "accepted")]
+    assert [(moment["seq"], moment["what"]) for moment in shown["timeline"]] == [(1, "accepted")]
     assert set(shown["timeline"][0]) == MOMENT
 
 

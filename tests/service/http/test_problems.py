@@ -113,7 +113,7 @@ def assert_problem(response: httpx.Response, status: int, path: str | None = Non
 async def test_bad_bodies(api: httpx.AsyncClient) -> None:
     for what, body, status, path in WRONG:
         response = await api.post("/events", content=body, headers=MEDIA)
-        assert (response.status_code, [each["path"] for each in response.json()["errors"]]) == (status, [path]), what
+        assert (response.status_code, [error["path"] for error in response.json()["errors"]]) == (status, [path]), what
         assert_problem(response, status, path)
     assert (await api.get("/events")).json()["items"] == []
 

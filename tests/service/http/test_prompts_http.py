@@ -10,7 +10,7 @@ from tests.processes import ROOT
 
 async def test_every_prompt_with_its_versions_and_models(api: httpx.AsyncClient) -> None:
     items = (await api.get("/prompts")).json()["items"]
-    assert {"tickets/classify", "chat/answer"} <= {each["name"] for each in items}
+    assert {"tickets/classify", "chat/answer"} <= {item["name"] for item in items}
     (told,) = [each for each in items if each["name"] == "tickets/classify"]
     assert (told["versions"], told["model"]) == ([1], "fast")
     assert told["models"][0].startswith("openai ")
@@ -70,7 +70,7 @@ async def test_versions_are_counted_over_a_time(board: Board) -> None:
     await board.sql("update calls set at = at - interval '2 days'")
     assert (await board.http.get("/prompt-stats")).json()["items"] == []
     then = {"since": (datetime.now(UTC) - timedelta(days=3)).isoformat()}
-    assert sum(each["calls"] for each in (await board.http.get("/prompt-stats", params=then)).json()["items"])
+    assert sum(item["calls"] for item in (await board.http.get("/prompt-stats", params=then)).json()["items"])
     await board.sql("update calls set tenant = 'another'")
     assert (await board.http.get("/prompt-stats", params=then)).json()["items"] == []
 

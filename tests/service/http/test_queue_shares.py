@@ -56,14 +56,14 @@ async def test_a_tenant_that_fills_the_queue_shuts_out_itself_alone(
             await eventually(lambda: _in_flight(http, 2 + PLACES))
         answers = await asyncio.gather(*of_a)
         refused = [each for each in answers if each.status_code == 429]
-        assert (len(refused), Counter(each.status_code for each in answers)[202]) == (LEFT, PLACES - LEFT)
+        assert (len(refused), Counter(answer.status_code for answer in answers)[202]) == (LEFT, PLACES - LEFT)
         assert refused[0].headers["retry-after"] == "1"
         assert (
             refused[0].json()["detail"]
             == "53 events of the tenant a wait to be stored, which is its share of the queue"
         )
         assert batch.status_code == 429
-        assert {each.status_code for each in await asyncio.gather(*writing, *of_b)} == {202}
+        assert {result.status_code for result in await asyncio.gather(*writing, *of_b)} == {202}
         shown = (await http.get("/metrics")).text
         assert 'callboard_over_limit_total{limit="queue"} 8.0' in shown
         assert (await post(a)).status_code == 202
@@ -71,7 +71,7 @@ async def test_a_tenant_that_fills_the_queue_shuts_out_itself_alone(
 
 
 async def _ended(tasks: Sequence["asyncio.Task[httpx.Response]"], count: int) -> bool:
-    return sum(each.done() for each in tasks) >= count
+    return sum(task.done() for task in tasks) >= count
 
 
 async def _in_flight(http: httpx.AsyncClient, count: int) -> bool:

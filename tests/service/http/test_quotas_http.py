@@ -37,8 +37,8 @@ async def two_apis(settings: Settings, key: str) -> AsyncIterator[list[httpx.Asy
     async with AsyncExitStack() as stack:
         urls = [await stack.enter_async_context(serving(settings)) for _ in range(2)]
         clients = [httpx.AsyncClient(base_url=url, timeout=30, headers=bearer(key)) for url in urls]
-        for each in clients:
-            await stack.enter_async_context(each)
+        for client in clients:
+            await stack.enter_async_context(client)
         async with Redis.from_url(settings.redis_url) as redis:
             await eventually(lambda: _are_two(redis))
         yield clients
@@ -60,14 +60,14 @@ async def test_a_rate_holds_over_two_apis(settings: Settings) -> None:
     other = bearer(await make_key(settings, "ingest"))
     async with two_apis(settings, key) as apis, Redis.from_url(settings.redis_url) as redis:
         answers = await asyncio.gather(*(apis[n % 2].post("/events", json=EVENT) for n in range(50)))
-        assert Counter(each.status_code for each in answers) == {202: 20, 429: 30}
+        assert Counter(answer.status_code for answer in answers) == {202: 20, 429: 30}
         refused = next(each for each in answers if each.status_code == 429)
         after_s = int(refused.headers["retry-after"])
         assert 170 <= after_s <= 181  # the next of 20 in an hour
         assert refused.headers["content-type"] == "application/problem+json"
         detail = f"the key {key[:11]} may send 20 events an hour over all APIs (its --rate): the next one fits in"
         assert refused.json()["detail"] == f"{detail} {after_s} s"
-        assert {(await each.post("/events", json=EVENT, headers=other)).status_code for each in apis} == {202}
+        assert {(await api.post("/events", json=EVENT, headers=other)).status_code for api in apis} == {202}
         assert len((await apis[0].get("/events?limit=100")).json()["items"]) == 22
         shown = [(await each.get("/metrics")).text for each in apis]
         assert sum(text.count('callboard_over_limit_total{limit="rate"}') for text in shown) == 2

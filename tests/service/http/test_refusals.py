@@ -109,7 +109,7 @@ async def test_a_full_queue_of_writes_is_counted(settings: Settings, monkeypatch
         tasks = [asyncio.create_task(http.post("/events", json=EVENT)) for _ in range(8)]
 
         async def some() -> list[httpx.Response]:
-            return [each.result() for each in tasks if each.done()]
+            return [task.result() for task in tasks if task.done()]
 
         for each in await eventually(some):
             assert (each.status_code, each.headers["retry-after"]) == (503, "1")
@@ -148,4 +148,4 @@ async def test_a_batch_of_which_some_could_not_be_stored_now_says_when_to_come_a
     async with api_of(settings) as http:
         answer = await http.post("/events/batch", json=[EVENT] * 3)
     assert (answer.status_code, answer.json()["accepted"], answer.headers["retry-after"]) == (207, 1, "7")
-    assert [each["error"]["status"] for each in answer.json()["items"][1:]] == [429, 503]
+    assert [item["error"]["status"] for item in answer.json()["items"][1:]] == [429, 503]

@@ -35,7 +35,7 @@ async def two(settings: Settings) -> AsyncIterator[Two]:
     limits = httpx.Limits(max_connections=None)
     async with serving(settings) as url, AsyncExitStack() as stack:
         clients = [httpx.AsyncClient(base_url=url, timeout=30, limits=limits, headers=bearer(key)) for key in keys]
-        yield Two(*[await stack.enter_async_context(each) for each in clients])
+        yield Two(*[await stack.enter_async_context(client) for client in clients])
 
 
 @asynccontextmanager
@@ -60,7 +60,7 @@ async def waiting(connection: asyncpg.Connection) -> int:
 
 
 def statuses(answers: list[httpx.Response]) -> set[int]:
-    return {each.status_code for each in answers}
+    return {answer.status_code for answer in answers}
 
 
 async def answered_soon(http: httpx.AsyncClient, path: str = "/events") -> None:

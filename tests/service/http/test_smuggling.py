@@ -120,7 +120,9 @@ async def test_what_can_be_taken_for_two_requests_is_none(settings: Settings, tm
                     differs.append(f"{name}: {answers}")
         for name, form in ONE.items():
             answers = await said(api, form, SECOND)
-            if [each[:3] in (b"200", b"400", b"422") for each in answers] != [True, True] or answers[1][:3] != b"200":
+            if [answer[:3] in (b"200", b"400", b"422") for answer in answers] != [True, True] or answers[1][
+                :3
+            ] != b"200":
                 differs.append(f"{name}: {answers}")
         assert "Traceback" not in api.program.told
     assert not differs, "\n".join(differs)

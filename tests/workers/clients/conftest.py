@@ -18,7 +18,7 @@ def ledger() -> Ledger:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Prompts:
-    chains = {"both": PAIR, **{each: (each,) for each in PROVIDERS}}
+    chains = {"both": PAIR, **{provider: (provider,) for provider in PROVIDERS}}
     price = ", usd_per_million = { input = 1, output = 1 }"
     links = {
         alias: [

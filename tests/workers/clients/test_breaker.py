@@ -198,7 +198,7 @@ async def test_stragglers_say_nothing_about_now(breaker: Breaker, clock: Clock, 
     clock.now_s += 9
     answer.set()
     outcomes = await asyncio.gather(*stragglers, return_exceptions=True)
-    assert {str(each) for each in outcomes} == {"late" if late == "fault" else "ok"}
+    assert {str(outcome) for outcome in outcomes} == {"late" if late == "fault" else "ok"}
     assert breaker.state == "open"
     clock.now_s += 1
     assert breaker.state == "half_open", "the time of opening has not moved"
@@ -237,7 +237,7 @@ async def _calls_until_open(share: float, seed: int, calls: int) -> int | None:
 async def test_thirty_in_a_hundred_open_it_and_five_do_not() -> None:
     """A thousand calls each, two hundred times: at 30 % it always opens, mostly at once, at 5 % never by chance."""
     opened = {share: [await _calls_until_open(share, seed, 1000) for seed in range(200)] for share in (0.3, 0.05)}
-    took = sorted(each for each in opened[0.3] if each)
+    took = sorted(opening for opening in opened[0.3] if opening)
     assert len(took) == 200
     assert took[100] <= 30
     assert took[190] <= 100

@@ -95,7 +95,7 @@ async def vectors(settings: Settings) -> AsyncIterator[Vectors]:
 async def test_a_filter_is_what_it_says(vectors: Vectors, which: dict[str, Any], metadata: list[Any]) -> None:
     collection = str(uuid4())
     await vectors.upsert(
-        "acme", [Document(collection, str(n), "a", [1.0], each) for n, each in enumerate(metadata)], "test"
+        "acme", [Document(collection, str(n), "a", [1.0], fields) for n, fields in enumerate(metadata)], "test"
     )
     found, _ = await vectors.search("acme", collection, Search(vector=[1.0], k=100, filter=which))
     assert {each.id for each in found} == {str(n) for n, each in enumerate(metadata) if fits(which, each)}
@@ -125,6 +125,9 @@ async def test_a_pipeline_searches_as_http_does(vectors: Vectors) -> None:
     assert await run.delete("notes", where={"lang": {"eq": "en"}}) == 1
     assert await run.delete("notes", ["hashed", "unknown"]) == 1
     assert await run.delete("notes", ["hashed"], {"lang": {"eq": "en"}}) == 0
-    assert [(each.id, each.embedding) for each in effects.documents[2:]] == [("own", None), ("hashed", None)]
+    assert [(document.id, document.embedding) for document in effects.documents[2:]] == [
+        ("own", None),
+        ("hashed", None),
+    ]
     with pytest.raises(WiringError, match="Give `ids` or `where`"):
         await run.delete("notes")

@@ -54,7 +54,7 @@ async def test_so_many_requests_a_minute_for_all_together(redis: Redis) -> None:
     """Three that ask at once for three times as much as comes: what is let through is what comes, and no more."""
     limiters = [RateLimiter(limited(requests_per_min=1200), sharing(redis)) for _ in range(3)]
     begun = time.monotonic()
-    let = [await each for each in asyncio.as_completed([tried(limiters[n % 3]) for n in range(300)])]
+    let = [await result for result in asyncio.as_completed([tried(limiters[n % 3]) for n in range(300)])]
     comes = (time.monotonic() - begun) * 20 + 20
     assert 20 <= sum(let) <= comes + 1
 

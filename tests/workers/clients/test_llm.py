@@ -147,7 +147,7 @@ async def test_an_empty_reply_is_not_shown_to_the_model_again(prompts: Prompts, 
 
     async with provider(handle) as url, opened(prompts, url) as llm:
         assert await ask(llm, ledger, returns=Sorted, model="anthropic") == Sorted("x", "high")
-    assert [each["role"] for each in asked[1]["messages"]] == ["user", "user"]
+    assert [message["role"] for message in asked[1]["messages"]] == ["user", "user"]
 
 
 async def test_the_next_in_the_chain_answers(prompts: Prompts, ledger: Ledger) -> None:

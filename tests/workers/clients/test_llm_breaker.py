@@ -38,7 +38,7 @@ async def test_the_deadline_is_total_and_counts_at_the_breaker(prompts: Prompts,
         outcomes = await asyncio.gather(*asking, return_exceptions=True)
         state = llm.breakers()[f"{name}/{MODELS[name]}"]
         over.set()
-    assert all(isinstance(each, Outage) for each in outcomes)
+    assert all(isinstance(outcome, Outage) for outcome in outcomes)
     assert ledger.outcomes == ["timeout"] * 5
     assert [(call.outcome, call.cost_usd) for call in ledger.calls] == [
         ("unknown", call.cost_usd) for call in ledger.opened

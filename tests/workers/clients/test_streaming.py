@@ -21,7 +21,7 @@ SHORT: Final = StreamTimeouts(total_s=10, first_s=1.0, stall_s=1.0)
 
 
 def _sse(*events: Any) -> list[bytes]:
-    return [f"data: {each if isinstance(each, str) else json.dumps(each)}\n\n".encode() for each in events]
+    return [f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode() for event in events]
 
 
 def told(pieces: list[str], finish: str | None = "stop", reason: str | None = "end_turn") -> dict[str, list[bytes]]:
@@ -29,7 +29,7 @@ def told(pieces: list[str], finish: str | None = "stop", reason: str | None = "e
     deltas = [{"choices": [{"delta": {"content": each}, "finish_reason": None}]} for each in pieces]
     usage = {"prompt_tokens": 7, "completion_tokens": 3}
     end = [{"choices": [{"delta": {}, "finish_reason": finish}]}, {"choices": [], "usage": usage}, "[DONE]"]
-    blocks = [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": each}} for each in pieces]
+    blocks = [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": piece}} for piece in pieces]
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}}
     stop = {"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 3}}
     return {
@@ -40,8 +40,8 @@ def told(pieces: list[str], finish: str | None = "stop", reason: str | None = "e
 
 def saying(events: dict[str, list[bytes]], *, pause_s: float = 0.0, for_ever: bool = False) -> Handle:
     async def body(parts: list[bytes]) -> AsyncIterator[bytes]:
-        for each in parts:
-            yield each
+        for part in parts:
+            yield part
             await asyncio.sleep(pause_s)
         if for_ever:
             await asyncio.Event().wait()
@@ -94,7 +94,7 @@ async def test_pieces_are_told_before_the_stream_has_ended(prompts: Prompts, led
         await eventually(heard)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-    assert [(each.outcome, each.cause) for each in ledger.calls] == [("unknown", "cancelled")]
+    assert [(call.outcome, call.cause) for call in ledger.calls] == [("unknown", "cancelled")]
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
@@ -236,7 +236,7 @@ def _halved(path: str) -> Iterator[bytes]:
 async def test_a_reply_that_does_not_say_its_tokens_costs_the_most_it_may(prompts: Prompts, ledger: Ledger) -> None:
     """Or a budget would not hold a server that keeps them to itself."""
     events = told(["One"])
-    silent = {path: [each for each in parts if b"usage" not in each] for path, parts in events.items()}
+    silent = {path: [part for part in parts if b"usage" not in part] for path, parts in events.items()}
     for each in (events, silent):
         async with provider(saying(each)) as url, opened(prompts, url) as llm:
             assert await stream(llm, ledger, model="openai") == "One"

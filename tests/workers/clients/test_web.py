@@ -177,9 +177,9 @@ async def test_gzip_is_unfolded_as_far_as_an_answer_may_go() -> None:
     tracemalloc.start()
     async with server(always("200 OK", folded, "content-encoding: gzip\r\n")) as url, open_web(LOOPBACK) as web:
         posts = [web.post(url, json={}, idempotency_key="k") for _ in range(20)]
-        for each in await asyncio.gather(*posts, return_exceptions=True):
-            assert isinstance(each, Reject), each
-            assert f"more than {REPLY_MAX} bytes" in str(each)
+        for result in await asyncio.gather(*posts, return_exceptions=True):
+            assert isinstance(result, Reject), result
+            assert f"more than {REPLY_MAX} bytes" in str(result)
     _, most_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most_bytes < 100_000_000

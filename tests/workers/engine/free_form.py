@@ -18,9 +18,9 @@ async def replayed_alike(board: Board, whole: Program, event_id: str) -> None:
     rows = await board.sql("select step, entry from journal where event_id = $1 and run = $2", event_id, event["run"])
     (row,) = await board.sql("select data from events where event_id = $1", event_id)
     asked = [
-        each["step"]
-        for each in event["timeline"]
-        if each["what"] == "step" and each["detail"]["state"] in DONE and each["attempt"] == event["attempts"]
+        moment["step"]
+        for moment in event["timeline"]
+        if moment["what"] == "step" and moment["detail"]["state"] in DONE and moment["attempt"] == event["attempts"]
     ]
     async with open_run() as run:
         run.facts.journal = {each["step"]: Raw(each["entry"].encode()) for each in rows}

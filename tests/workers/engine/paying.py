@@ -99,4 +99,4 @@ async def open_shop(
 
 
 def timeline_calls(event: dict[str, Any]) -> list[dict[str, Any]]:
-    return [each["detail"] for each in event["timeline"] if each["what"] == "call"]
+    return [moment["detail"] for moment in event["timeline"] if moment["what"] == "call"]

@@ -68,7 +68,7 @@ async def test_a_child_names_its_parent_and_what_it_inherits(settings: Settings)
         parent = await board.send("order", {}, traceparent=trace)
         assert "parent" not in await board.ended(parent)
         children = await children_of(board, parent)
-        assert [(each["id"], each["partitionkey"] if n < 2 else None) for n, each in enumerate(children)] == [
+        assert [(child["id"], child["partitionkey"] if n < 2 else None) for n, child in enumerate(children)] == [
             ("1/say/1", "k0"),
             ("1/say/2", "k1"),
             ("1/say/3", None),
@@ -117,7 +117,7 @@ async def test_a_failed_try_says_nothing_and_a_retry_says_it_once(settings: Sett
         assert await children_of(board, parent) == []
         go_on.set()
         await board.ended(parent)
-        said = [each["id"] for each in await children_of(board, parent)]
+        said = [child["id"] for child in await children_of(board, parent)]
         assert said == ["1/cheap/1", "1/costly/1", "1/stumble/1"]
 
 
@@ -151,7 +151,7 @@ async def test_a_replay_says_again_only_what_it_runs_again(settings: Settings) -
         for run, body, expected in ((2, {}, ["1/cheap/1"]), (3, {"from": "cheap"}, ["1/cheap/1", "3/cheap/1"])):
             await board.http.post(f"/events/{parent}/replay", json=body)
             assert (await board.ended(parent))["run"] == run
-            assert [each["id"] for each in await children_of(board, parent)] == expected
+            assert [child["id"] for child in await children_of(board, parent)] == expected
 
 
 async def test_a_takeover_says_it_once(settings: Settings) -> None:
@@ -173,11 +173,11 @@ async def test_a_takeover_says_it_once(settings: Settings) -> None:
         async with asyncio.timeout(10):
             await held.wait()
         (row,) = await board.sql("select worker from work where event_id = $1", UUID(parent))
-        mine = next(each for each in board.workers if each.lease.worker == row["worker"])
+        mine = next(worker for worker in board.workers if worker.lease.worker == row["worker"])
         await board.sql("update workers set state = 'dead', lease_until = '-infinity' where worker = $1", row["worker"])
         mine.executor.drop_all()
         assert (await board.ended(parent, 30))["status"] == "succeeded"
-        assert [each["id"] for each in await children_of(board, parent)] == ["1/say/1"]
+        assert [child["id"] for child in await children_of(board, parent)] == ["1/say/1"]
 
 
 async def test_a_child_stands_behind_what_waits_in_its_mailbox(settings: Settings) -> None:
@@ -228,14 +228,14 @@ async def test_a_lost_claim_writes_neither_children_nor_state_nor_memory(setting
         rung: list[UUID] = []
         settler = Settler(settings, rung.append, _no_alarm)
         endings = [_ending(each, text) for each, text in ((old, "old"), (new, "new"))]
-        told = [asyncio.create_task(settler.settle(each, 10)) for each in endings]
+        told = [asyncio.create_task(settler.settle(ending, 10)) for ending in endings]
         await asyncio.sleep(0)
         running = asyncio.create_task(_run(settler))
         assert await asyncio.gather(*told) == [False, True]
         again = replace(endings[1], claimed=replace(new, claim=new.claim + 1))
         assert await settler.settle(again, 10) is False
         await end([running])
-        assert [(each["id"]) for each in await children_of(board, event_id)] == ["1/new/1"]
+        assert [(child["id"]) for child in await children_of(board, event_id)] == ["1/new/1"]
         assert [row["value"] for row in await board.sql("select value from states")] == ['{"by":"new"}']
         assert len(rung) == 1
 

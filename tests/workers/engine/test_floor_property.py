@@ -51,9 +51,9 @@ class Hostile(Exception):
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates and NUL, too
 KINDS = [
-    each
-    for each in vars(builtins).values()
-    if inspect.isclass(each) and issubclass(each, BaseException) and not issubclass(each, BaseExceptionGroup)
+    value
+    for value in vars(builtins).values()
+    if inspect.isclass(value) and issubclass(value, BaseException) and not issubclass(value, BaseExceptionGroup)
 ]
 
 

@@ -103,8 +103,8 @@ async def test_what_an_older_release_let_in_displaces_no_child(
             async with board_on(settings, program_of(settings, **PIPELINES)) as running:
                 assert (await running.ended(parent))["status"] == "succeeded"
                 rows = await board.sql("select event_id from events where parent = $1::uuid", parent)
-                results = [(await running.ended(str(each["event_id"]))) for each in rows]
-                assert sorted((each["type"], each["result"]) for each in results) == [
+                results = [(await running.ended(str(row["event_id"]))) for row in rows]
+                assert sorted((result["type"], result["result"]) for result in results) == [
                     ("order", 7),
                     ("shipped", 7),
                     ("shipped", 8),

@@ -82,7 +82,7 @@ async def test_a_retry_finds_what_was_done(settings: Settings) -> None:
         event = await board.ended(await board.send("job", {"fails": 1}))
         assert (event["status"], event["result"]) == ("succeeded", {"n": 3})
         assert counts.ran == {"left": 1, "right": 1, "add": 2}
-        states = [each["detail"]["state"] for each in event["timeline"] if each["what"] == "step"]
+        states = [moment["detail"]["state"] for moment in event["timeline"] if moment["what"] == "step"]
         assert states.count("replayed") == 2
         # What a replayed step had asked to be written is written with the end of the event.
         assert len(await board.sql("select 1 from documents where collection = 'notes'")) == 1
@@ -158,7 +158,7 @@ async def test_a_takeover_goes_on_where_the_lost_worker_was(settings: Settings) 
         async with asyncio.timeout(10):
             await counts.held.wait()
         (row,) = await board.sql("select worker from work")
-        mine = next(each for each in board.workers if each.lease.worker == row["worker"])
+        mine = next(worker for worker in board.workers if worker.lease.worker == row["worker"])
         await board.sql("update workers set state = 'dead', lease_until = '-infinity' where worker = $1", row["worker"])
         mine.executor.drop_all()
         event = await board.ended(event_id, 30)
@@ -245,6 +245,6 @@ async def test_the_free_form_finds_its_steps_again(settings: Settings) -> None:
         event = await board.ended(await board.send("job", {}))
         assert (event["status"], event["result"]) == ("succeeded", {"n": 2})
         assert counts.ran == {"draft": 3, "judge": 4}
-        steps: list[Any] = [each["step"] for each in event["timeline"] if each["what"] == "step"]
+        steps: list[Any] = [moment["step"] for moment in event["timeline"] if moment["what"] == "step"]
         assert all(step.startswith(("draft:", "judge:")) for step in steps)
         await replayed_alike(board, whole, event["event_id"])

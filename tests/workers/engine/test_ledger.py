@@ -73,7 +73,7 @@ async def test_a_retry_gets_back_what_was_answered(settings: Settings, tmp_path:
             (n, True, "ok") for n in range(1, 6)
         ]
         assert event["result"] == {"texts": [row["reply"] for row in rows]}, "each sample got its own reply back"
-        outcomes = [each["outcome"] for each in timeline_calls(event)]
+        outcomes = [call["outcome"] for call in timeline_calls(event)]
         assert (outcomes.count("ok"), outcomes.count("recalled")) == (5, 5)
 
 
@@ -88,7 +88,7 @@ async def test_as_many_come_back_as_were_answered(settings: Settings, tmp_path: 
         event = await board.ended(await board.send("job", {"samples": 5}), 30)
         assert (event["status"], event["attempts"]) == ("succeeded", 1), "an outage is not charged"
         assert provider.asked == event["calls"] == 7
-        outcomes = sorted(each["outcome"] for each in timeline_calls(event))
+        outcomes = sorted(call["outcome"] for call in timeline_calls(event))
         assert outcomes == ["ok"] * 5 + ["recalled"] * 3 + ["unknown"] * 2
         assert event["cost_usd"] == pytest.approx(5 * COST_USD + 2 * MOST_USD), "a 503 may be billed"
 
@@ -129,7 +129,7 @@ async def test_an_open_call_is_seen_with_the_most_it_may_cost(settings: Settings
         event_id = await board.send("job", {})
         await eventually(lambda: _asked(provider, 1))
         event = await board.show(event_id)
-        (call,) = [each for each in event["timeline"] if each["what"] == "call"]
+        (call,) = [moment for moment in event["timeline"] if moment["what"] == "call"]
         assert (call["detail"]["outcome"], call["ms"]) == ("open", None)
         assert (event["calls"], event["cost_usd"]) == (1, pytest.approx(MOST_USD))
         assert (await board.http.get(f"/events/{event_id}", headers={"Accept": "text/html"})).status_code == 200

@@ -30,7 +30,7 @@ async def test_ended_events_are_let_go_without_a_garbage_collection(settings: Se
         try:
             for refused in (False, True) * 4:
                 await board.ended(await board.send("large", {"text": "x" * 1000, "refused": refused}))
-            held = [each for each in gc.get_objects() if isinstance(each, Claimed) and each.type == "large"]
+            held = [value for value in gc.get_objects() if isinstance(value, Claimed) and value.type == "large"]
             assert len(held) <= 1, [sys.getrefcount(each) for each in held]  # the last may be in hand for a moment yet
         finally:
             gc.enable()

@@ -130,7 +130,7 @@ async def test_a_limit_holds_in_the_free_form_and_is_no_failure_where_it_is_coll
     async with running(settings, job) as board:
         event = await board.ended(await board.send("job", {}))
         assert (event["status"], event["result"]) == ("succeeded", [None, {"text": "quick"}])
-        details = {each["step"]: each["detail"] for each in event["timeline"] if each["what"] == "step"}
+        details = {moment["step"]: moment["detail"] for moment in event["timeline"] if moment["what"] == "step"}
         assert details["quick"] == {"state": "done"}
         assert details["hangs"]["state"] == "failed"
         assert details["hangs"]["error"].startswith("TimeoutError: ")
@@ -169,7 +169,7 @@ async def test_a_resource_that_can_not_be_opened_is_an_outage(settings: Settings
     async with running(settings, job) as board:
         event = await board.ended(await board.send("job", {}))
         assert (event["status"], event["attempts"]) == ("succeeded", 1)
-        (put_off,) = [each for each in event["timeline"] if each["what"] == "putoff"]
+        (put_off,) = [moment for moment in event["timeline"] if moment["what"] == "putoff"]
         message = put_off["detail"]["error"]["message"]
         assert "open_browser can't be opened: ConnectionError: no browser there" in message
         assert put_off["detail"]["error"]["step"] == "look"
@@ -316,7 +316,7 @@ async def test_what_was_drawn_is_stored_before_a_step_that_may_depend_on_it(sett
         async with asyncio.timeout(10):
             await held.wait()
         (row,) = await board.sql("select worker from work")
-        mine = next(each for each in board.workers if each.lease.worker == row["worker"])
+        mine = next(worker for worker in board.workers if worker.lease.worker == row["worker"])
         await board.sql("update workers set state = 'dead', lease_until = '-infinity' where worker = $1", row["worker"])
         mine.executor.drop_all()
         event = await board.ended(event_id, 30)

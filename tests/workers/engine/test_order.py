@@ -110,7 +110,7 @@ async def test_two_batches_of_the_same_events_neither_wait_nor_deadlock(settings
         events = [incoming(n, None) for n in range(50)]
         for each in events:
             await first.fetch(STORE["accept"], *columns(each))
-        ids = [each.event_id for each in events]
+        ids = [event.event_id for event in events]
         async with asyncio.timeout(10):
             claims = await asyncio.gather(claim(first, *ids), claim(second, *reversed(ids)))
         assert sorted([*claims[0], *claims[1]]) == sorted(ids)

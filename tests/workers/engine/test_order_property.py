@@ -96,7 +96,7 @@ class Watch:
         """The worker that runs this event stops dead, and its lease has run out: all that it held goes on elsewhere."""
         assert self.board is not None
         (row,) = await self.board.sql("select worker from work where event_id = $1", run.event_id)
-        mine = next(each for each in self.board.workers if each.lease.worker == row["worker"])
+        mine = next(worker for worker in self.board.workers if worker.lease.worker == row["worker"])
         dead = "update workers set state = 'dead', lease_until = '-infinity' where worker = $1"
         await self.board.sql(dead, row["worker"])
         mine.executor.drop_all()

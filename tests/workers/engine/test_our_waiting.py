@@ -97,7 +97,7 @@ async def test_the_sweep_of_what_is_overdue_leaves_out_what_we_kept_waiting(
         stored.set()
         event = await board.ended(event_id)
         assert (event["status"], event["attempts"]) == ("succeeded", 1)
-        assert [each["what"] for each in event["timeline"]].count("retry") == 0
+        assert [moment["what"] for moment in event["timeline"]].count("retry") == 0
 
 
 async def test_a_run_that_is_late_by_itself_is_taken_away(settings: Settings) -> None:

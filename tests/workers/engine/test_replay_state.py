@@ -198,7 +198,7 @@ async def test_two_dead_of_one_key_are_replayed_one_after_the_other(settings: Se
         dead = [await room.say(text) for text in ("one", "two")]
         room.chat.broken = False
         await room.board.http.post("/dead-letters/replay", json={"type": "wrote"})
-        assert [(await room.board.ended(each))["result"] for each in dead] == BOTH
+        assert [(await room.board.ended(event))["result"] for event in dead] == BOTH
         assert room.chat.ran == ["conclude", "recall", "answer", "conclude"]
         assert await room.turns() == BOTH
 

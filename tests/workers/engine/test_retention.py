@@ -103,7 +103,7 @@ async def test_the_dead_stream_is_bounded(
     await dead_letter_relay.relay_dead_letters(settings, connection, redis)
     kept = [fields[b"dead_id"].decode() for _, fields in await redis.xrange(NAMES.dead)]
     assert 100 <= len(kept) < 300, "Redis trims by nodes of its own"
-    assert kept == [str(each) for each in letters[-len(kept) :]]
+    assert kept == [str(letter) for letter in letters[-len(kept) :]]
 
 
 async def test_the_dead_stream_goes_as_its_letters_go(settings: Settings, connection: Connection, redis: Redis) -> None:
@@ -113,7 +113,7 @@ async def test_the_dead_stream_goes_as_its_letters_go(settings: Settings, connec
     await connection.execute("update dead_letters set tenant = 'acme' where dead_id = $1", young)
     await dead_letter_relay.relay_dead_letters(settings, connection, redis)
     entries = [fields for _, fields in await redis.xrange(NAMES.dead)]
-    assert [(each[b"dead_id"].decode(), each[b"tenant"]) for each in entries] == [
+    assert [(entry[b"dead_id"].decode(), entry[b"tenant"]) for entry in entries] == [
         (str(old), b"default"),
         (str(young), b"acme"),
         (str(discarded), b"default"),

@@ -58,7 +58,7 @@ def test_waits_double_up_to_the_cap_of_the_pipeline_and_lie_anywhere_below() -> 
 def test_waits_for_what_is_away_double_up_to_the_most_that_it_names() -> None:
     def waits_s(outage: Outage) -> list[float]:
         outcomes = [after(outage, _claimed(put_offs=put_offs), POLICY, Facts()) for put_offs in (0, 1, 2, 3, 40)]
-        return [each.wait_s for each in outcomes if isinstance(each, Later)]
+        return [outcome.wait_s for outcome in outcomes if isinstance(outcome, Later)]
 
     assert waits_s(Outage("away", 1.0)) == [1, 2, 4, 8, 600]
     assert waits_s(Outage("held by others", 2.0, wait_max_s=10.0)) == [2, 4, 8, 10, 10]

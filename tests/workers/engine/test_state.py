@@ -153,7 +153,7 @@ async def test_both_doors_want_a_key(settings: Settings) -> None:
             return answer.json() if answer.status_code == 422 else None
 
         said = await eventually(refused)
-        assert [each["path"] for each in said["errors"]] == ["$.partitionkey"]
+        assert [error["path"] for error in said["errors"]] == ["$.partitionkey"]
         slipped = (await board.sql("select event_id from events"))[:1]  # before the door had read what workers wrote
         for row in slipped:
             event = await board.ended(str(row["event_id"]))

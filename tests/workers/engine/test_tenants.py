@@ -76,7 +76,7 @@ async def _echoes(http: httpx.AsyncClient, key: str, count: int) -> set[str]:
     async def ended() -> list[str]:
         query = {"type": "echoed", "status": "succeeded"}
         items = (await http.get("/events", params=query, headers=bearer(key))).json()["items"]
-        return [each["event_id"] for each in items] if len(items) >= count else []
+        return [item["event_id"] for item in items] if len(items) >= count else []
 
     shown = [(await http.get(f"/events/{each}", headers=bearer(key))).json() for each in await eventually(ended)]
     return {each["data"]["text"] for each in shown}

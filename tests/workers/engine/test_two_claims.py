@@ -42,10 +42,10 @@ async def test_of_two_claims_of_an_event_the_lost_one_ends(settings: Settings) -
         await eventually(lambda: asyncio.sleep(0, worker.executor.in_flight == EVENTS))
         assert cut == {1}
         go_on.set()
-        for each in ids:
-            shown = await board.ended(each)
+        for event_id in ids:
+            shown = await board.ended(event_id)
             assert shown["status"] == "succeeded"
-            assert [row["claim"] for row in await _attempts(board, each)] == [2]
+            assert [row["claim"] for row in await _attempts(board, event_id)] == [2]
 
 
 async def test_an_unknown_claim_of_an_event_that_is_held_under_an_older_one_is_handed_back(settings: Settings) -> None:

@@ -73,13 +73,13 @@ async def test_five_claims_that_come_back_unsettled_are_the_end(
         assert "RuntimeError: a bug \ufffd of ours" in event["error"]["message"]
         (letter,) = (await board.http.get("/dead-letters")).json()["items"]
         assert letter["reason"] == "crash_loop"
-        returned = [each["detail"]["error"] for each in event["timeline"] if each["what"] == "putoff"]
+        returned = [moment["detail"]["error"] for moment in event["timeline"] if moment["what"] == "putoff"]
         assert [each["kind"] for each in returned] == ["RuntimeError"] * 5
         assert (await board.ended(behind))["attempts"] == 1
         snapshot = board.workers[0].meters.snapshot()
         assert snapshot["callboard_claims_unsettled_total"] == [(("unsettled",), [5.0])]
         assert snapshot["callboard_endings_refused_total"] == [(("RuntimeError",), [15.0])]
-        assert any("came back without an outcome" in each.getMessage() for each in caplog.records)
+        assert any("came back without an outcome" in record.getMessage() for record in caplog.records)
 
 
 async def test_an_ending_that_alone_can_t_be_stored_has_an_end(
@@ -186,7 +186,7 @@ async def test_a_run_that_swallows_its_cancellation_gives_its_slot_back(
             await eventually(lambda: _true(lambda: worker.executor.in_flight == 0))
         finally:
             goes_on.set()
-        (line,) = [each.getMessage() for each in caplog.records if "swallows" in each.getMessage()]
+        (line,) = [record.getMessage() for record in caplog.records if "swallows" in record.getMessage()]
         assert line.endswith(" in swallows")
         assert worker.meters.snapshot()["callboard_runs_abandoned_total"] == [((), [1.0])]
         await over.wait()

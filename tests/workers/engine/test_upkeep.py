@@ -73,7 +73,7 @@ class Desk:
         store = Store(self.settings, {"plain": event_type(Plain)})
         running = asyncio.create_task(store.run())
         ids = [uuid7() for _ in range(count)]
-        made = [Incoming(each, "/t", str(each), "plain", key, None, Attributes(), b"{}") for each in ids]
+        made = [Incoming(event_id, "/t", str(event_id), "plain", key, None, Attributes(), b"{}") for event_id in ids]
         await asyncio.gather(*(store.accept(each) for each in made))
         await end([running])
         return ids
@@ -195,7 +195,7 @@ async def test_a_loss_is_no_attempt_and_a_strike_only_for_the_one_suspect(desk: 
     assert {row["event_id"] for row in freed if row["lost"] == 1} == set(fresh), "the others wait a while"
     rows = {row["event_id"]: row for row in await desk.do("select event_id, lost, strikes, attempts, status from work")}
     assert [tuple(rows[alone])[1:]] == [(3, 1, 0, "queued")]
-    assert {tuple(rows[each])[1:] for each in crowd} == {(3, 0, 0, "queued")}
+    assert {tuple(rows[reader])[1:] for reader in crowd} == {(3, 0, 0, "queued")}
     assert {tuple(rows[each])[1:] for each in fresh} == {(1, 0, 0, "queued")}
     told = await desk.do("select outcome from attempts")
     assert {row["outcome"] for row in told} == {"lost"}

@@ -26,5 +26,5 @@ def package(folder: Path, files: Mapping[str, str]) -> Iterator[ModuleType]:
         yield importlib.import_module(name)
     finally:
         sys.path.remove(str(folder))
-        for module in [each for each in sys.modules if each.partition(".")[0] == name]:
+        for module in [value for value in sys.modules if value.partition(".")[0] == name]:
             del sys.modules[module]

@@ -40,7 +40,7 @@ class Memory:
         self.together: list[list[str]] = []
 
     async def keep(self, event_id: UUID, run: int, claim: int, entries: Sequence[Kept]) -> None:
-        self.together.append([each.step for each in entries])
+        self.together.append([entry.step for entry in entries])
         for each in entries:
             self.entries.setdefault(each.step, Raw(each.entry))
 

@@ -99,7 +99,7 @@ def flow(layers: Layers) -> list[Element]:
 
 def takes(plan: Plan) -> dict[str, Takes]:
     members = [each for part in plan for each in (chain(*part.members) if isinstance(part, BoundParallel) else [part])]
-    return {each.step_key: each.takes for each in members if isinstance(each, BoundNode)}
+    return {member.step_key: member.takes for member in members if isinstance(member, BoundNode)}
 
 
 @settings(max_examples=300, deadline=None)

@@ -42,8 +42,8 @@ NODE = """
 
 def boot(folder: Path, text: str) -> None:
     with package(folder, {"all.py": HEAD + text}) as found:
-        for each in everyone(wire(found, discover(found))):
-            check_calls(each.plan, PROMPTS)
+        for wired in everyone(wire(found, discover(found))):
+            check_calls(wired.plan, PROMPTS)
 
 
 def refusal(folder: Path, text: str) -> str:

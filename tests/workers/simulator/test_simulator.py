@@ -108,7 +108,7 @@ async def test_azure_is_asked_by_deployment(url: str, http: httpx.AsyncClient) -
     async with AsyncAzureOpenAI(api_key="x", azure_endpoint=url, api_version="2026-01-01", max_retries=0) as sdk:
         said = await sdk.chat.completions.create(model="our-deployment", messages=HELLO)
         stream = await sdk.chat.completions.create(model="our-deployment", messages=HELLO, stream=True)
-        text = "".join([each.delta.content or "" async for chunk in stream for each in chunk.choices])
+        text = "".join([choice.delta.content or "" async for chunk in stream for choice in chunk.choices])
         vectors = await sdk.embeddings.create(model="our-vectors", input="a", dimensions=8)
     assert said.choices[0].message.content == text
     assert len(vectors.data[0].embedding) == 8
@@ -122,7 +122,7 @@ async def test_embeddings(url: str) -> None:
         vectors = await sdk.embeddings.create(model="text-embedding-3-small", input=["a", "b"], dimensions=8)
         plain = await sdk.embeddings.create(model="m", input="a", dimensions=8, encoding_format="float")
         large = await sdk.embeddings.create(model="text-embedding-3-large", input="a")
-    assert [len(each.embedding) for each in vectors.data] == [8, 8]
+    assert [len(vector.embedding) for vector in vectors.data] == [8, 8]
     assert vectors.data[0].embedding == pytest.approx(plain.data[0].embedding)
     assert len(large.data[0].embedding) == 3072
 
