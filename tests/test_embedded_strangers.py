@@ -64,7 +64,7 @@ def ask_as(uid: int, **paths: list[str]) -> dict[str, str]:
 
 def listening(pid: int) -> list[str]:
     """The TCP addresses that process `pid` listens on, as /proc/net spells them."""
-    held = {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink()}
+    held = {str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir() if path.is_symlink()}
     lines = [
         line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()
     ]

@@ -87,8 +87,8 @@ def test_the_environment_holds_the_locked_versions() -> None:
         timeout=60,
     )
     installed = {
-        re.sub(r"[-_.]+", "-", each.partition("==")[0]).lower(): each.partition("==")[2]
-        for each in shown.stdout.split()
+        re.sub(r"[-_.]+", "-", word.partition("==")[0]).lower(): word.partition("==")[2]
+        for word in shown.stdout.split()
     }
     for name in needed() & installed.keys():
         assert f"{name}=={installed[name]} " in packages()[name]

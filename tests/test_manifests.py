@@ -14,13 +14,17 @@ from service.settings import Settings, load, variable
 
 DEPLOY: Final = Path(__file__).parent.parent / "deploy"
 MANIFESTS: Final[list[dict[str, Any]]] = [
-    each for file in sorted(DEPLOY.glob("kubernetes/*.yaml")) for each in yaml.safe_load_all(file.read_text("utf-8"))
+    manifest
+    for file in sorted(DEPLOY.glob("kubernetes/*.yaml"))
+    for manifest in yaml.safe_load_all(file.read_text("utf-8"))
 ]
-SETTINGS: Final = dict(next(each["data"] for each in MANIFESTS if each["kind"] == "ConfigMap"))
+SETTINGS: Final = dict(next(manifest["data"] for manifest in MANIFESTS if manifest["kind"] == "ConfigMap"))
 COMPOSE: Final = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 STACK: Final = yaml.safe_load((DEPLOY / "swarm/stack.yaml").read_text("utf-8"))
 PODS: Final = {
-    each["metadata"]["name"]: each["spec"]["template"] for each in MANIFESTS if "template" in each.get("spec", {})
+    manifest["metadata"]["name"]: manifest["spec"]["template"]
+    for manifest in MANIFESTS
+    if "template" in manifest.get("spec", {})
 }
 
 
@@ -41,7 +45,7 @@ def test_what_is_named_is_there() -> None:
         selector = each.get("spec", {}).get("selector", {})
         if labels := selector.get("matchLabels", selector):
             assert labels in [pod["metadata"].get("labels") for pod in PODS.values() if "metadata" in pod], each
-    services = {each["metadata"]["name"] for each in MANIFESTS if each["kind"] == "Service"}
+    services = {manifest["metadata"]["name"] for manifest in MANIFESTS if manifest["kind"] == "Service"}
     (rule,) = next(manifest["spec"]["rules"] for manifest in MANIFESTS if manifest["kind"] == "Ingress")
     leads = {path["path"]: path["backend"]["service"]["name"] for path in rule["http"]["paths"]}
     assert {*leads.values()} == services
@@ -81,7 +85,7 @@ def test_its_settings_are_ours_and_its_secrets_are_files(name: str, tmp_path: Pa
 
 def test_the_owner_of_the_database_is_known_to_who_migrates_alone() -> None:
     secrets = {
-        name: {each for volume in pod["spec"]["volumes"] for each in re.findall(r"callboard[a-z-]*", str(volume))}
+        name: {match for volume in pod["spec"]["volumes"] for match in re.findall(r"callboard[a-z-]*", str(volume))}
         for name, pod in PODS.items()
     }
     assert {name for name, named in secrets.items() if "callboard-owner" in named} == {"migrate-VERSION"}
@@ -120,7 +124,7 @@ def test_a_service_of_the_stack_is_as_in_compose(name: str, like: str) -> None:
     asked = set(re.findall(r"{\$(\w+):", (DEPLOY.parent / "Caddyfile").read_text("utf-8")))
     given = {key.removesuffix("_FILE") for key in service["environment"]}
     assert given <= (asked if name == "proxy" else ours)
-    secrets = {each["source"] if name == "proxy" else each for each in service["secrets"]}
+    secrets = {secret["source"] if name == "proxy" else secret for secret in service["secrets"]}
     assert secrets <= STACK["secrets"].keys()
     files = {key: value for key, value in service["environment"].items() if key.endswith("_FILE")}
     assert files == {f"{secret}_FILE".upper(): f"/run/secrets/{secret}" for secret in secrets if name != "proxy"}

@@ -26,7 +26,7 @@ from tests.keys import TOKEN
 from tests.processes import CALLBOARD, LAST_WORDS, ROOT, Up, product_in, up_on
 
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTIONS: Final = {each.partition("\n")[0]: each for each in README.split("\n## ")}
+SECTIONS: Final = {part.partition("\n")[0]: part for part in README.split("\n## ")}
 FOUR: Final = "An event in four files"
 KEYS: Final = "Keys and tenants"
 BLOCK: Final = re.compile(r"^\*\*`([\w/.]+)`\*\*[^\n]*\n\n```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)

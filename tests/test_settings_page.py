@@ -119,7 +119,7 @@ def limits_of(kind: Any) -> Iterator[float]:
 
 def test_no_bound_of_the_code_is_missing() -> None:
     shown: dict[str, set[str]] = {}
-    for source in (each for row in ROWS for each in FROM.findall(row[5])):
+    for source in (match for row in ROWS for match in FROM.findall(row[5])):
         file, _, name = source.partition(": ")
         shown.setdefault(file, set()).add(name)
     there: dict[str, set[str]] = {}

@@ -109,9 +109,9 @@ def _imported(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.Import():
-                yield from (each.name for each in node.names)
+                yield from (alias.name for alias in node.names)
             case ast.ImportFrom(level=0, module=str(module)):
-                below = [f"{module}.{each.name}" for each in node.names if each.name not in _own(module)]
+                below = [f"{module}.{alias.name}" for alias in node.names if alias.name not in _own(module)]
                 modules = [name for name in below if name in MODULES]
                 yield from modules or [module]
             case ast.ImportFrom():
@@ -121,7 +121,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 def _own(package: str) -> set[str]:
     """What a package's door hands out under the name of one of its modules, as `workers.kit` does with `pipeline`."""
     door = MODULES.get(package, ast.Module([], []))
-    return {each.name for node in door.body if isinstance(node, ast.ImportFrom) for each in node.names}
+    return {alias.name for node in door.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
 
 def _below(module: str, places: tuple[str, ...]) -> bool:
@@ -315,7 +315,7 @@ def _topics(module: str) -> set[str]:
     lent = [
         str(node.module)
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and any(each.name == "SQL" for each in node.names)
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "SQL" for alias in node.names)
     ]
     return own.union(*(_topics(each) for each in lent))
 

@@ -13,8 +13,8 @@ async def test_the_life_of_an_event(board: Board) -> None:
         "The login page rejects my password": "login_problem",
     }
     taught = [await board.send("message.labelled", {"text": text, "label": label}) for text, label in lessons.items()]
-    for each in taught:
-        assert (await board.ended(each))["status"] == "succeeded"
+    for event_id in taught:
+        assert (await board.ended(event_id))["status"] == "succeeded"
 
     # A customer writes. The 202 comes when Postgres has committed the event, not before.
     response = await board.post("ticket.opened", TICKET, id="mail-4711", source="/http", subject="mail")

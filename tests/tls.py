@@ -67,9 +67,9 @@ async def tls_postgres(folder: Path, by: Certified) -> AsyncIterator[int]:
     (folder / "password").write_text(PASSWORD)
     for source, name in ((by.made, "server.crt"), (by.key, "server.key")):
         (folder / name).write_bytes(source.read_bytes())
-    for each in (folder, *folder.iterdir()):
-        os.chown(each, who.uid, who.gid)
-        each.chmod(0o700)
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, who.uid, who.gid)
+        path.chmod(0o700)
     initdb = [programs[-1] / "initdb", "-D", data, "-U", "callboard", "-E", "UTF8", "--locale=C", "-A", "scram-sha-256"]
     command = [*initdb, f"--pwfile={folder / 'password'}"]
     subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=folder, **given)  # type: ignore[call-overload]

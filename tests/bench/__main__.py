@@ -159,9 +159,9 @@ async def _measure(bench: Bench, settings: Settings, folder: Path, url: str) -> 
     )
     print("| calls of a model | CPU per call | calls/s | of the SDK on aiohttp |\n| --- | --- | --- | --- |")
     calls = size.events * CALLS
-    rates = {name: calls / min(each.s for each in took) for name, took in rounds.items()}
+    rates = {name: calls / min(timing.s for timing in took) for name, took in rounds.items()}
     for name, took in rounds.items():
-        cpu_ms = min(each.cpu_s for each in took) / calls * 1000
+        cpu_ms = min(timing.cpu_s for timing in took) / calls * 1000
         print(f"| {name} | {cpu_ms:.2f} ms | {rates[name]:.0f} | {rates[name] / rates[SDK]:.2f} |")
     print("\n| events | events/s |\n| --- | --- |")
     events = {**await _accepting(settings, folder, size), DRAIN: size.drained / drained_s}

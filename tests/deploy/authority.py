@@ -93,7 +93,7 @@ def answer(query: bytes, names: Mapping[bytes, str]) -> bytes:
 
 
 def wire(name: str) -> bytes:
-    return b"".join(bytes([len(each)]) + each.encode() for each in name.split(".")) + b"\0"
+    return b"".join(bytes([len(part)]) + part.encode() for part in name.split(".")) + b"\0"
 
 
 def main(listens: str, *given: str) -> None:

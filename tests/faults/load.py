@@ -46,7 +46,7 @@ class Load:
     @property
     def taken(self) -> list[Sent]:
         """Those with a 202."""
-        return [each for each in self.log if each.event_id]
+        return [sending for sending in self.log if sending.event_id]
 
     async def send(self, kind: str, key: str | None = None, **data: Any) -> Sent:
         """One event, until its 202; a 5xx, a lost connection and silence are tried again, at the next API."""

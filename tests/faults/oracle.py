@@ -43,7 +43,7 @@ async def judge(rig: Rig, still_open: Iterable[UUID] = (), ended: Mapping[str, s
 
     `ended`: the status that events of a kind must end with, where it is not the usual one.
     """
-    still = [str(each) for each in still_open]
+    still = [str(row) for row in still_open]
     begun = time.monotonic()
     await at_rest(rig, still_open)
     rig.rest_s = time.monotonic() - begun
@@ -78,7 +78,7 @@ async def at_rest(rig: Rig, still_open: Iterable[UUID]) -> None:
 async def _evidence(rig: Rig, ended: Mapping[str, str]) -> Evidence:
     return Evidence(
         rig=rig,
-        sent={each.event_id: each for each in rig.load.taken},
+        sent={answer.event_id: answer for answer in rig.load.taken},
         events={str(row["event_id"]): row for row in await rig.sql("select * from events")},
         work={str(row["event_id"]): row for row in await rig.sql("select * from work")},
         attempts=_by_event(await rig.sql("select * from attempts order by event_id, claim")),
@@ -99,7 +99,7 @@ def _by_event(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def measure(evidence: Evidence, still_open: Sequence[str]) -> None:
     """The numbers of the table: lost, doubled, and how long each claim of a worker that was struck had to wait."""
     rig = evidence.rig
-    rig.lost = sum(not _kept(evidence, each, still_open) for each in evidence.sent)
+    rig.lost = sum(not _kept(evidence, sending, still_open) for sending in evidence.sent)
     rig.doubled = sum(_extra(rows, "ended") + _extra_documents(rows) for rows in evidence.audit.values())
     rig.takeovers_s = []
     for held in rig.held:
@@ -167,9 +167,9 @@ def once(evidence: Evidence, still_open: Sequence[str]) -> None:
 
 def paid_once(evidence: Evidence) -> None:
     """I3: a step calls once per claim at most; what an ended event asked for is in the ledger."""
-    made = Counter((each.event_id, each.claim, each.step) for each in evidence.rig.sink.calls)
+    made = Counter((call.event_id, call.claim, call.step) for call in evidence.rig.sink.calls)
     assert not [call for call, times in made.items() if times > 1], made.most_common(3)
-    per_step = Counter((each.event_id, each.step) for each in evidence.rig.sink.calls)
+    per_step = Counter((call.event_id, call.step) for call in evidence.rig.sink.calls)
     for (event_id, step), times in per_step.items():
         rights = [row for row in evidence.audit[event_id] if row["what"] == "claimed"]
         assert times <= len(rights), f"{event_id} {step}: {times} calls in {len(rights)} claims"
@@ -182,7 +182,7 @@ def paid_once(evidence: Evidence) -> None:
 def none_unasked(evidence: Evidence) -> None:
     """I4: what is there was promised, once for each id."""
     assert set(evidence.events) == set(evidence.sent), set(evidence.events) ^ set(evidence.sent)
-    assert len({each.id for each in evidence.sent.values()}) == len(evidence.sent)
+    assert len({sending.id for sending in evidence.sent.values()}) == len(evidence.sent)
 
 
 def bounded(evidence: Evidence) -> None:

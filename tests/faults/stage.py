@@ -53,7 +53,7 @@ async def goes_on(rig: Rig, count: int, timeout_s: float = PATIENCE_S) -> None:
 
 def refusals(rig: Rig) -> int:
     """How many 503s there were."""
-    return sum(each.codes.count(503) for each in rig.load.log)
+    return sum(sending.codes.count(503) for sending in rig.load.log)
 
 
 async def refused(rig: Rig, timeout_s: float = PATIENCE_S) -> None:

@@ -78,7 +78,7 @@ async def test_row_07_kill_api_around_the_commit_under_load(rig: Rig) -> None:
     await rig.load.burst(250, ["probe.once", "probe.ask"], keys=10)
     await judge(rig)
     assert rig.faults
-    assert any(each.duplicate for each in rig.load.taken)
+    assert any(answer.duplicate for answer in rig.load.taken)
 
 
 async def test_row_07_kill_api_before_its_answer(rig: Rig) -> None:
@@ -104,7 +104,7 @@ async def test_row_36_bytes_that_are_no_event(rig: Rig) -> None:
     rig.injected(len(codes))
     await good
     assert set(codes.values()) <= {400, 413, 422}, codes
-    assert all(each.codes == [202] for each in rig.load.log)
+    assert all(sending.codes == [202] for sending in rig.load.log)
     await judge(rig)
 
 
@@ -122,7 +122,7 @@ async def test_row_36_in_a_batch_of_a_hundred(rig: Rig) -> None:
         told = answer.json()
         rig.injected(len(poison))
         assert (answer.status_code, told["accepted"], told["rejected"]) == (207, len(good), len(poison))
-        refused = {each["index"]: each["error"]["status"] for each in told["items"] if "error" in each}
+        refused = {item["index"]: item["error"]["status"] for item in told["items"] if "error" in item}
         assert list(refused) == [*range(40, 40 + len(poison))]
         assert set(refused.values()) <= {400, 422}, dict(zip(names, refused.values(), strict=True))
         taken = [item for item in told["items"] if "error" not in item]

@@ -43,7 +43,7 @@ async def test_row_24_postgres_crash(rig: Rig) -> None:
     """The postmaster and all its children at once; what had its 202 is there after the recovery."""
     programs = [await rig.api(), await rig.worker()]
     async with under_load(rig, programs, told=REFUSED, least=180):
-        taken = [UUID(each.event_id) for each in rig.load.taken]
+        taken = [UUID(answer.event_id) for answer in rig.load.taken]
         await rig.postgres.kill()
         rig.injected()
         await rig.postgres.start()

@@ -68,11 +68,11 @@ async def test_row_38_limits_are_kept_by_workers_one_of_which_is_killed(rig: Rig
     await sending
     await judge(rig)
     calls = rig.sink.calls
-    ends = [(each.done_at, -1) for each in calls if each.done_at is not None]
+    ends = [(call.done_at, -1) for call in calls if call.done_at is not None]
     steps = sorted([*((call.at, 1) for call in calls), *ends])
     running = list(itertools.accumulate(step for _, step in steps))
     assert AT_A_TIME / 2 < max(running) <= AT_A_TIME
-    begun = sorted(each.at for each in calls)
+    begun = sorted(call.at for call in calls)
     early = [n for n, at in enumerate(begun) if n > PER_S * (at - begun[0] + 2)]  # a second for the first one's way
     assert not early
 

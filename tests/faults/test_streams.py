@@ -57,7 +57,7 @@ async def test_row_52_kill_worker_mid_stream(rig: Rig, files: dict[str, str], fr
     for client in clients:
         rows = await rig.sql("select step, reply from calls where event_id = $1::uuid and memory", client.event_id)
         assert {step: text for (step, _), text in client.texts.items()} == {row["step"]: row["reply"] for row in rows}
-        assert {each["step"] for each in client.of("restart")} == {"answer"}, "the call that is made anew"
+        assert {message["step"] for message in client.of("restart")} == {"answer"}, "the call that is made anew"
         calls = [call.step for call in rig.sink.calls if call.event_id == client.event_id]
         assert sorted(calls) == ["answer", "answer", "speak"], "what was answered is not paid for again"
         numbers = [int(message.id) for message in client.heard]

@@ -89,7 +89,7 @@ class Proof:
             *("" for _ in calls),
         ]
         victims = await asyncio.gather(
-            *(self.rig.worker(tree=self.tree, concurrency=1, failpoints=each, wait=False) for each in armed)
+            *(self.rig.worker(tree=self.tree, concurrency=1, failpoints=failpoint, wait=False) for failpoint in armed)
         )
         deaths = [asyncio.create_task(self._died(victim)) for victim in victims]
         while left := [death for death in deaths if not death.done()]:
@@ -105,7 +105,7 @@ class Proof:
         for row in await self.rig.claims(victim):
             journal = await self.rig.sql("select step from journal where event_id = $1", row["event_id"])
             point = victim.environ["CALLBOARD_FAILPOINTS"].removesuffix("=kill")
-            kept = frozenset(each["step"] for each in journal)
+            kept = frozenset(step["step"] for step in journal)
             self.struck.append(Struck(point, str(row["event_id"]), row["claim"], kept))
 
     async def ended(self, event_id: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Proof:
         """What the journal had at a death was never called again, and every step ran in the end or was found."""
         calls = Counter((call.claim, call.step) for call in self.rig.sink.calls if call.event_id == event_id)
         assert set(calls.values()) == {1}
-        for each in (each for each in self.struck if each.event_id == event_id):
+        for each in (strike for strike in self.struck if strike.event_id == event_id):
             again = {node for claim, node in calls if claim > each.claim}
             assert not {key(node) for node in again} & each.kept, each
             before = {node for claim, node in calls if claim <= each.claim}
@@ -144,9 +144,9 @@ class Proof:
         (last,) = await self.rig.sql(
             "select steps from attempts where event_id = $1 order by claim desc limit 1", UUID(event_id)
         )
-        states = {each["step"]: each["state"] for each in json.decode(last["steps"])}
+        states = {step["step"]: step["state"] for step in json.decode(last["steps"])}
         assert states.keys() == {key(node) for node in (*ASKS, *CHEAP)}
-        kept = {step for each in self.struck if each.event_id == event_id for step in each.kept}
+        kept = {step for strike in self.struck if strike.event_id == event_id for step in strike.kept}
         assert {states[step] for step in kept} <= {"replayed"}
         assert {states[step] for step in states.keys() - kept} <= {"done", "replayed"}
 
@@ -161,9 +161,9 @@ async def prove(rig: Rig, failpoints: list[str], calls: list[tuple[str, str]]) -
         await proof.wave([], calls[begin : begin + WAVE])
     await rig.worker(tree=tree, concurrency=100, wait=False)
     await proof.holds()
-    for each in proof.struck:
-        place, _, step = each.point.partition(":")
-        assert (step in each.kept) == (place == "step_kept"), each
+    for strike in proof.struck:
+        place, _, step = strike.point.partition(":")
+        assert (step in strike.kept) == (place == "step_kept"), strike
     return proof
 
 
@@ -179,4 +179,4 @@ async def test_row_51_killed_at_every_boundary(rig: Rig) -> None:
     calls = [(place, node) for node in ASKS for place in ("arrived", "answered")]
     proof = await prove(rig, ["claim_committed", *around, "settle_begin", "settle_committed"], calls)
     assert rig.faults == 4 * len(ASKS) + 3
-    assert {each.point for each in proof.struck} >= set(around)
+    assert {strike.point for strike in proof.struck} >= set(around)

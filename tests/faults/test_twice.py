@@ -35,7 +35,7 @@ async def _steal(rig: Rig) -> None:
             try:
                 await rig.client.xreadgroup(GROUP, "intruder", {name: ">"}, count=rig.random.randint(1, 3))
                 pending = await rig.client.xpending_range(name, GROUP, "-", "+", 100)
-                ids = [each["message_id"] for each in pending]
+                ids = [entry["message_id"] for entry in pending]
                 if ids:
                     await rig.client.xclaim(name, GROUP, "intruder", 0, ids)
                     rig.injected()
@@ -80,8 +80,8 @@ async def test_row_50_operators_press_twice(rig: Rig) -> None:
     answers = await asyncio.gather(*pressed)
     rig.injected(len(pressed))
     await rig.kill(victim)
-    assert {each.status_code for each in answers} <= {200, 202, 409}, [each.text for each in answers]
-    singly = sum(each.status_code == 202 for each in answers)
+    assert {answer.status_code for answer in answers} <= {200, 202, 409}, [answer.text for answer in answers]
+    singly = sum(answer.status_code == 202 for answer in answers)
     in_bulk = sum(answer.json()["done"] for answer in answers if answer.status_code == 200)
     assert singly + in_bulk == len(sent)
     evidence = await judge(rig)

@@ -170,10 +170,10 @@ async def test_the_whole_service(local: Settings, settings: Settings, tmp_path: 
     assert event["result"]["intent"] in ("refund", "login", "other")
     assert len(event["result"]["near"]) == 32
     calls = [moment["detail"] for moment in event["timeline"] if moment["what"] == "call"]
-    assert [(each["prompt"], each["provider"], each["model"], each["outcome"]) for each in calls] == [
+    assert [(call["prompt"], call["provider"], call["model"], call["outcome"]) for call in calls] == [
         ("sort", "local", "tiny", "ok"),
         ("sort", "local", "tiny", "ok"),
         ("(embed)", "local", "tiny", "ok"),
     ]
-    assert all(each["tokens_in"] > 0 and not each["simulated"] and each["cost_usd"] > 0 for each in calls)
+    assert all(call["tokens_in"] > 0 and not call["simulated"] and call["cost_usd"] > 0 for call in calls)
     assert all(call["tokens_out"] > 0 for call in calls[:2])

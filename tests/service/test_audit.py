@@ -144,20 +144,20 @@ async def test_signing_in_and_out_and_documents_are_on_record(
         return (await http.get("/operations", params=query, headers=bearer(as_key))).json()
 
     prefix = key[:11]
-    done = [(each["actor"], each["action"], each["detail"]) for each in (await page_of())["items"]]
+    done = [(item["actor"], item["action"], item["detail"]) for item in (await page_of())["items"]]
     assert done[:4] == [
         (prefix, "discard", {"collection": "help", "documents": 1}),
         (prefix, "write_documents", {"collection": "help", "documents": 2}),
         (prefix, "sign_out", None),
         (prefix, "sign_in", None),
     ]
-    assert [each["action"] for each in (await page_of(other))["items"]] == ["create_key"], "its own tenant's alone"
+    assert [item["action"] for item in (await page_of(other))["items"]] == ["create_key"], "its own tenant's alone"
     first = await page_of(actor=prefix, limit=3)
     rest = await page_of(actor=prefix, limit=3, cursor=first["next"])
-    assert [each["action"] for each in first["items"] + rest["items"]] == [action for _, action, _ in done[:4]]
-    assert [each["action"] for each in (await page_of(action="sign_in"))["items"]] == ["sign_in"]
+    assert [item["action"] for item in first["items"] + rest["items"]] == [action for _, action, _ in done[:4]]
+    assert [item["action"] for item in (await page_of(action="sign_in"))["items"]] == ["sign_in"]
     at = first["items"][1]["at"]
-    assert [each["action"] for each in (await page_of(since=at))["items"]] == ["discard", "write_documents"]
+    assert [item["action"] for item in (await page_of(since=at))["items"]] == ["discard", "write_documents"]
     assert [item["action"] for item in (await page_of(until=at, actor=prefix))["items"]] == ["sign_out", "sign_in"]
 
 

@@ -59,7 +59,7 @@ def test_what_is_written_is_clean_and_boots(copy: Path) -> None:
         *wrote("pipeline", LONG, "--on", "message.labelled")[:1],
     ]
     assert all((copy / file).is_file() for file in files)
-    code = [each for each in files if each.endswith(".py")]
+    code = [file for file in files if file.endswith(".py")]
     config = ("--config", str(ROOT / "pyproject.toml"))
     check(copy, "-m", "ruff", "check", *config, *code)
     check(copy, "-m", "ruff", "format", "--check", *config, *code)

@@ -82,7 +82,7 @@ def widest(told: str) -> int:
 async def test_every_table_fits_80_columns_with_whole_ids_and_numbers(board: Board) -> None:
     parent = await board.send("order.has.been.refused.by.the.warehouse", {"children": 2}, partitionkey="k" * 60)
     await board.ended(parent)
-    children = [each["event_id"] for each in (await board.http.get(f"/events?parent={parent}")).json()["items"]]
+    children = [item["event_id"] for item in (await board.http.get(f"/events?parent={parent}")).json()["items"]]
     for child in children:
         await board.ended(child)
     await board.http.post(f"/events/{children[0]}/replay", json={})
@@ -102,7 +102,7 @@ async def test_every_table_fits_80_columns_with_whole_ids_and_numbers(board: Boa
     for arguments, whole in tables.items():
         status, told = await asyncio.to_thread(on_terminal, board, *arguments)
         assert (status, widest(told) <= 80) == (0, True), told
-        assert not [each for each in whole if each not in told], told
+        assert not [row for row in whole if row not in told], told
         assert "…" not in told
     _, told = await asyncio.to_thread(on_terminal, board, "dead", "list")
     cells = re.sub(r"\s+", "", told)

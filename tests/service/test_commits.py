@@ -114,7 +114,7 @@ async def test_what_is_put_together_is_written_together(settings: Settings, sql:
         assert (good, desk.batches) == ([f"{n}: good" for n in range(1200)], [1200])
         notes = [(n, "forbidden" if n % 7 == 0 else "good") for n in range(2000, 2100)]
         mixed = await desk.commits.put_all(notes, TIMEOUT_S)
-    assert [isinstance(each, BadRow) for each in mixed] == [note == "forbidden" for _, note in notes]
+    assert [isinstance(item, BadRow) for item in mixed] == [note == "forbidden" for _, note in notes]
     rows = await sql.fetch("select n from notes where n >= 2000 order by xmin::text::bigint, ctid")
     assert [row["n"] for row in rows] == [n for n, note in notes if note == "good"]
 

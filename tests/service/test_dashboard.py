@@ -98,7 +98,7 @@ async def test_every_link_leads_somewhere(board: Board) -> None:
         response = await board.http.get(path)
         assert response.status_code == 200, path
         seen.add(path)
-        links = {unescape(each) for each in re.findall(r'<a [^>]*href="([^"]+)"', response.text)}
+        links = {unescape(match) for match in re.findall(r'<a [^>]*href="([^"]+)"', response.text)}
         ahead += sorted(links - seen - set(ahead))
     assert any(path.startswith("/?key=") for path in seen)
     assert any(path.startswith("/events/") for path in seen)

@@ -226,7 +226,9 @@ async def test_a_key_is_shown_once_and_kept_nowhere(settings: Settings, keys: Ke
         "select tenant, actor, action, detail ->> 'prefix' as prefix from operations order by at"
     )
     await connection.close()
-    assert [tuple(each) for each in did] == [("acme", "cli", f"{act}_key", key[:11]) for act in ("create", "revoke")]
+    assert [tuple(action) for action in did] == [
+        ("acme", "cli", f"{act}_key", key[:11]) for act in ("create", "revoke")
+    ]
     for told in (err, table, listed, again[1], *kept):
         assert key[:11] in told
         assert key[11:] not in told
@@ -271,7 +273,7 @@ async def test_what_a_key_may_send_is_shown_and_changed(settings: Settings, keys
     connection = await connect(settings, "test")
     did = await connection.fetch("select action, detail ->> 'rate' as rate from operations order by at")
     await connection.close()
-    assert [tuple(each) for each in did] == [
+    assert [tuple(action) for action in did] == [
         *(("create_key", "100/s"), ("limit_key", "5/min"), ("limit_key", "5/min"), ("limit_key", None)),
     ]
 

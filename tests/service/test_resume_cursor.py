@@ -115,9 +115,9 @@ def test_with_a_whole_log_each_thing_is_told_once_in_order(history: History, cut
             _connect(history, history.log, broken, most)
     if not broken.over:
         _connect(history, history.log, broken, None)
-    numbers = [int(each.id) for each in broken.heard if each.id]
+    numbers = [int(message.id) for message in broken.heard if message.id]
     assert numbers == sorted(set(numbers))
-    named = [each for each in broken.heard if each.id]
+    named = [message for message in broken.heard if message.id]
     assert named == [message for message in unbroken.heard if message.id]
     assert all(text for text in accumulate(unbroken.texts.values()))
 

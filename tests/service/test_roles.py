@@ -241,7 +241,7 @@ async def test_a_password_is_kept_as_the_standard_has_it(arranged: Arranged) -> 
     kept = roles.verifier("pencil", b64decode("W22ZaJ0SNY7soEsUEjb6gQ=="))
     head, salt, keys = kept.split("$")
     assert (head, salt) == ("SCRAM-SHA-256", "4096:W22ZaJ0SNY7soEsUEjb6gQ==")
-    stored, server = (b64decode(each) for each in keys.split(":"))
+    stored, server = (b64decode(part) for part in keys.split(":"))
     nonce = "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"
     said = f"n=user,r=rOprNGfwEbeRWgbNEkqO,{nonce},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,c=biws,{nonce}".encode()
     assert b64encode(hmac.digest(server, said, "sha256")) == b"6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4="

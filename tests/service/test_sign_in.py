@@ -57,7 +57,7 @@ async def test_a_key_opens_the_page_and_what_is_its_tenants(settings: Settings) 
         assert f"acme <code>{acme[:11]}</code>" in page.text
         assert acme[11:] not in page.text
         assert re.search(r"<b>1</b> scheduled", page.text), "the counts are the tenant's too"
-        assert [(await http.get(f"/ui/events/{each}")).status_code for each in ids] == [200, 404]
+        assert [(await http.get(f"/ui/events/{event_id}")).status_code for event_id in ids] == [200, 404]
         assert [(await http.get(f"/events/{event_id}")).status_code for event_id in ids] == [200, 404]
         assert (await http.post(f"/events/{ids[0]}/cancel", headers=OWN)).status_code == 403, "the key may not operate"
 

@@ -82,7 +82,7 @@ async def test_a_page_of_events_ends_at_its_bytes(
 ) -> None:
     ids = await keep(settings, sizes)
     found = await walked(api, LIST)
-    assert [each["event_id"] for page in found for each in page] == ids
+    assert [row["event_id"] for page in found for row in page] == ids
     assert [len(page) for page in found] == pages
 
 
@@ -96,7 +96,7 @@ async def test_a_page_of_dead_letters_ends_at_its_bytes(api: httpx.AsyncClient, 
     await connection.close()
     found = await walked(api, "/dead-letters?limit=500")
     assert [len(page) for page in found] == [2, 1, 1, 2]
-    assert len({each["dead_id"] for page in found for each in page}) == 6
+    assert len({row["dead_id"] for page in found for row in page}) == 6
 
 
 async def test_a_timeline_ends_at_its_bytes(api: httpx.AsyncClient, settings: Settings) -> None:
@@ -121,7 +121,7 @@ async def test_a_timeline_ends_at_its_bytes(api: httpx.AsyncClient, settings: Se
     event = answer.json()
     assert (event["calls"], event["cost_usd"]) == (3_000, 30)
     assert len(answer.content) < 3 << 20
-    whats = [each["what"] for each in event["timeline"]]
+    whats = [moment["what"] for moment in event["timeline"]]
     assert (whats[0], whats.count("call"), whats.count("retry")) == ("accepted", 2_000, 519)
     assert event["left_out"] == 1_000 + 3_000 - 519
     last = [moment for moment in event["timeline"] if moment["what"] == "call"][-1]

@@ -60,7 +60,7 @@ async def test_all_in_word_for_word(api: httpx.AsyncClient, media: str) -> None:
     assert (response.status_code, response.headers["content-type"]) == (202, JSON)
     told = response.json()
     assert {name: told[name] for name in ("accepted", "rejected")} == {"accepted": 3, "rejected": 0}
-    ids = [each["event_id"] for each in told["items"]]
+    ids = [item["event_id"] for item in told["items"]]
     assert told["items"] == [
         {"index": 0, "event_id": ids[0], "id": "1", "source": "/a", "status": "queued", "duplicate": False},
         {"index": 1, "event_id": ids[1], "id": ids[1], "source": "/http", "status": "scheduled", "duplicate": False},

@@ -65,7 +65,7 @@ class Tenant:
         assert response.status_code == (207 if told["rejected"] else 202)
         assert told["accepted"] + told["rejected"] == len(items)
         assert [item.pop("index") for item in told["items"]] == list(range(len(items)))
-        return [self._verdict(each.get("error", each)) for each in told["items"]]
+        return [self._verdict(item.get("error", item)) for item in told["items"]]
 
     def _verdict(self, told: dict[str, Any]) -> dict[str, Any]:
         if "event_id" not in told:
@@ -88,7 +88,7 @@ async def tenants(settings: Settings) -> AsyncIterator[list[Tenant]]:
 async def test_any_mixture_has_the_verdicts_of_single_ones(tenants: list[Tenant], items: list[bytes]) -> None:
     """Each tenant hears the same history, so what was sent before is sent before for all."""
     one, many, few, some = tenants
-    lines = [each.strip() for each in items if each.strip() and b"\n" not in each.strip()]
+    lines = [item.strip() for item in items if item.strip() and b"\n" not in item.strip()]
     assert await many.together(lines, LINES) == await one.singly(lines)
     whole = [item for item in items if fits_an_array(item)]
     assert await some.together(whole, JSON) == await few.singly(whole)

@@ -77,12 +77,12 @@ async def test_a_stream_from_the_first_status_to_the_end(settings: Settings) -> 
         shown = await board.ended(client.event_id)
         assert by_step(client) == await stored(board, client.event_id)
     assert client.of("status")[-1] == {"status": "running"}
-    assert {each["step"] for each in client.of("step")} == {"one", "two"}
+    assert {message["step"] for message in client.of("step")} == {"one", "two"}
     assert all(step["state"] == "done" and step["ms"] > 0 for step in client.of("step"))
     assert len(client.of("token")) > 6, "more than one piece each"
     assert not client.of("restart")
     assert client.heard[-1].data == {"status": "succeeded", "result": shown["result"]}
-    numbers = [int(each.id) for each in client.heard]
+    numbers = [int(message.id) for message in client.heard]
     assert numbers == sorted(set(numbers)), "each seq once, in order"
     between = [message.data["step"] for message in client.heard if message.event == "token"]
     assert sorted(between) != between, "the branches come side by side"

@@ -144,7 +144,7 @@ def answering(routes: list[Route], method: str, path: str) -> str | None:
 def routes_of(settings: Settings) -> list[Route]:
     routes = create_app(settings).routes
     assert all(type(route) is Route for route in routes), "some are asked in another way than this test knows"
-    return [each for each in routes if isinstance(each, Route)]
+    return [route for route in routes if isinstance(route, Route)]
 
 
 @pytest.mark.usefixtures("briefly")

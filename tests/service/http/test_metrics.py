@@ -193,7 +193,7 @@ async def test_what_workers_of_the_release_before_report_is_added_up(board: Boar
 async def test_first_tokens_waits_and_versions_of_prompts_are_measured(board: Board) -> None:
     event = await board.ended(await board.send("ticket.opened", TICKET))
     calls = [moment["detail"] for moment in event["timeline"] if moment["what"] == "call"]
-    classified = [each for each in calls if each["prompt"] == "tickets/classify"]
+    classified = [call for call in calls if call["prompt"] == "tickets/classify"]
     (streamed,) = [call for call in calls if call["prompt"] == "tickets/draft"] or [None]
 
     async def told() -> dict[Any, float] | None:
@@ -307,7 +307,7 @@ async def test_many_scrapes_are_one_measurement(api: httpx.AsyncClient) -> None:
     await api.get("/metrics/fleet")
     await api.post("/events", json={"type": "ticket.opened", "data": TICKET})
     texts = await asyncio.gather(*(scraped(api) for _ in range(20)))
-    assert {one(each, "backlog_events", status="queued") for each in texts} == {0}, "measured just before the event"
+    assert {one(text, "backlog_events", status="queued") for text in texts} == {0}, "measured just before the event"
     assert {one(text, "events_accepted_total", type="ticket.opened", via="http") for text in texts} == {1}
 
 

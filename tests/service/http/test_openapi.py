@@ -98,7 +98,7 @@ def test_event_types_of_any_name(settings: Settings) -> None:
 async def test_each_parameter_is_asked_for_by_its_name(api: httpx.AsyncClient, told: dict[str, Any]) -> None:
     operation = told["paths"]["/events"]["get"]
     assert operation["security"] == [{"key": ["read"]}]
-    names = {each["name"]: each["schema"] for each in operation["parameters"]}
+    names = {parameter["name"]: parameter["schema"] for parameter in operation["parameters"]}
     assert set(names) == {"type", "status", "key", "source", "id", "parent", "since", "until", "limit", "cursor"}
     assert (names["limit"]["maximum"], (await api.get("/events?limit=501")).status_code) == (500, 400)
     letters = {parameter["name"] for parameter in told["paths"]["/dead-letters"]["get"]["parameters"]}

@@ -140,8 +140,8 @@ async def test_fifty_at_once_with_one_id_are_one_event(board: Board) -> None:
     answers = await asyncio.gather(*(board.post("message.labelled", labelled, id="one") for _ in range(50)))
     assert {answer.status_code for answer in answers} == {202}
     accepted = [answer.json() for answer in answers]
-    assert len({each["event_id"] for each in accepted}) == 1
-    assert [each["duplicate"] for each in accepted].count(False) == 1
+    assert len({answer["event_id"] for answer in accepted}) == 1
+    assert [answer["duplicate"] for answer in accepted].count(False) == 1
     shown = await board.ended(accepted[0]["event_id"])
     assert shown["result"]["label"] == "card_arrival"
     assert [dict(row) for row in await board.sql("select count(*) as n from attempts")] == [{"n": 1}]

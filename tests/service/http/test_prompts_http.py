@@ -11,7 +11,7 @@ from tests.processes import ROOT
 async def test_every_prompt_with_its_versions_and_models(api: httpx.AsyncClient) -> None:
     items = (await api.get("/prompts")).json()["items"]
     assert {"tickets/classify", "chat/answer"} <= {item["name"] for item in items}
-    (told,) = [each for each in items if each["name"] == "tickets/classify"]
+    (told,) = [item for item in items if item["name"] == "tickets/classify"]
     assert (told["versions"], told["model"]) == ([1], "fast")
     assert told["models"][0].startswith("openai ")
 

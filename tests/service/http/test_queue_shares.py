@@ -55,7 +55,7 @@ async def test_a_tenant_that_fills_the_queue_shuts_out_itself_alone(
             of_b = [asyncio.create_task(post(b)) for _ in range(LEFT)]
             await eventually(lambda: _in_flight(http, 2 + PLACES))
         answers = await asyncio.gather(*of_a)
-        refused = [each for each in answers if each.status_code == 429]
+        refused = [answer for answer in answers if answer.status_code == 429]
         assert (len(refused), Counter(answer.status_code for answer in answers)[202]) == (LEFT, PLACES - LEFT)
         assert refused[0].headers["retry-after"] == "1"
         assert (

@@ -61,7 +61,7 @@ async def test_a_rate_holds_over_two_apis(settings: Settings) -> None:
     async with two_apis(settings, key) as apis, Redis.from_url(settings.redis_url) as redis:
         answers = await asyncio.gather(*(apis[n % 2].post("/events", json=EVENT) for n in range(50)))
         assert Counter(answer.status_code for answer in answers) == {202: 20, 429: 30}
-        refused = next(each for each in answers if each.status_code == 429)
+        refused = next(answer for answer in answers if answer.status_code == 429)
         after_s = int(refused.headers["retry-after"])
         assert 170 <= after_s <= 181  # the next of 20 in an hour
         assert refused.headers["content-type"] == "application/problem+json"
@@ -69,7 +69,7 @@ async def test_a_rate_holds_over_two_apis(settings: Settings) -> None:
         assert refused.json()["detail"] == f"{detail} {after_s} s"
         assert {(await api.post("/events", json=EVENT, headers=other)).status_code for api in apis} == {202}
         assert len((await apis[0].get("/events?limit=100")).json()["items"]) == 22
-        shown = [(await each.get("/metrics")).text for each in apis]
+        shown = [(await api.get("/metrics")).text for api in apis]
         assert sum(text.count('callboard_over_limit_total{limit="rate"}') for text in shown) == 2
         kept = [name async for name in redis.scan_iter(f"{NAMES.quota}:*")]
         assert [name.decode().rpartition(":")[2] for name in kept] == [key[:11]]

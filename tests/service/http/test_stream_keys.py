@@ -37,7 +37,9 @@ async def test_a_stream_ends_with_its_key(settings: Settings, monkeypatch: pytes
         if not known:
             following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-    assert [each["status"] for each in client.of("status")] == (["scheduled"] if known else ["scheduled", "queued"])
+    assert [message["status"] for message in client.of("status")] == (
+        ["scheduled"] if known else ["scheduled", "queued"]
+    )
     assert not client.over
 
 

@@ -85,13 +85,13 @@ async def test_what_the_operator_allows_gets_through(host: str) -> None:
 
 
 def test_what_is_inside_and_what_is_not() -> None:
-    assert [each for each in INSIDE if Allowed().address(each)] == []
+    assert [address for address in INSIDE if Allowed().address(address)] == []
     assert [step for step in OUTSIDE if not Allowed().address(step)] == []
     ours = allowed("10.0.0.0/8, fd12::/16")
     assert [
-        ours.address(each) for each in ("10.9.9.9", "::ffff:10.9.9.9", "64:ff9b::a00:1", "fd12::9", "11.0.0.1")
+        ours.address(address) for address in ("10.9.9.9", "::ffff:10.9.9.9", "64:ff9b::a00:1", "fd12::9", "11.0.0.1")
     ] == [True] * 5
-    assert [ours.address(each) for each in ("192.168.0.1", "127.0.0.1", "fd13::1")] == [False] * 3
+    assert [ours.address(address) for address in ("192.168.0.1", "127.0.0.1", "fd13::1")] == [False] * 3
     named = allowed("Hooks.Internal, *.corp.example", "https://pager.lan/x", "http://10.0.0.1:8080")
     names = ("hooks.internal", "HOOKS.internal.", "a.corp.example", "a.b.corp.example", "pager.lan")
     assert [named.host(name, 443) for name in names] == [True] * 5

@@ -98,7 +98,7 @@ async def test_a_filter_is_what_it_says(vectors: Vectors, which: dict[str, Any],
         "acme", [Document(collection, str(n), "a", [1.0], fields) for n, fields in enumerate(metadata)], "test"
     )
     found, _ = await vectors.search("acme", collection, Search(vector=[1.0], k=100, filter=which))
-    assert {each.id for each in found} == {str(n) for n, each in enumerate(metadata) if fits(which, each)}
+    assert {each.id for each in found} == {str(n) for n, fields in enumerate(metadata) if fits(which, fields)}
 
 
 async def test_what_fits_is_deleted_however_much_it_is(vectors: Vectors) -> None:
@@ -116,11 +116,13 @@ async def test_a_pipeline_searches_as_http_does(vectors: Vectors) -> None:
     run.upsert("notes", "hashed", "what its words say")
     with pytest.raises(BadEvent, match="a vector's length"):
         run.upsert("notes", "none", "nothing", vector=[0.0, 0.0])
-    assert [each.id for each in effects.documents] == ["own", "hashed"]
+    assert [document.id for document in effects.documents] == ["own", "hashed"]
     await vectors.upsert("acme", effects.documents, "test")
-    assert [each.id for each in await run.search("notes", "words", sources=["/mail"])] == ["hashed"]
-    assert [each.id for each in await run.search("notes", vector=[1.0, 1.0], where={"lang": {"eq": "en"}})] == ["own"]
-    assert [each.id for each in await run.search("notes", "model", mode="keyword", min_score=0.01)] == ["own"]
+    assert [document.id for document in await run.search("notes", "words", sources=["/mail"])] == ["hashed"]
+    assert [document.id for document in await run.search("notes", vector=[1.0, 1.0], where={"lang": {"eq": "en"}})] == [
+        "own"
+    ]
+    assert [document.id for document in await run.search("notes", "model", mode="keyword", min_score=0.01)] == ["own"]
     assert await run.search("notes", "words", sources=["/chat"]) == []
     assert await run.delete("notes", where={"lang": {"eq": "en"}}) == 1
     assert await run.delete("notes", ["hashed", "unknown"]) == 1

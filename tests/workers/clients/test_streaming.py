@@ -26,7 +26,7 @@ def _sse(*events: Any) -> list[bytes]:
 
 def told(pieces: list[str], finish: str | None = "stop", reason: str | None = "end_turn") -> dict[str, list[bytes]]:
     """The same reply in both protocols, by path."""
-    deltas = [{"choices": [{"delta": {"content": each}, "finish_reason": None}]} for each in pieces]
+    deltas = [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
     usage = {"prompt_tokens": 7, "completion_tokens": 3}
     end = [{"choices": [{"delta": {}, "finish_reason": finish}]}, {"choices": [], "usage": usage}, "[DONE]"]
     blocks = [{"type": "content_block_delta", "delta": {"type": "text_delta", "text": piece}} for piece in pieces]

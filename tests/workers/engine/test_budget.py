@@ -220,7 +220,7 @@ async def test_accounts_are_right_whatever_becomes_of_calls(settings: Settings, 
         async with supervised({f"ledger {n}": each.ledger.run for n, each in enumerate(workers)}):
             for each in workers:
                 await each.register()
-            tasks = [asyncio.create_task(workers[each.worker].make(each, rescued)) for each in spells]
+            tasks = [asyncio.create_task(workers[spell.worker].make(spell, rescued)) for spell in spells]
             await asyncio.wait(tasks, timeout=0.3)
             await _right(pool, tenant)
             for n in {spell.worker for spell in spells if spell.fate in ("hang", "late")}:

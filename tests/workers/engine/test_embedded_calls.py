@@ -40,7 +40,7 @@ async def test_a_retry_gets_back_the_same_vectors(settings: Settings, tmp_path: 
         assert got[0] == got[1]
         calls = timeline_calls(event)
         assert sorted(call["outcome"] for call in calls) == ["ok"] * 3 + ["recalled"] * 3
-        assert {(each["prompt"], each["version"]) for each in calls} == {("(embed)", 0)}
+        assert {(call["prompt"], call["version"]) for call in calls} == {("(embed)", 0)}
         assert event["cost_usd"] == pytest.approx(3 * COST_USD)
         assert await board.sql("select * from prompts") == [], "there is no prompt that could be changed"
 

@@ -109,10 +109,10 @@ async def test_what_an_older_release_let_in_displaces_no_child(
                     ("shipped", 7),
                     ("shipped", 8),
                 ]
-                assert all(each["id"].endswith(f"/{each['event_id']}") for each in results)
+                assert all(result["id"].endswith(f"/{result['event_id']}") for result in results)
                 meters = running.workers[0].meters.snapshot()
                 assert dict(meters["callboard_child_conflicts_total"]) == {("shipped",): [2.0], ("order",): [1.0]}
         told = [record.message for record in caplog.records if record.name == "callboard.children"]
         assert len(told) == 3
         assert all(f"child of event {parent}" in line for line in told)
-        assert {(await board.ended(each))["result"] for each in forged} == {99}
+        assert {(await board.ended(event_id))["result"] for event_id in forged} == {99}

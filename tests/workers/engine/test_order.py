@@ -154,7 +154,7 @@ async def test_a_mailbox_is_worked_off_in_order_over_workers_and_retries(setting
     quick = Retry(attempts=5, base_s=0.02, cap_s=0.05)
     program = program_of(settings, noted=Pipeline(on=Noted, flow=[note], retry=quick))
     async with board_on(settings, program, workers=3) as board:
-        keys = [f"k{each}" for each in range(4)]
+        keys = [f"k{n}" for n in range(4)]
         last = [
             await board.send("noted", {"n": n, "fails": int(n % 3 == 0)}, partitionkey=key)
             for n in range(12)

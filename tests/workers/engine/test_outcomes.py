@@ -180,7 +180,7 @@ async def test_of_outages_that_others_do_not_have_only_so_many_are_free(settings
     async with poking(settings, flow=[out]) as board:
         event = await board.ended(await board.send("poked", {}))
         whats = [moment["what"] for moment in event["timeline"]]
-        assert [each for each in whats if each in ("putoff", "retry")] == ["putoff"] * 3 + ["retry"] + ["putoff"] * 4
+        assert [what for what in whats if what in ("putoff", "retry")] == ["putoff"] * 3 + ["retry"] + ["putoff"] * 4
         assert (event["status"], event["attempts"]) == ("succeeded", 2)
 
 

@@ -74,7 +74,7 @@ async def test_five_claims_that_come_back_unsettled_are_the_end(
         (letter,) = (await board.http.get("/dead-letters")).json()["items"]
         assert letter["reason"] == "crash_loop"
         returned = [moment["detail"]["error"] for moment in event["timeline"] if moment["what"] == "putoff"]
-        assert [each["kind"] for each in returned] == ["RuntimeError"] * 5
+        assert [row["kind"] for row in returned] == ["RuntimeError"] * 5
         assert (await board.ended(behind))["attempts"] == 1
         snapshot = board.workers[0].meters.snapshot()
         assert snapshot["callboard_claims_unsettled_total"] == [(("unsettled",), [5.0])]

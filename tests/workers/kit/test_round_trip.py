@@ -195,7 +195,7 @@ FAILS: list[tuple[Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "value", "message"), FAILS, ids=[each[2] for each in FAILS])
+@pytest.mark.parametrize(("kind", "value", "message"), FAILS, ids=[case[2] for case in FAILS])
 async def test_what_does_not_survive_fails_with_its_path(run: Run, kind: Any, value: Any, message: str) -> None:
     with pytest.raises(Unstorable) as failed:
         await both_ways(run, kind, value)
