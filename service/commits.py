@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar, cast
 
-from service.deadlines import Deadlines, Together
+from service.deadlines import Deadlines, FutureGroup
 from service.errors import CallboardError, Unavailable, text_of
 from service.log import Seldom
 from service.meters import Meters
@@ -64,7 +64,7 @@ class GroupCommit(Generic[T, R]):
         self._waiting: Final[deque[tuple[T, asyncio.Future[R], bool]]] = deque()
         self._more: Final = asyncio.Event()
         self._idle: Final = asyncio.Event()
-        self._deadlines: Final = Deadlines[asyncio.Future[R] | Together[R]](self._late)
+        self._deadlines: Final = Deadlines[asyncio.Future[R] | FutureGroup[R]](self._late)
         self._given_up = 0
         self._seldom: Final = Seldom(QUIET_S)
         self._idle.set()
@@ -82,8 +82,8 @@ class GroupCommit(Generic[T, R]):
         """Raises Unavailable when WAITING_MAX items wait, OverLimit where its caller has its share of the places."""
         return self._queue([item], timeout_s)[0]
 
-    def _late(self, late: "asyncio.Future[R] | Together[R]", timeout_s: float) -> None:
-        futures = late.futures if isinstance(late, Together) else [late]
+    def _late(self, late: "asyncio.Future[R] | FutureGroup[R]", timeout_s: float) -> None:
+        futures = late.futures if isinstance(late, FutureGroup) else [late]
         for future in futures:
             if not future.done():
                 self._let_go(1)
@@ -111,7 +111,7 @@ class GroupCommit(Generic[T, R]):
         loop, last = asyncio.get_running_loop(), len(items) - 1
         futures: list[asyncio.Future[R]] = [loop.create_future() for _ in items]
         self._waiting.extend([(item, futures[n], n < last) for n, item in enumerate(items)])
-        self._deadlines.hold(Together(futures) if last else futures[0], timeout_s)
+        self._deadlines.hold(FutureGroup(futures) if last else futures[0], timeout_s)
         self._idle.clear()
         self._more.set()
         return futures

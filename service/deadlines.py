@@ -17,7 +17,7 @@ T = TypeVar("T", bound=Timed)
 R = TypeVar("R")
 
 
-class Together(Generic[R]):
+class FutureGroup(Generic[R]):
     """The futures of items that were put in one call: they are late together."""
 
     def __init__(self, futures: Sequence["asyncio.Future[R]"]) -> None:

@@ -49,7 +49,7 @@ class _Traces(Struct):
 
 
 class Forgetter:
-    """Acts for one tenant's `actor`. `ring` notifies of an event that is first in its mailbox now."""
+    """Acts for one tenant's `actor`. `notify` tells of an event that is first in its mailbox now."""
 
     def __init__(self, pool: Pool, redis: RedisTraces, notify: Callable[[UUID], None], tenant: str, actor: str) -> None:
         self._pool: Final = pool

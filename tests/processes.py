@@ -35,7 +35,7 @@ class Program:
         self.log: Final = log
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
     async def says(self, words: str, timeout_s: float = START_S) -> str:
@@ -43,12 +43,12 @@ class Program:
 
         async def fact() -> bool:
             over = self.process.poll() is not None
-            if over and words not in self.told:
-                raise RuntimeError(f"it ended with status {self.process.returncode} and said: {self.told}")
-            return words in self.told
+            if over and words not in self.output:
+                raise RuntimeError(f"it ended with status {self.process.returncode} and said: {self.output}")
+            return words in self.output
 
         await eventually(fact, timeout_s)
-        return self.told
+        return self.output
 
     async def ends(self, number: signal.Signals | None = None) -> int:
         """Its exit status, after it was sent the signal `number`."""
@@ -57,8 +57,8 @@ class Program:
         try:
             await eventually(lambda: _true(self.process.poll() is not None), END_S)
         except AssertionError:
-            raise AssertionError(f"it had not ended after {END_S:g} s; it said: {self.told[-4000:]}") from None
-        assert HUNG not in self.told, self.told[-4000:]
+            raise AssertionError(f"it had not ended after {END_S:g} s; it said: {self.output[-4000:]}") from None
+        assert HUNG not in self.output, self.output[-4000:]
         return int(self.process.returncode)
 
 

@@ -64,8 +64,8 @@ async def test_ours_do_their_part_and_end_with_0(settings: Settings, tmp_path: P
             assert await worker.ends(signal.SIGTERM) == 0
             assert (await http.get("/workers")).json()["items"] == []
         assert await api.ends(signal.SIGTERM) == 0
-        assert "Traceback" not in api.told + worker.told
-        assert [json.loads(line)["level"] for line in worker.told.splitlines()] == ["info", "info"], worker.told
+        assert "Traceback" not in api.output + worker.output
+        assert [json.loads(line)["level"] for line in worker.output.splitlines()] == ["info", "info"], worker.output
 
 
 async def test_an_api_that_is_told_to_stop_still_serves_though_it_is_not_ready(
@@ -102,7 +102,7 @@ async def test_those_of_uvicorn_and_arq_do_too(settings: Settings, tmp_path: Pat
             assert await worker.ends(signal.SIGTERM) in (0, -signal.SIGTERM)
             assert (await http.get("/workers")).json()["items"] == [], "the worker has left in order"
         assert await api.ends(signal.SIGTERM) in (0, -signal.SIGTERM)
-        assert "Traceback" not in api.told + worker.told
+        assert "Traceback" not in api.output + worker.output
 
 
 @PROGRAMS

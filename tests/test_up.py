@@ -66,14 +66,14 @@ def shell(command: str) -> str:
 
 def printed(up: Up, label: str) -> str:
     """The command printed behind `label`, with the lines it goes on on."""
-    text = up.program.told.replace("\\\n", " ")
+    text = up.program.output.replace("\\\n", " ")
     found = re.search(rf"^  {label} +(?:\S+\n +)?(.*)$", text, re.MULTILINE)
     assert found, text
     return found[1]
 
 
 def test_it_says_where_it_is_and_how_to_go_on(up: Up) -> None:
-    told = up.program.told
+    told = up.program.output
     assert f"Callboard is up at {up.address}" in told
     assert re.search(r"Redis +/\S+/redis\.sock\n", told)
     assert "simulated: no provider key is set" in told
@@ -118,7 +118,7 @@ async def test_a_killed_worker_is_started_again_and_events_go_on(up: Up, http: h
     os.kill(worker["pid"], signal.SIGKILL)
     event_id = await post(http, "message.labelled", MESSAGE)
     assert (await ended(http, event_id))["status"] == "succeeded"
-    assert "the worker had ended with status -9 and starts again" in up.program.told
+    assert "the worker had ended with status -9 and starts again" in up.program.output
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ async def test_interrupted_while_it_starts_it_leaves_nothing_behind() -> None:
         children = await eventually(lambda: asyncio.to_thread(descendants, starting.pid))
         assert await starting.program.ends(signal.SIGINT) == 0
         await all_gone(children)
-        assert LAST_WORDS not in starting.program.told
+        assert LAST_WORDS not in starting.program.output
 
 
 async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_taken(
@@ -197,14 +197,14 @@ async def test_the_printed_page_signs_in_and_nobody_else_can_read_the_token(up: 
     assert file.stat().st_mode & 0o777 == 0o600
     token = file.read_text(encoding="ascii").strip()
     address = f"{up.address}/?token={token}"
-    assert f"  page      {address}\n" in up.program.told
+    assert f"  page      {address}\n" in up.program.output
     async with httpx.AsyncClient(follow_redirects=True) as browser:
         assert (await browser.get(f"{up.address}/")).url.path == "/login"
         page = await browser.get(address)
         assert (page.status_code, str(page.url)) == (200, f"{up.address}/")
         assert "Answers are simulated" in page.text
         assert (await browser.get(f"{up.address}/workers")).json()["items"][0]["simulated"] is True
-    said = up.program.told
+    said = up.program.output
     assert said.count(token) == 1, "in the address that is printed, in no line of the log"
 
 

@@ -110,11 +110,11 @@ async def ended(http: httpx.AsyncClient, event_id: str, timeout_s: float = 20.0)
 
 async def test_a_step_that_blocks_the_loop_is_named_with_its_line(up: tuple[Up, Path], http: httpx.AsyncClient) -> None:
     """Nine seconds: longer than a read of Redis waits, whose time-out is then no news."""
-    before = len(up[0].program.told)
+    before = len(up[0].program.output)
     assert (await ended(http, await send(http, "odd.slept", {"seconds": 9})))["status"] == "succeeded"
     await up[0].program.says("the loop stood still for ")
     await ended(http, await send(http, "odd.slept", {"seconds": 0}))
-    told = up[0].program.told[before:]
+    told = up[0].program.output[before:]
     line = NODES.splitlines().index("    time.sleep(event.seconds)") + 1
     location = rf"in step odd \(workers/nodes/odd\.py:{line}\); blocking code belongs into asyncio\.to_thread"
     assert len(re.findall(rf"the loop stood still for (8\.9|9\.\d) s {location}", told)) == 1, told
@@ -140,12 +140,12 @@ async def test_a_file_that_does_not_load_is_one_sentence_until_it_is_mended(
     up: tuple[Up, Path], http: httpx.AsyncClient, name: str, text: str, sentence: str
 ) -> None:
     running, copy = up
-    before, good = len(running.program.told), (copy / name).read_text(encoding="utf-8")
+    before, good = len(running.program.output), (copy / name).read_text(encoding="utf-8")
     programs = 2 if name.startswith("schemas/") else 1
     (copy / name).write_text(text, encoding="utf-8")
     try:
         await eventually(lambda: _times(running, before, "starts again when a file changes", programs), 40)
-        told = running.program.told[before:]
+        told = running.program.output[before:]
         assert len(re.findall(sentence, told)) == programs, told
         assert "Traceback" not in told
         assert not {pid for pid in descendants(running.pid) if _runs(pid, "workers")}, "none tries again by itself"
@@ -153,11 +153,11 @@ async def test_a_file_that_does_not_load_is_one_sentence_until_it_is_mended(
         (copy / name).write_text(good, encoding="utf-8")
     await eventually(lambda: _answers(http), 40)
     assert (await ended(http, await send(http, "odd.slept", {"seconds": 0}), 40))["status"] == "succeeded"
-    assert len(re.findall(sentence, running.program.told[before:])) == programs
+    assert len(re.findall(sentence, running.program.output[before:])) == programs
 
 
 async def _times(running: Up, before: int, words: str, times: int) -> bool:
-    return running.program.told[before:].count(words) >= times
+    return running.program.output[before:].count(words) >= times
 
 
 async def _answers(http: httpx.AsyncClient) -> bool:
@@ -173,7 +173,7 @@ def _runs(pid: int, module: str) -> bool:
 
 async def test_without_a_worker_send_and_wait_says_so(up_without_workers: tuple[Up, Path]) -> None:
     running, copy = up_without_workers
-    assert "none: run `.venv/bin/callboard worker` in another terminal" in running.program.told
+    assert "none: run `.venv/bin/callboard worker` in another terminal" in running.program.output
     sending = ("send", "odd.slept", "--data", '{"seconds":0}', "--wait", "--timeout", "1", "--url", running.address)
     done = await asyncio.to_thread(run, (*CALLBOARD, *sending), running.environ, copy)
     assert done.returncode == 3

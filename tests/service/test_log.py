@@ -178,8 +178,8 @@ async def test_they_say_where_and_never_what(settings: Settings, tmp_path: Path)
         )
         await connection.close()
         await worker.says("starts again")
-        lines = [json.loads(line) for line in worker.told.splitlines()]
-        assert [mark for mark in MARKS if mark in worker.told + api.told] == []
+        lines = [json.loads(line) for line in worker.output.splitlines()]
+        assert [mark for mark in MARKS if mark in worker.output + api.output] == []
         own = [line for line in lines if line["logger"] == "mine"]
         where = {line["event"]: (line["run"], line["attempt"], line["step"], line["trace"]) for line in own}
         assert where == dict.fromkeys(ids.values(), (1, 1, "tell", TRACE))

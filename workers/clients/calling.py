@@ -37,7 +37,7 @@ class LlmRefused(CallboardError):
 
 
 class Caller:
-    """The clients of the models that can be asked, and what is known of each: prices, breakers, limits (`gates`)."""
+    """The clients of the models that can be asked, and what is known of each: prices, breakers, limits (`limiters`)."""
 
     def __init__(
         self,

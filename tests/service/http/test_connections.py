@@ -108,7 +108,7 @@ async def test_a_head_has_a_bound_and_a_deadline(settings: Settings, tmp_path: P
             async with connected(api.port) as (reader, writer):
                 writer.write(b"NONE OF IT\r\n\r\n")
                 assert (await answered(reader))[0] == 400
-        assert 1 <= api.program.told.count(INVALID) <= 3
+        assert 1 <= api.program.output.count(INVALID) <= 3
         status, body = await answered(slow)
         assert status == 408
         assert "did not arrive within 10 s" in json.decode(body)["detail"]
@@ -129,7 +129,7 @@ async def test_connections_that_are_held_keep_nobody_out(settings: Settings, tmp
         finally:
             for _, writer in held:
                 writer.close()
-        assert "Too many open files" not in api.program.told
+        assert "Too many open files" not in api.program.output
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ async def test_requests_of_chance(settings: Settings, tmp_path: Path) -> None:
         assert {"200", "202", "400", "401", "404", "405", "422"} <= seen.keys()
         assert api.memory_mb - before_mb < GROWTH_MB
         assert await api.is_well()
-        assert "Traceback" not in api.program.told
+        assert "Traceback" not in api.program.output
 
 
 EVENT_ID: Final = "0197b2c4-5d3e-7c1a-9f60-3a52d7c81e44"

@@ -124,7 +124,7 @@ async def test_what_can_be_taken_for_two_requests_is_none(settings: Settings, tm
                 :3
             ] != b"200":
                 differs.append(f"{name}: {answers}")
-        assert "Traceback" not in api.program.told
+        assert "Traceback" not in api.program.output
     assert not differs, "\n".join(differs)
 
 

@@ -121,6 +121,6 @@ async def test_answers_that_unfold_to_400_mb_do_not_end_a_worker(settings: Setti
             message = f"A9: {bombs} answers of 400 MB, {peak_mb(worker.process.pid):.0f} MB at most, "
             message += f"killed {killed(group)}, {took_s:.0f} s"
             print(message)
-            assert worker.process.poll() is None, worker.told[-2000:]
+            assert worker.process.poll() is None, worker.output[-2000:]
             assert killed(group) == 0, message
             assert took_s < BOUND_S, message

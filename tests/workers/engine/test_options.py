@@ -47,13 +47,13 @@ class Log:
     """What was opened and closed, and by which task."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.lines: list[str] = []
         self.tasks: list[Any] = []
         self.fails = 0
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Browser]:
-        self.told.append("opening")
+        self.lines.append("opening")
         self.tasks.append(asyncio.current_task())
         await asyncio.sleep(SLOW_S)
         if self.fails:
@@ -61,7 +61,7 @@ class Log:
             raise ConnectionError("no browser there")
         yield Browser()
         self.tasks.append(asyncio.current_task())
-        self.told.append("closed")
+        self.lines.append("closed")
 
     def resource(self) -> Any:
         opened = self._open
@@ -153,12 +153,12 @@ async def test_a_resource_is_opened_once_and_closed_behind_the_last_run(settings
     log = Log()
     job = Pipeline(on=Job, flow=[look], retry=QUICK, resources=[log.resource()])
     async with running(settings, job) as board:
-        assert log.told == [], "opened at first use"
+        assert log.lines == [], "opened at first use"
         ids = [await board.send("job", {"n": n}) for n in range(20)]
         for event_id in ids:
             assert (await board.ended(event_id))["result"] == {"text": "page True"}
-        assert log.told == ["opening"]
-    assert log.told == ["opening", "closed"]
+        assert log.lines == ["opening"]
+    assert log.lines == ["opening", "closed"]
     assert log.tasks[0] is log.tasks[1], "what belongs to a task is closed by it"
 
 
@@ -207,7 +207,7 @@ async def test_the_free_form_takes_a_resource_by_its_type_and_no_key_depends_on_
         event_id = await board.send("job", {"n": 7})
         event = await board.ended(event_id)
         assert (event["status"], event["result"], tries) == ("succeeded", {"text": "page True"}, [7])
-    assert log.told == ["opening", "closed"]
+    assert log.lines == ["opening", "closed"]
 
 
 async def test_a_resource_that_no_pipeline_names_is_told_by_name(settings: Settings) -> None:

@@ -107,7 +107,7 @@ async def test_it_ends_later_too_where_it_could_not_know_at_the_boot(settings: S
             await board.sql(USED, "tickets/classify", 1)
             await board.send("ticket.opened", TICKET)
             assert await worker.ends() == MISFIT
-    assert worker.told.rstrip().splitlines()[-1].startswith(SENTENCE)
+    assert worker.output.rstrip().splitlines()[-1].startswith(SENTENCE)
 
 
 async def _true(fact: bool) -> bool:

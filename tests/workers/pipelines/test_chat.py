@@ -15,11 +15,11 @@ class Model:
     """Answers with how many requests it has had, and keeps them."""
 
     def __init__(self) -> None:
-        self.told: Final[list[str]] = []
+        self.inputs: Final[list[str]] = []
 
     def say(self, told: str) -> Any:
-        self.told.append(told)
-        return {"text": f"answer {len(self.told)}."}
+        self.inputs.append(told)
+        return {"text": f"answer {len(self.inputs)}."}
 
 
 async def test_a_conversation_is_remembered_by_its_key_and_bounded(settings: Settings) -> None:
@@ -33,12 +33,12 @@ async def test_a_conversation_is_remembered_by_its_key_and_bounded(settings: Set
         other = await board.ended(await board.send("message.received", {"text": "Hello."}, partitionkey="b"))
         actor = (await board.http.get("/actors/a")).json()
     assert [each["result"]["text"] for each in ends] == [f"answer {n}." for n in range(1, MESSAGES + 1)]
-    assert "message 1." in model.told[1]
-    assert "answer 1." in model.told[1]
-    assert "message 1." not in model.told[MESSAGES - 1], "the oldest are let go of"
-    assert f"answer {MESSAGES - 1}." in model.told[MESSAGES - 1]
+    assert "message 1." in model.inputs[1]
+    assert "answer 1." in model.inputs[1]
+    assert "message 1." not in model.inputs[MESSAGES - 1], "the oldest are let go of"
+    assert f"answer {MESSAGES - 1}." in model.inputs[MESSAGES - 1]
     assert other["status"] == "succeeded"
-    assert "<before>" not in model.told[MESSAGES]
+    assert "<before>" not in model.inputs[MESSAGES]
     turns = actor["states"]["Conversation"]["turns"]
     assert len(turns) == TURNS_MAX
     assert turns[-1] == {"who": "us", "text": f"answer {MESSAGES}."}
