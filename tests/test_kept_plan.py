@@ -40,8 +40,8 @@ async def _plan_with_a_backlog(connection: Connection) -> list[dict[str, Any]]:
     )
     ids = ", ".join(f"'{row['event_id']}'" for row in await connection.fetch("select event_id from work limit 100"))
     claim = f"execute claim (array[{ids}]::uuid[], '{uuid4()}', 0, 200)"
-    told = json.loads(await connection.fetchval(f"explain (format json) {claim}"))
-    return [node for node in _nodes(told[0]["Plan"]) if node.get("Relation Name") in ("work", "events")]
+    body = json.loads(await connection.fetchval(f"explain (format json) {claim}"))
+    return [node for node in _nodes(body[0]["Plan"]) if node.get("Relation Name") in ("work", "events")]
 
 
 def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:

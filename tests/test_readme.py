@@ -43,9 +43,9 @@ def commands(section: str) -> list[str]:
 
 def rows(heading: str) -> Iterator[list[str]]:
     """The rows of the table with this first column."""
-    found = re.search(rf"^\| {re.escape(heading)} \|.*\n\|[ |-]+\n((?:\|.*\n)+)", README, re.MULTILINE)
-    assert found, heading
-    for line in found[1].splitlines():
+    match = re.search(rf"^\| {re.escape(heading)} \|.*\n\|[ |-]+\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert match, heading
+    for line in match[1].splitlines():
         yield [cell.strip() for cell in line.strip("|").split("|")]
 
 

@@ -52,9 +52,11 @@ async def test_pgvector_in_a_schema_of_its_own(arranged: Settings) -> None:
     async with board_on(arranged) as board:
         event_id = await board.send("ticket.opened", TICKET)
         assert (await board.ended(event_id))["status"] == "succeeded"
-        found = await board.http.post("/collections/tickets/search", json={"query": "charged twice", "mode": "hybrid"})
-        assert found.status_code == 200, found.text
-        assert len(found.json()["items"]) == 1
+        response = await board.http.post(
+            "/collections/tickets/search", json={"query": "charged twice", "mode": "hybrid"}
+        )
+        assert response.status_code == 200, response.text
+        assert len(response.json()["items"]) == 1
         (where,) = await board.sql(
             "select distinct schemaname from pg_tables where tablename in ('events', 'documents')"
         )

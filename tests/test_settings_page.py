@@ -66,9 +66,9 @@ OTHERS: Final = {
 
 def rows(heading: str) -> Iterator[list[str]]:
     """The rows of the table with these columns, without those that name a group."""
-    found = re.search(rf"^\| {re.escape(heading)} \|\n\|[ |-]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
-    assert found, heading
-    for line in found[1].splitlines():
+    match = re.search(rf"^\| {re.escape(heading)} \|\n\|[ |-]+\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    assert match, heading
+    for line in match[1].splitlines():
         cells = [cell.strip() for cell in line[1:-1].split("|")]
         if not cells[0].startswith("**"):
             yield cells

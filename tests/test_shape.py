@@ -213,11 +213,11 @@ def test_a_library_has_one_home() -> None:
 def test_a_node_is_imported_without_engine_or_servers() -> None:
     heavy = ("workers.engine", "workers.bootstrap", "service.http", "arq", "starlette", "uvicorn")
     program = "import sys, workers.pipelines.support; print(*sys.modules)"
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
-    assert "workers.nodes.triage" in told.stdout.split()
-    assert not [module for module in told.stdout.split() if _below(module, heavy)]
+    assert "workers.nodes.triage" in process.stdout.split()
+    assert not [module for module in process.stdout.split() if _below(module, heavy)]
 
 
 def test_files_and_functions_are_short() -> None:

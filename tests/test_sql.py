@@ -163,8 +163,8 @@ async def test_children_are_found_by_their_parent(connection: Connection) -> Non
     text = statements()["read.events"]
     for number in range(len(values), 0, -1):
         text = text.replace(f"${number}", values[number - 1])
-    found = json.loads(await connection.fetchval(f"explain (analyze, format json) {text}"))[0]["Plan"]
-    nodes = [node for node in _nodes(found) if node.get("Relation Name") == "events"]
+    body = json.loads(await connection.fetchval(f"explain (analyze, format json) {text}"))[0]["Plan"]
+    nodes = [node for node in _nodes(body) if node.get("Relation Name") == "events"]
     assert [node["Index Name"] for node in nodes] == ["events_of_parent"]
     assert nodes[0]["Actual Rows"] == QUEUED / 1000
     assert not nodes[0].get("Rows Removed by Filter")
@@ -186,8 +186,8 @@ async def test_a_scrape_costs_the_same_whatever_is_stored(connection: Connection
         await connection.execute("update work set due_at = now() + interval '1 day'")
     await connection.execute("vacuum analyze work")
     text = statements()["metrics.backlog"].replace("$1", "100").replace("$2", "100")
-    found = json.loads(await connection.fetchval(f"explain (analyze, format json) {text}"))[0]["Plan"]
-    reads = [node for node in _nodes(found) if "Relation Name" in node]
+    body = json.loads(await connection.fetchval(f"explain (analyze, format json) {text}"))[0]["Plan"]
+    reads = [node for node in _nodes(body) if "Relation Name" in node]
     assert {node["Relation Name"] for node in reads} == {"work"}
     assert not [node for node in reads if node["Node Type"] == "Seq Scan"]
     read = [node["Actual Rows"] + node.get("Rows Removed by Filter", 0) for node in reads]

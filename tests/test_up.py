@@ -67,19 +67,19 @@ def shell(command: str) -> str:
 def printed(up: Up, label: str) -> str:
     """The command printed behind `label`, with the lines it goes on on."""
     text = up.program.output.replace("\\\n", " ")
-    found = re.search(rf"^  {label} +(?:\S+\n +)?(.*)$", text, re.MULTILINE)
-    assert found, text
-    return found[1]
+    match = re.search(rf"^  {label} +(?:\S+\n +)?(.*)$", text, re.MULTILINE)
+    assert match, text
+    return match[1]
 
 
 def test_it_says_where_it_is_and_how_to_go_on(up: Up) -> None:
-    told = up.program.output
-    assert f"Callboard is up at {up.address}" in told
-    assert re.search(r"Redis +/\S+/redis\.sock\n", told)
-    assert "simulated: no provider key is set" in told
-    assert up.environ["CALLBOARD_DATA_DIR"] in told
-    assert "uvicorn" not in told
-    assert "Traceback" not in told
+    output = up.program.output
+    assert f"Callboard is up at {up.address}" in output
+    assert re.search(r"Redis +/\S+/redis\.sock\n", output)
+    assert "simulated: no provider key is set" in output
+    assert up.environ["CALLBOARD_DATA_DIR"] in output
+    assert "uvicorn" not in output
+    assert "Traceback" not in output
 
 
 def test_the_printed_send_line_gives_a_real_intent_and_a_stored_reply(up: Up) -> None:
@@ -204,8 +204,8 @@ async def test_the_printed_page_signs_in_and_nobody_else_can_read_the_token(up: 
         assert (page.status_code, str(page.url)) == (200, f"{up.address}/")
         assert "Answers are simulated" in page.text
         assert (await browser.get(f"{up.address}/workers")).json()["items"][0]["simulated"] is True
-    said = up.program.output
-    assert said.count(token) == 1, "in the address that is printed, in no line of the log"
+    output = up.program.output
+    assert output.count(token) == 1, "in the address that is printed, in no line of the log"
 
 
 async def test_a_database_that_somebody_brings_gets_no_simulated_answers(settings: Settings, tmp_path: Path) -> None:

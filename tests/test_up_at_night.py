@@ -114,11 +114,11 @@ async def test_a_step_that_blocks_the_loop_is_named_with_its_line(up: tuple[Up, 
     assert (await ended(http, await send(http, "odd.slept", {"seconds": 9})))["status"] == "succeeded"
     await up[0].program.says("the loop stood still for ")
     await ended(http, await send(http, "odd.slept", {"seconds": 0}))
-    told = up[0].program.output[before:]
+    output = up[0].program.output[before:]
     line = NODES.splitlines().index("    time.sleep(event.seconds)") + 1
     location = rf"in step odd \(workers/nodes/odd\.py:{line}\); blocking code belongs into asyncio\.to_thread"
-    assert len(re.findall(rf"the loop stood still for (8\.9|9\.\d) s {location}", told)) == 1, told
-    assert "imeout" not in told, told
+    assert len(re.findall(rf"the loop stood still for (8\.9|9\.\d) s {location}", output)) == 1, output
+    assert "imeout" not in output, output
 
 
 async def test_a_breakpoint_without_a_terminal_is_passed_over(up: tuple[Up, Path], http: httpx.AsyncClient) -> None:
@@ -145,9 +145,9 @@ async def test_a_file_that_does_not_load_is_one_sentence_until_it_is_mended(
     (copy / name).write_text(text, encoding="utf-8")
     try:
         await eventually(lambda: _times(running, before, "starts again when a file changes", programs), 40)
-        told = running.program.output[before:]
-        assert len(re.findall(sentence, told)) == programs, told
-        assert "Traceback" not in told
+        output = running.program.output[before:]
+        assert len(re.findall(sentence, output)) == programs, output
+        assert "Traceback" not in output
         assert not {pid for pid in descendants(running.pid) if _runs(pid, "workers")}, "none tries again by itself"
     finally:
         (copy / name).write_text(good, encoding="utf-8")

@@ -196,8 +196,10 @@ async def _accepting(settings: Settings, folder: Path, size: Size) -> dict[str, 
 
 def _bare(transport: str, events: int, environ: Mapping[str, str]) -> Took:
     command = (sys.executable, "-m", "tests.bench.bare", transport, str(events), str(SLOTS))
-    told = subprocess.run(command, cwd=ROOT, env=alone(environ), stdout=subprocess.PIPE, check=True, timeout=TIMEOUT_S)
-    return json.decode(told.stdout, type=Took)
+    process = subprocess.run(
+        command, cwd=ROOT, env=alone(environ), stdout=subprocess.PIPE, check=True, timeout=TIMEOUT_S
+    )
+    return json.decode(process.stdout, type=Took)
 
 
 @asynccontextmanager

@@ -65,8 +65,8 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread(host: Host, product:
     stored = query(host, "select count(*) from events")
     for version in ("--http1.1", "--http2"):
         assert curl(host, "/events", version, *PATIENT, "--data-binary", f"@{large}") == "413"
-    told = json.loads(curl(host, "/events", *PATIENT, "--data-binary", f"@{large}", code=False))
-    assert (told["status"], told["detail"]) == (413, "larger than 8388608 bytes (EDGE_BODY_MAX)")
+    body = json.loads(curl(host, "/events", *PATIENT, "--data-binary", f"@{large}", code=False))
+    assert (body["status"], body["detail"]) == (413, "larger than 8388608 bytes (EDGE_BODY_MAX)")
     assert query(host, "select count(*) from events") == stored
 
 
@@ -98,8 +98,8 @@ def test_slow_clients_are_cut_off(host: Host, product: Product) -> None:
 
     def timed(command: str) -> tuple[str, float]:
         begun = time.monotonic()
-        told = run(*host.in_client, "sh", "-c", command, timeout_s=90)
-        return told, time.monotonic() - begun
+        result = run(*host.in_client, "sh", "-c", command, timeout_s=90)
+        return result, time.monotonic() - begun
 
     trickle = "(printf '{0}'; for each in $(seq 80); do printf x; sleep 1; done) 2>/dev/null"
     endless = rf"GET / HTTP/1.1\r\nHost: {SITE}\r\nX: "

@@ -89,8 +89,8 @@ class Pair(Struct, frozen=True):
         return run("ip", "netns", "exec", self.network, *command)
 
     def _serve(self, name: str, command: str) -> None:
-        made = run("buildah", "from", f"localhost/{name}:test", env=self.one.builder).strip()
-        self.roots[name] = run("buildah", "mount", made, env=self.one.builder).strip()
+        result = run("buildah", "from", f"localhost/{name}:test", env=self.one.builder).strip()
+        self.roots[name] = run("buildah", "mount", result, env=self.one.builder).strip()
         with (self.one.work / name).open("wb") as console:
             self.servers[name] = subprocess.Popen(
                 ["systemd-nspawn", "--register=no", "--keep-unit", "-q", "--as-pid2", "-D", self.roots[name],

@@ -59,5 +59,5 @@ MATRIX: Final = {
 
 def row_of(test: str) -> int:
     """The row that a test stands for; 0 for none."""
-    found = re.match(r"test_row_(\d+)_", test)
-    return int(found[1]) if found else 0
+    match = re.match(r"test_row_(\d+)_", test)
+    return int(match[1]) if match else 0

@@ -141,7 +141,7 @@ def nothing_lost(evidence: Evidence, still_open: Sequence[str]) -> None:
 
 def once(evidence: Evidence, still_open: Sequence[str]) -> None:
     """I2: one settle for each run, by the holder of the claim; one effect; one key for each effect outside."""
-    told = Counter(effect.key for effect in evidence.rig.sink.effects)
+    counts = Counter(effect.key for effect in evidence.rig.sink.effects)
     for event_id, sent in evidence.sent.items():
         if event_id in still_open:
             continue
@@ -160,15 +160,15 @@ def once(evidence: Evidence, still_open: Sequence[str]) -> None:
         assert [row["claim"] for row in settled] == [event["claim"]], f"{sent.id}: {settled}"
         documents = [row["detail"] for row in rows if row["what"] == "document"]
         assert documents == [sent.token], f"{sent.id}: {documents}"
-        keys = [key for key in told if key.startswith(f"{event_id}/")]
+        keys = [key for key in counts if key.startswith(f"{event_id}/")]
         assert len(keys) == 1, f"{sent.id}: effects outside under {keys}"
-        assert told[keys[0]] <= len(claims), f"{sent.id}: told {told[keys[0]]} times in {len(claims)} claims"
+        assert counts[keys[0]] <= len(claims), f"{sent.id}: told {counts[keys[0]]} times in {len(claims)} claims"
 
 
 def paid_once(evidence: Evidence) -> None:
     """I3: a step calls once per claim at most; what an ended event asked for is in the ledger."""
-    made = Counter((call.event_id, call.claim, call.step) for call in evidence.rig.sink.calls)
-    assert not [call for call, times in made.items() if times > 1], made.most_common(3)
+    counts = Counter((call.event_id, call.claim, call.step) for call in evidence.rig.sink.calls)
+    assert not [call for call, times in counts.items() if times > 1], counts.most_common(3)
     per_step = Counter((call.event_id, call.step) for call in evidence.rig.sink.calls)
     for (event_id, step), times in per_step.items():
         rights = [row for row in evidence.audit[event_id] if row["what"] == "claimed"]

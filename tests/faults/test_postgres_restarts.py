@@ -47,8 +47,8 @@ async def test_row_24_postgres_crash(rig: Rig) -> None:
         await rig.postgres.kill()
         rig.injected()
         await rig.postgres.start()
-        kept = await rig.sql("select event_id from events where event_id = any ($1::uuid[])", taken)
-        assert len(kept) == len(taken)
+        rows = await rig.sql("select event_id from events where event_id = any ($1::uuid[])", taken)
+        assert len(rows) == len(taken)
         await goes_on(rig, 60)
     await judge(rig)
 

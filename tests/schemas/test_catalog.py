@@ -83,7 +83,7 @@ def test_data_that_does_not_fit_is_refused_with_its_path(tmp_path: Path, data: b
 
 
 def test_two_events_of_one_type_are_named_with_their_places(tmp_path: Path) -> None:
-    said = refusal(
+    message = refusal(
         tmp_path,
         """
         from schemas import Event
@@ -92,14 +92,14 @@ def test_two_events_of_one_type_are_named_with_their_places(tmp_path: Path) -> N
             pass
         """,
     )
-    assert ".more.Again and user_code_" in said
-    assert '.orders.Ordered both declare "order.placed". Rename one.' in said
+    assert ".more.Again and user_code_" in message
+    assert '.orders.Ordered both declare "order.placed". Rename one.' in message
 
 
 @pytest.mark.parametrize("tag", ["", "tag=7, "])
 def test_an_event_without_a_type_is_refused_by_name(tmp_path: Path, tag: str) -> None:
-    said = refusal(tmp_path, f"from schemas import Event\n\nclass Nameless(Event, {tag}frozen=True):\n    pass\n")
-    assert '.more.Nameless names no type. Write it behind Event: tag="…".' in said
+    message = refusal(tmp_path, f"from schemas import Event\n\nclass Nameless(Event, {tag}frozen=True):\n    pass\n")
+    assert '.more.Nameless names no type. Write it behind Event: tag="…".' in message
 
 
 def test_the_schema_says_what_data_may_be_and_nothing_of_the_tag(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def test_help_names_every_command_and_imports_none() -> None:
 
 @pytest.mark.parametrize("command", [send, show, demo, new, pipelines])
 def test_each_command_has_an_example(command: click.Command) -> None:
-    told = CliRunner().invoke(command_line({}), [str(command.name), "--help"]).output
-    assert f"callboard {command.name}" in told[told.index("Example") :]
+    output = CliRunner().invoke(command_line({}), [str(command.name), "--help"]).output
+    assert f"callboard {command.name}" in output[output.index("Example") :]
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,9 @@ async def test_a_running_callboard_is_drawn(board: Board) -> None:
     listed = (await call(board, pipelines)).output.splitlines()
     assert listed[0] == "pipeline\ttype"
     assert "support\tticket.opened" in listed
-    told = (await call(board, pipelines, "support")).output
-    assert told.startswith("support on ticket.opened, version ")
-    assert "by_urgency? → page: page_on_call, answer: draft_reply, close: close\npage_on_call → remember\n" in told
+    output = (await call(board, pipelines, "support")).output
+    assert output.startswith("support on ticket.opened, version ")
+    assert "by_urgency? → page: page_on_call, answer: draft_reply, close: close\npage_on_call → remember\n" in output
     assert '"edges"' in (await call(board, pipelines, "support", "--json")).output
     assert '"items"' in (await call(board, pipelines, "--json")).output
     unknown = await call(board, pipelines, "no such")

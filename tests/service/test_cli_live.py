@@ -56,8 +56,8 @@ async def test_send_wait_and_show_tell_how_an_event_fared(board: Board) -> None:
 
     shown = await callboard(board, "show", event_id)
     assert (shown.returncode, shown.stdout) == (0, sent.stdout)
-    whole = await callboard(board, "show", event_id, "--json")
-    assert json.decode(whole.stdout) == await board.show(event_id)
+    result = await callboard(board, "show", event_id, "--json")
+    assert json.decode(result.stdout) == await board.show(event_id)
 
 
 async def test_send_returns_with_the_202_and_the_same_id_is_the_same_event(board: Board, tmp_path: Path) -> None:

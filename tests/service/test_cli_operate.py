@@ -114,15 +114,15 @@ async def test_events_from_the_command_line(refusing: Board) -> None:
         (("--since", "2099-01-01T00:00:00Z"), []),
         (("--until", "2099-01-01T00:00:00Z", "--cursor", event_id), waiting[::-1]),
     ):
-        told = await call(refusing, events, *asked, "--json")
-        assert [item["event_id"] for item in json.decode(told.stdout)["items"]] == found, asked
+        result = await call(refusing, events, *asked, "--json")
+        assert [item["event_id"] for item in json.decode(result.stdout)["items"]] == found, asked
     page = await call(refusing, events, "--limit", "1")
     assert page.stderr == f"There may be more: --cursor {event_id}\n"
     for since in ("yesterday", "2026-11-22T10:00:00", "1y", "h", "99999999w"):
         assert (await call(refusing, events, "--since", since)).exit_code == 2, since
     for since, count in (("1h", 3), ("90s", 3), ("0s", 0), ("2w", 3)):
-        told = await call(refusing, events, "--since", since, "--json")
-        assert len(json.decode(told.stdout)["items"]) == count, since
+        result = await call(refusing, events, "--since", since, "--json")
+        assert len(json.decode(result.stdout)["items"]) == count, since
         letters = await call(refusing, dead, "list", "--since", since, "--json")
         assert len(json.decode(letters.stdout)["items"]) == min(count, 1), since
     hour = timezone(timedelta(hours=1))

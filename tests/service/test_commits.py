@@ -223,8 +223,8 @@ async def test_everyone_gets_exactly_their_own(
             if n in cuts:
                 await _cut(sql) if n % 2 else puts[n // 2].cancel()
         results = await asyncio.gather(*puts, return_exceptions=True)
-    told = Counter(type(each).__name__ for each in results)
-    assert set(told) <= {"str", "BadRow", "CancelledError"}
+    counts = Counter(type(each).__name__ for each in results)
+    assert set(counts) <= {"str", "BadRow", "CancelledError"}
     there = dict(await stored(sql))
     for n, (note, result) in enumerate(zip(notes, results, strict=True), first):
         match result:

@@ -114,11 +114,11 @@ async def test_an_unknown_event_is_a_page_that_says_so(board: Board) -> None:
 async def test_the_line_told_to_a_newcomer_works(board: Board) -> None:
     text = unescape(await _page(board, "/"))
     assert "No events yet" in text
-    told = re.search(
+    match = re.search(
         r"""curl -sS (\S+) -H 'Content-Type: (\S+)' -H "Authorization: Bearer ([^"]+)" -d '([^']+)'""", text
     )
-    assert told is not None
-    url, media_type, key, body = told.groups()
+    assert match is not None
+    url, media_type, key, body = match.groups()
     assert key == f"$(cat {board.settings.data_path}/token)"
     response = await board.http.post(url, content=body, headers={"Content-Type": media_type})
     assert response.status_code == 202, response.text

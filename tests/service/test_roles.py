@@ -81,15 +81,15 @@ async def by_one_role(arranged: Arranged, settings: Settings) -> tuple[str, Sett
 
 async def test_what_is_handed_over_is_what_migrations_make(settings: Settings) -> None:
     connection = await asyncpg.connect(settings.database_owner_url)
-    found = await connection.fetch("select relname, relkind from pg_class where relnamespace = 'public'::regnamespace")
+    rows = await connection.fetch("select relname, relkind from pg_class where relnamespace = 'public'::regnamespace")
     functions = await connection.fetch(
         "select p.oid::regprocedure::text as name from pg_proc p where pronamespace = 'public'::regnamespace"
         " and not exists (select 1 from pg_depend d where d.objid = p.oid and d.deptype = 'e')"
     )
     identity = await connection.fetchval("select pg_get_serial_sequence('dead_letters', 'dead_no')")
     await connection.close()
-    assert sorted(roles.TABLES) == sorted(row["relname"] for row in found if row["relkind"] == b"r")
-    sequences = {row["relname"] for row in found if row["relkind"] == b"S"}
+    assert sorted(roles.TABLES) == sorted(row["relname"] for row in rows if row["relkind"] == b"r")
+    sequences = {row["relname"] for row in rows if row["relkind"] == b"S"}
     assert {*roles.SEQUENCES} == sequences - {identity.removeprefix("public.")}
     assert {*roles.FUNCTIONS} == {row["name"] for row in functions}
 

@@ -38,9 +38,9 @@ async def test_a_key_opens_the_page_and_what_is_its_tenants(settings: Settings) 
         ids = [
             (await http.post("/events", json=event, headers=bearer(key))).json()["event_id"] for key in (acme, other)
         ]
-        asked = await http.get("/?status=scheduled&key=a%26b")
-        assert asked.status_code == 303
-        form = await http.get(asked.headers["location"])
+        response = await http.get("/?status=scheduled&key=a%26b")
+        assert response.status_code == 303
+        form = await http.get(response.headers["location"])
         ahead = re.search(r'name="next" value="([^"]*)"', form.text)
         assert ahead is not None
         assert (form.status_code, ahead[1]) == (200, "/?status=scheduled&amp;key=a%26b")

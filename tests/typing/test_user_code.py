@@ -295,7 +295,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, text in texts.items():
         (folder / f"{name}.py").write_text(BEFORE + text, encoding="utf-8")
     mypy_cache_in(folder)
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", "--no-pretty"]
         + ["--config-file", str(ROOT / "pyproject.toml")]
         + [f"{name}.py" for name in texts],
@@ -305,8 +305,8 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         text=True,
         timeout=300,
     )
-    assert not told.stderr
-    lines = told.stdout.splitlines()
+    assert not process.stderr
+    lines = process.stdout.splitlines()
     return {name: "\n".join(line for line in lines if line.startswith(f"{name}.py:")) for name in texts}
 
 

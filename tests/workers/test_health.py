@@ -102,9 +102,9 @@ def test_it_takes_a_pid_or_nothing(settings: Settings) -> None:
 
 def test_it_imports_no_engine_and_no_sdk() -> None:
     program = "import sys, workers.health; print(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     heavy = {"workers.engine", "workers.clients", "workers.bootstrap", "anthropic", "openai", "arq", "starlette"}
-    assert not heavy & set(told.stdout.split())
+    assert not heavy & set(process.stdout.split())
 
 
 def test_without_an_address_it_says_so(tmp_path: Path) -> None:

@@ -188,8 +188,8 @@ async def test_no_key_is_in_any_log(
     for each in (key, wrong):
         await http.get("/events", headers=bearer(each))
         await http.post("/login", data={"key": each})
-    ours = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpcore", "httpx"))]
-    assert not [each for each in ours if key[11:] in each or wrong[11:] in each]
+    lines = [record.getMessage() for record in caplog.records if not record.name.startswith(("httpcore", "httpx"))]
+    assert not [each for each in lines if key[11:] in each or wrong[11:] in each]
 
 
 FROM_HERE: Final[tuple[dict[str, str], ...]] = (

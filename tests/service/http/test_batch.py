@@ -58,10 +58,10 @@ async def test_all_in_word_for_word(api: httpx.AsyncClient, media: str) -> None:
     items = [labelled(source="/a", id="1"), labelled(dueat="2100-01-01T00:00:00Z"), labelled(partitionkey="k")]
     response = await post(api, items, media)
     assert (response.status_code, response.headers["content-type"]) == (202, JSON)
-    told = response.json()
-    assert {name: told[name] for name in ("accepted", "rejected")} == {"accepted": 3, "rejected": 0}
-    ids = [item["event_id"] for item in told["items"]]
-    assert told["items"] == [
+    body = response.json()
+    assert {name: body[name] for name in ("accepted", "rejected")} == {"accepted": 3, "rejected": 0}
+    ids = [item["event_id"] for item in body["items"]]
+    assert body["items"] == [
         {"index": 0, "event_id": ids[0], "id": "1", "source": "/a", "status": "queued", "duplicate": False},
         {"index": 1, "event_id": ids[1], "id": ids[1], "source": "/http", "status": "scheduled", "duplicate": False},
         {"index": 2, "event_id": ids[2], "id": ids[2], "source": "/http", "status": "queued", "duplicate": False},
@@ -85,11 +85,11 @@ async def test_the_same_event_twice_in_one_batch(api: httpx.AsyncClient) -> None
 async def test_poison_among_a_hundred(api: httpx.AsyncClient, media: str, poison: dict[str, tuple[bytes, int]]) -> None:
     for what, (wrong, status) in poison.items():
         response = await post(api, [*[GOOD] * 50, wrong, *[GOOD] * 49], media)
-        told = response.json()
-        assert (response.status_code, told["accepted"], told["rejected"]) == (207, 99, 1), what
-        assert [item["index"] for item in told["items"]] == list(range(100))
+        body = response.json()
+        assert (response.status_code, body["accepted"], body["rejected"]) == (207, 99, 1), what
+        assert [item["index"] for item in body["items"]] == list(range(100))
         alone = (await api.post("/events", content=wrong, headers={"Content-Type": JSON})).json()
-        assert told["items"][50] == {"index": 50, "error": {**alone, "instance": "/events/batch"}}, what
+        assert body["items"][50] == {"index": 50, "error": {**alone, "instance": "/events/batch"}}, what
         assert alone["status"] == status, what
 
 
@@ -137,10 +137,10 @@ async def test_too_many_and_too_large(narrow: httpx.AsyncClient, media: str) -> 
     assert (many.status_code, "CALLBOARD_BATCH_MAX" in many.json()["detail"]) == (413, True)
     assert (await post(narrow, [GOOD + b" " * 4000], media)).status_code == 413
     if media == LINES:
-        told = (await post(narrow, [GOOD, large, GOOD], media)).json()
+        body = (await post(narrow, [GOOD, large, GOOD], media)).json()
         alone = (await narrow.post("/events", content=large, headers={"Content-Type": JSON})).json()
-        assert told["items"][1] == {"index": 1, "error": {**alone, "instance": "/events/batch"}}
-        assert (told["accepted"], alone["status"]) == (2, 413)
+        assert body["items"][1] == {"index": 1, "error": {**alone, "instance": "/events/batch"}}
+        assert (body["accepted"], alone["status"]) == (2, 413)
 
 
 async def test_a_flood_of_nothing_is_refused_at_once(api: httpx.AsyncClient) -> None:

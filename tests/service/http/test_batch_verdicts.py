@@ -61,11 +61,11 @@ class Tenant:
 
     async def together(self, items: list[bytes], media: str) -> list[Any]:
         response = await post(self._http, items, media, **self._headers)
-        told = response.json()
-        assert response.status_code == (207 if told["rejected"] else 202)
-        assert told["accepted"] + told["rejected"] == len(items)
-        assert [item.pop("index") for item in told["items"]] == list(range(len(items)))
-        return [self._verdict(item.get("error", item)) for item in told["items"]]
+        body = response.json()
+        assert response.status_code == (207 if body["rejected"] else 202)
+        assert body["accepted"] + body["rejected"] == len(items)
+        assert [item.pop("index") for item in body["items"]] == list(range(len(items)))
+        return [self._verdict(item.get("error", item)) for item in body["items"]]
 
     def _verdict(self, told: dict[str, Any]) -> dict[str, Any]:
         if "event_id" not in told:

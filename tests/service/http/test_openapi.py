@@ -87,12 +87,12 @@ class Replay(Event, tag="shop/re play:1", frozen=True):
 
 def test_event_types_of_any_name(settings: Settings) -> None:
     kind = EventType("shop/re play:1", Replay, json.Decoder(Replay))
-    told = json.decode(json.encode(described(create_app(settings).routes, {kind.name: kind})))
-    validate(told)
+    body = json.decode(json.encode(described(create_app(settings).routes, {kind.name: kind})))
+    validate(body)
     event: dict[str, Any] = {"type": "shop/re play:1", "data": {"lines": [{"text": "a"}]}}
-    assert fits(told, body_of(told, "/events", "post"), event)
-    assert not fits(told, body_of(told, "/events", "post"), {**event, "data": {"lines": [{}]}})
-    assert fits(told, body_of(told, "/events/{event_id}/replay", "post"), {"from": "a"})
+    assert fits(body, body_of(body, "/events", "post"), event)
+    assert not fits(body, body_of(body, "/events", "post"), {**event, "data": {"lines": [{}]}})
+    assert fits(body, body_of(body, "/events/{event_id}/replay", "post"), {"from": "a"})
 
 
 async def test_each_parameter_is_asked_for_by_its_name(api: httpx.AsyncClient, told: dict[str, Any]) -> None:

@@ -66,8 +66,8 @@ async def test_opens_after_enough_failures_and_stays_so(
     assert 1 <= caught.value.after_s <= 2, "the rest of the time, and a jitter"
     clock.now_s += 1
     await breaker.call(ok)
-    told = [record.getMessage() for record in caplog.records]
-    assert [each.split(": ")[0] for each in told] == ["the breaker of test opens", "the breaker of test closes"]
+    lines = [record.getMessage() for record in caplog.records]
+    assert [each.split(": ")[0] for each in lines] == ["the breaker of test opens", "the breaker of test closes"]
 
 
 async def test_a_few_failures_are_no_outage(breaker: Breaker) -> None:

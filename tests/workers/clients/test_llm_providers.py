@@ -151,9 +151,9 @@ async def test_a_provider_is_one_file(
         (folder / "__init__.py").write_text("")
         (folder / "ours.py").write_text(OWN.format(url=url))
         monkeypatch.syspath_prepend(tmp_path)
-        found = discover(importlib.import_module("own_providers"))
+        catalog = discover(importlib.import_module("own_providers"))
         asked = Prompts(prompts.versions, {"both": (Target("ours", "m"),)})
-        async with open_llm(Settings(), asked, None, found) as llm:
+        async with open_llm(Settings(), asked, None, catalog) as llm:
             assert await ask(llm, ledger) == "hello"
     assert [(call.provider, call.model, call.outcome) for call in ledger.calls] == [("ours", "m", "ok")]
 

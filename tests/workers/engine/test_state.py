@@ -166,8 +166,8 @@ async def test_both_doors_want_a_key(settings: Settings) -> None:
 
 
 async def _invalid(board: Board) -> dict[str, Any]:
-    found = (await board.http.get("/dead-letters", params={"reason": "invalid"})).json()["items"]
-    return found[0] if found else {}
+    items = (await board.http.get("/dead-letters", params={"reason": "invalid"})).json()["items"]
+    return items[0] if items else {}
 
 
 async def note(run: Run, state: State[Talk], text: str) -> Reply:

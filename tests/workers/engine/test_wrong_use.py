@@ -104,8 +104,8 @@ async def test_so_is_a_step_that_can_not_be_called_and_after_the_mend_it_is_repl
             assert how in event["error"]["message"]
         for how in STEPS:
             monkeypatch.setitem(STEPS, how, lambda run: run.step(tell, Note("mended")))
-        told = (await board.http.post("/dead-letters/replay", json={"reason": "wiring"})).json()
-        assert told == {"matched": len(STEPS), "done": len(STEPS)}
+        body = (await board.http.post("/dead-letters/replay", json={"reason": "wiring"})).json()
+        assert body == {"matched": len(STEPS), "done": len(STEPS)}
         for event_id in sent.values():
             assert (await board.ended(event_id))["status"] == "succeeded"
 

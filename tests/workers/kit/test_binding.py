@@ -84,10 +84,10 @@ def takes(flow: Flow, key: str) -> Takes:
 def refusal(flow: Flow) -> str:
     with pytest.raises(WiringError) as refused:
         bind(flow, Asked)
-    said = str(refused.value)
-    assert "\n" not in said
-    assert said.endswith(".")
-    return said
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
 
 
 def test_the_run_and_the_event_are_there_from_the_start() -> None:
@@ -121,8 +121,8 @@ def test_siblings_of_a_parallel_do_not_see_each_other() -> None:
     async def take(found: Weather) -> None: ...
 
     assert takes([weather_again, parallel(weather, take)], "take") == ("weather_again",)
-    said = refusal([parallel(weather, take)])
-    assert "test_binding.take: nothing upstream gives parameter `found: Weather`" in said
+    message = refusal([parallel(weather, take)])
+    assert "test_binding.take: nothing upstream gives parameter `found: Weather`" in message
 
 
 def test_all_members_of_a_parallel_are_in_scope_behind_it() -> None:
@@ -132,9 +132,9 @@ def test_all_members_of_a_parallel_are_in_scope_behind_it() -> None:
 
 
 def test_siblings_that_give_the_same_type_are_ambiguous() -> None:
-    said = refusal([parallel(weather, weather_again), answer])
-    assert "test_binding.answer: parameter `facts: Facts` could be what weather and weather_again give" in said
-    assert "Give one of them a type of its own" in said
+    message = refusal([parallel(weather, weather_again), answer])
+    assert "test_binding.answer: parameter `facts: Facts` could be what weather and weather_again give" in message
+    assert "Give one of them a type of its own" in message
     assert "weather and traffic" in refusal([parallel(weather, traffic), answer])
 
 
@@ -181,8 +181,8 @@ def test_what_comes_out_of_a_route_is_nearer_than_what_went_in() -> None:
 
 
 def test_two_siblings_of_one_type_at_the_end_of_a_branch_give_nothing_certain() -> None:
-    said = refusal([route(pick, {"a": [parallel(weather, weather_again)], "b": [weather]}), answer])
-    assert "nothing upstream gives parameter `facts: Facts`" in said
+    message = refusal([route(pick, {"a": [parallel(weather, weather_again)], "b": [weather]}), answer])
+    assert "nothing upstream gives parameter `facts: Facts`" in message
 
 
 def test_branches_and_routes_within_branches_see_what_is_upstream() -> None:
@@ -234,10 +234,10 @@ def test_generic_types_are_bound_by_equality() -> None:
 
 
 def test_a_missing_producer_is_named_with_what_there_is_and_what_to_do() -> None:
-    said = refusal([weather, traffic, loud])
-    assert "test_binding.loud: nothing upstream gives parameter `answer: Answer`" in said
-    assert "There is: Asked (from the event), Weather (from weather), Traffic (from traffic)" in said
-    assert "Put a node that returns Answer before it, or change the parameter's type" in said
+    message = refusal([weather, traffic, loud])
+    assert "test_binding.loud: nothing upstream gives parameter `answer: Answer`" in message
+    assert "There is: Asked (from the event), Weather (from weather), Traffic (from traffic)" in message
+    assert "Put a node that returns Answer before it, or change the parameter's type" in message
 
 
 async def loud(answer: Answer) -> str:
@@ -280,8 +280,8 @@ async def by_name(*, asked: Asked) -> None: ...
 )
 def test_what_is_no_node_is_refused_by_name(node: Any, parts: list[str]) -> None:
     for flow in ([node], [parallel(weather, node)], [route(pick, {"a": [node], "b": []})]):
-        said = refusal(flow)
-        assert not [part for part in parts if part not in said], said
+        message = refusal(flow)
+        assert not [part for part in parts if part not in message], message
 
 
 @pytest.mark.parametrize(
@@ -295,8 +295,8 @@ def test_what_is_no_node_is_refused_by_name(node: Any, parts: list[str]) -> None
     ],
 )
 def test_labels_and_branches_fit(element: Any, parts: list[str]) -> None:
-    said = refusal([element])
-    assert not [part for part in parts if part not in said], said
+    message = refusal([element])
+    assert not [part for part in parts if part not in message], message
 
 
 def test_otherwise_makes_labels_complete() -> None:

@@ -123,8 +123,8 @@ def test_the_nearest_in_each_member_and_never_one_of_two_members() -> None:
     (part,) = plan[1:]
     assert isinstance(part, BoundNode)
     assert part.takes == ("more",)
-    said = refusal([parallel([left, more], right), take])
-    assert "test_nested.take: parameter `base: Base` could be what more and right give" in said
+    message = refusal([parallel([left, more], right), take])
+    assert "test_nested.take: parameter `base: Base` could be what more and right give" in message
     # However much longer one member is than the other.
     assert "could be what more and left_again give" in refusal([parallel([left, more], left_again), more])
     assert "nothing upstream gives parameter `left: Left`" in refusal([parallel([left], more)])
@@ -237,8 +237,8 @@ async def test_each_collects_too() -> None:
         return len(found)
 
     assert (await ran([split, each(odd, collect=True), count]))[0] == [False, True, False]
-    said = refusal([split, each(odd, collect=True), sure])
-    assert said.endswith("What odd gives may be missing: ask for `found: list[Left | None]`.")
+    message = refusal([split, each(odd, collect=True), sure])
+    assert message.endswith("What odd gives may be missing: ask for `found: list[Left | None]`.")
 
 
 @pytest.mark.parametrize("error", [Outage("away"), Unavailable("away"), Reject("never")])
@@ -280,9 +280,9 @@ async def test_a_cancelled_run_cancels_what_is_collected() -> None:
 
 
 def test_behind_collect_a_node_asks_for_what_may_be_missing() -> None:
-    said = refusal([parallel(left, right, collect=True), join])
-    assert "test_nested.join: nothing upstream gives parameter `left: Left`" in said
-    assert said.endswith("What left gives may be missing: ask for `left: Left | None`.")
+    message = refusal([parallel(left, right, collect=True), join])
+    assert "test_nested.join: nothing upstream gives parameter `left: Left`" in message
+    assert message.endswith("What left gives may be missing: ask for `left: Left | None`.")
     # A sure one further up is taken where a sure one is asked for.
     part = bind([left, parallel(left, collect=True), more], Asked)[2]
     assert isinstance(part, BoundNode)
@@ -302,8 +302,8 @@ def test_behind_collect_a_node_asks_for_what_may_be_missing() -> None:
     ],
 )
 def test_what_is_no_flow_is_refused_by_name(flow: Any, parts: list[str]) -> None:
-    said = refusal(flow)
-    assert not [part for part in parts if part not in said], said
+    message = refusal(flow)
+    assert not [part for part in parts if part not in message], message
 
 
 def test_the_drawing_of_nested_flows() -> None:

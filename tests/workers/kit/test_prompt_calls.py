@@ -69,9 +69,9 @@ def refusal(folder: Path, text: str) -> str:
     ],
 )
 def test_what_can_not_be_answered_is_one_sentence_with_file_and_line(call: str, sentence: str, tmp_path: Path) -> None:
-    said = refusal(tmp_path, NODE.format(lines=f"await {call}") + FLOW)
-    assert sentence in said
-    file, line, *_ = said.split(":")
+    message = refusal(tmp_path, NODE.format(lines=f"await {call}") + FLOW)
+    assert sentence in message
+    file, line, *_ = message.split(":")
     assert call in Path(file).read_text(encoding="utf-8").splitlines()[int(line.split()[0]) - 1]
 
 
@@ -84,8 +84,8 @@ def test_a_body_and_the_nodes_that_it_runs_are_read_too(tmp_path: Path) -> None:
 
 def test_so_is_a_function_that_a_node_calls(tmp_path: Path) -> None:
     helper = NODE.format(lines='await run.llm.ask("no/such", returns=str)').replace("answer", "helped")
-    said = refusal(tmp_path, helper + NODE.format(lines="await helped(run, asked)") + FLOW)
-    assert 'No prompt "no/such"' in said
+    message = refusal(tmp_path, helper + NODE.format(lines="await helped(run, asked)") + FLOW)
+    assert 'No prompt "no/such"' in message
 
 
 UNDECIDED = (
@@ -137,6 +137,6 @@ def test_a_wrapper_is_not_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_body_that_can_not_be_called_stops_the_boot(body: str, sentence: str, tmp_path: Path) -> None:
-    said = refusal(tmp_path, f"\n    @pipeline(on=Asked)\n    {body}\n")
-    assert sentence in said
-    assert ".answers" in said
+    message = refusal(tmp_path, f"\n    @pipeline(on=Asked)\n    {body}\n")
+    assert sentence in message
+    assert ".answers" in message

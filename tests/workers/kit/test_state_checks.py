@@ -60,10 +60,10 @@ async def per_line(line: Line, mood: State[Mood]) -> None: ...
 def refusal(flow: Any) -> str:
     with pytest.raises(WiringError) as refused:
         states(bind(flow, Said))
-    said = str(refused.value)
-    assert "\n" not in said
-    assert said.endswith(".")
-    return said
+    message = str(refused.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
 
 
 def taking(hint: Any) -> Callable[..., Any]:
@@ -83,9 +83,9 @@ def taking(hint: Any) -> Callable[..., Any]:
     ],
 )
 def test_what_can_be_no_state_is_said_at_boot(hint: Any, told: str) -> None:
-    said = refusal([taking(hint)])
-    assert "test_state_checks.node: parameter `mood`" in said
-    assert told in said
+    message = refusal([taking(hint)])
+    assert "test_state_checks.node: parameter `mood`" in message
+    assert told in message
 
 
 def test_one_step_at_a_time_has_it() -> None:

@@ -74,34 +74,34 @@ def test_a_name_with_an_underscore_is_no_pipeline(tmp_path: Path) -> None:
 
 
 def test_an_event_without_a_pipeline_is_named_with_its_place(tmp_path: Path) -> None:
-    said = refusal(tmp_path, {"answers.py": ANSWERS})
-    assert 'No pipeline is on "news.told", which user_code_' in said
-    assert ".events.Told declares. Add one in workers/pipelines/" in said
+    message = refusal(tmp_path, {"answers.py": ANSWERS})
+    assert 'No pipeline is on "news.told", which user_code_' in message
+    assert ".events.Told declares. Add one in workers/pipelines/" in message
 
 
 def test_two_pipelines_for_one_event_are_named_with_their_places(tmp_path: Path) -> None:
     other = ANSWERS.replace("answers =", "others =")
-    said = refusal(tmp_path, {"answers.py": ANSWERS, "others.py": other, "news.py": NEWS})
-    assert ".answers.answers and user_code_" in said
-    assert '.others.others are both on "question.asked"' in said
+    message = refusal(tmp_path, {"answers.py": ANSWERS, "others.py": other, "news.py": NEWS})
+    assert ".answers.answers and user_code_" in message
+    assert '.others.others are both on "question.asked"' in message
 
 
 def test_two_pipelines_of_one_name_are_named_with_their_modules(tmp_path: Path) -> None:
-    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("news =", "answers =")})
-    assert ".answers and user_code_" in said
-    assert ".news both call a pipeline `answers`. Rename one." in said
+    message = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("news =", "answers =")})
+    assert ".answers and user_code_" in message
+    assert ".news both call a pipeline `answers`. Rename one." in message
 
 
 def test_a_pipeline_on_an_event_outside_the_catalog_is_refused(tmp_path: Path) -> None:
     lonely = "\n    class _Lonely(Asked, tag='lonely', frozen=True):\n        pass\n"
     late = PIPELINES + lonely + "\n    late = Pipeline(on=_Lonely, flow=[answer])\n"
-    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS, "late.py": late})
-    assert '.late.late is on "lonely", which is not in schemas/events/' in said
+    message = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS, "late.py": late})
+    assert '.late.late is on "lonely", which is not in schemas/events/' in message
 
 
 def test_a_flow_that_can_not_be_bound_stops_the_wiring(tmp_path: Path) -> None:
-    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("flow=[listen]", "flow=[answer]")})
-    assert ".news.answer: nothing upstream gives parameter `asked: Asked`" in said
+    message = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("flow=[listen]", "flow=[answer]")})
+    assert ".news.answer: nothing upstream gives parameter `asked: Asked`" in message
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_options_out_of_range_are_refused_by_name(tmp_path: Path, options: str) 
     text = NEWS.replace("import Pipeline", "import Pipeline, Retry").replace(
         "flow=[listen]", f"flow=[listen], {options}"
     )
-    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": text})
-    assert ".news.news: " in said
-    assert options.rpartition("=")[0].rpartition("(")[2] in said
+    message = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": text})
+    assert ".news.news: " in message
+    assert options.rpartition("=")[0].rpartition("(")[2] in message
 
 
 def test_a_pipeline_on_no_event_is_refused_by_name(tmp_path: Path) -> None:
-    said = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("on=Told", "on='news.told'")})
-    assert ".news.news is on 'news.told', which is no Event. Name the class." in said
+    message = refusal(tmp_path, {"answers.py": ANSWERS, "news.py": NEWS.replace("on=Told", "on='news.told'")})
+    assert ".news.news is on 'news.told', which is no Event. Name the class." in message
 
 
 def test_the_graph_of_the_worked_example() -> None:
@@ -191,9 +191,9 @@ STATES = """
 def test_two_states_of_one_name_are_refused(tmp_path: Path) -> None:
     both = [text.replace("flow=[", "flow=[feel, ") for text in (ANSWERS, NEWS)]
     files = {f"{name}.py": STATES + text for name, text in zip(("answers", "news"), both, strict=True)}
-    said = refusal(tmp_path, files)
-    assert ".answers and " in said
-    assert ".news both call a state `Mood`. Rename one." in said
+    message = refusal(tmp_path, files)
+    assert ".answers and " in message
+    assert ".news both call a state `Mood`. Rename one." in message
 
 
 async def _draw() -> str:

@@ -82,9 +82,9 @@ async def test_the_usage_of_a_stream_is_told_when_it_is_asked_for(url: str) -> N
 
 async def test_the_events_of_anthropic_come_in_order(http: httpx.AsyncClient) -> None:
     asked = {"model": MODEL, "messages": HELLO, "max_tokens": 3, "stream": True}
-    told = (await http.post("/v1/messages", json=asked)).text
-    events = [line.removeprefix("event: ") for line in told.splitlines() if line.startswith("event: ")]
-    assert [json.loads(line[6:])["type"] for line in told.splitlines() if line.startswith("data: ")] == events
+    text = (await http.post("/v1/messages", json=asked)).text
+    events = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
+    assert [json.loads(line[6:])["type"] for line in text.splitlines() if line.startswith("data: ")] == events
     deltas = ["content_block_delta"] * 3
     begin, end = ["message_start", "content_block_start", "ping"], ["content_block_stop", "message_delta"]
     assert events == [*begin, *deltas, *end, "message_stop"]

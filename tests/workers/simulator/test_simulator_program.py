@@ -18,10 +18,10 @@ async def test_it_answers_with_the_faults_asked_for_and_ends_in_order(tmp_path: 
     command = (*CALLBOARD, "simulator", *options, "--fault", "529,times=1")
     with started(command, tmp_path / "log", {"SIMULATOR_FAULTS": "ignored,by,the,option"}) as program:
         told = await program.says("ANTHROPIC_BASE_URL")
-        found = re.search(r"OPENAI_BASE_URL=(http://127\.0\.0\.1:\d+)/v1", told)
-        assert found
-        assert f"ANTHROPIC_BASE_URL={found[1]} " in told
-        async with asking("openai", found[1]) as ask:
+        match = re.search(r"OPENAI_BASE_URL=(http://127\.0\.0\.1:\d+)/v1", told)
+        assert match
+        assert f"ANTHROPIC_BASE_URL={match[1]} " in told
+        async with asking("openai", match[1]) as ask:
             with pytest.raises(openai.InternalServerError):
                 await ask()
             assert (await ask()).stop == "stop"
