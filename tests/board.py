@@ -53,9 +53,9 @@ class Board:
             shown = await self.show(event_id)
             return shown if shown["status"] in ENDED else None
 
-        found = await eventually(fact, timeout_s)
-        assert found is not None
-        return found
+        result = await eventually(fact, timeout_s)
+        assert result is not None
+        return result
 
     async def sql(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
         connection = await asyncpg.connect(as_owner(self.settings).database_url)

@@ -71,16 +71,16 @@ def test_a_pod_may_do_nothing_that_it_need_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", PODS)
 def test_its_settings_are_ours_and_its_secrets_are_files(name: str, tmp_path: Path) -> None:
-    given = environment(name)
+    environ = environment(name)
     (mounted,) = [mount["mountPath"] for mount in container(name)["volumeMounts"] if mount["name"] == "secrets"]
-    paths = {key: Path(value) for key, value in given.items() if key.endswith("_FILE")}
+    paths = {key: Path(value) for key, value in environ.items() if key.endswith("_FILE")}
     assert {path.parent for path in paths.values()} == {Path(mounted)}
     for key, path in paths.items():
         assert key == f"{path.name}_FILE".upper()
         (tmp_path / path.name).write_text("postgresql://given", "utf-8")
-    load({key: str(tmp_path / paths[key].name) if key in paths else value for key, value in given.items()})
+    load({key: str(tmp_path / paths[key].name) if key in paths else value for key, value in environ.items()})
     ours = {variable(field.name) for field in fields(Settings)}
-    assert {key.removesuffix("_FILE") for key in given} <= ours | {"FORWARDED_ALLOW_IPS"}
+    assert {key.removesuffix("_FILE") for key in environ} <= ours | {"FORWARDED_ALLOW_IPS"}
 
 
 def test_the_owner_of_the_database_is_known_to_who_migrates_alone() -> None:

@@ -53,10 +53,10 @@ async def succeeds(http: httpx.AsyncClient, api: Program, worker: Program) -> No
 
 async def test_ours_do_their_part_and_end_with_0(settings: Settings, tmp_path: Path) -> None:
     port = free_port()
-    given = environment(settings, CALLBOARD_PORT=str(port))
+    environ = environment(settings, CALLBOARD_PORT=str(port))
     with (
-        started((*CALLBOARD, "api"), tmp_path / "api", given) as api,
-        started((*CALLBOARD, "worker"), tmp_path / "worker", given) as worker,
+        started((*CALLBOARD, "api"), tmp_path / "api", environ) as api,
+        started((*CALLBOARD, "worker"), tmp_path / "worker", environ) as worker,
     ):
         async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
             await succeeds(http, api, worker)
@@ -72,8 +72,8 @@ async def test_an_api_that_is_told_to_stop_still_serves_though_it_is_not_ready(
     settings: Settings, tmp_path: Path
 ) -> None:
     port = free_port()
-    given = environment(settings, CALLBOARD_PORT=str(port), CALLBOARD_LAME_DUCK_S="2")
-    with started((*CALLBOARD, "api"), tmp_path / "api", given) as api:
+    environ = environment(settings, CALLBOARD_PORT=str(port), CALLBOARD_LAME_DUCK_S="2")
+    with started((*CALLBOARD, "api"), tmp_path / "api", environ) as api:
         async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
 
             async def says(status: int) -> bool:
@@ -91,10 +91,10 @@ async def test_an_api_that_is_told_to_stop_still_serves_though_it_is_not_ready(
 
 async def test_those_of_uvicorn_and_arq_do_too(settings: Settings, tmp_path: Path) -> None:
     port = free_port()
-    given = environment(settings)
+    environ = environment(settings)
     with (
-        started((*UVICORN, "--port", str(port)), tmp_path / "api", given) as api,
-        started(ARQ, tmp_path / "worker", given) as worker,
+        started((*UVICORN, "--port", str(port)), tmp_path / "api", environ) as api,
+        started(ARQ, tmp_path / "worker", environ) as worker,
     ):
         async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
             await succeeds(http, api, worker)
@@ -148,12 +148,12 @@ def test_what_is_wrong_with_postgres_is_said_without_a_traceback(
 
 @pytest.mark.parametrize("command", [(*CALLBOARD, "migrate"), (*CALLBOARD, "up"), (*CALLBOARD, "keys", "list")])
 def test_commands_say_what_is_wrong_with_postgres(command: tuple[str, ...], settings: Settings) -> None:
-    given = environment(settings, CALLBOARD_PORT=str(free_port()))
+    environ = environment(settings, CALLBOARD_PORT=str(free_port()))
     for url, words in {
         "postgresql://u:let-me-in@h/db?schema=mine": "DATABASE_URL: schema is no parameter of Postgres' addresses.",
         "postgresql://u:let/me-in@h/db": "has to be percent-encoded",
     }.items():
-        done = run(command, {**given, "DATABASE_URL": url})
+        done = run(command, {**environ, "DATABASE_URL": url})
         assert done.returncode != 0
         assert words in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
@@ -184,8 +184,8 @@ def test_without_keys_the_api_stays_on_loopback(settings: Settings) -> None:
 
 async def test_without_keys_and_token_the_api_says_how_one_is_made(settings: Settings, tmp_path: Path) -> None:
     port = free_port()
-    given = environment(settings, CALLBOARD_PORT=str(port), CALLBOARD_LOCAL_TOKEN="")
-    with started(API, tmp_path / "api", given) as api:
+    environ = environment(settings, CALLBOARD_PORT=str(port), CALLBOARD_LOCAL_TOKEN="")
+    with started(API, tmp_path / "api", environ) as api:
         await api.says("no key was made yet: all but the health is refused. Make one with `callboard keys create`")
         async with httpx.AsyncClient(headers=AT_HOME, base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
 

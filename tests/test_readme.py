@@ -84,23 +84,23 @@ async def test_the_commands_work_as_printed(board: Board) -> None:
     for line in commands("Try it") + commands("Models") + commands("Search") + commands("Operate"):
         if line.startswith("make ") or (line.startswith("curl ") and not shutil.which("curl")):
             continue
-        told = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address, board.settings.data_dir)
+        output = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address, board.settings.data_dir)
         if "/search" in line:
-            assert [item["id"] for item in json.decode(told)["items"]] == ["H-1"]
-        elif told.startswith("HTTP/1.1 202"):
-            event = await board.ended(json.decode(told.splitlines()[-1])["event_id"])
+            assert [item["id"] for item in json.decode(output)["items"]] == ["H-1"]
+        elif output.startswith("HTTP/1.1 202"):
+            event = await board.ended(json.decode(output.splitlines()[-1])["event_id"])
             event_id = event["event_id"]
             assert (event["status"], event["result"]["intent"]) == ("succeeded", "login_problem")
             assert event["result"]["reply"], "a stored reply"
         elif " send " in line:
-            event_id = told.split()[1]
+            event_id = output.split()[1]
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
 async def test_a_key_as_printed_opens_the_door_until_it_is_revoked(board: Board) -> None:
     script = "\n".join(commands(KEYS)).replace("PREFIX", "$CALLBOARD_API_KEY")
-    given = {"DATABASE_URL": board.settings.database_url}
-    done = await asyncio.to_thread(attempt, script, str(board.http.base_url), ROOT, **given)
+    environ = {"DATABASE_URL": board.settings.database_url}
+    done = await asyncio.to_thread(attempt, script, str(board.http.base_url), ROOT, **environ)
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert '{"items":[],"next":null}' in done.stdout
     assert done.stdout.endswith(" is revoked\n")
@@ -117,13 +117,13 @@ async def test_the_four_files_make_an_event(settings: Settings, tmp_path: Path) 
     lint = (sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"))
     code = [str(copy / name) for name in PRINTED if name.endswith(".py")]
     assert subprocess.run([*lint, *code], cwd=copy, capture_output=True, timeout=60).returncode == 0
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
-    with up_on(tmp_path, given, copy) as up:
+    environ = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
+    with up_on(tmp_path, environ, copy) as up:
         await up.program.says(LAST_WORDS)
         send, draw, *_ = commands(FOUR)
-        told = shell(send, up.address, up.data)
-        assert re.search(r"^status +succeeded$", told, re.MULTILINE)
-        result = json.decode(told[told.index("\nresult\n") + len("\nresult\n") :])
+        output = shell(send, up.address, up.data)
+        assert re.search(r"^status +succeeded$", output, re.MULTILINE)
+        result = json.decode(output[output.index("\nresult\n") + len("\nresult\n") :])
         assert (result["order_id"], result["because"]) == ("O-7", "simulated because")
         assert result["paid"] in (0.0, 19.9)
         await dead_above_the_limit(up)
@@ -134,8 +134,8 @@ async def test_from_new_files_to_a_result(settings: Settings, tmp_path: Path) ->
     """As a new user goes: with `make up` running, no file of ours edited, nothing waited for but the programs."""
     copy = product_in(tmp_path / "clone")
     before = {file: file.read_bytes() for file in copy.rglob("*.*") if "__pycache__" not in file.parts}
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
-    with up_on(tmp_path, given, copy) as up:
+    environ = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
+    with up_on(tmp_path, environ, copy) as up:
         await up.program.says(LAST_WORDS)
         *news, send = commands(FOUR)[2:]
         begun = time.monotonic()

@@ -42,9 +42,9 @@ async def test_the_life_of_an_event(board: Board) -> None:
     assert (result["reply"] is not None) == (result["route"] == "answer")
 
     # Everything that happened to it is on record, in order.
-    told = [moment["what"] for moment in event["timeline"]]
-    assert (told[0], told[-1]) == ("accepted", "settled")
-    assert [moment["seq"] for moment in event["timeline"]] == list(range(1, len(told) + 1))
+    whats = [moment["what"] for moment in event["timeline"]]
+    assert (whats[0], whats[-1]) == ("accepted", "settled")
+    assert [moment["seq"] for moment in event["timeline"]] == list(range(1, len(whats) + 1))
     steps = {moment["step"]: moment for moment in event["timeline"] if moment["what"] == "step"}
     assert {"classify", "detect_language", "recall_similar", "by_urgency", "remember"} <= set(steps)
     calls = [moment for moment in event["timeline"] if moment["what"] == "call"]

@@ -51,9 +51,9 @@ async def ended(http: httpx.AsyncClient, event_id: str, timeout_s: float = 20.0)
         shown: dict[str, Any] = (await http.get(f"/events/{event_id}")).json()
         return shown if shown["status"] in ENDED else None
 
-    found = await eventually(fact, timeout_s)
-    assert found is not None
-    return found
+    result = await eventually(fact, timeout_s)
+    assert result is not None
+    return result
 
 
 def shell(command: str) -> str:
@@ -83,9 +83,9 @@ def test_it_says_where_it_is_and_how_to_go_on(up: Up) -> None:
 
 
 def test_the_printed_send_line_gives_a_real_intent_and_a_stored_reply(up: Up) -> None:
-    told = shell(printed(up, "send"))
-    assert "status    succeeded" in told
-    result = json.decode(told[told.index("\nresult\n") + len("\nresult\n") :])
+    output = shell(printed(up, "send"))
+    assert "status    succeeded" in output
+    result = json.decode(output[output.index("\nresult\n") + len("\nresult\n") :])
     assert (result["intent"], result["route"]) == ("login_problem", "answer")
     assert result["reply"]
     assert "reply" in result["simulated"]
@@ -93,9 +93,9 @@ def test_the_printed_send_line_gives_a_real_intent_and_a_stored_reply(up: Up) ->
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
 async def test_the_printed_curl_line_gives_a_succeeded_event(up: Up, http: httpx.AsyncClient) -> None:
-    told = shell(printed(up, "curl"))
-    assert told.startswith("HTTP/1.1 202 ")
-    event = await ended(http, json.decode(told.splitlines()[-1])["event_id"])
+    output = shell(printed(up, "curl"))
+    assert output.startswith("HTTP/1.1 202 ")
+    event = await ended(http, json.decode(output.splitlines()[-1])["event_id"])
     assert (event["status"], event["result"]["intent"]) == ("succeeded", "login_problem")
 
 
@@ -164,8 +164,8 @@ async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_ta
     settings: Settings, tmp_path: Path
 ) -> None:
     copy = product_in(tmp_path / "clone")
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
-    with up_on(tmp_path, given, copy) as running:
+    environ = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
+    with up_on(tmp_path, environ, copy) as running:
         await running.program.says(LAST_WORDS)
         assert len(descendants(running.pid)) == 2, "an API and a worker, no servers"
         assert [path.name for path in Path(running.data).iterdir()] == ["token"]
@@ -181,12 +181,12 @@ async def test_with_addresses_given_nothing_is_embedded_and_a_changed_file_is_ta
 async def test_without_a_token_it_starts_where_keys_are_in_use(settings: Settings, tmp_path: Path) -> None:
     """With a key that may put no documents, no examples go in, and it says so."""
     key = await make_key(settings, "read")
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
-    with up_on(tmp_path, {**given, "CALLBOARD_API_KEY": key}, ROOT, "--no-token") as running:
-        told = await running.program.says(LAST_WORDS)
-        assert "No examples were put into the collection `seed`" in told
-        assert key[11:] not in told
-        assert f"page      {running.address}/\n" in told
+    environ = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
+    with up_on(tmp_path, {**environ, "CALLBOARD_API_KEY": key}, ROOT, "--no-token") as running:
+        output = await running.program.says(LAST_WORDS)
+        assert "No examples were put into the collection `seed`" in output
+        assert key[11:] not in output
+        assert f"page      {running.address}/\n" in output
         assert not Path(running.data).exists()
         async with httpx.AsyncClient(base_url=running.address, headers=bearer(TOKEN)) as http:
             assert (await http.get("/workers")).status_code == 401
@@ -209,8 +209,8 @@ async def test_the_printed_page_signs_in_and_nobody_else_can_read_the_token(up: 
 
 
 async def test_a_database_that_somebody_brings_gets_no_simulated_answers(settings: Settings, tmp_path: Path) -> None:
-    given = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
-    done = run(UP, {"CALLBOARD_DATA_DIR": str(tmp_path / "data"), **given})
+    environ = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url}
+    done = run(UP, {"CALLBOARD_DATA_DIR": str(tmp_path / "data"), **environ})
     refused(done, 1, "no model can answer: set ANTHROPIC_API_KEY, OPENAI_API_KEY")
 
 

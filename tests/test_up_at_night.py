@@ -103,9 +103,9 @@ async def ended(http: httpx.AsyncClient, event_id: str, timeout_s: float = 20.0)
         shown: dict[str, Any] = (await http.get(f"/events/{event_id}")).json()
         return shown if shown["status"] in ENDED else None
 
-    found = await eventually(fact, timeout_s)
-    assert found is not None
-    return found
+    result = await eventually(fact, timeout_s)
+    assert result is not None
+    return result
 
 
 async def test_a_step_that_blocks_the_loop_is_named_with_its_line(up: tuple[Up, Path], http: httpx.AsyncClient) -> None:
@@ -125,8 +125,8 @@ async def test_a_breakpoint_without_a_terminal_is_passed_over(up: tuple[Up, Path
     event = await ended(http, await send(http, "odd.stopped", {}))
     assert (event["status"], event["result"]) == ("succeeded", "before, behind")
     line = NODES.splitlines().index("    breakpoint()") + 1
-    told = await up[0].program.says(f"breakpoint() at workers/nodes/odd.py:{line} is passed over")
-    assert "Run `callboard up --workers 0`, and `callboard worker` in a terminal" in told
+    output = await up[0].program.says(f"breakpoint() at workers/nodes/odd.py:{line} is passed over")
+    assert "Run `callboard up --workers 0`, and `callboard worker` in a terminal" in output
 
 
 BROKEN: Final = [

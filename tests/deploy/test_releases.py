@@ -38,8 +38,8 @@ def test_a_deployment_and_its_rollback_fail_nobody(host: Host, product: Product)
     version = product.release({migration: "create table expanded (id bigint primary key);\n"})
     slow = send_nap(host, 20.0)
     with load(host):
-        told = product.make("deploy")
-    assert "Backup: " in told
+        output = product.make("deploy")
+    assert "Backup: " in output
     assert served(host) == version
     # Twenty seconds are more than the grace time: it was handed back to the new workers, and charged once.
     assert query(host, f"select status, attempts <= 1 from events where event_id = '{slow}'") == "succeeded|t"

@@ -148,13 +148,13 @@ async def test_the_whole_service(local: Settings, settings: Settings, tmp_path: 
     (copy / "prompts" / "sort" / "v1.md").write_text(HEAD + BODY)
     (copy / "workers" / "nodes" / "sort.py").write_text(NODE)
     (copy / "workers" / "pipelines" / "chat.py").write_text(PIPELINE)
-    given = {
+    environ = {
         "DATABASE_URL": settings.database_url,
         "REDIS_URL": settings.redis_url,
         "LOCAL_BASE_URL": local.local_base_url,
         "LOCAL_JSON": "json_object",
     }
-    with up_on(tmp_path, given, copy) as up:
+    with up_on(tmp_path, environ, copy) as up:
         await up.program.says(LAST_WORDS)
         async with up.client() as http:
             message = {"type": "message.received", "partitionkey": "ann", "data": {"text": "I paid twice"}}

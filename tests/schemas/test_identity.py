@@ -8,10 +8,10 @@ from schemas.identity import uuid7
 
 def test_ids_are_uuids_of_version_7_that_carry_the_time() -> None:
     before = time.time_ns() // 1_000_000
-    made = uuid7()
+    event_id = uuid7()
     after = time.time_ns() // 1_000_000
-    assert (made.version, made.variant) == (7, RFC_4122)
-    assert before <= made.int >> 80 <= after
+    assert (event_id.version, event_id.variant) == (7, RFC_4122)
+    assert before <= event_id.int >> 80 <= after
 
 
 def test_a_later_id_sorts_later() -> None:

@@ -182,8 +182,8 @@ async def test_an_event_says_with_which_key_it_came(board: Board, redis: Redis) 
     async def streamed() -> Any:
         return (await board.http.get("/events", params={"id": "streamed"}, headers=headers)).json()["items"]
 
-    found = await eventually(streamed)
-    shown = (await board.http.get(f"/events/{found[0]['event_id']}", headers=headers)).json()
+    result = await eventually(streamed)
+    shown = (await board.http.get(f"/events/{result[0]['event_id']}", headers=headers)).json()
     assert shown["accepted_by"] is None
 
 

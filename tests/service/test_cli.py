@@ -171,13 +171,13 @@ def test_what_is_printed_never_steers_the_terminal(text: str) -> None:
 
 def test_an_event_is_shown_plainly_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     present(EVENT, as_json=False)
-    told = capsys.readouterr().out
-    assert "\x1b" not in told
-    assert "status    succeeded\n" in told
-    assert "took      250 ms\n" in told
-    assert "seq\tat\twhat\tstep\tattempt\tms\tdetail\n1\t12:00:00.000\taccepted\t\t\t\t\n" in told
-    assert "2\t12:00:00.100\tstep\tclassify\N{REPLACEMENT CHARACTER}[31m\t1\t41.2\t\n" in told
-    assert '"intent": "thanks"' in told
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    assert "status    succeeded\n" in output
+    assert "took      250 ms\n" in output
+    assert "seq\tat\twhat\tstep\tattempt\tms\tdetail\n1\t12:00:00.000\taccepted\t\t\t\t\n" in output
+    assert "2\t12:00:00.100\tstep\tclassify\N{REPLACEMENT CHARACTER}[31m\t1\t41.2\t\n" in output
+    assert '"intent": "thanks"' in output
 
 
 def test_json_is_the_whole_answer(capsys: pytest.CaptureFixture[str]) -> None:

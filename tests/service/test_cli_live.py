@@ -78,8 +78,8 @@ async def test_send_returns_with_the_202_and_the_same_id_is_the_same_event(board
 
 
 async def test_a_dead_event_exits_with_1(settings: Settings) -> None:
-    whole = program_of(settings, support=Pipeline(on=TicketOpened, flow=[refuse]))
-    async with board_on(settings, whole) as board:
+    program = program_of(settings, support=Pipeline(on=TicketOpened, flow=[refuse]))
+    async with board_on(settings, program) as board:
         sent = await callboard(board, "send", "ticket.opened", "--data", DATA, "--wait")
         assert sent.returncode == 1
         assert re.search(r"^status +dead$", sent.stdout, re.MULTILINE)
@@ -94,8 +94,8 @@ async def test_a_dead_event_exits_with_1(settings: Settings) -> None:
 
 
 async def test_tail_tells_an_event_while_it_happens(settings: Settings) -> None:
-    whole = program_of(settings, support=Pipeline(on=TicketOpened, flow=[speak]))
-    async with board_on(settings, whole) as board:
+    program = program_of(settings, support=Pipeline(on=TicketOpened, flow=[speak]))
+    async with board_on(settings, program) as board:
         event_id = await board.send("ticket.opened", TICKET)
         told = await callboard(board, "tail", event_id, "--json")
         assert told.returncode == 0, told.stderr

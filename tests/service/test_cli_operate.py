@@ -80,8 +80,8 @@ async def test_what_is_done_to_many_is_waited_for(monkeypatch: pytest.MonkeyPatc
     routes = [Route("/dead-letters/replay", slow, methods=["POST"])]
     async with listening_on(Starlette(routes=routes), lifespan="off") as url:
         line = ["dead", "replay", "--type", "refused", "--url", url]
-        told = await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
-    assert told.output == "20000 fit, 20000 replayed\n"
+        result = await asyncio.to_thread(CliRunner(env={"CALLBOARD_API_KEY": TOKEN}).invoke, command_line({}), line)
+    assert result.output == "20000 fit, 20000 replayed\n"
 
 
 async def test_replay_and_cancel_from_the_command_line(refusing: Board) -> None:

@@ -140,11 +140,11 @@ ALL = list(_commands(GROUP))
 
 @pytest.mark.parametrize("words", ALL, ids=" ".join)
 def test_help_fits_80_columns_and_is_given_for_h(words: tuple[str, ...]) -> None:
-    told = CliRunner().invoke(GROUP, [*words, "-h"], prog_name="callboard", terminal_width=80)
-    assert told.exit_code == 0
-    assert told.output.startswith("Usage: callboard")
-    assert not [line for line in told.output.splitlines() if len(line) > 80]
-    assert "-h, --help" in told.output
+    result = CliRunner().invoke(GROUP, [*words, "-h"], prog_name="callboard", terminal_width=80)
+    assert result.exit_code == 0
+    assert result.output.startswith("Usage: callboard")
+    assert not [line for line in result.output.splitlines() if len(line) > 80]
+    assert "-h, --help" in result.output
 
 
 def test_every_command_was_asked_for_help() -> None:
@@ -164,8 +164,8 @@ def test_every_command_that_reads_has_json() -> None:
 
 
 def test_the_version_is_told() -> None:
-    told = CliRunner().invoke(GROUP, ["--version"], prog_name="callboard")
-    assert (told.exit_code, told.output) == (0, f"callboard {release()}\n")
+    result = CliRunner().invoke(GROUP, ["--version"], prog_name="callboard")
+    assert (result.exit_code, result.output) == (0, f"callboard {release()}\n")
 
 
 CELLS = st.one_of(st.text(max_size=120).map(str.strip), st.uuids().map(str), st.integers(0, 10**12).map(str))

@@ -51,10 +51,10 @@ def test_any_text_can_be_looked_up(text: str) -> None:
 async def test_a_key_is_one_until_it_is_revoked(settings: Settings, keys: Keys) -> None:
     assert await keys.find("") is None
     key = await make_key(settings, "ingest", tenant="acme")
-    found = await keys.find(key)
-    assert found is not None
-    assert (found.tenant, found.prefix) == ("acme", key[:11])
-    assert [found.may(scope) for scope in ("ingest", "read", "operate", "admin")] == [True, False, False, False]
+    caller_key = await keys.find(key)
+    assert caller_key is not None
+    assert (caller_key.tenant, caller_key.prefix) == ("acme", key[:11])
+    assert [caller_key.may(scope) for scope in ("ingest", "read", "operate", "admin")] == [True, False, False, False]
     await revoke(settings, key)
 
     async def ended() -> bool:
@@ -132,17 +132,17 @@ async def test_a_key_ends_when_it_expires(settings: Settings, keys: Keys) -> Non
 @pytest.mark.usefixtures("briefly")
 async def test_a_session_is_its_keys_and_ends_with_it(settings: Settings, keys: Keys) -> None:
     key = await make_key(settings, "read", tenant="acme")
-    found = await keys.find(key)
-    assert found is not None
+    caller_key = await keys.find(key)
+    assert caller_key is not None
     async with open_pool(settings, "test") as pool:
-        first, second, over = [await sign_in(pool, found, timedelta(hours=1), None) for _ in range(2)] + [
-            await sign_in(pool, found, timedelta(seconds=-1), None)
+        first, second, over = [await sign_in(pool, caller_key, timedelta(hours=1), None) for _ in range(2)] + [
+            await sign_in(pool, caller_key, timedelta(seconds=-1), None)
         ]
-        assert await keys.find(first) == found
+        assert await keys.find(first) == caller_key
         assert await keys.find(over) is None
         await sign_out(pool, second)
         assert await keys.find(second) is None
-        await sign_in(pool, found, timedelta(hours=1), None)
+        await sign_in(pool, caller_key, timedelta(hours=1), None)
         assert await pool.fetchval("select count(*) from sessions") == 2, "those that are over are swept away"
     await revoke(settings, key)
 
@@ -209,9 +209,9 @@ async def test_a_key_is_shown_once_and_kept_nowhere(settings: Settings, keys: Ke
     key = out.removesuffix("\n")
     assert re.fullmatch(r"cb_[0-9A-Za-z]{44}", key)
     assert f"{key[:11]} may ingest, operate for tenant acme" in err
-    found = await keys.find(key)
-    assert found is not None
-    assert (found.tenant, found.scopes) == ("acme", frozenset(("ingest", "operate")))
+    caller_key = await keys.find(key)
+    assert caller_key is not None
+    assert (caller_key.tenant, caller_key.scopes) == ("acme", frozenset(("ingest", "operate")))
     table, _ = await callboard(settings, "list")
     listed, _ = await callboard(settings, "list", "--json")
     (row,) = json.decode(listed)
@@ -254,9 +254,9 @@ async def test_what_create_does_not_take(settings: Settings, options: tuple[str,
 
 async def test_what_a_key_may_send_is_shown_and_changed(settings: Settings, keys: Keys) -> None:
     key = (await callboard(settings, "create", "--rate", "100/s", "--max-open", "10000"))[0].strip()
-    found = await keys.find(key)
-    assert found is not None
-    assert (found.rate, found.max_open) == (Rate(100, "s"), 10_000)
+    caller_key = await keys.find(key)
+    assert caller_key is not None
+    assert (caller_key.rate, caller_key.max_open) == (Rate(100, "s"), 10_000)
     shown = []
     for options in ((), ("--rate", "5/min"), ("--max-open", "none"), ("--rate", "none", "--max-open", "7")):
         if options:

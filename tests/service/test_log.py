@@ -145,9 +145,9 @@ async def ended(http: httpx.AsyncClient, event_id: str) -> dict[str, Any]:
         shown: dict[str, Any] = (await http.get(f"/events/{event_id}")).json()
         return shown if shown["finished_at"] or shown["error"] else None
 
-    found = await eventually(fact, 30)
-    assert found
-    return found
+    result = await eventually(fact, 30)
+    assert result
+    return result
 
 
 async def test_they_say_where_and_never_what(settings: Settings, tmp_path: Path) -> None:

@@ -94,9 +94,9 @@ async def test_a_page_of_dead_letters_ends_at_its_bytes(api: httpx.AsyncClient, 
         " from generate_series(1, 6) as n"
     )
     await connection.close()
-    found = await walked(api, "/dead-letters?limit=500")
-    assert [len(page) for page in found] == [2, 1, 1, 2]
-    assert len({row["dead_id"] for page in found for row in page}) == 6
+    pages = await walked(api, "/dead-letters?limit=500")
+    assert [len(page) for page in pages] == [2, 1, 1, 2]
+    assert len({row["dead_id"] for page in pages for row in page}) == 6
 
 
 async def test_a_timeline_ends_at_its_bytes(api: httpx.AsyncClient, settings: Settings) -> None:

@@ -63,8 +63,8 @@ async def test_the_best_k_from_a_score_on_where_the_filter_fits(api: httpx.Async
     assert len(await ids(api, query="a", k=3)) == 3
     assert await ids(api, query=TEXTS["pets"], min_score=0.99) == ["pets"]
     for mode in ("vector", "hybrid"):
-        found = await ids(api, query="day", mode=mode, filter={"stars": {"gt": 1, "lte": 4}})
-        assert sorted(found) == ["login", "refund"]
+        documents = await ids(api, query="day", mode=mode, filter={"stars": {"gt": 1, "lte": 4}})
+        assert sorted(documents) == ["login", "refund"]
     assert await ids(api, query="day", mode="keyword", filter={"stars": {"in": [1, 5]}}) == ["pets"]
 
 

@@ -69,8 +69,8 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 async def answered(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     """The status of an answer behind which the connection is closed, and its body."""
     async with asyncio.timeout(HEAD_S + 10):
-        whole = await reader.read()
-    head, _, body = whole.partition(b"\r\n\r\n")
+        answer = await reader.read()
+    head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body
 
 

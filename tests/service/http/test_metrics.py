@@ -78,40 +78,40 @@ def one(found: dict[Any, float], name: str, **labels: str) -> float:
 @pytest.mark.usefixtures("often")
 async def test_it_counts_what_happened_to_events(settings: Settings) -> None:
     quick = Retry(attempts=3, base_s=0.01, cap_s=0.02)
-    whole = program_of(
+    program = program_of(
         settings, poking=Pipeline(on=Poked, flow=[poke], retry=quick), noting=Pipeline(on=Noted, flow=[note])
     )
-    async with board_on(settings, whole) as board:
+    async with board_on(settings, program) as board:
         ids = [await board.send("poked", {"how": how}) for how in ("well", "once", "reject")]
         await asyncio.gather(*map(board.ended, ids))
         later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
         await board.send("poked", {}, dueat=later)
 
         async def told() -> dict[Any, float] | None:
-            found = await scraped(board.http)
-            return found if one(found, "events_ended_total", type="noted", status="succeeded") == 2 else None
+            series = await scraped(board.http)
+            return series if one(series, "events_ended_total", type="noted", status="succeeded") == 2 else None
 
-        found = await eventually(told, REPORTED_S)
-        assert found is not None
-        assert one(found, "events_accepted_total", type="poked", via="http") == 4
-        assert one(found, "events_accepted_total", type="noted", via="child") == 2
-        assert one(found, "events_ended_total", type="poked", status="succeeded") == 2
-        assert one(found, "events_ended_total", type="poked", status="dead") == 1
-        assert one(found, "run_duration_seconds_count", pipeline="poking", outcome="failed") == 1
-        assert one(found, "run_failures_total", pipeline="poking", error="KeyError", outcome="failed") == 1
-        assert one(found, "run_failures_total", pipeline="poking", error="Reject", outcome="dead") == 1
-        assert one(found, "step_duration_seconds_count", pipeline="poking", step="poke", state="failed") == 2
-        assert one(found, "event_start_delay_seconds_count", type="poked") == 4
-        assert one(found, "commit_duration_seconds_count", commit="settle") >= 1
-        assert one(found, "dead_letters_last_hour", reason="rejected") == 1
-        assert one(found, "backlog_events", status="scheduled") == 1
-        assert one(found, "backlog_events", status="queued") == 0
-        assert one(found, "workers", state="ready") == 1
-        assert one(found, "worker_slots") == settings.concurrency
-        assert one(found, "loop_lag_seconds_count") > 0
-        assert one(found, "http_requests_total", route="/events", method="POST", status="2xx") == 4
-        assert one(found, "budget_day_limit_usd") == settings.budget_day_usd
-        assert one(found, "budget_day_used_usd") == 0
+        series = await eventually(told, REPORTED_S)
+        assert series is not None
+        assert one(series, "events_accepted_total", type="poked", via="http") == 4
+        assert one(series, "events_accepted_total", type="noted", via="child") == 2
+        assert one(series, "events_ended_total", type="poked", status="succeeded") == 2
+        assert one(series, "events_ended_total", type="poked", status="dead") == 1
+        assert one(series, "run_duration_seconds_count", pipeline="poking", outcome="failed") == 1
+        assert one(series, "run_failures_total", pipeline="poking", error="KeyError", outcome="failed") == 1
+        assert one(series, "run_failures_total", pipeline="poking", error="Reject", outcome="dead") == 1
+        assert one(series, "step_duration_seconds_count", pipeline="poking", step="poke", state="failed") == 2
+        assert one(series, "event_start_delay_seconds_count", type="poked") == 4
+        assert one(series, "commit_duration_seconds_count", commit="settle") >= 1
+        assert one(series, "dead_letters_last_hour", reason="rejected") == 1
+        assert one(series, "backlog_events", status="scheduled") == 1
+        assert one(series, "backlog_events", status="queued") == 0
+        assert one(series, "workers", state="ready") == 1
+        assert one(series, "worker_slots") == settings.concurrency
+        assert one(series, "loop_lag_seconds_count") > 0
+        assert one(series, "http_requests_total", route="/events", method="POST", status="2xx") == 4
+        assert one(series, "budget_day_limit_usd") == settings.budget_day_usd
+        assert one(series, "budget_day_used_usd") == 0
 
 
 FLEET = ("worker", "backlog", "dead_letters", "stream", "postgres", "redis", "budget", "llm", "run", "step", "breaker")
@@ -132,9 +132,9 @@ async def test_the_sum_over_two_apis_is_true_and_a_restart_makes_no_new_series(s
             dead = [one(fleet, "events_ended_total", type="poked", status="dead") for fleet in fleets]
             return [own, fleets] if dead == [6, 6] else None
 
-        found = await eventually(told, REPORTED_S)
-        assert found is not None
-        (first, other), fleets = found
+        series = await eventually(told, REPORTED_S)
+        assert series is not None
+        (first, other), fleets = series
         # What is everybody's is shown by the fleet alone, what is the process's own by no other.
         for own in (first, other):
             assert not [name for name, _ in own if name.removeprefix("callboard_").startswith(FLEET)]
@@ -197,18 +197,18 @@ async def test_first_tokens_waits_and_versions_of_prompts_are_measured(board: Bo
     (streamed,) = [call for call in calls if call["prompt"] == "tickets/draft"] or [None]
 
     async def told() -> dict[Any, float] | None:
-        found = await scraped(board.http, "/metrics/fleet")
-        made = sum(value for (name, _), value in found.items() if name == "callboard_llm_prompt_calls_total")
-        return found if made >= len(calls) else None
+        series = await scraped(board.http, "/metrics/fleet")
+        made = sum(value for (name, _), value in series.items() if name == "callboard_llm_prompt_calls_total")
+        return series if made >= len(calls) else None
 
-    found = await eventually(told, REPORTED_S)
-    assert found is not None
+    series = await eventually(told, REPORTED_S)
+    assert series is not None
     version = {"prompt": "tickets/classify", "version": str(classified[0]["version"])}
-    assert one(found, "llm_prompt_calls_total", **version, outcome="ok") == len(classified)
-    assert one(found, "llm_prompt_cost_usd_total", **version) == pytest.approx(sum(c["cost_usd"] for c in classified))
-    waits = [value for (name, _), value in found.items() if name == "callboard_llm_limiter_wait_seconds_count"]
+    assert one(series, "llm_prompt_calls_total", **version, outcome="ok") == len(classified)
+    assert one(series, "llm_prompt_cost_usd_total", **version) == pytest.approx(sum(c["cost_usd"] for c in classified))
+    waits = [value for (name, _), value in series.items() if name == "callboard_llm_limiter_wait_seconds_count"]
     assert sum(waits) >= len(calls)
-    firsts = [value for (name, _), value in found.items() if name == "callboard_llm_first_token_seconds_count"]
+    firsts = [value for (name, _), value in series.items() if name == "callboard_llm_first_token_seconds_count"]
     assert sum(firsts) == (1 if streamed else 0)
 
 
@@ -249,20 +249,20 @@ async def test_calls_of_models_are_counted_with_their_cost_in_both_formats(board
     where = {"provider": calls[0]["provider"], "model": calls[0]["model"]}
 
     async def told() -> dict[Any, float] | None:
-        found = await scraped(board.http)
-        made = sum(value for (name, _), value in found.items() if name == "callboard_llm_calls_total")
-        return found if made >= event["calls"] else None
+        series = await scraped(board.http)
+        made = sum(value for (name, _), value in series.items() if name == "callboard_llm_calls_total")
+        return series if made >= event["calls"] else None
 
-    found = await eventually(told, REPORTED_S)
-    assert found is not None
-    cost = sum(value for (name, _), value in found.items() if name == "callboard_llm_cost_usd_total")
+    series = await eventually(told, REPORTED_S)
+    assert series is not None
+    cost = sum(value for (name, _), value in series.items() if name == "callboard_llm_cost_usd_total")
     assert cost == pytest.approx(event["cost_usd"], abs=1e-6)
     assert cost > 0
-    made = sum(value for (name, _), value in found.items() if name == "callboard_llm_calls_total")
+    made = sum(value for (name, _), value in series.items() if name == "callboard_llm_calls_total")
     assert made == event["calls"]
-    assert one(found, "llm_calls_total", **where, outcome="ok", simulated="true") >= 1
-    assert one(found, "breaker_state", **where, state="closed") == 1
-    assert one(found, "breaker_state", **where, state="open") == 0
+    assert one(series, "llm_calls_total", **where, outcome="ok", simulated="true") >= 1
+    assert one(series, "breaker_state", **where, state="closed") == 1
+    assert one(series, "breaker_state", **where, state="open") == 0
     shown = (await board.http.get("/workers")).json()["items"][0]
     assert shown["breakers"][f"{where['provider']}/{where['model']}"] == "closed"
     assert shown["lag_s"] >= 0
@@ -294,13 +294,13 @@ async def test_the_backlog_and_its_oldest_are_seen_without_a_worker(api: httpx.A
         " (select event_id from work where rung_at is not null order by event_id limit 1)"
     )
     await connection.close()
-    found = await scraped(api)
-    assert one(found, "backlog_events", status="queued") == 2
-    assert one(found, "backlog_events", status="scheduled") == 1
-    assert one(found, "backlog_oldest_age_seconds") == pytest.approx(90, abs=20)
-    assert one(found, "workers", state="ready") == 0
-    assert one(found, "postgres_up") == 1
-    assert one(found, "redis_up") == 1
+    series = await scraped(api)
+    assert one(series, "backlog_events", status="queued") == 2
+    assert one(series, "backlog_events", status="scheduled") == 1
+    assert one(series, "backlog_oldest_age_seconds") == pytest.approx(90, abs=20)
+    assert one(series, "workers", state="ready") == 0
+    assert one(series, "postgres_up") == 1
+    assert one(series, "redis_up") == 1
 
 
 async def test_many_scrapes_are_one_measurement(api: httpx.AsyncClient) -> None:
@@ -315,11 +315,11 @@ async def test_with_postgres_and_redis_away_it_says_so(settings: Settings) -> No
     nowhere = f"127.0.0.1:{free_port()}"
     away = replace(settings, database_url=f"postgresql://x@{nowhere}/x", redis_url=f"redis://{nowhere}/0")
     async with serving(away) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=10) as http:
-        found = await scraped(http)
-    assert one(found, "postgres_up") == 0
-    assert one(found, "redis_up") == 0
-    assert not [name for name, _ in found if name.startswith(("callboard_backlog", "callboard_workers"))]
-    assert one(found, "http_requests_in_flight") == 1
+        series = await scraped(http)
+    assert one(series, "postgres_up") == 0
+    assert one(series, "redis_up") == 0
+    assert not [name for name, _ in series if name.startswith(("callboard_backlog", "callboard_workers"))]
+    assert one(series, "http_requests_in_flight") == 1
 
 
 async def test_a_postgres_that_stands_still_is_waited_for_two_seconds(settings: Settings) -> None:

@@ -50,8 +50,8 @@ class Said(Struct, frozen=True):
 
 
 async def sample(run: Run, event: Job) -> Said:
-    asked = [run.llm.ask("say", returns=str, text=f"{n}") for n in range(event.samples)]
-    return Said(len(await asyncio.gather(*asked)))
+    calls = [run.llm.ask("say", returns=str, text=f"{n}") for n in range(event.samples)]
+    return Said(len(await asyncio.gather(*calls)))
 
 
 async def nothing(event: Job) -> None:

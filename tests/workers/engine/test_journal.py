@@ -240,11 +240,11 @@ async def test_the_free_form_finds_its_steps_again(settings: Settings) -> None:
                 return Sum(left.n)
         return Sum(-1)
 
-    whole = program_of(settings, job=critic)
-    async with board_on(settings, whole) as board:
+    program = program_of(settings, job=critic)
+    async with board_on(settings, program) as board:
         event = await board.ended(await board.send("job", {}))
         assert (event["status"], event["result"]) == ("succeeded", {"n": 2})
         assert counts.ran == {"draft": 3, "judge": 4}
         steps: list[Any] = [moment["step"] for moment in event["timeline"] if moment["what"] == "step"]
         assert all(step.startswith(("draft:", "judge:")) for step in steps)
-        await replayed_alike(board, whole, event["event_id"])
+        await replayed_alike(board, program, event["event_id"])

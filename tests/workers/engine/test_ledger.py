@@ -52,8 +52,8 @@ def sampling() -> Pipeline:
     fails = Fails()
 
     async def sample(run: Run, event: Job) -> Said:
-        asked = [run.llm.ask("say", returns=str, text="hello") for _ in range(event.samples)]
-        texts = await asyncio.gather(*asked)
+        calls = [run.llm.ask("say", returns=str, text="hello") for _ in range(event.samples)]
+        texts = await asyncio.gather(*calls)
         fails.once(event)
         return Said(list(texts))
 

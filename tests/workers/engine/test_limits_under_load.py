@@ -53,8 +53,8 @@ async def limited(settings: Settings, folder: Path, limits: str, limit: Limit) -
     behaviour = Behaviour(latency_ms=LATENCY_MS, latency_p99_ms=LATENCY_MS, limits=(limit,))
     async with running_simulator(behaviour=behaviour) as url:
         told = replace(settings, simulate="off", openai_api_key="k", openai_base_url=f"{url}/v1", budget_day_usd=1000.0)
-        whole = replace(program_of(told, asked=Pipeline(on=Asked, flow=[ask])), prompts=load(folder))
-        async with board_on(told, whole, workers=WORKERS) as board:
+        program = replace(program_of(told, asked=Pipeline(on=Asked, flow=[ask])), prompts=load(folder))
+        async with board_on(told, program, workers=WORKERS) as board:
             yield board, url
 
 

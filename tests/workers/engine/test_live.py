@@ -44,9 +44,9 @@ async def _entries(redis: Redis, feed: RunFeed, count: int) -> list[Any]:
         entries, _ = await read_log(redis, log_of(NAMES, feed.event_id), (0, 0))
         return entries if len(entries) >= count else None
 
-    found = await eventually(fact)
-    assert found is not None
-    return found
+    result = await eventually(fact)
+    assert result is not None
+    return result
 
 
 async def test_tokens_go_in_batches_and_wait_for_the_reply_to_be_stored(redis: Redis) -> None:

@@ -296,22 +296,22 @@ def drawing(ran: list[Drawn], held: asyncio.Event, fails: bool) -> Pipeline:
 
 async def test_a_retry_sees_the_same_time_chance_and_name(settings: Settings) -> None:
     ran: list[Drawn] = []
-    whole = program_of(settings, job=drawing(ran, asyncio.Event(), fails=True))
-    async with board_on(settings, whole) as board:
+    program = program_of(settings, job=drawing(ran, asyncio.Event(), fails=True))
+    async with board_on(settings, program) as board:
         event_id = await board.send("job", {})
         event = await board.ended(event_id)
         assert (event["status"], event["attempts"], len(ran)) == ("succeeded", 2, 2)
         assert datetime.fromisoformat(event["result"]["at"]) == ran[1].at
         assert event["result"]["name"] == str(ran[1].name)
-        await replayed_alike(board, whole, event_id)
+        await replayed_alike(board, program, event_id)
 
 
 async def test_what_was_drawn_is_stored_before_a_step_that_may_depend_on_it(settings: Settings) -> None:
     """The worker is lost while a step runs: the next one draws the same, so it finds the costly steps."""
     ran: list[Drawn] = []
     held = asyncio.Event()
-    whole = program_of(settings, job=drawing(ran, held, fails=False))
-    async with board_on(settings, whole, workers=2) as board:
+    program = program_of(settings, job=drawing(ran, held, fails=False))
+    async with board_on(settings, program, workers=2) as board:
         event_id = await board.send("job", {})
         async with asyncio.timeout(10):
             await held.wait()
@@ -321,7 +321,7 @@ async def test_what_was_drawn_is_stored_before_a_step_that_may_depend_on_it(sett
         mine.executor.drop_all()
         event = await board.ended(event_id, 30)
         assert (event["status"], event["attempts"], len(ran)) == ("succeeded", 1, 2)
-        await replayed_alike(board, whole, event_id)
+        await replayed_alike(board, program, event_id)
 
 
 async def test_drawing_has_a_bound(settings: Settings) -> None:

@@ -71,9 +71,9 @@ async def test_its_own_failures_are_attempts_with_backoff(settings: Settings) ->
     async with poking(settings) as board:
         event = await board.ended(await board.send("poked", {"fails": 2}))
         assert (event["status"], event["attempts"], event["result"]) == ("succeeded", 3, {"attempt": 3})
-        told = [moment["what"] for moment in event["timeline"]]
-        assert told.count("claimed") == 3
-        assert told.count("retry") == 2
+        whats = [moment["what"] for moment in event["timeline"]]
+        assert whats.count("claimed") == 3
+        assert whats.count("retry") == 2
 
 
 async def test_spent_attempts_are_a_dead_letter_once(settings: Settings) -> None:

@@ -152,8 +152,8 @@ async def test_both_doors_want_a_key(settings: Settings) -> None:
             answer = await board.post("wrote", {"text": "whose?"})
             return answer.json() if answer.status_code == 422 else None
 
-        said = await eventually(refused)
-        assert [error["path"] for error in said["errors"]] == ["$.partitionkey"]
+        result = await eventually(refused)
+        assert [error["path"] for error in result["errors"]] == ["$.partitionkey"]
         slipped = (await board.sql("select event_id from events"))[:1]  # before the door had read what workers wrote
         for row in slipped:
             event = await board.ended(str(row["event_id"]))

@@ -32,9 +32,9 @@ class Known(Struct, frozen=True):
 
 
 async def recall(run: Run, event: Heard, state: State[Memory]) -> Known:
-    found = await run.vectors.search("heard", event.text, k=10)
+    documents = await run.vectors.search("heard", event.text, k=10)
     run.vectors.upsert("heard", event.text, event.text)
-    known = Known([each.text for each in found], state.value.texts)
+    known = Known([each.text for each in documents], state.value.texts)
     state.set(Memory([*state.value.texts, event.text]))
     run.emit(Echoed(event.text))
     return known

@@ -40,8 +40,8 @@ async def _openai(sdk: AsyncOpenAI, *, streams: bool = False, fault: str = "", *
     headers = {"x-callboard-fault": fault} if fault else None
     arguments: dict[str, Any] = {"model": MODEL, "messages": HELLO, "extra_headers": headers, **more}
     if not streams:
-        said = await sdk.chat.completions.create(**arguments)
-        choice, usage = said.choices[0], said.usage
+        completion = await sdk.chat.completions.create(**arguments)
+        choice, usage = completion.choices[0], completion.usage
         assert usage
         text = choice.message.content or choice.message.refusal
         return Heard(text, choice.finish_reason, (usage.prompt_tokens, usage.completion_tokens))
@@ -66,9 +66,9 @@ async def _anthropic(sdk: AsyncAnthropic, *, streams: bool = False, fault: str =
         **more,
     }
     if not streams:
-        said = await sdk.messages.create(**arguments)
-        text = "".join(block.text for block in said.content)
-        return Heard(text, said.stop_reason, (said.usage.input_tokens, said.usage.output_tokens))
+        completion = await sdk.messages.create(**arguments)
+        text = "".join(block.text for block in completion.content)
+        return Heard(text, completion.stop_reason, (completion.usage.input_tokens, completion.usage.output_tokens))
     text, stop, tokens_in, tokens_out, pieces = "", None, 0, 0, 0
     async for event in await sdk.messages.create(stream=True, **arguments):
         pieces += 1

@@ -90,8 +90,8 @@ async def test_what_the_model_does_wrong(url: str, name: str, streams: bool) -> 
 async def test_a_refusal_of_openai_is_none_of_its_words(url: str) -> None:
     async with openai.AsyncOpenAI(api_key="x", base_url=f"{url}/v1", max_retries=0) as sdk:
         headers = {"x-callboard-fault": "refusal"}
-        said = await sdk.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=headers)
-    message = said.choices[0].message
+        completion = await sdk.chat.completions.create(model=MODEL, messages=HELLO, extra_headers=headers)
+    message = completion.choices[0].message
     assert message.content is None
     assert message.refusal
 
@@ -286,8 +286,8 @@ async def test_what_is_no_fault_is_told(http: httpx.AsyncClient) -> None:
     for text in NONSENSE:
         with pytest.raises(SettingsError, match="is no fault"):
             parse(text)
-        asked = {"model": MODEL, "messages": HELLO}
-        answer = await http.post("/v1/messages", json=asked, headers={"x-callboard-fault": text or "?"})
+        request = {"model": MODEL, "messages": HELLO}
+        answer = await http.post("/v1/messages", json=request, headers={"x-callboard-fault": text or "?"})
         assert answer.status_code == 400
         assert "is no fault" in answer.json()["error"]["message"]
         assert (await http.post("/faults", json={"kind": text})).status_code == 400

@@ -26,11 +26,11 @@ def simulating(limit: Limit) -> AbstractAsyncContextManager[str]:
 async def test_requests_per_minute_and_what_the_headers_tell() -> None:
     limit = Limit(requests=2, tokens=1000, model=MODEL)
     async with simulating(limit) as url, httpx.AsyncClient(base_url=url, trust_env=False) as http:
-        asked = {"model": MODEL, "messages": HELLO}
-        first = await http.post(PATHS["openai"], json=asked)
-        second = await http.post(PATHS["anthropic"], json=asked)
-        third = await http.post(PATHS["openai"], json=asked)
-        other = await http.post(PATHS["openai"], json={**asked, "model": "another"})
+        request = {"model": MODEL, "messages": HELLO}
+        first = await http.post(PATHS["openai"], json=request)
+        second = await http.post(PATHS["anthropic"], json=request)
+        third = await http.post(PATHS["openai"], json=request)
+        other = await http.post(PATHS["openai"], json={**request, "model": "another"})
     assert [answer.status_code for answer in (first, second, third, other)] == [200, 200, 429, 200]
     told = first.headers
     assert (told["x-ratelimit-limit-requests"], told["x-ratelimit-remaining-requests"]) == ("2", "1")

@@ -81,8 +81,8 @@ async def test_the_usage_of_a_stream_is_told_when_it_is_asked_for(url: str) -> N
 
 
 async def test_the_events_of_anthropic_come_in_order(http: httpx.AsyncClient) -> None:
-    asked = {"model": MODEL, "messages": HELLO, "max_tokens": 3, "stream": True}
-    text = (await http.post("/v1/messages", json=asked)).text
+    request = {"model": MODEL, "messages": HELLO, "max_tokens": 3, "stream": True}
+    text = (await http.post("/v1/messages", json=request)).text
     events = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
     assert [json.loads(line[6:])["type"] for line in text.splitlines() if line.startswith("data: ")] == events
     deltas = ["content_block_delta"] * 3
@@ -106,11 +106,11 @@ async def test_the_seed_and_the_question_make_the_reply(url: str) -> None:
 
 async def test_azure_is_asked_by_deployment(url: str, http: httpx.AsyncClient) -> None:
     async with AsyncAzureOpenAI(api_key="x", azure_endpoint=url, api_version="2026-01-01", max_retries=0) as sdk:
-        said = await sdk.chat.completions.create(model="our-deployment", messages=HELLO)
+        completion = await sdk.chat.completions.create(model="our-deployment", messages=HELLO)
         stream = await sdk.chat.completions.create(model="our-deployment", messages=HELLO, stream=True)
         text = "".join([choice.delta.content or "" async for chunk in stream for choice in chunk.choices])
         vectors = await sdk.embeddings.create(model="our-vectors", input="a", dimensions=8)
-    assert said.choices[0].message.content == text
+    assert completion.choices[0].message.content == text
     assert len(vectors.data[0].embedding) == 8
     calls = (await http.get("/calls")).json()["calls"]
     assert [call["model"] for call in calls] == ["our-deployment", "our-deployment", "our-vectors"]
@@ -179,9 +179,9 @@ async def test_every_call_is_on_record(http: httpx.AsyncClient) -> None:
 
 
 async def test_a_caller_who_leaves_is_on_record_as_gone(url: str, http: httpx.AsyncClient) -> None:
-    asked = {"model": MODEL, "messages": HELLO}
+    request = {"model": MODEL, "messages": HELLO}
     with pytest.raises(httpx.ReadTimeout):
-        await http.post("/v1/messages", json=asked, headers={"x-callboard-fault": "hang"}, timeout=0.1)
+        await http.post("/v1/messages", json=request, headers={"x-callboard-fault": "hang"}, timeout=0.1)
 
     async def gone() -> bool:
         (call,) = (await http.get("/calls")).json()["calls"]

@@ -17,10 +17,10 @@ async def test_it_answers_with_the_faults_asked_for_and_ends_in_order(tmp_path: 
     options = ("--port", "0", "--seed", "7", "--latency-ms", "1", "--limit", "requests=2", "--log-file", str(calls))
     command = (*CALLBOARD, "simulator", *options, "--fault", "529,times=1")
     with started(command, tmp_path / "log", {"SIMULATOR_FAULTS": "ignored,by,the,option"}) as program:
-        told = await program.says("ANTHROPIC_BASE_URL")
-        match = re.search(r"OPENAI_BASE_URL=(http://127\.0\.0\.1:\d+)/v1", told)
+        output = await program.says("ANTHROPIC_BASE_URL")
+        match = re.search(r"OPENAI_BASE_URL=(http://127\.0\.0\.1:\d+)/v1", output)
         assert match
-        assert f"ANTHROPIC_BASE_URL={match[1]} " in told
+        assert f"ANTHROPIC_BASE_URL={match[1]} " in output
         async with asking("openai", match[1]) as ask:
             with pytest.raises(openai.InternalServerError):
                 await ask()
