@@ -80,10 +80,10 @@ async def everything(board: Board) -> None:
     await parts.retain()
     await parts.arq.enqueue_job("wake", _job_id="wake:1")
 
-    async def rung() -> bool:
+    async def notified() -> bool:
         return not await board.redis.exists(f"{NAMES.arq}:job:wake:1")
 
-    assert await eventually(rung)
+    assert await eventually(notified)
 
 
 async def test_without_arqs_keys_events_and_retention_go_on(

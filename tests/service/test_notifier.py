@@ -32,7 +32,7 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
         yield client
 
 
-async def rung(redis: Redis) -> list[UUID | None]:
+async def notified(redis: Redis) -> list[UUID | None]:
     return [stream.event_id(fields) for _, fields in await redis.xrange(NAMES.work)]
 
 
@@ -47,7 +47,7 @@ async def test_rings_in_order(redis: Redis) -> None:
         return bool(await redis.xlen(NAMES.work) == len(ids))
 
     await eventually(all_rung)
-    assert await rung(redis) == ids
+    assert await notified(redis) == ids
     await end([running])
 
 
@@ -57,7 +57,7 @@ async def test_what_waits_at_the_end_is_rung(redis: Redis) -> None:
     for event_id in ids:
         box.notify(event_id)
     await box.drained()
-    assert await rung(redis) == ids
+    assert await notified(redis) == ids
 
 
 async def test_it_is_bounded_and_the_oldest_fall_out(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ async def test_it_is_bounded_and_the_oldest_fall_out(redis: Redis, monkeypatch: 
     for event_id in ids:
         box.notify(event_id)
     await box.drained()
-    assert await rung(redis) == ids[-10:]
+    assert await notified(redis) == ids[-10:]
 
 
 async def test_a_redis_that_is_away_costs_no_202(settings: Settings) -> None:

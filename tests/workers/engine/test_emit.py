@@ -225,8 +225,8 @@ async def test_a_lost_claim_writes_neither_children_nor_state_nor_memory(setting
             return claimed(old, WORKER), claimed(new, WORKER)
 
         old, new = await _with_connection(settings, both)
-        rung: list[UUID] = []
-        settler = Settler(settings, rung.append, _no_alarm)
+        notified: list[UUID] = []
+        settler = Settler(settings, notified.append, _no_alarm)
         endings = [_ending(each, text) for each, text in ((old, "old"), (new, "new"))]
         told = [asyncio.create_task(settler.settle(ending, 10)) for ending in endings]
         await asyncio.sleep(0)
@@ -237,7 +237,7 @@ async def test_a_lost_claim_writes_neither_children_nor_state_nor_memory(setting
         await end([running])
         assert [(child["id"]) for child in await children_of(board, event_id)] == ["1/new/1"]
         assert [row["value"] for row in await board.sql("select value from states")] == ['{"by":"new"}']
-        assert len(rung) == 1
+        assert len(notified) == 1
 
 
 def _ending(each: Claimed, text: str) -> Ending:

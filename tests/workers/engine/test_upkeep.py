@@ -88,7 +88,7 @@ class Desk:
     async def long_ago(self) -> None:
         await self.do("update work set rung_at = rung_at - interval '1 minute'")
 
-    async def rung(self) -> list[UUID | None]:
+    async def notified(self) -> list[UUID | None]:
         return [stream.event_id(fields) for _, fields in await self.redis.xrange(NAMES.work)]
 
 
@@ -113,7 +113,7 @@ async def test_what_was_never_rung_is_rung_once(desk: Desk) -> None:
     assert await desk.sweeper.turn() == 0, "rung a moment ago, as far as Postgres knows"
     await desk.long_ago()
     assert await desk.sweeper.turn() == 1500
-    assert sorted(map(str, await desk.rung())) == sorted(map(str, ids))
+    assert sorted(map(str, await desk.notified())) == sorted(map(str, ids))
 
 
 async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
@@ -123,7 +123,7 @@ async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
     await desk.long_ago()
     for _ in range(3):
         assert await desk.sweeper.turn() == 0
-    assert len(await desk.rung()) == 500
+    assert len(await desk.notified()) == 500
 
 
 async def test_what_was_read_and_lost_is_rung_although_others_wait(desk: Desk) -> None:
@@ -136,7 +136,7 @@ async def test_what_was_read_and_lost_is_rung_although_others_wait(desk: Desk) -
     # The second ten still wait; the first ten were last rung before the moment up to which the group has read.
     await desk.do("update work set rung_at = now() where event_id = any ($1)", second)
     assert await desk.sweeper.turn() == 10
-    assert set(await desk.rung()) == {*first, *second}
+    assert set(await desk.notified()) == {*first, *second}
 
 
 async def test_a_redis_that_forgot_everything_is_rung_at_once(desk: Desk) -> None:
@@ -144,7 +144,7 @@ async def test_a_redis_that_forgot_everything_is_rung_at_once(desk: Desk) -> Non
     await stream.notify(desk.redis, ids, NAMES.work)
     await desk.redis.flushdb()
     assert sum([await desk.sweeper.turn() for _ in range(EPOCH_TURNS)]) == 20
-    assert set(await desk.rung()) == set(ids)
+    assert set(await desk.notified()) == set(ids)
 
 
 async def test_a_redis_that_does_not_answer_holds_up_nothing_else(
@@ -172,7 +172,7 @@ async def test_only_the_head_of_a_mailbox_is_rung(desk: Desk) -> None:
     await desk.long_ago()
     assert await desk.sweeper.turn() == 1
     places = {row["event_id"]: row["ord"] for row in await desk.do("select event_id, ord from work")}
-    assert await desk.rung() == [min(ids, key=lambda each: places[each])]
+    assert await desk.notified() == [min(ids, key=lambda each: places[each])]
 
 
 async def lose(desk: Desk, event_ids: list[UUID], lost: int, lease_s: float = -1) -> None:
