@@ -24,7 +24,7 @@ from service.http.app_state import AppState
 from service.http.audit import audited, list_operations
 from service.http.auth import Endpoint, Need, guarded
 from service.http.body_allowance import BodyAllowance, Shares, with_bodies_released
-from service.http.metrics import Measured
+from service.http.metrics import MetricsPages
 from service.http.problem import HANDLERS
 from service.intake import open_intake
 from service.keys import open_keys
@@ -120,8 +120,8 @@ def _lifespan(settings: Settings, catalog: Catalog, library: Prompts):  # type: 
             await stack.enter_async_context(
                 supervised({"loop": meters.watch_loop, "redis": lambda: owner.watch(redis)})
             )
-            measured = Measured(settings, redis, owner.state, meters)
-            stack.callback(measured.close)
+            metrics_pages = MetricsPages(settings, redis, owner.state, meters)
+            stack.callback(metrics_pages.close)
             intake = await stack.enter_async_context(open_intake(settings, catalog, redis, meters))
             keys = await stack.enter_async_context(open_keys(settings))
             quotas = Quotas(names, redis, pool)
@@ -132,7 +132,7 @@ def _lifespan(settings: Settings, catalog: Catalog, library: Prompts):  # type: 
             readiness = Readiness(pool, intake.commits)
             turns = (querying(settings, meters), searching(settings, meters))
             shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), BodyAllowance())
-            parts = (intake, keys, pool, *turns, redis, meters, measured, listeners, *shares, readiness, owner)
+            parts = (intake, keys, pool, *turns, redis, meters, metrics_pages, listeners, *shares, readiness, owner)
             all_parts = (*parts, quotas, Audit(meters), asyncio.Lock())
             yield State(app_state=AppState(settings, catalog, library, *all_parts))
 

@@ -20,7 +20,7 @@ from schemas.text import BadEvent, check, malformed, misfit
 from service.audit import Audit
 from service.errors import Unavailable
 from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares, caller_of
-from service.http.metrics import Measured
+from service.http.metrics import MetricsPages
 from service.intake import Intake
 from service.keys import Keys
 from service.listeners import Listeners
@@ -64,7 +64,7 @@ class AppState(Struct, frozen=True):
     searches: Turns
     redis: Redis
     meters: Meters
-    measured: Measured
+    metrics_pages: MetricsPages
     listeners: Listeners
     streams: Shares
     answers: Shares

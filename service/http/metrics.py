@@ -43,15 +43,15 @@ Source = tuple[Mapping[str, str], Snapshot]
 
 async def metrics(request: Request) -> Response:
     """The numbers of this process: no I/O."""
-    measured: Measured = request.state.app_state.measured
-    body, media_type = measured.own(request.headers.get("accept", ""))
+    metrics_pages: MetricsPages = request.state.app_state.metrics_pages
+    body, media_type = metrics_pages.own(request.headers.get("accept", ""))
     return Response(body, media_type=media_type)
 
 
 async def fleet(request: Request) -> Response:
     """200 with what is left also while Postgres or Redis is away."""
-    measured: Measured = request.state.app_state.measured
-    body, media_type = await measured.fleet(request.headers.get("accept", ""))
+    metrics_pages: MetricsPages = request.state.app_state.metrics_pages
+    body, media_type = await metrics_pages.fleet(request.headers.get("accept", ""))
     return Response(body, media_type=media_type)
 
 
@@ -110,7 +110,7 @@ class Shown(Collector):
         return []
 
 
-class Measured:
+class MetricsPages:
     """Looks at the fleet at most once in EVERY_S, however many scrape; made in the lifespan."""
 
     def __init__(self, settings: Settings, redis: Redis, redis_state: RedisState, meters: Meters) -> None:
