@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request
-from workers.clients.sdk import Sdk, cookieless, transport
+from workers.clients.sdk import Sdk, absolute, cookieless, transport
 from workers.clients.streaming import OnText, StreamTimeouts, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
@@ -78,15 +78,16 @@ class _Event(Struct):
 class AnthropicClient:
     def __init__(self, sdk: anthropic.AsyncAnthropic, name: str) -> None:
         self._sdk = Sdk(sdk, name, anthropic.APIStatusError, anthropic.AnthropicError)
+        self._messages = absolute(sdk, MESSAGES)
 
     async def complete(self, request: Request, timeout_s: float) -> Answer:
-        reply, simulated = await self._sdk.ask(MESSAGES, _body(request), request, timeout_s, _Reply)
+        reply, simulated = await self._sdk.ask(self._messages, _body(request), request, timeout_s, _Reply)
         texts = [block.text for block in reply.content if block.type == "text"]
         return _answer(self._sdk.name, texts, reply.stop_reason, reply.usage, simulated)
 
     async def stream(self, request: Request, timeouts: StreamTimeouts, on_text: OnText) -> Answer:
         listener, body = _Listener(self._sdk.name), {**_body(request), "stream": True}
-        simulated = await self._sdk.listen(MESSAGES, body, request, listener, timeouts, on_text)
+        simulated = await self._sdk.listen(self._messages, body, request, listener, timeouts, on_text)
         return listener.answer(simulated)
 
 

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from workers.clients.faults import Fault
 from workers.clients.provider import Answer, Client, Request, Texts
-from workers.clients.sdk import Sdk, cookieless, transport
+from workers.clients.sdk import Sdk, absolute, cookieless, transport
 from workers.clients.streaming import OnText, StreamTimeouts, broken_off
 
 STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
@@ -21,6 +21,7 @@ STOPS: Final[dict[str, Literal["end", "length", "refused"]]] = {
 }
 
 COMPLETIONS: Final = "/chat/completions"
+EMBEDDINGS: Final = "/embeddings"
 STATUSES: Final = {"insufficient_quota": 402, "rate_limit_exceeded": 429, "invalid_request_error": 400}
 
 
@@ -97,16 +98,20 @@ class OpenAIClient:
     def __init__(self, sdk: openai.AsyncOpenAI, name: str, dialect: Dialect) -> None:
         self._sdk = Sdk(sdk, name, openai.APIStatusError, openai.OpenAIError)
         self._dialect = dialect
+        # Azure's client finds the deployment by the path alone, and puts it before that.
+        is_azure = isinstance(sdk, openai.AsyncAzureOpenAI)
+        self._completions = COMPLETIONS if is_azure else absolute(sdk, COMPLETIONS)
+        self._embeddings = EMBEDDINGS if is_azure else absolute(sdk, EMBEDDINGS)
 
     async def complete(self, request: Request, timeout_s: float) -> Answer:
         body = _body(request, self._dialect)
-        reply, simulated = await self._sdk.ask(COMPLETIONS, body, request, timeout_s, _Reply)
+        reply, simulated = await self._sdk.ask(self._completions, body, request, timeout_s, _Reply)
         choice = reply.choices[0]
         return _answer(self._sdk.name, choice.message, choice.finish_reason, reply.usage, simulated)
 
     async def embed(self, request: Texts, timeout_s: float) -> Answer:
         body = {"model": request.model, "input": request.texts, "encoding_format": "float"}
-        reply, simulated = await self._sdk.ask("/embeddings", body, request, timeout_s, _Vectors)
+        reply, simulated = await self._sdk.ask(self._embeddings, body, request, timeout_s, _Vectors)
         rows = sorted(reply.data, key=lambda row: row.index)
         if [row.index for row in rows] != list(range(len(rows))):
             raise Fault("malformed", f"{self._sdk.name} numbers its vectors {[row.index for row in rows[:9]]}.")
@@ -115,7 +120,7 @@ class OpenAIClient:
 
     async def stream(self, request: Request, timeouts: StreamTimeouts, on_text: OnText) -> Answer:
         listener, body = _Listener(self._sdk.name), _stream_body(request, self._dialect)
-        simulated = await self._sdk.listen(COMPLETIONS, body, request, listener, timeouts, on_text)
+        simulated = await self._sdk.listen(self._completions, body, request, listener, timeouts, on_text)
         return listener.answer(simulated)
 
 

@@ -110,6 +110,12 @@ def _trusted(from_environment: bool, _file: str | None, _folder: str | None) -> 
     return httpx2.create_ssl_context(trust_env=from_environment)
 
 
+def absolute(client: Any, path: str) -> str:
+    """The address of a path, which the SDK's client would put together anew for each call: a twentieth of its time."""
+    base = client.base_url
+    return str(base.copy_with(raw_path=base.raw_path + path.lstrip("/").encode()))
+
+
 class Sdk(Struct, frozen=True):
     """An SDK's client, the provider it asks, and what it raises: for an error status, and for all else."""
 
@@ -129,11 +135,14 @@ class Sdk(Struct, frozen=True):
         """What was answered, and whether by the simulator. Raises Fault."""
         content, most = bytearray(), request.answer_max
         with self._faults():
-            async with self._opened(path, body, {"headers": request.headers, "timeout": timeout_s}) as answer:
+            answer = await self._send(path, body, {"headers": request.headers, "timeout": timeout_s})
+            try:
                 async for piece in answer.aiter_bytes():
                     content += piece
                     if len(content) > most:
                         raise Fault("malformed", f"{self.name} answered with more than {most} bytes.")
+            finally:
+                await answer.aclose()
             return msgspec.json.decode(content, type=reply), SIMULATED_HEADER in answer.headers
 
     async def listen(
@@ -153,22 +162,23 @@ class Sdk(Struct, frozen=True):
 
     @asynccontextmanager
     async def _opened(self, path: str, body: Mapping[str, Any], options: Mapping[str, Any]) -> AsyncIterator[Response]:
-        with self._sending():
-            answer = await self.client.post(path, cast_to=httpx2.Response, body=body, options=options, stream=True)
+        answer = await self._send(path, body, options)
         try:
             yield answer
         finally:
             await answer.aclose()
 
-    @contextmanager
-    def _sending(self) -> Iterator[None]:
-        """A request that could not be made was not sent, and so costs nothing."""
+    async def _send(self, path: str, body: Mapping[str, Any], options: Mapping[str, Any]) -> httpx2.Response:
+        """The answer, its body not read yet. A request that could not be made was not sent, and so costs nothing."""
         try:
-            yield
+            answer: httpx2.Response = await self.client.post(
+                path, cast_to=httpx2.Response, body=body, options=options, stream=True
+            )
         except UNMADE as error:
             raise _unmade(self.name, error) from error
         except RuntimeError as error:  # uvloop's and aiohttp's, of what was closed under them, perhaps after sending
             raise Fault("connection", f"{self.name} can't be reached ({error}).") from error
+        return answer
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
