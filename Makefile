@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults hostile-test llama check bench bench-quick image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
+.PHONY: help up demo test faults hostile-test llama check pages bench bench-quick image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
 	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
@@ -48,6 +48,9 @@ check: venv ## lint, format and types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+
+pages: venv ## write the parts of service/http/README.md and service/cli/README.md that are made from the code
+	@$(ALONE) .venv/bin/python -m tests.made_pages
 
 bench-quick: venv ## the same in a minute, smaller: fails where a ratio is far below what README says
 	@$(ALONE) .venv/bin/python -m tests.bench --quick
