@@ -1,4 +1,4 @@
-"""What deploy/README.md says to do at night, done: a provider, a model or a prompt that fails, a disk that is full."""
+"""What deploy/operations.md says to do at night, done: a provider, a model or a prompt that fails, a full disk."""
 
 import json
 import re
@@ -79,7 +79,7 @@ def test_images_fill_the_disk(host: Host, product: Product) -> None:
 def test_backups_fill_the_disk(host: Host, product: Product) -> None:
     """And a half of one, which is what such a disk leaves."""
     (leave_three,) = re.findall(
-        r"`ssh root@box '([^']+)'` leaves three", (ROOT / "deploy/README.md").read_text("utf-8")
+        r"`ssh root@box '([^']+)'` leaves three", (ROOT / "deploy/operations.md").read_text("utf-8")
     )
     host.ssh(f"cd {THERE} && for each in 1 2 3 4; do ./host.sh backup $each; done && touch backups/half.dump.part")
     before = host.ssh(f"ls {THERE}/backups/*.dump").split()

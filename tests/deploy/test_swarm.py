@@ -1,4 +1,4 @@
-"""deploy/swarm over two machines, with the commands of deploy/README.md: what is promised, under load."""
+"""deploy/swarm over two machines, with the commands of deploy/scaling.md: what is promised, under load."""
 
 import os
 import re
@@ -23,9 +23,9 @@ SETTINGS: Final = (
     f"SITE={SITE}\nCADDY_IMAGE=localhost/proxy:test\nCALLBOARD_SIMULATE=on\nCALLBOARD_GRACE_S=8\nREADY_S=15\n"
     "SERVERS=elsewhere\n"
 )
-# What the README has the manager do for each release.
+# What the page has the manager do for each release.
 RELEASE: Final = re.findall(
-    r"^```bash\n(cd /srv/callboard.*?)^```", (ROOT / "deploy/README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    r"^```bash\n(cd /srv/callboard.*?)^```", (ROOT / "deploy/scaling.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
 )[0]
 
 

@@ -21,7 +21,8 @@ from service.settings import Settings
 from tests.board import TICKET, Board, board_on, serving
 from tests.eventually import eventually
 from tests.keys import AT_HOME
-from tests.processes import ROOT, free_port
+from tests.pages import sections
+from tests.processes import free_port
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Retry, Run
 
@@ -420,8 +421,8 @@ async def _shows(http: httpx.AsyncClient, what: str, *, there: bool = True) -> b
     return (what in (await http.get("/metrics/fleet")).text) == there
 
 
-def test_the_readmes_jobs_scrape_every_api_and_the_fleet_once() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_jobs_that_are_shown_scrape_every_api_and_the_fleet_once() -> None:
+    text = sections("deploy/operations.md")["What to watch"]
     (told,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", text, re.DOTALL)
     own, fleet = yaml.safe_load(told)["scrape_configs"]
     assert (own.get("metrics_path", "/metrics"), fleet["metrics_path"]) == ("/metrics", "/metrics/fleet")
@@ -429,8 +430,8 @@ def test_the_readmes_jobs_scrape_every_api_and_the_fleet_once() -> None:
     assert len(fleet["static_configs"][0]["targets"]) == 1
 
 
-def test_the_readme_has_each_family() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_what_to_watch_has_each_family() -> None:
+    text = sections("deploy/operations.md")["What to watch"]
     (table,) = re.findall(r"^\| metric, `callboard_` before each .*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE)
     named = {f"callboard_{name}" for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert named == FAMILIES.keys()

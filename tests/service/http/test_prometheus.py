@@ -1,4 +1,4 @@
-"""A real Prometheus (Debian's package `prometheus`) scrapes two APIs as the README says, and its sums are true."""
+"""A real Prometheus (Debian's package `prometheus`) scrapes two APIs as operations.md says, and its sums are true."""
 
 import subprocess
 from collections.abc import AsyncIterator, Iterator
