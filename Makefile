@@ -52,7 +52,7 @@ check: venv ## lint, format and types
 pages: venv ## write the parts of service/http/README.md and service/cli/README.md that are made from the code
 	@$(ALONE) .venv/bin/python -m tests.made_pages
 
-bench-quick: venv ## the same in a minute, smaller: fails where a ratio is far below what README says
+bench-quick: venv ## the same in a minute, smaller: fails where a ratio is far below tests/bench/RESULTS.md
 	@$(ALONE) .venv/bin/python -m tests.bench --quick
 
 bench: venv ## what a call of a model and an event cost, against the SDK alone: a minute or two

@@ -1,4 +1,4 @@
-"""README.md says what is true: its commands and its code are run, its tables are held against the product."""
+"""The pages say what is true: their commands and their files are run."""
 
 import asyncio
 import os
@@ -8,45 +8,35 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from msgspec import json
+from starlette.applications import Starlette
+from starlette.responses import Response
 from starlette.routing import Route
 
-from service.cli import COMMANDS
-from service.http.app import create_app
 from service.settings import Settings
-from tests.board import Board
+from tests.board import ENDED, Board
 from tests.eventually import eventually
-from tests.faults.matrix import MATRIX
 from tests.keys import TOKEN
+from tests.listening import listening_on
+from tests.pages import FENCE, PAGES, commands, files, sections, write
 from tests.processes import CALLBOARD, LAST_WORDS, ROOT, Up, product_in, up_on
 
-README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
-SECTIONS: Final = {part.partition("\n")[0]: part for part in README.split("\n## ")}
-FOUR: Final = "An event in four files"
-KEYS: Final = "Keys and tenants"
-BLOCK: Final = re.compile(r"^\*\*`([\w/.]+)`\*\*[^\n]*\n\n```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PRINTED: Final = dict(BLOCK.findall(SECTIONS[FOUR]))
+FOUR: Final = "The four files"
+PRINTED: Final = files(sections("README.md")[FOUR])
+NEW: Final = commands(sections("workers/README.md")["Write files to begin from"])
+# What prints whole files, to be copied into one clone; and the commands below them.
+EXAMPLES: Final = ("workers/README.md", "workers/clients/search.md")
 HERE: Final = "http://127.0.0.1:8000"
+SINK: Final = "http://127.0.0.1:9000"
+RESULT: Final = "\nresult\n"
 JOURNEY_S: Final = 120.0
-
-
-def commands(section: str) -> list[str]:
-    """The lines of the bash blocks of a section, each with those it goes on on."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
-
-
-def rows(heading: str) -> Iterator[list[str]]:
-    """The rows of the table with this first column."""
-    match = re.search(rf"^\| {re.escape(heading)} \|.*\n\|[ |-]+\n((?:\|.*\n)+)", README, re.MULTILINE)
-    assert match, heading
-    for line in match[1].splitlines():
-        yield [cell.strip() for cell in line.strip("|").split("|")]
+SEND: Final = ".venv/bin/callboard"
 
 
 def shell(command: str, address: str, data: str, folder: Path = ROOT) -> str:
@@ -63,16 +53,35 @@ def attempt(command: str, address: str, folder: Path, **more: str) -> "subproces
     return subprocess.run(["sh", "-c", ours], cwd=folder, env=environ, capture_output=True, text=True, timeout=60)
 
 
-def test_every_command_is_one_that_is_run_here() -> None:
-    """`make up` and `make test` are run by test_up.py and by CI, the rest below."""
-    known = {section: [line.split()[0] for line in commands(section)] for section in SECTIONS}
-    assert {section: names for section, names in known.items() if names} == {
-        "Try it": ["make", "curl", ".venv/bin/callboard", "make"],
-        FOUR: [".venv/bin/callboard"] * 7,
-        "Models": [".venv/bin/callboard"] * 4,
-        "Search": ["curl"] * 3,
-        KEYS: ["export", ".venv/bin/callboard", "curl", ".venv/bin/callboard"],
-        "Operate": ["curl", *[".venv/bin/callboard"] * 7, "curl", "curl"],
+def test_every_command_is_one_that_is_run() -> None:
+    """`make up` is run by test_up.py, those of deploy/ by `make deploy-test` and `make swarm-test`, the rest below."""
+    known = {
+        (page, section): [line.split()[0] for line in commands(text)]
+        for page in PAGES
+        if not page.startswith("deploy/")
+        for section, text in sections(page).items()
+    }
+    assert {where: names for where, names in known.items() if names} == {
+        ("README.md", "Try it"): ["make", "curl"],
+        ("README.md", FOUR): [SEND] * 2,
+        ("schemas/README.md", "Many events in one request"): ["curl"],
+        ("service/README.md", "Keys"): ["export", SEND, "curl", SEND],
+        ("service/cli/README.md", ""): [SEND] * 7,
+        ("service/http/README.md", ""): ["curl"] * 2,
+        ("service/http/README.md", "Follow an event"): ["curl"],
+        ("workers/README.md", "Nodes side by side"): [SEND],
+        ("workers/README.md", "A node for every item"): [SEND],
+        ("workers/README.md", "Branches, and an early end"): [SEND] * 2,
+        ("workers/README.md", "Limits, retries, resources"): [SEND],
+        ("workers/README.md", "The free form"): [SEND],
+        ("workers/README.md", "The outside"): [SEND],
+        ("workers/README.md", "Child events"): [SEND],
+        ("workers/README.md", "Followers"): [SEND] * 2,
+        ("workers/README.md", "State"): [SEND] * 2,
+        ("workers/README.md", "Write files to begin from"): [SEND] * 5,
+        ("workers/clients/README.md", "Prompts"): [SEND] * 4,
+        ("workers/clients/search.md", ""): ["curl"] * 3,
+        ("workers/clients/search.md", "In a pipeline"): [SEND] * 3,
     }
 
 
@@ -81,24 +90,34 @@ async def test_the_commands_work_as_printed(board: Board) -> None:
     (board.settings.data_path / "token").write_text(f"{TOKEN}\n", encoding="ascii")
     message = {"text": "My password is rejected when I log in.", "label": "login_problem"}
     event_id = (await board.ended(await board.send("message.labelled", message)))["event_id"]
-    for line in commands("Try it") + commands("Models") + commands("Search") + commands("Operate"):
+    printed = [
+        *commands(sections("README.md")["Try it"]),
+        *commands(PAGES["schemas/README.md"]),
+        *commands(PAGES["workers/clients/README.md"]),
+        *commands(sections("workers/clients/search.md")[""]),
+        *commands(PAGES["service/cli/README.md"]),
+        *commands(PAGES["service/http/README.md"]),
+    ]
+    for line in printed:
         if line.startswith("make ") or (line.startswith("curl ") and not shutil.which("curl")):
             continue
         output = await asyncio.to_thread(shell, line.replace("EVENT_ID", event_id), address, board.settings.data_dir)
         if "/search" in line:
             assert [item["id"] for item in json.decode(output)["items"]] == ["H-1"]
+        elif "/stream" in line:
+            assert "event: end\n" in output
+        elif "replay EVENT_ID" in line:
+            await board.ended(event_id)
         elif output.startswith("HTTP/1.1 202"):
             event = await board.ended(json.decode(output.splitlines()[-1])["event_id"])
             event_id = event["event_id"]
             assert (event["status"], event["result"]["intent"]) == ("succeeded", "login_problem")
             assert event["result"]["reply"], "a stored reply"
-        elif " send " in line:
-            event_id = output.split()[1]
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="there is no curl here")
 async def test_a_key_as_printed_opens_the_door_until_it_is_revoked(board: Board) -> None:
-    script = "\n".join(commands(KEYS)).replace("PREFIX", "$CALLBOARD_API_KEY")
+    script = "\n".join(commands(sections("service/README.md")["Keys"])).replace("PREFIX", "$CALLBOARD_API_KEY")
     environ = {"DATABASE_URL": board.settings.database_url}
     done = await asyncio.to_thread(attempt, script, str(board.http.base_url), ROOT, **environ)
     assert done.returncode == 0, (done.stdout, done.stderr)
@@ -106,38 +125,86 @@ async def test_a_key_as_printed_opens_the_door_until_it_is_revoked(board: Board)
     assert done.stdout.endswith(" is revoked\n")
 
 
+def environ_of(settings: Settings) -> dict[str, str]:
+    return {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
+
+
 async def test_the_four_files_make_an_event(settings: Settings, tmp_path: Path) -> None:
     assert {Path(name).parts[0] for name in PRINTED} == {"schemas", "prompts", "workers"}
     assert len(PRINTED) == 4
     copy = product_in(tmp_path / "clone")
-    for name, text in PRINTED.items():
-        assert not (copy / name).exists(), name
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).write_text(text, encoding="utf-8")
-    lint = (sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"))
-    code = [str(copy / name) for name in PRINTED if name.endswith(".py")]
-    assert subprocess.run([*lint, *code], cwd=copy, capture_output=True, timeout=60).returncode == 0
-    environ = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
-    with up_on(tmp_path, environ, copy) as up:
+    write(copy, PRINTED)
+    are_well_formed(copy, PRINTED)
+    with up_on(tmp_path, environ_of(settings), copy) as up:
         await up.program.says(LAST_WORDS)
-        send, draw, *_ = commands(FOUR)
+        send, draw = commands(sections("README.md")[FOUR])
         output = shell(send, up.address, up.data)
         assert re.search(r"^status +succeeded$", output, re.MULTILINE)
-        result = json.decode(output[output.index("\nresult\n") + len("\nresult\n") :])
+        result = json.decode(output[output.index(RESULT) + len(RESULT) :])
         assert (result["order_id"], result["because"]) == ("O-7", "simulated because")
         assert result["paid"] in (0.0, 19.9)
         await dead_above_the_limit(up)
         assert shell(draw, up.address, up.data).endswith("\njudge → decide\ndecide\n")
 
 
+def are_well_formed(copy: Path, printed: dict[str, str]) -> None:
+    code = [str(copy / name) for name in printed if name.endswith(".py")]
+    for check in (("check",), ("format", "--check")):
+        command = (sys.executable, "-m", "ruff", *check, "--config", str(ROOT / "pyproject.toml"), *code)
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout
+
+
+async def test_the_examples_give_what_the_pages_show(settings: Settings, tmp_path: Path) -> None:
+    """All files of all pages together in one clone; each command there, and below it the result that it gives."""
+    copy = product_in(tmp_path / "clone")
+    for page in EXAMPLES:
+        printed = files(PAGES[page])
+        write(copy, printed)
+        are_well_formed(copy, printed)
+    async with sink() as address:
+        with up_on(tmp_path, environ_of(settings), copy) as up:
+            await up.program.says(LAST_WORDS)
+            for section in (text for page in EXAMPLES for text in sections(page).values()):
+                expected = [json.decode(code) for language, code in FENCE.findall(section) if language == "json"]
+                if expected:
+                    lines = [line.replace(SINK, address) for line in commands(section)]
+                    told = [await asyncio.to_thread(shell, line, up.address, up.data) for line in lines]
+                    results = [json.decode(each[each.index(RESULT) + len(RESULT) :]) for each in told if RESULT in each]
+                    assert results == expected, section[:40]
+            await nothing_is_dead(up)
+
+
+@asynccontextmanager
+async def sink() -> AsyncIterator[str]:
+    """The other program of the examples."""
+    app = Starlette(routes=[Route("/notes", lambda _: Response(), methods=["POST"])])
+    async with listening_on(app) as address:
+        yield address
+
+
+async def nothing_is_dead(up: Up) -> None:
+    """What the commands have sent has succeeded, and so has all that these events caused."""
+    async with up.client() as http:
+
+        async def ended() -> list[dict[str, Any]] | None:
+            items: list[dict[str, Any]] = (await http.get("/events", params={"limit": 500})).json()["items"]
+            return items if all(each["status"] in ENDED for each in items) else None
+
+        found = await eventually(ended)
+    assert found
+    assert [each for each in found if each["status"] != "succeeded"] == []
+    assert {each["type"] for each in found} >= {"parcel.packed", "parcel.shipped", "coins.added", "help.wanted"}
+    assert len({each["pipeline"] for each in found} & {"shipping", "thanks"}) == 2
+
+
 async def test_from_new_files_to_a_result(settings: Settings, tmp_path: Path) -> None:
     """As a new user goes: with `make up` running, no file of ours edited, nothing waited for but the programs."""
     copy = product_in(tmp_path / "clone")
     before = {file: file.read_bytes() for file in copy.rglob("*.*") if "__pycache__" not in file.parts}
-    environ = {"DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "CALLBOARD_SIMULATE": "on"}
-    with up_on(tmp_path, environ, copy) as up:
+    with up_on(tmp_path, environ_of(settings), copy) as up:
         await up.program.says(LAST_WORDS)
-        *news, send = commands(FOUR)[2:]
+        *news, send = NEW
         begun = time.monotonic()
         wrote = [shell(line, up.address, up.data, copy).split()[1] for line in news]
         written = time.monotonic()
@@ -166,47 +233,3 @@ async def dead_above_the_limit(up: Up) -> None:
             return shown["error"] if shown["status"] == "dead" else None
 
         assert (await eventually(dead))["step"] == "judge"
-
-
-def test_what_it_survives_is_the_whole_matrix_without_a_loss() -> None:
-    told = list(rows("fault"))
-    assert [row[0] for row in told] == [f"{number} · {what}" for number, what in MATRIX.items()]
-    assert {(row[2], row[3]) for row in told} == {("0", "0")}
-
-
-def test_the_make_targets_are_those_of_the_makefile() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
-    assert {f"make {name}" for name in targets - {"help", "venv"}} == {row[0].strip("`") for row in rows("make")}
-
-
-def test_the_commands_of_callboard_are_all_of_them() -> None:
-    there = re.search(r"there are ([^;]+);", SECTIONS["Operate"])
-    assert there
-    assert set(re.findall(r"`(\w+)`", there[1])) == {entry.name for entry in COMMANDS}
-    for row in rows("program"):
-        assert row[0].strip("`").split()[1] in {entry.name for entry in COMMANDS}
-
-
-def test_the_http_table_is_what_is_routed(settings: Settings) -> None:
-    routed = {
-        f"{method} {re.sub(r':[a-z]+}', '}', route.path)}"
-        for route in create_app(settings).routes
-        if isinstance(route, Route) and not route.path.startswith("/ui") and "asset" not in route.name
-        for method in (route.methods or set()) - {"HEAD"}
-        if route.path == "/" or not route.path.endswith("/")
-    }
-    assert {row[0].strip("`") for row in rows("HTTP")} == routed
-
-
-@pytest.mark.parametrize("name", ["README.md", "deploy/README.md", "deploy/settings.md"])
-def test_every_path_that_is_named_exists(name: str) -> None:
-    text = (ROOT / name).read_text(encoding="utf-8")
-    here = (ROOT, (ROOT / name).parent, ROOT / "workers" / "engine")
-    named = (
-        set(re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml|sql|sh|lock|example)))`", text)) - PRINTED.keys() - {"v2.md"}
-    )
-    assert named
-    assert [each for each in sorted(named) if not any((folder / each).exists() for folder in here)] == []
-    assert (ROOT / "Caddyfile").exists()

@@ -151,17 +151,3 @@ def test_whoever_is_refused_for_want_of_room_is_counted() -> None:
     assert [row[0] for row in ROWS if re.search(r"\b[45]\d\d\b", row[3]) and not row[4]] == []
     vague = [row[0] for row in ROWS if "429" in row[3] and row[4] in ("`4xx`", "`5xx`")]
     assert vague == []
-
-
-@pytest.mark.parametrize("name", ["README.md", "deploy/README.md", "deploy/settings.md"])
-def test_every_link_to_a_heading_leads_to_one(name: str) -> None:
-    text = (ROOT / name).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([\w./-]*#[\w-]+)\)", text)
-    assert links
-    for path, _, anchor in (link.partition("#") for link in links):
-        target = ((ROOT / name).parent / path if path else ROOT / name).read_text(encoding="utf-8")
-        headings = re.findall(r"^#+ (.+)$", target, re.MULTILINE)
-        assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, (
-            name,
-            path,
-        )

@@ -115,7 +115,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The table of README.md: a line for each row that ran, of all its tests and all processes together."""
+    """The table of RESULTS.md: a line for each row that ran, of all its tests and all processes together."""
     rows = defaultdict(list)
     for outcome in ("passed", "failed"):
         for report in terminalreporter.stats.get(outcome, []):
