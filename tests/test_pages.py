@@ -8,6 +8,7 @@ import pytest
 from msgspec import toml
 from starlette.routing import Route
 
+from schemas.origin import USER_PLACES
 from service.cli import COMMANDS
 from service.http.app import create_app
 from service.resources import connect
@@ -27,6 +28,12 @@ OTHERS: Final = {"v2.md"}
 
 def test_the_first_page_is_short() -> None:
     assert PAGES["README.md"].count("\n") <= LINES_MAX
+
+
+def test_no_page_stands_among_a_persons_files() -> None:
+    """The loader of prompts reads every .md below prompts/, and `callboard up` starts again when one there changes."""
+    assert [page for page in PAGES if page.startswith(USER_PLACES)] == []
+    assert [each for each in (ROOT / "prompts").rglob("*.md") if not re.fullmatch(r"v\d+\.md", each.name)] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
