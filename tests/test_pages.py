@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
-from typing import Final
+from typing import Final, get_args
 
 import pytest
 from msgspec import toml
 from starlette.routing import Route
 
 from schemas.origin import USER_PLACES
+from schemas.outcome import ENDED, Reason, Status
 from service.cli import COMMANDS
 from service.http.app import create_app
 from service.resources import connect
@@ -109,6 +110,15 @@ def test_the_http_table_is_what_is_routed(settings: Settings) -> None:
         if route.path == "/" or not route.path.endswith("/")
     }
     assert {row[0].strip("`") for row in rows("service/http/README.md", "HTTP")} == routed
+
+
+def test_the_diagram_has_each_status_and_each_reason() -> None:
+    (drawn,) = [code for language, code in FENCE.findall(PAGES["workers/engine/README.md"]) if language == "mermaid"]
+    moves = re.findall(r"^ +(\S+) --> (\S+?)(?:: (.*))?$", drawn, re.MULTILINE)
+    assert {state for here, there, _ in moves for state in (here, there)} - {"[*]"} == {*get_args(Status)} - {"waiting"}
+    assert {here for here, there, _ in moves if there == "[*]"} == set(ENDED)
+    reasons = [reason for _, there, why in moves if there == "dead" for reason in why.split(", ")]
+    assert set(reasons) == {*get_args(Reason)}
 
 
 async def test_the_tables_are_those_of_the_database(settings: Settings) -> None:
