@@ -76,6 +76,18 @@ def test_every_path_that_is_named_exists(page: str) -> None:
     assert [each for each in sorted(named) if not any((folder / each).exists() for folder in folders)] == []
 
 
+def test_what_programs_and_settings_refer_to_is_there() -> None:
+    """A sentence of the product names a page of ours, and often a heading there: `deploy/README.md, Roles`."""
+    python = [file for folder in ("schemas", "service", "workers") for file in (ROOT / folder).rglob("*.py")]
+    others = [file for file in (ROOT / "deploy").rglob("*") if file.suffix in (".yaml", ".example", ".sh")]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in [*python, *others, ROOT / "Caddyfile"])
+    named = set(re.findall(r"((?:[\w-]+/)*README\.md|deploy/[\w-]+\.md)(?:, \"?([A-Z][\w ]*\w))?", text))
+    assert ("deploy/README.md", "Roles") in named
+    for path, heading in named:
+        assert path in PAGES, path
+        assert not heading or heading in HEADING.findall(prose(PAGES[path])), (path, heading)
+
+
 @pytest.mark.parametrize("page", MADE)
 def test_a_page_made_from_the_code_is_current(page: str) -> None:
     assert PAGES[page] == made(page), "run `make pages`"
