@@ -77,7 +77,7 @@ def test_every_command_is_one_that_is_run() -> None:
         ("workers/README.md", "The free form"): [SEND],
         ("workers/README.md", "The outside"): [SEND],
         ("workers/README.md", "Child events"): [SEND],
-        ("workers/README.md", "Followers"): [SEND] * 2,
+        ("workers/README.md", "Follow-ups"): [SEND] * 2,
         ("workers/README.md", "State"): [SEND] * 2,
         ("workers/README.md", "Write files to begin from"): [SEND] * 5,
         ("workers/clients/README.md", "Prompts"): [SEND] * 4,
