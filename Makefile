@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults hostile-test llama check pages bench bench-quick image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
+.PHONY: help up demo test faults hostile-test llama check pages pictures bench bench-quick image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
 	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
@@ -51,6 +51,9 @@ check: venv ## lint, format and types
 
 pages: venv ## write the parts of service/http/README.md and service/cli/README.md that are made from the code
 	@$(ALONE) .venv/bin/python -m tests.made_pages
+
+pictures: venv ## take the pictures of the pages from the running product (needs Chromium: apt-get install chromium)
+	@$(ALONE) .venv/bin/python -m tests.pictures
 
 bench-quick: venv ## the same in a minute, smaller: fails where a ratio is far below tests/bench/RESULTS.md
 	@$(ALONE) .venv/bin/python -m tests.bench --quick

@@ -18,6 +18,7 @@ from service.settings import Settings
 from tests.faults.matrix import MATRIX
 from tests.made_pages import MADE, made
 from tests.pages import FENCE, HEADING, LINK, PAGES, anchors, files, prose, rows
+from tests.pictures import BYTES_MAX, FOLDER, PICTURES
 from tests.processes import ROOT
 
 LINES_MAX: Final = 160
@@ -88,6 +89,20 @@ def test_what_programs_and_settings_refer_to_is_there() -> None:
         assert not heading or heading in HEADING.findall(prose(PAGES[path])), (path, heading)
 
 
+def test_pictures_are_named_and_small() -> None:
+    """None is too large to load, and none is left over."""
+    named = {
+        ((ROOT / page).parent / path).resolve()
+        for page, text in PAGES.items()
+        for path in re.findall(r'(?:!\[[^\]]*\]\(|src="|srcset=")([^)"]+)', prose(text))
+    }
+    assert named == {FOLDER / name for name in PICTURES} == set(FOLDER.iterdir())
+    for picture in named:
+        content = picture.read_bytes()
+        assert content.startswith(b"\x89PNG"), picture
+        assert len(content) <= BYTES_MAX, picture
+
+
 @pytest.mark.parametrize("page", MADE)
 def test_a_page_made_from_the_code_is_current(page: str) -> None:
     assert PAGES[page] == made(page), "run `make pages`"
@@ -103,7 +118,7 @@ def test_the_make_targets_are_those_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     named = {name for text in PAGES.values() for name in re.findall(r"`make ([a-z-]+)", text)}
-    assert named <= targets | {"pictures"}
+    assert named <= targets
     told = [row[0].strip("`") for page in TARGETS for row in rows(page, "make")]
     assert sorted(told) == sorted(f"make {name}" for name in targets - {"help", "venv"})
 

@@ -19,7 +19,7 @@ SKEW_MS: Final = 5.0
 ENDINGS: Final = ("settled", "retry", "putoff", "takeover", "cancelled")
 WAITING: Final = ("queued", "scheduled", "waiting")
 LABELS: Final = {
-    "retry": "failed, comes again",
+    "retry": "failed, will be tried again",
     "putoff": "put off, no attempt charged",
     "takeover": "worker lost, taken over",
 }
