@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults hostile-test llama check pages pictures bench bench-quick image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
+.PHONY: help up demo test faults hostile-test llama check pages pictures bench bench-quick results image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
 	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
@@ -27,7 +27,7 @@ test: venv ## all tests, on a Postgres and a Redis of their own (ARGS="-k story"
 	@$(ALONE) .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: venv ## every fault, done for real, and what it cost (SEED=n ROWS="4 22")
-	@$(ALONE) FAULTS_SEED="$(SEED)" FAULTS_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v \
+	@$(ALONE) RESULTS="$(RESULTS)" FAULTS_SEED="$(SEED)" FAULTS_ROWS="$(ROWS)" .venv/bin/python -m pytest tests/faults -m "" -v \
 		-n 4 --dist load --maxschedchunk 1
 
 hostile-test: venv ## an API in 256 MiB, a tenant that means no good and one that works; a worker in 512 MiB (root)
@@ -59,7 +59,11 @@ bench-quick: venv ## the same in a minute, smaller: fails where a ratio is far b
 	@$(ALONE) .venv/bin/python -m tests.bench --quick
 
 bench: venv ## what a call of a model and an event cost, against the SDK alone: a minute or two
-	@$(ALONE) .venv/bin/python -m tests.bench
+	@$(ALONE) RESULTS="$(RESULTS)" .venv/bin/python -m tests.bench
+
+results: ## make faults and make bench, and what they print into RESULTS.md of each (15 minutes)
+	@$(MAKE) faults RESULTS=1
+	@$(MAKE) bench RESULTS=1
 
 image: ## the container image of what is committed (BUILD=docker|podman|buildah)
 	@deploy/deploy.sh image

@@ -202,7 +202,7 @@ async def test_the_printed_page_signs_in_and_nobody_else_can_read_the_token(up: 
         assert (await browser.get(f"{up.address}/")).url.path == "/login"
         page = await browser.get(address)
         assert (page.status_code, str(page.url)) == (200, f"{up.address}/")
-        assert "Answers are simulated" in page.text
+        assert "A worker simulates the models' answers." in page.text
         assert (await browser.get(f"{up.address}/workers")).json()["items"][0]["simulated"] is True
     output = up.program.output
     assert output.count(token) == 1, "in the address that is printed, in no line of the log"

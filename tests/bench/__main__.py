@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -27,6 +28,7 @@ from tests.bench import posting
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES
 from tests.processes import ROOT, alone, free_port, started
+from tests.results import record
 from tests.servers import NAMES, open_folder, postgres, redis
 
 CALLS: Final = 3
@@ -34,6 +36,7 @@ SLOTS: Final = 200
 WARM: Final = 100
 LATENCY_MS: Final = 200
 TIMEOUT_S: Final = 120.0
+RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 PIECE: Final = 1000
 BATCH: Final = 100
 TEXT: Final = json.encode({"text": "My card was charged twice this month."})
@@ -153,20 +156,26 @@ async def _measure(bench: Bench, settings: Settings, folder: Path, url: str) -> 
     await bench.put("bench.nothing", size.drained)
     with _worker(settings, folder, environ):
         drained_s = await bench.drained("bench.nothing", size.drained)
-    print(
-        f"Python {sys.version.split()[0]}, {os.cpu_count()} cores for all of it; the better of {size.rounds} rounds of",
-        f"{size.events} events of {CALLS} calls of {LATENCY_MS} ms, {SLOTS * CALLS} calls at a time\n",
-    )
-    print("| calls of a model | CPU per call | calls/s | of the SDK on aiohttp |\n| --- | --- | --- | --- |")
     calls = size.events * CALLS
     rates = {name: calls / min(timing.s for timing in took) for name, took in rounds.items()}
-    for name, took in rounds.items():
-        cpu_ms = min(timing.cpu_s for timing in took) / calls * 1000
-        print(f"| {name} | {cpu_ms:.2f} ms | {rates[name]:.0f} | {rates[name] / rates[SDK]:.2f} |")
-    print("\n| events | events/s |\n| --- | --- |")
+    cpus_ms = {name: min(timing.cpu_s for timing in took) / calls * 1000 for name, took in rounds.items()}
     events = {**await _accepting(settings, folder, size), DRAIN: size.drained / drained_s}
-    for name, rate in events.items():
-        print(f"| {name} | {rate:,.0f} |")
+    lines = [
+        f"{datetime.now(UTC):%Y-%m-%d}, Python {sys.version.split()[0]}, {os.cpu_count()} cores for all of it;",
+        f"the better of {size.rounds} rounds of {size.events} events of {CALLS} calls of {LATENCY_MS} ms,",
+        f"{SLOTS * CALLS} calls at a time\n",
+        "| calls of a model | CPU per call | calls/s | of the SDK on aiohttp |\n| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {cpus_ms[name]:.2f} ms | {rates[name]:.0f} | {rates[name] / rates[SDK]:.2f} |"
+            for name in rounds
+        ),
+        "\n| events | events/s |\n| --- | --- |",
+        *(f"| {name} | {rate:,.0f} |" for name, rate in events.items()),
+    ]
+    tables = "\n".join(lines)
+    print(tables)
+    if size != QUICK:
+        record(RESULTS, f"{tables}\n")
     return rates | events
 
 

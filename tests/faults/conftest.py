@@ -23,6 +23,7 @@ from tests.faults.machines import Machines
 from tests.faults.matrix import MATRIX, row_of
 from tests.faults.rig import Rig, percentile
 from tests.faults.sink import open_sink
+from tests.results import record
 from tests.servers import open_folder
 
 SEED: Final = int(os.environ.get("FAULTS_SEED") or random.SystemRandom().randrange(1_000_000))
@@ -30,6 +31,7 @@ LONGEST: Final = 51
 ROWS: Final = {int(row) for row in os.environ.get("FAULTS_ROWS", "").replace(",", " ").split()}
 MEASURED: Final = "measured"
 TAIL: Final = 3000
+RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -114,7 +116,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: row_of(item.name) != LONGEST)  # else the other processes would wait for it at the end
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int) -> None:
     """The table of RESULTS.md: a line for each row that ran, of all its tests and all processes together."""
     rows = defaultdict(list)
     for outcome in ("passed", "failed"):
@@ -124,12 +126,15 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                     number, *numbers = measured
                     rows[number].append((outcome, *numbers))
     if rows:
-        write = terminalreporter.write_line
-        write(f"\nseed {SEED}, {datetime.now(UTC):%Y-%m-%d}\n")
-        write("| fault | runs | lost | doubled | at rest after | takeover p50 / p99 |")
-        write("| --- | --- | --- | --- | --- | --- |")
-        for number in sorted(rows):
-            write(_line(f"{number} · {MATRIX[number]}", *zip(*rows[number], strict=True)))
+        lines = [
+            f"seed {SEED}, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores\n",
+            "| fault | runs | lost | doubled | at rest after | takeover p50 / p99 |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *(_line(f"{number} · {MATRIX[number]}", *zip(*rows[number], strict=True)) for number in sorted(rows)),
+        ]
+        terminalreporter.write("\n" + "".join(f"{line}\n" for line in lines))
+        if exitstatus == 0 and rows.keys() == MATRIX.keys():
+            record(RESULTS, "".join(f"{line}\n" for line in lines))
 
 
 def _line(

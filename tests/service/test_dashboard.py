@@ -30,7 +30,7 @@ async def test_the_list_shows_an_event_and_its_page_the_steps(board: Board) -> N
     listed = await _page(board, "/")
     assert f'href="/ui/events/{event_id}"' in listed
     assert all(told in listed for told in ("ticket.opened", "customer-7", "mail-1", "succeeded"))
-    assert "Answers are simulated" in listed
+    assert "A worker simulates the models' answers." in listed
 
     shown = await _page(board, f"/ui/events/{event_id}")
     for moment in event["timeline"]:
