@@ -38,7 +38,7 @@ async def fail(event: Fails) -> None:
 
 
 async def snooze(run: Run, event: Snoozes) -> None:
-    if run.claim == 1:
+    if run._deps.claim == 1:
         raise Outage("the shop is closed", WAIT_S)
 
 

@@ -83,7 +83,7 @@ async def listed(items: set[str]) -> list[str]:
 
 
 async def ship(run: Run, order: Order, item: str) -> Shipment:
-    await run.web.post(run.settings.page_url, {"claim": run.claim, "order": order.id, "item": item})
+    await run.web.post(run._deps.settings.page_url, {"claim": run._deps.claim, "order": order.id, "item": item})
     return Shipment(item, order.id)
 
 
@@ -112,7 +112,7 @@ async def distinct_called(event: Called) -> set[str]:
 
 
 async def label(run: Run, labels: Labels, order: Order) -> int:
-    await run.web.post(run.settings.page_url, {"claim": run.claim, "order": order.id, "item": labels.items})
+    await run.web.post(run._deps.settings.page_url, {"claim": run._deps.claim, "order": order.id, "item": labels.items})
     return len(labels.items)
 
 
@@ -125,7 +125,8 @@ async def send_off(run: Run, mailer: Mailer, order: Order, item: str) -> Mail:
 
 
 async def parcelled(run: Run, parcel: UUID, item: str) -> None:
-    await run.web.post(run.settings.page_url, {"claim": run.claim, "order": parcel, "item": f"parcel of {item}"})
+    told = {"claim": run._deps.claim, "order": parcel, "item": f"parcel of {item}"}
+    await run.web.post(run._deps.settings.page_url, told)
 '''
 
 PIPELINES: Final = '''

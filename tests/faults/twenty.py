@@ -71,7 +71,7 @@ class {type}(Struct, frozen=True):
 
 
 async def {name}(run: Run, {parameters}) -> {type}:
-    mark = f"{{run.event_id}}/{{run.claim}}/{name}"
+    mark = f"{{run.event_id}}/{{run._deps.claim}}/{name}"
     run.vectors.upsert("twenty", f"{{run.event_id}}/{name}", "{name}")
     return await run.llm.ask("twenty/ask", returns={type}, mark=mark, given=["{name}", {given}])
 

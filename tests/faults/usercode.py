@@ -98,11 +98,11 @@ async def slow(run: Run, event: Slow) -> Told:
 
 
 async def first(run: Run, event: Ask) -> First:
-    return First(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run.claim}/first"))
+    return First(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run._deps.claim}/first"))
 
 
 async def second(run: Run, event: Ask, first: First) -> Second:
-    return Second(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run.claim}/second"))
+    return Second(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run._deps.claim}/second"))
 
 
 async def told(run: Run, event: Ask, second: Second) -> Told:
@@ -110,11 +110,11 @@ async def told(run: Run, event: Ask, second: Second) -> Told:
 
 
 async def left(run: Run, event: Both) -> First:
-    return First(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run.claim}/left"))
+    return First(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run._deps.claim}/left"))
 
 
 async def right(run: Run, event: Both) -> Second:
-    return Second(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run.claim}/right"))
+    return Second(await run.llm.ask("probe/ask", returns=str, mark=f"{run.event_id}/{run._deps.claim}/right"))
 
 
 async def joined(run: Run, event: Both, first: First, second: Second) -> Told:
@@ -142,7 +142,7 @@ async def poison(run: Run, event: Poison) -> Told:
         raise ValueError("file caf\\udce9.pdf is \\0 broken")
     if event.how == "document":
         run.vectors.upsert("probe", str(run.event_id), "text", metadata={"bad": "\\0"})
-        return Told(event.token, run.claim)
+        return Told(event.token, run._deps.claim)
     if event.how == "cancelled":
         task = asyncio.create_task(asyncio.sleep(60))
         task.cancel()
@@ -169,9 +169,9 @@ async def block(run: Run, event: Block) -> Told:
 
 
 async def tell(run: Run, token: str) -> Told:
-    await run.web.post(run.settings.page_url, json={"claim": run.claim})
+    await run.web.post(run._deps.settings.page_url, json={"claim": run._deps.claim})
     run.vectors.upsert("probe", str(run.event_id), token)
-    return Told(token, run.claim)
+    return Told(token, run._deps.claim)
 '''
 
 PIPELINES: Final = '''

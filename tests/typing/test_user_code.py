@@ -192,6 +192,10 @@ WRONG = {
         "async def bad(run: Run) -> None:\n    run.attempt = 0\n",
         'Property "attempt" defined in "Run" is read-only',
     ),
+    "a setting of the engine": (
+        "async def bad(run: Run) -> None:\n    print(run.settings)\n",
+        '"Run" has no attribute "settings"',
+    ),
     "an event that is changed": (
         "async def bad(ticket: Opened) -> None:\n    ticket.body = ''\n",
         'Property "body" defined in "Opened" is read-only',

@@ -30,7 +30,7 @@ from workers.engine.settle import Ending, Settler
 from workers.engine.unsettled import Unsettled
 from workers.kit import Pipeline
 from workers.kit.failures import is_being_closed, stale_in
-from workers.kit.handles import Clients
+from workers.kit.handles import Clients, RunDeps
 from workers.kit.memory import Facts, Stale
 from workers.kit.pipeline import RETRY
 from workers.kit.plan import execute
@@ -173,7 +173,9 @@ class Executor:
             async with running.limit(wired.pipeline.timeout_s, self._limits):
                 event, after_result = await self._read(wired, running.claimed, facts)
                 result = await execute(wired.plan, self._run(running, facts, wired.pipeline), event, after_result)
-            return Done(self._encoded(result, wired))
+            encoded = json.encode(result)
+            check_size(f"the result of {wired.name}", len(encoded), self._deps.settings.result_max)
+            return Done(encoded)
         except BaseException as error:  # noqa: BLE001 - the one place where any failure of user code becomes an outcome
             return self._outcome(error, wired, running, facts)
 
@@ -221,24 +223,20 @@ class Executor:
             key=claimed.partition_key,
             number=claimed.run,
             attempt=claimed.attempt,
-            claim=claimed.claim,
-            clients=deps.clients,
-            call_log=call_logs(claimed, facts, deps.ledger, pipeline.budget_usd, running.feed),
-            facts=facts,
-            settings=deps.settings,
-            guard=lambda: self._still_ours(running),
-            keep=deps.journal.keep,
-            limits_s=pipeline.limits_s,
-            resources=pipeline.resources,
-            simulated=deps.settings.simulated,
-            catalog=deps.catalog,
-            load=lambda: states(deps.pool, claimed),
+            _deps=RunDeps(
+                claim=claimed.claim,
+                clients=deps.clients,
+                call_log=call_logs(claimed, facts, deps.ledger, pipeline.budget_usd, running.feed),
+                facts=facts,
+                settings=deps.settings,
+                keep=deps.journal.keep,
+                limits_s=pipeline.limits_s,
+                resources=pipeline.resources,
+                catalog=deps.catalog,
+                load=lambda: states(deps.pool, claimed),
+            ),
+            _guard=lambda: self._still_ours(running),
         )
-
-    def _encoded(self, result: object, wired: Wired) -> bytes:
-        encoded = json.encode(result)
-        check_size(f"the result of {wired.name}", len(encoded), self._deps.settings.result_max)
-        return encoded
 
     async def _settle(self, claimed: Claimed, wired: Wired | None, outcome: Outcome, facts: Facts) -> None:
         """Until it is settled, or refused because the claim is not ours any more."""

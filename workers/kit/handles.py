@@ -1,19 +1,23 @@
-"""What a run reaches the outside by: `run.vectors` and `run.web`."""
+"""What a run reaches the outside by: `run.vectors` and `run.web`; and what it has of the engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct, field
 
+from schemas.catalog import Catalog
 from service.errors import WiringError
+from service.settings import Settings
 from workers.clients.embed import embed
-from workers.clients.llm import Llm
+from workers.clients.llm import CallLog, Llm
 from workers.clients.vectors import SOURCE, Document, Found, Mode, Search, Vectors, check_vector
 from workers.clients.web import Reply, Web
-from workers.kit.memory import Effects, Guard, check_in_step
+from workers.kit.flow import Node
+from workers.kit.memory import Effects, Facts, Guard, Keep, check_in_step
 from workers.kit.ordered import ordered
-from workers.kit.resources import Resources
+from workers.kit.resources import Open, Resources
+from workers.kit.state import Load, no_states
 
 DELETE_MAX: Final = 10_000
 
@@ -27,14 +31,29 @@ class Clients(Struct, frozen=True):
     resources: Resources = field(default_factory=Resources)
 
 
+class RunDeps(Struct, frozen=True):
+    """What the engine gives to one claim's run, and user code does not get."""
+
+    claim: int
+    clients: Clients
+    call_log: Callable[[str, Guard], CallLog]
+    facts: Facts
+    settings: Settings
+    keep: Keep
+    limits_s: Mapping[Node, float] = {}
+    resources: Sequence[Open] = ()
+    catalog: Catalog = {}
+    load: Load = no_states
+
+
 class RunVectors(Struct, frozen=True):
     """`run.vectors`: search now; what is written becomes visible with the event's own end, in the same transaction."""
 
-    tenant: str
-    source: str
-    step_key: str
-    client: Vectors
-    effects: Effects
+    _tenant: str
+    _source: str
+    _step_key: str
+    _client: Vectors
+    _effects: Effects
 
     async def search(
         self,
@@ -53,10 +72,10 @@ class RunVectors(Struct, frozen=True):
         Where they are larger than 4 MiB together, it returns the best of them up to that size, but at least one.
         `mode`, `min_score` and `where`, there `filter`, are those of `POST /collections/{name}/search`.
         """
-        check_in_step("run.vectors.search", self.step_key, self.effects)
+        check_in_step("run.vectors.search", self._step_key, self._effects)
         own = None if vector is None else list(vector)
         search = Search(text, own, mode, k, dict(where or {}), min_score)
-        documents, _ = await self.client.search(self.tenant, collection, search, sources)
+        documents, _ = await self._client.search(self._tenant, collection, search, sources)
         return documents
 
     def upsert(
@@ -71,14 +90,14 @@ class RunVectors(Struct, frozen=True):
 
         Raises WiringError for metadata with another `source`.
         """
-        check_in_step("run.vectors.upsert", self.step_key, self.effects)
+        check_in_step("run.vectors.upsert", self._step_key, self._effects)
         if vector is not None:
             check_vector(vector, "$.vector")
-        full_metadata = {SOURCE: self.source, **(metadata or {})}
-        if full_metadata[SOURCE] != self.source:
+        full_metadata = {SOURCE: self._source, **(metadata or {})}
+        if full_metadata[SOURCE] != self._source:
             message = f"run.vectors.upsert({collection!r}, {doc_id!r}) gives a `{SOURCE}` in its metadata"
-            raise WiringError(f"{message}. The event's own, {self.source!r}, stands there: call yours something else.")
-        self.effects.documents.append(Document(collection, doc_id, text, list(vector or embed(text)), full_metadata))
+            raise WiringError(f"{message}. The event's own, {self._source!r}, stands there: call yours something else.")
+        self._effects.documents.append(Document(collection, doc_id, text, list(vector or embed(text)), full_metadata))
 
     async def delete(
         self, collection: str, ids: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
@@ -88,31 +107,31 @@ class RunVectors(Struct, frozen=True):
         What the same event upserts, before or after, is kept. Raises ValueError for more than DELETE_MAX of them,
         WiringError where neither is given.
         """
-        check_in_step("run.vectors.delete", self.step_key, self.effects)
+        check_in_step("run.vectors.delete", self._step_key, self._effects)
         if ids is None and not where:
             raise WiringError(f"run.vectors.delete({collection!r}) names no document. Give `ids` or `where`.")
-        ids_found = await self.client.ids(self.tenant, collection, ids, where or {}, DELETE_MAX + 1)
+        ids_found = await self._client.ids(self._tenant, collection, ids, where or {}, DELETE_MAX + 1)
         if len(ids_found) > DELETE_MAX:
             raise ValueError(f"more than {DELETE_MAX:,} documents of {collection} would be deleted by one call")
-        self.effects.documents.extend(Document(collection, found_document) for found_document in ids_found)
+        self._effects.documents.extend(Document(collection, found_document) for found_document in ids_found)
         return len(ids_found)
 
 
 class RunWeb(Struct, frozen=True):
     """`run.web`: calls to the outside. They are at least once; the key of the step lets the other side drop repeats."""
 
-    event_id: UUID
-    step_key: str
-    client: Web
-    effects: Effects
-    outside: Guard
+    _event_id: UUID
+    _step_key: str
+    _client: Web
+    _effects: Effects
+    _outside: Guard
 
     async def post(self, url: str, json: object, timeout_s: float = 10.0) -> Reply:
         """POST with `Idempotency-Key: {event_id}/{step}`. Raises Outage for what passes, Reject for a refusal (4xx).
 
         A repeat has the same body: sets in `json` go out as lists in the order of their elements' JSON.
         """
-        check_in_step("run.web.post", self.step_key, self.effects)
-        key = f"{self.event_id}/{self.step_key}"
-        await self.outside()
-        return await self.client.post(url, json=ordered(json), idempotency_key=key, timeout_s=timeout_s)
+        check_in_step("run.web.post", self._step_key, self._effects)
+        key = f"{self._event_id}/{self._step_key}"
+        await self._outside()
+        return await self._client.post(url, json=ordered(json), idempotency_key=key, timeout_s=timeout_s)

@@ -15,7 +15,7 @@ from workers.kit.failures import CONTAINED, deciding, leaves, stale_in
 from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, Stale, TooLarge
 from workers.kit.resources import Uses
-from workers.kit.run import Run, step
+from workers.kit.run import Run, as_step, step
 from workers.kit.signature import call
 from workers.kit.state import Taken
 
@@ -111,12 +111,12 @@ async def _parts(plan: Plan, run: Run, results: Results) -> Any:
                 last = await _route(part, run, results)
             case Free():
                 with CONTAINED:
-                    last = await call(part.body, _arguments(part.takes, run.at(""), results))
+                    last = await call(part.body, _arguments(part.takes, as_step(run, ""), results))
     return last
 
 
 async def _node(bound: BoundNode, run: Run, results: Results) -> Any:
-    own = run.at(bound.step_key)
+    own = as_step(run, bound.step_key)
     result = await step(own, bound.node, _arguments(bound.takes, own, results), uses=bound.uses)
     if isinstance(result, Stop):
         raise _Stopped(result.result)

@@ -16,11 +16,11 @@ T = TypeVar("T")
 class RunLlm(Struct, frozen=True):
     """`run.llm`: LLM calls, each in the ledger before it is made; one that was answered is not made again."""
 
-    event_id: UUID
-    step_key: str
-    llm: Llm
-    call_log: Callable[[], CallLog]
-    effects: Effects
+    _event_id: UUID
+    _step_key: str
+    _llm: Llm
+    _call_log: Callable[[], CallLog]
+    _effects: Effects
 
     async def ask(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
         """Render `prompt`, ask the model its head names (or `model`, an alias), decode the reply as `returns`.
@@ -30,8 +30,8 @@ class RunLlm(Struct, frozen=True):
         a variable is missing or unknown, or no model can reply what `returns` is.
         """
         self._begin("ask")
-        return await self.llm.ask(
-            prompt, in_order(variables), returns=returns, model=model, call_log=self.call_log(), labels=self._labels()
+        return await self._llm.ask(
+            prompt, in_order(variables), returns=returns, model=model, call_log=self._call_log(), labels=self._labels()
         )
 
     async def stream(self, prompt: str, *, returns: type[T], model: str | None = None, **variables: object) -> T:
@@ -41,8 +41,8 @@ class RunLlm(Struct, frozen=True):
         deadline: 120, 30 and 15 s.
         """
         self._begin("stream")
-        return await self.llm.stream(
-            prompt, in_order(variables), returns=returns, model=model, call_log=self.call_log(), labels=self._labels()
+        return await self._llm.stream(
+            prompt, in_order(variables), returns=returns, model=model, call_log=self._call_log(), labels=self._labels()
         )
 
     async def embed(self, texts: Sequence[str], *, model: str = "embed") -> list[list[float]]:
@@ -51,12 +51,12 @@ class RunLlm(Struct, frozen=True):
         Each call takes up to 64 texts; what was paid for is not asked again. Raises what `ask` raises.
         """
         self._begin("embed")
-        return await self.llm.embed(texts, model=model, call_log=self.call_log, labels=self._labels())
+        return await self._llm.embed(texts, model=model, call_log=self._call_log, labels=self._labels())
 
     def _begin(self, call: str) -> None:
         """The step is stored when it completes, also where its reply is remembered and no call is made."""
-        check_in_step(f"run.llm.{call}", self.step_key, self.effects)
-        self.effects.outside = True
+        check_in_step(f"run.llm.{call}", self._step_key, self._effects)
+        self._effects.outside = True
 
     def _labels(self) -> dict[str, str]:
-        return {"event_id": str(self.event_id), "step": self.step_key}
+        return {"event_id": str(self._event_id), "step": self._step_key}

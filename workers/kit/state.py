@@ -29,7 +29,7 @@ class State(Generic[S]):
 
     def __init__(self, value: S) -> None:
         self._value = value
-        self.encoded: Raw | None = None
+        self._encoded: Raw | None = None
 
     @property
     def value(self) -> S:
@@ -49,7 +49,7 @@ class State(Generic[S]):
             raise Reject(str(error)) from error
         if len(encoded) > STATE_MAX:
             raise Reject(f"the state {kind.__name__} has {len(encoded)} bytes, {STATE_MAX} may be kept. Keep less.")
-        self._value, self.encoded = value, Raw(encoded)
+        self._value, self._encoded = value, Raw(encoded)
 
 
 class Taken(Struct, frozen=True):
@@ -100,4 +100,4 @@ def close_states(arguments: Sequence[Any], facts: Facts) -> None:
 
 def set_states(states: "Sequence[State[Any]]") -> dict[str, Raw]:
     """What a step set, by type."""
-    return {type(state.value).__name__: state.encoded for state in states if state.encoded is not None}
+    return {type(state.value).__name__: state._encoded for state in states if state._encoded is not None}

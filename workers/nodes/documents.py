@@ -54,10 +54,10 @@ async def announce(run: Run, document: DocumentAdded, stored: list[Stored]) -> I
 
 
 async def notify(run: Run, document: DocumentIngested) -> Notice:
-    if not run.settings.page_url:
+    if not run._deps.settings.page_url:
         return Notice(document.document_id, "nobody was told: PAGE_URL is not set")
     told = {"document_id": document.document_id, "passages": document.passages}
-    reply = await run.web.post(run.settings.page_url, json=told)
+    reply = await run.web.post(run._deps.settings.page_url, json=told)
     return Notice(document.document_id, f"told, answer {reply.status}")
 
 

@@ -116,7 +116,7 @@ async def by_urgency(triage: Triage) -> Literal["page", "answer", "close"]:
 
 async def page_on_call(run: Run, ticket: TicketOpened, triage: Triage, similar: Similar) -> Handled:
     """POST to PAGE_URL, with a key that lets the other side drop a repeat."""
-    if not run.settings.page_url:
+    if not run._deps.settings.page_url:
         return Handled("page", None, "nobody was paged: PAGE_URL is not set")
     page = {
         "ticket_id": ticket.ticket_id,
@@ -124,7 +124,7 @@ async def page_on_call(run: Run, ticket: TicketOpened, triage: Triage, similar: 
         "intent": similar.intent,
         "summary": triage.summary,
     }
-    reply = await run.web.post(run.settings.page_url, json=page)
+    reply = await run.web.post(run._deps.settings.page_url, json=page)
     return Handled("page", None, f"paged, answer {reply.status}")
 
 

@@ -23,11 +23,11 @@ async def replayed_alike(board: Board, whole: Program, event_id: str) -> None:
         if moment["what"] == "step" and moment["detail"]["state"] in DONE and moment["attempt"] == event["attempts"]
     ]
     async with open_run() as run:
-        run.facts.journal = {each["step"]: Raw(each["entry"].encode()) for each in rows}
+        run._deps.facts.journal = {each["step"]: Raw(each["entry"].encode()) for each in rows}
         plan = whole.wiring[event["type"]].plan
         await execute(
             plan, replace(run, source=event["source"]), whole.catalog[event["type"]].decode(row["data"].encode())
         )
-        assert sorted(step.step for step in run.facts.steps) == sorted(asked)
-        stored = {step for step in run.facts.journal if "()" not in step}
-        assert {step.step for step in run.facts.steps if step.state == "replayed"} == stored
+        assert sorted(step.step for step in run._deps.facts.steps) == sorted(asked)
+        stored = {step for step in run._deps.facts.journal if "()" not in step}
+        assert {step.step for step in run._deps.facts.steps if step.state == "replayed"} == stored

@@ -233,7 +233,7 @@ async def test_a_run_of_another_step_is_a_mistake_like_any_other(settings: Setti
         return One("kept")
 
     async def uses(event: Poked, one: One) -> Two:
-        await kept[-1].guard()
+        await kept[-1].outside()
         return Two("never")
 
     async with flowing(settings, keeps, uses) as board:

@@ -145,7 +145,7 @@ async def test_a_mailbox_is_worked_off_in_order_over_workers_and_retries(setting
             await asyncio.sleep(0)
             if run.attempt <= event.fails:
                 raise ValueError("not yet")
-            line = Line(run.key, event.n, str(run.claim))
+            line = Line(run.key, event.n, str(run._deps.claim))
             lines.append(line)
             return line
         finally:

@@ -23,11 +23,11 @@ async def test_of_two_claims_of_an_event_the_lost_one_ends(settings: Settings) -
     go_on, begun, cut = asyncio.Event(), set[tuple[str, int]](), set[int]()
 
     async def wait(run: Run, event: Held) -> None:
-        begun.add((str(run.event_id), run.claim))
+        begun.add((str(run.event_id), run._deps.claim))
         try:
             await go_on.wait()
         except asyncio.CancelledError:
-            cut.add(run.claim)
+            cut.add(run._deps.claim)
             raise
 
     program = program_of(settings, held=Pipeline(on=Held, flow=[wait]))
@@ -52,8 +52,8 @@ async def test_an_unknown_claim_of_an_event_that_is_held_under_an_older_one_is_h
     go_on, claims = asyncio.Event(), list[int]()
 
     async def wait(run: Run, event: Held) -> None:
-        claims.append(run.claim)
-        while run.claim == 1 and not go_on.is_set():
+        claims.append(run._deps.claim)
+        while run._deps.claim == 1 and not go_on.is_set():
             try:
                 await go_on.wait()
             except asyncio.CancelledError:

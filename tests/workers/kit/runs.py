@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 from msgspec import Raw
+from msgspec.structs import replace
 
 from prompts import Prompts
 from schemas.identity import uuid7
@@ -17,7 +19,7 @@ from workers.clients.calling import Caller
 from workers.clients.llm import CallLog, Llm
 from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
-from workers.kit.handles import Clients
+from workers.kit.handles import Clients, RunDeps
 from workers.kit.memory import Facts, Guard, Kept
 from workers.kit.run import Run
 
@@ -52,18 +54,17 @@ async def open_run(memory: Memory | None = None) -> AsyncIterator[Run]:
     async with open_web(allowed(ON_THIS_MACHINE)) as web:
         pool: asyncpg.Pool = asyncpg.create_pool(NOWHERE.database_url, min_size=0)
         llm = Llm(Prompts({}, {}), Caller({}, {}, Policy(), simulated=False))
-        yield Run(
-            event_id=uuid7(),
-            tenant="test",
-            source="/test",
-            key=None,
-            number=1,
-            attempt=1,
+        deps = RunDeps(
             claim=1,
             clients=Clients(llm, Vectors(pool, searching(NOWHERE, Meters())), web),
             call_log=no_call_log,
             facts=Facts(journal=dict(memory.entries)),
             settings=NOWHERE,
             keep=memory.keep,
-            guard=held,
         )
+        yield Run(uuid7(), "test", "/test", key=None, number=1, attempt=1, _deps=deps, _guard=held)
+
+
+def with_deps(run: Run, **changed: Any) -> Run:
+    """The same run, with other things of the engine."""
+    return replace(run, _deps=replace(run._deps, **changed))

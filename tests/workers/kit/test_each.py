@@ -51,7 +51,7 @@ async def test_a_node_runs_for_each_item_and_the_order_is_kept() -> None:
     plan = bind([split, each(measure), add], Text)
     async with open_run() as run:
         assert await execute(plan, run, Text(["a", "bcd", "ef"])) == Total(6)
-        keys = [step.step for step in run.facts.steps]
+        keys = [step.step for step in run._deps.facts.steps]
         assert sorted(keys) == ["add", "measure[0]", "measure[1]", "measure[2]", "split"]
     nodes, arrows = edges(plan)
     assert ("measure", "each") in nodes

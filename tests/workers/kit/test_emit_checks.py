@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 import pytest
 from msgspec import Meta
-from msgspec.structs import replace
 
 from schemas import Event
 from service.errors import Reject, WiringError
 from tests.programs import event_type
-from tests.workers.kit.runs import open_run
+from tests.workers.kit.runs import open_run, with_deps
 from workers.kit import Run
 from workers.kit.emit import EMIT_BYTES_MAX, EMIT_MAX
+from workers.kit.run import as_step
 
 
 class Said(Event, tag="said", frozen=True):
@@ -52,20 +52,20 @@ REFUSED: dict[str, tuple[Callable[[Run], None], str]] = {
 async def test_what_the_door_would_not_take_is_refused_and_names_the_step(name: str) -> None:
     say, told = REFUSED[name]
     async with open_run() as opened:
-        run = replace(opened, catalog={"said": event_type(Said)}).at("answer/tell")
+        run = as_step(with_deps(opened, catalog={"said": event_type(Said)}), "answer/tell")
         with pytest.raises(Reject) as refused:
             say(run)
         assert str(refused.value).startswith("answer/tell emits ")
         assert told in str(refused.value)
-        assert run.effects.children == []
+        assert run._effects.children == []
 
 
 async def test_it_is_said_in_a_step_only() -> None:
     async with open_run() as run:
         with pytest.raises(WiringError, match=r"emit while a node runs, in the free form by `await run\.step"):
             run.emit(Said())
-        own = run.at("tell")
-        own.effects.over = True  # the node has returned, and left something running
+        own = as_step(run, "tell")
+        own._effects.over = True  # the node has returned, and left something running
         with pytest.raises(WiringError, match="emit while a node runs"):
             own.emit(Said())
 
@@ -73,8 +73,8 @@ async def test_it_is_said_in_a_step_only() -> None:
 @pytest.mark.parametrize(("size", "times"), [(1, EMIT_MAX), (1_000_000, EMIT_BYTES_MAX // 1_000_000)])
 async def test_an_event_says_so_much_and_no_more(size: int, times: int) -> None:
     async with open_run() as opened:
-        whole = replace(opened, catalog={"said": event_type(Said)})
+        whole = with_deps(opened, catalog={"said": event_type(Said)})
         for n in range(times):
-            whole.at(f"step {n}").emit(Said("x" * size))
+            as_step(whole, f"step {n}").emit(Said("x" * size))
         with pytest.raises(Reject, match=f"one event may emit {EMIT_MAX} events of {EMIT_BYTES_MAX} bytes in all"):
-            whole.at("last").emit(Said("x" * size))
+            as_step(whole, "last").emit(Said("x" * size))

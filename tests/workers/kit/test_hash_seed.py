@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct, json
-from msgspec.structs import replace
 
 import prompts
 from schemas import Event
 from tests.processes import ROOT
 from tests.programs import event_type
-from tests.workers.kit.runs import open_run
+from tests.workers.kit.runs import open_run, with_deps
 from workers.kit import Run
 from workers.kit.ordered import in_order, ordered
+from workers.kit.run import as_step
 
 PROMPT: Final = """+++
 model = "fast"
@@ -88,17 +88,17 @@ async def node(value: Any, /) -> None: ...
 
 async def keys(values: dict[str, Any]) -> list[str]:
     async with open_run() as run:
-        body: Run = run.at("")
+        body: Run = as_step(run, "")
         for value in values.values():
             await body.step(node, value)
-        return [step.step for step in run.facts.steps]
+        return [step.step for step in run._deps.facts.steps]
 
 
 async def emitted() -> str:
     async with open_run() as run:
-        own = replace(run, catalog={"heard": event_type(Heard)}).at("say")
+        own = as_step(with_deps(run, catalog={"heard": event_type(Heard)}), "say")
         own.emit(Heard(frozenset({"alpha", "beta", "gamma"})))
-        return bytes(own.effects.children[0].data).decode()
+        return bytes(own._effects.children[0].data).decode()
 
 
 def rendered(folder: Path) -> str:

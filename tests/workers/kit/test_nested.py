@@ -83,7 +83,7 @@ def refusal(flow: Flow) -> str:
 async def test_a_flow_in_a_parallel_is_a_sequence_of_its_own() -> None:
     result, run = await ran([parallel([left, more], right), join])
     assert result == "left! right"
-    assert sorted(step.step for step in run.facts.steps) == ["join", "left", "more", "right"]
+    assert sorted(step.step for step in run._deps.facts.steps) == ["join", "left", "more", "right"]
     assert (await ran([parallel([left, more], right)]))[0] == [Left("left!"), Right("right")]
 
 
@@ -91,7 +91,7 @@ async def test_elements_nest_in_a_parallel_and_their_keys_are_paths() -> None:
     choice = route(side, {"l": [left], "r": [left, more]})
     result, run = await ran([parallel([split, each(shout)], parallel(choice, right)), join])
     assert result == "left! right"
-    keys = {step.step for step in run.facts.steps}
+    keys = {step.step for step in run._deps.facts.steps}
     assert keys == {"split", "shout[0]", "shout[1]", "shout[2]", "side", "r/left", "r/more", "right", "join"}
 
 
@@ -172,7 +172,7 @@ async def test_the_first_failure_ends_nested_members_and_nothing_new_is_started(
     async with open_run() as run:
         with pytest.raises(LookupError, match="not there"):
             await execute(bind([parallel([waits, more], fails)], Asked), run, Asked())
-        assert {step.step: step.state for step in run.facts.steps} == {"waits": "cancelled", "fails": "failed"}
+        assert {step.step: step.state for step in run._deps.facts.steps} == {"waits": "cancelled", "fails": "failed"}
 
 
 async def test_a_step_that_is_over_starts_no_more_calls() -> None:
@@ -182,12 +182,12 @@ async def test_a_step_that_is_over_starts_no_more_calls() -> None:
 
     async def leak(run: Run) -> Left:
         kept.append(run)
-        await run.guard()
+        await run._guard()
         return Left("x")
 
     await ran([leak])
     with pytest.raises(Stale):
-        await kept[0].guard()
+        await kept[0].outside()
 
 
 async def test_collect_lets_all_run_and_gives_none_for_one_that_failed() -> None:
@@ -207,7 +207,7 @@ async def test_collect_lets_all_run_and_gives_none_for_one_that_failed() -> None
 
     result, run = await ran([parallel([waits, more], fails, collect=True), say])
     assert result == f"{Left('left!')} None"
-    (failed,) = [step for step in run.facts.steps if step.state == "failed"]
+    (failed,) = [step for step in run._deps.facts.steps if step.state == "failed"]
     assert (failed.step, failed.error) == ("fails", "LookupError: not there")
     assert (await ran([parallel(left, boom, collect=True)]))[0] == [Left("left"), None]
 
@@ -276,7 +276,7 @@ async def test_a_cancelled_run_cancels_what_is_collected() -> None:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-        assert [step.state for step in run.facts.steps] == ["cancelled"]
+        assert [step.state for step in run._deps.facts.steps] == ["cancelled"]
 
 
 def test_behind_collect_a_node_asks_for_what_may_be_missing() -> None:

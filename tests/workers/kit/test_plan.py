@@ -51,7 +51,7 @@ async def done(run: Run, flow: Flow, event: Asked | None = None) -> object:
 
 
 def steps(run: Run) -> list[tuple[str, str]]:
-    return [(step.step, step.state) for step in run.facts.steps]
+    return [(step.step, step.state) for step in run._deps.facts.steps]
 
 
 async def side(asked: Asked) -> Literal["left", "right", "neither"]:
@@ -89,7 +89,7 @@ async def loud(answer: Answer) -> str:
 async def test_values_go_from_node_to_node(run: Run) -> None:
     assert await done(run, [to_left, say_left, loud], Asked(text="why?")) == "LEFT WHY?"
     assert steps(run) == [("to_left", "done"), ("say_left", "done"), ("loud", "done")]
-    assert all(step.ms >= 0 and step.at.tzinfo for step in run.facts.steps)
+    assert all(step.ms >= 0 and step.at.tzinfo for step in run._deps.facts.steps)
 
 
 async def test_the_members_of_a_parallel_meet(run: Run) -> None:

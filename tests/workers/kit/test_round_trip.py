@@ -12,11 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import Meta, Raw, Struct, json
-from msgspec.structs import replace
 
 from schemas import Event
 from service.errors import WiringError
-from tests.workers.kit.runs import Memory, open_run
+from tests.workers.kit.runs import Memory, open_run, with_deps
 from workers.kit import Run, Stop
 from workers.kit.binding import bind
 from workers.kit.flow import Node
@@ -24,7 +23,7 @@ from workers.kit.memory import Facts
 from workers.kit.ordered import ordered
 from workers.kit.plan import execute
 from workers.kit.round_trip import Unstorable
-from workers.kit.run import step
+from workers.kit.run import as_step, step
 
 
 class Job(Event, tag="job", frozen=True):
@@ -106,12 +105,12 @@ async def run() -> AsyncIterator[Run]:
 async def both_ways(run: Run, kind: Any, value: Any) -> tuple[Any, Any]:
     """What goes on in a first try, and what a replay of it finds."""
     memory, node = Memory(), returning(kind, value)
-    one = replace(run, facts=Facts(), keep=memory.keep)
-    first = await step(one.at("node"), node, [])
+    one = with_deps(run, facts=Facts(), keep=memory.keep)
+    first = await step(as_step(one, "node"), node, [])
     await one.outside()
-    other = replace(run, facts=Facts(journal=memory.entries))
-    again = await step(other.at("node"), node, [])
-    assert [each.state for each in other.facts.steps] == ["replayed"]
+    other = with_deps(run, facts=Facts(journal=memory.entries))
+    again = await step(as_step(other, "node"), node, [])
+    assert [each.state for each in other._deps.facts.steps] == ["replayed"]
     return first, again
 
 
@@ -294,12 +293,12 @@ HANDLES: dict[str, Callable[[Run], Awaitable[Any]]] = {
 async def test_a_handle_is_refused_where_no_node_runs(name: str) -> None:
     """Between the steps of a free form, and in a task that a node left behind: nothing of it would be kept."""
     async with open_run() as run:
-        ended = run.at("node")
-        ended.effects.over = True
-        for where in (run.at(""), ended):
+        ended = as_step(run, "node")
+        ended._effects.over = True
+        for where in (as_step(run, ""), ended):
             with pytest.raises(WiringError) as refused:
                 await HANDLES[name](where)
             assert str(refused.value) == (
                 f"{name}: call it while a node runs, in the free form by `await run.step(…)`."
             )
-            assert not where.effects.documents
+            assert not where._effects.documents

@@ -137,4 +137,4 @@ async def test_a_value_that_is_changed_without_set_is_nobody_elses() -> None:
     async with open_run() as run:
         await execute(bind([feel, spoil, look], Said), run, Said("glad"))
         assert seen == [["glad"]]
-        assert list(run.facts.new_states) == ["Mood"]
+        assert list(run._deps.facts.new_states) == ["Mood"]

@@ -10,11 +10,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas import Event
-from tests.workers.kit.runs import Memory, open_run
+from tests.workers.kit.runs import Memory, open_run, with_deps
 from workers.kit import Run, each, parallel
 from workers.kit.binding import bind
 from workers.kit.memory import KEPT_BYTES_MAX, KEPT_MAX, Kept, Stale
 from workers.kit.plan import execute
+from workers.kit.run import as_step
 
 
 class Job(Event, tag="job", frozen=True):
@@ -83,7 +84,7 @@ async def test_nobody_touches_the_outside_while_another_still_stores(run: Run) -
         return Right(1)
 
     flow = bind([first, parallel(left, right)], Job)
-    running = asyncio.create_task(execute(flow, replace(run, keep=slow.keep), Job()))
+    running = asyncio.create_task(execute(flow, with_deps(run, keep=slow.keep), Job()))
     await slow.begun.wait()
     await _turns()
     assert touched == []
@@ -100,19 +101,19 @@ async def test_who_is_cancelled_while_it_stores_leaves_it_to_the_settle(run: Run
     async def touch(run: Run, first: First) -> None:
         await run.outside()
 
-    one = replace(run, keep=slow.keep)
+    one = with_deps(run, keep=slow.keep)
     running = asyncio.create_task(execute(bind([first, touch], Job), one, Job()))
     await slow.begun.wait()
     running.cancel()
     await asyncio.wait([running])
-    assert [entry.step for entry in one.facts.unstored] == ["first"]
+    assert [entry.step for entry in one._deps.facts.unstored] == ["first"]
 
 
 async def test_nothing_is_stored_where_nothing_outside_is_touched(run: Run) -> None:
     memory = Memory()
-    one = replace(run, keep=memory.keep)
+    one = with_deps(run, keep=memory.keep)
     await execute(bind([first, first], Job), one, Job())
-    assert (memory.together, [entry.step for entry in one.facts.unstored]) == ([], ["first", "first#2"])
+    assert (memory.together, [entry.step for entry in one._deps.facts.unstored]) == ([], ["first", "first#2"])
 
 
 @pytest.mark.parametrize(("count", "size"), [(KEPT_MAX * 3, 1), (12, KEPT_BYTES_MAX // 5)])
@@ -124,16 +125,16 @@ async def test_what_waits_to_be_stored_has_a_bound(run: Run, count: int, size: i
         return "x" * size
 
     memory = Memory()
-    one = replace(run, keep=memory.keep, settings=replace(run.settings, result_max=2 * KEPT_BYTES_MAX))
+    one = with_deps(run, keep=memory.keep, settings=replace(run._deps.settings, result_max=2 * KEPT_BYTES_MAX))
     await execute(bind([many, each(cheap)], Job), one, Job())
     assert memory.together, "all of it waited"
     assert max(map(len, memory.together)) <= KEPT_MAX
-    assert sum(len(entry.entry) for entry in one.facts.unstored) == one.facts.kept_bytes < KEPT_BYTES_MAX
+    assert sum(len(entry.entry) for entry in one._deps.facts.unstored) == one._deps.facts.kept_bytes < KEPT_BYTES_MAX
 
 
 async def test_a_step_behind_an_outside_touch_of_the_body_is_stored_at_once(run: Run) -> None:
     memory = Memory()
-    body = replace(run, keep=memory.keep).at("")
+    body = as_step(with_deps(run, keep=memory.keep), "")
     await body.step(first, Job(1))
     assert memory.together == []
     await body.outside()
@@ -158,4 +159,4 @@ async def test_a_step_that_outlives_the_step_around_it_changes_nothing(run: Run)
     go_on.set()
     with pytest.raises(Stale):
         await left[0]
-    assert (run.facts.documents, [entry.step for entry in run.facts.unstored]) == ([], ["outer"])
+    assert (run._deps.facts.documents, [entry.step for entry in run._deps.facts.unstored]) == ([], ["outer"])
