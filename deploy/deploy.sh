@@ -116,6 +116,13 @@ case $command in
                 ;;
         esac
         ;;
+    secret)
+        name=${1:-}
+        { [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && { grep -qE "^OURS=.*[\" ]${name}[\" ]" deploy/host.sh ||
+            grep -rq "\"${name^^}\"" workers/providers || grep -rqE "^    $name:" workers/nodes workers/pipelines; }; } ||
+            stop "Nothing names the secret $name: no KEYS of workers/providers/, no Settings of yours; ours are $(sed -n 's/^OURS=//p' deploy/host.sh)."
+        there "$THERE/host.sh" secret "$name"
+        ;;
     *)
         there "$THERE/host.sh" "$command" "$@"
         ;;

@@ -18,9 +18,8 @@ REPOSITORY=localhost/callboard
 SERVER=callboard-postgres-1
 NEXT=callboard-postgres-next # while Postgres is upgraded
 DUMP=''
-# Empty ones count as not set.
-OF_OTHERS="anthropic_api_key openai_api_key azure_openai_api_key azure_openai_endpoint gemini_api_key mistral_api_key
-    local_base_url local_api_key page_url database_owner_url postgres_ca redis_ca"
+# Empty ones count as not set. What else there is belongs to providers and to the user's own nodes, and is in secrets/app.
+OURS="api_key database_url database_owner_url redis_url postgres_ca redis_ca postgres_password redis_password"
 
 say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
 stop() { say "STOPPED: $*" >&2; exit 1; }
@@ -48,10 +47,12 @@ random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
 
 prepare() {
     mkdir -p secrets certs backups
+    # Until 0.1 each was mounted by itself, and the release that serves may still have it so.
+    [ -d secrets/app ] || { install -d -m 0755 secrets/app; cp -p secrets/{*_api_key,*_base_url,*_endpoint,page_url} secrets/app 2>/dev/null || true; }
     touch settings releases
     [ -s secrets/redis_password ] || write_redis "$(random)"
     [ -s secrets/postgres_password ] || { write_owner "$(random)"; write_runner callboard_runner "$(random)"; }
-    for each in $OF_OTHERS api_key; do [ -e "secrets/$each" ] || give "$each" </dev/null; done
+    for each in $OURS; do [ -e "secrets/$each" ] || give "$each" </dev/null; done
 }
 
 write_redis() { # PASSWORD
@@ -431,9 +432,10 @@ case $command in
     restore-check) restore_check "$@" ;;
     restore) alone restore "$@" ;;
     secret)
-        [ -e "secrets/${1:-}" ] || stop "There is no secret ${1:-}; there are: $(ls secrets)"
+        [[ ${1:-} =~ ^[a-z][a-z0-9_]*$ ]] || stop "Which? A name in small letters: of a setting, as in anthropic_api_key."
+        case " $OURS " in *" $1 "*) name=$1 ;; *) name=app/$1 ;; esac
         # A certificate has lines; a key that came with a line break would be refused by a header.
-        case $1 in *_ca) tr -d '\r' ;; *) tr -d '\r\n' ;; esac | give "$1"
+        case $1 in *_ca) tr -d '\r' ;; *) tr -d '\r\n' ;; esac | give "$name"
         # Of a server elsewhere; the owner's of the one here is none of it.
         if [ "$1" = database_url ] && grep -q @postgres:5432/ secrets/database_owner_url; then give database_owner_url </dev/null; fi
         ;;

@@ -10,22 +10,16 @@ from msgspec import Meta, Struct, ValidationError, convert, json
 from msgspec.structs import fields
 
 from service import postgres_url
+from service.declared import Variables, variables_of_providers
 from service.destinations import allowed
 from service.errors import SettingsError
 
 PREFIX = "CALLBOARD_"
-# What each provider can't be asked without.
-PROVIDERS: Mapping[str, tuple[str, ...]] = {
-    "anthropic": ("anthropic_api_key",),
-    "openai": ("openai_api_key",),
-    "azure": ("azure_openai_api_key", "azure_openai_endpoint"),
-    "gemini": ("gemini_api_key",),
-    "mistral": ("mistral_api_key",),
-    "local": ("local_base_url",),
-}
-# Which settings are addresses that are spoken to by HTTP.
-ADDRESSES = ("url", "page_url")
-ADDRESS_ENDINGS = ("_base_url", "_endpoint")
+# What is not ours has the name that everybody gives it, without the prefix.
+OUTSIDE = ("database_url", "database_owner_url", "redis_url")
+# How the names of variables end that hold addresses spoken to by HTTP, and what no log may show.
+ADDRESS_ENDINGS = ("CALLBOARD_URL", "_BASE_URL", "_ENDPOINT")
+SECRET_ENDINGS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 LOCAL_TOKEN = "cl_[A-Za-z0-9_-]{43}"  # noqa: S105 - the form of it
@@ -36,30 +30,17 @@ _PASSWORD = re.compile(r"://[^/?#@:]*:([^/?#]*)@|[?&]password=([^&]+)")
 Positive = Annotated[int, Meta(ge=1)]
 
 
-class Outside(Struct, frozen=True, kw_only=True):
-    """What is not ours, under the names that everybody gives it: `<NAME>` each, without a prefix."""
+class Settings(Struct, frozen=True, kw_only=True):
+    """`CALLBOARD_<NAME>` each, but for those of OUTSIDE; `<NAME>_FILE` names a file with the value.
+
+    `providers` are the variables that files of workers/providers/ name, of those that are set.
+    """
 
     database_url: str = ""
     database_owner_url: str = ""
     redis_url: str = ""
-    anthropic_api_key: str = ""
-    anthropic_base_url: str = ""
-    openai_api_key: str = ""
-    openai_base_url: str = ""
-    azure_openai_api_key: str = ""
-    azure_openai_endpoint: str = ""
-    openai_api_version: str = ""
-    gemini_api_key: str = ""
-    mistral_api_key: str = ""
-    local_base_url: str = ""
-    local_api_key: str = ""
-    local_json: Literal["json_schema", "json_object"] = "json_schema"
-    page_url: str = ""
-
-
-class Settings(Outside, frozen=True, kw_only=True):
-    """`CALLBOARD_<NAME>` each, and those of Outside; `<NAME>_FILE` names a file with the value."""
-
+    providers: Mapping[str, str] = {}
+    secrets_dir: str = ""
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     data_dir: str = ".callboard"
@@ -92,14 +73,10 @@ class Settings(Outside, frozen=True, kw_only=True):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Keys and the passwords in addresses, in every spelling that may turn up in a log."""
-        texts = {field.name: str(getattr(self, field.name)) for field in fields(self)}
-        urls = (value for name, value in texts.items() if name.endswith(("_url", "_endpoint")))
-        passwords = [match[1] or match[2] or "" for url in urls if (match := _PASSWORD.search(url))]
-        keys = (value for name, value in texts.items() if name.endswith(("api_key", "local_token")))
-        secrets = {*keys, *passwords, *map(unquote, passwords)}
+        values = {name: str(getattr(self, field)) for name, field in variables().items()}
+        secrets = {*secrets_of(values | dict(self.providers))}
         secrets |= postgres_url.secrets(self.database_url) | postgres_url.secrets(self.database_owner_url)
-        secrets |= {json.encode(secret).decode()[1:-1] for secret in secrets}
-        return tuple(sorted((secret for secret in secrets if len(secret) >= SECRET_MIN), key=len, reverse=True))
+        return spellings(secrets)
 
     @property
     def data_path(self) -> Path:
@@ -111,11 +88,12 @@ class Settings(Outside, frozen=True, kw_only=True):
 
     @property
     def has_provider_key(self) -> bool:
-        return any(self.has(provider) for provider in PROVIDERS)
+        return any(known.keys and self.has(name) for name, known in variables_of_providers().items())
 
     def has(self, provider: str) -> bool:
-        """Whether all is set that this one of PROVIDERS can't be asked without."""
-        return all(getattr(self, name) for name in PROVIDERS[provider])
+        """Whether all is set that this provider can't be asked without."""
+        known = variables_of_providers().get(provider, Variables())
+        return all(self.providers.get(name) for name in known.keys)
 
     @property
     def simulated(self) -> bool:
@@ -125,7 +103,12 @@ class Settings(Outside, frozen=True, kw_only=True):
 
 def variable(name: str) -> str:
     """The environment variable that sets the field `name`."""
-    return name.upper() if name in Outside.__struct_fields__ else PREFIX + name.upper()
+    return name.upper() if name in OUTSIDE else PREFIX + name.upper()
+
+
+def variables() -> Mapping[str, str]:
+    """The fields by the variables that set them."""
+    return {variable(field.name): field.name for field in fields(Settings) if field.name != "providers"}
 
 
 def load(environ: Mapping[str, str]) -> Settings:
@@ -134,7 +117,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     Raises SettingsError with a sentence for each fault, which begins with the variable's name: where a value does not
     fit, a file can't be read, a `CALLBOARD_` name is unknown, a key can't be sent or an address is none.
     """
-    known = {variable(field.name): field.name for field in fields(Settings)}
+    known = variables()
     faults = [
         f"{name} is not a setting. deploy/env.example lists them all."
         for name in environ
@@ -143,39 +126,58 @@ def load(environ: Mapping[str, str]) -> Settings:
     values: dict[str, Any] = {}
     for name, field in known.items():
         try:
-            value = environ.get(name, "").strip() or _from_file(environ.get(f"{name}_FILE", "").strip(), name)
-            if value:
-                values[field] = _convert(name, field, value)
+            if text := text_of(name, environ):
+                values[field] = _convert(name, field, checked(name, text))
         except SettingsError as fault:
             faults.append(str(fault))
-    faults += filter(None, (_fault(field, value) for field, value in values.items()))
+    providers: dict[str, str] = {}
+    for name in (name for of in variables_of_providers().values() for name in (*of.keys, *of.options)):
+        try:
+            if text := text_of(name, environ):
+                providers[name] = checked(name, text)
+        except SettingsError as fault:
+            faults.append(str(fault))
     if faults:
         for field in ("database_url", "database_owner_url"):
             if url := values.get(field):
                 faults += postgres_url.faults(url, variable(field))
         raise SettingsError("\n".join(faults))
-    return Settings(**values)
+    return Settings(**values, providers=providers)
 
 
-def _fault(field: str, value: Any) -> str | None:
-    """What is wrong with a key or an address, without a letter of it: an address may hold a password."""
-    name = variable(field)
-    if field.endswith("api_key") and not (value.isascii() and value.isprintable()):
-        return f"{name} holds characters that no key has (a line break inside it, or a letter that is not ASCII)."
-    if field == "web_allow":
-        try:
-            allowed(value)
-        except ValueError as error:
-            return f"{name}: {error}."
-    if field in ADDRESSES or field.endswith(ADDRESS_ENDINGS):
+def text_of(name: str, environ: Mapping[str, str]) -> str:
+    """What the variable `name` says, or the file that NAME_FILE names, or the file `name` of CALLBOARD_SECRETS_DIR.
+
+    Raises SettingsError where a file can't be read.
+    """
+    if value := environ.get(name, "").strip():
+        return value
+    path, folder = environ.get(f"{name}_FILE", "").strip(), environ.get("CALLBOARD_SECRETS_DIR", "").strip()
+    if not path and folder and Path(folder, name.lower()).exists():
+        path = str(Path(folder, name.lower()))
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{name}_FILE={path} can't be read ({error}). Name a readable file, or set {name}."
+        ) from error
+
+
+def checked(name: str, value: str) -> str:
+    """The value. Raises SettingsError, without a letter of it, where a key can't be sent or an address is none."""
+    if name.endswith("_KEY") and not (value.isascii() and value.isprintable()):
+        raise SettingsError(
+            f"{name} holds characters that no key has (a line break inside it, or a letter that is not ASCII)."
+        )
+    if name.endswith(ADDRESS_ENDINGS):
         if not value.isprintable() or any(map(str.isspace, value)):
-            return f"{name} holds white space or other characters that no address has."
-        if not _is_http(value):
-            return f"{name} is no address of a server: it has to be http:// or https:// and a host."
-    return None
+            raise SettingsError(f"{name} holds white space or other characters that no address has.")
+        if not is_http(value):
+            raise SettingsError(f"{name} is no address of a server: it has to be http:// or https:// and a host.")
+    return value
 
 
-def _is_http(address: str) -> bool:
+def is_http(address: str) -> bool:
     try:
         url = urlsplit(address)
         return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -183,20 +185,27 @@ def _is_http(address: str) -> bool:
         return False
 
 
-def _from_file(path: str, name: str) -> str:
-    if not path:
-        return ""
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"{name}_FILE={path} can't be read ({error}). Name a readable file, or set {name}."
-        ) from error
+def secrets_of(values: Mapping[str, str]) -> set[str]:
+    """Of variables and their values: the keys, and the passwords in addresses."""
+    urls = (value for name, value in values.items() if name.endswith(("_URL", "_ENDPOINT")))
+    passwords = [match[1] or match[2] or "" for url in urls if (match := _PASSWORD.search(url))]
+    keys = (value for name, value in values.items() if name.endswith(SECRET_ENDINGS))
+    return {*keys, *passwords, *map(unquote, passwords)}
+
+
+def spellings(secrets: set[str]) -> tuple[str, ...]:
+    """Each as it may turn up in a log; the longest first, and none that may be part of a word."""
+    every = secrets | {json.encode(secret).decode()[1:-1] for secret in secrets}
+    return tuple(sorted((secret for secret in every if len(secret) >= SECRET_MIN), key=len, reverse=True))
 
 
 def _convert(name: str, field: str, value: str) -> Any:
     kind = next(setting.type for setting in fields(Settings) if setting.name == field)
     try:
+        if field == "web_allow":
+            allowed(value)
         return convert(value, kind, strict=False)
     except ValidationError as error:
         raise SettingsError(f"{name}={value} does not fit: {error}.") from error
+    except ValueError as error:
+        raise SettingsError(f"{name}: {error}.") from error

@@ -20,6 +20,11 @@ Say = Callable[[str], Any]
 HEAD: Final = {"id": "m", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn"}
 
 
+def with_keys(settings: Settings, **values: str) -> Settings:
+    """The same settings, with these variables of providers, by their names in small letters."""
+    return replace(settings, providers={**settings.providers, **{name.upper(): values[name] for name in values}})
+
+
 @asynccontextmanager
 async def told_by(say: Say, settings: Settings) -> AsyncIterator[Settings]:
     """Settings under which this model answers."""
@@ -34,4 +39,4 @@ async def told_by(say: Say, settings: Settings) -> AsyncIterator[Settings]:
 
     app = Starlette(routes=[Route("/v1/messages", answer, methods=["POST"])])
     async with listening_on(app, force=True, lifespan="off") as url:
-        yield replace(settings, anthropic_api_key="dummy", anthropic_base_url=url, simulate="off")
+        yield with_keys(replace(settings, simulate="off"), anthropic_api_key="dummy", anthropic_base_url=url)

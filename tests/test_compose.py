@@ -1,5 +1,6 @@
 """Of deploy/compose.yaml what can be told without a machine: that a container gets all keys that there are."""
 
+import os
 import re
 import shutil
 import ssl
@@ -11,20 +12,58 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from service.settings import PROVIDERS, variable
 from tests.processes import ROOT
 from tests.tls import certified
 
-NEEDED: Final = {name for names in PROVIDERS.values() for name in names} | {"local_api_key", "page_url"}
+SSH: Final = """#!/bin/sh
+case $2 in *id*) exit 0 ;; esac # who is asked first whether it is root
+echo "$2"
+"""
 
 
-@pytest.mark.parametrize("name", sorted(NEEDED))
-def test_what_a_provider_needs_is_a_file(name: str) -> None:
-    compose = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
-    assert f"{variable(name)}_FILE: /run/secrets/{name}" in compose
-    assert f"{name}: {{ file: ./secrets/{name} }}" in compose
-    assert len(re.findall(rf"^ +- {name}$", compose, re.MULTILINE)) == 2, "for web and worker, and for tool"
-    assert name in re.split(r"\W+", (ROOT / "deploy/host.sh").read_text(encoding="utf-8").partition("say()")[0])
+def test_what_providers_and_own_settings_name_is_a_file_in_a_folder() -> None:
+    """Whatever it is called: of who runs user code, and of nobody else."""
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))
+    mounts = {name: service.get("volumes", ()) for name, service in compose["services"].items()}
+    environs = {name: service.get("environment", {}) for name, service in compose["services"].items()}
+    folder = {name: environ.get("CALLBOARD_SECRETS_DIR") for name, environ in environs.items()}
+    assert {name for name, volumes in mounts.items() if "./secrets/app:/run/app:ro" in volumes} == {"worker", "tool"}
+    assert {name: path for name, path in folder.items() if path} == {"worker": "/run/app", "tool": "/run/app"}
+
+
+KNOWN: Final = ("anthropic_api_key", "local_json", "page_url", "redis_ca", "database_url")
+UNKNOWN: Final = ("antropic_api_key", "page", "url", "../x", "")
+
+
+@pytest.mark.parametrize(("name", "known"), [*((name, True) for name in KNOWN), *((name, False) for name in UNKNOWN)])
+def test_make_secret_knows_the_names_that_files_give(tmp_path: Path, name: str, known: bool) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text(SSH)
+    ssh.chmod(0o755)
+    command = ["bash", str(ROOT / "deploy/deploy.sh"), "secret", "box", name]
+    done = subprocess.run(
+        command, env={"PATH": os.environ["PATH"], "SSH": str(ssh)}, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode == 0) is known, done.stderr
+    assert (f"host.sh secret {name}" in done.stdout) is known
+    assert ("Nothing names the secret" in done.stderr) is not known
+
+
+def test_on_a_host_of_the_release_before_keys_are_taken_into_the_folder(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "deploy/host.sh", tmp_path)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    for name in ("openai_api_key", "local_base_url", "azure_openai_endpoint", "page_url", "api_key", "redis_ca"):
+        (secrets / name).write_text(name)
+    host = ["bash", str(tmp_path / "host.sh")]
+    subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
+    assert {path.name: path.read_text() for path in (secrets / "app").iterdir()} == {
+        name: name for name in ("openai_api_key", "local_base_url", "azure_openai_endpoint", "page_url")
+    }
+    assert (secrets / "app").stat().st_mode & 0o777 == 0o755, "a program that is not root reads in it"
+    (secrets / "app" / "page_url").unlink()
+    subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
+    assert not (secrets / "app" / "page_url").exists()
 
 
 @pytest.mark.parametrize("name", ["postgres_ca", "redis_ca"])
@@ -57,9 +96,9 @@ def test_a_fresh_host_has_an_owner_and_a_runner_and_an_address_of_others_none_of
     assert (owner.username, owner.password) == ("callboard", (secrets / "postgres_password").read_text())
     assert runner.username == "callboard_runner"
     assert runner.password not in (None, owner.password)
-    before = {path.name: path.read_text() for path in secrets.iterdir()}
+    before = {path.name: path.read_text() for path in secrets.iterdir() if path.is_file()}
     subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
-    assert {path.name: path.read_text() for path in secrets.iterdir()} == before
+    assert {path.name: path.read_text() for path in secrets.iterdir() if path.is_file()} == before
     managed = b"postgresql://u:p@db.example.org/callboard?sslmode=verify-full"
     for name in ("database_url", "database_owner_url", "database_url"):
         subprocess.run([*host, "secret", name], input=managed, check=True, capture_output=True, timeout=20)
@@ -72,10 +111,10 @@ def test_a_certificate_keeps_its_lines_and_a_key_has_none(tmp_path: Path) -> Non
     shutil.copy(ROOT / "deploy/host.sh", tmp_path)
     (tmp_path / "secrets").mkdir()
     made = certified(tmp_path / "tls").authority.read_text()
+    (tmp_path / "secrets" / "app").mkdir()
     for name, given in (("postgres_ca", made.replace("\n", "\r\n")), ("openai_api_key", "sk-1\r\n")):
-        (tmp_path / "secrets" / name).touch()
         command = ["bash", str(tmp_path / "host.sh"), "secret", name]
         subprocess.run(command, input=given.encode(), check=True, capture_output=True, timeout=20)
     ssl.create_default_context(cafile=str(tmp_path / "secrets" / "postgres_ca"))
     assert (tmp_path / "secrets" / "postgres_ca").read_text() == made
-    assert (tmp_path / "secrets" / "openai_api_key").read_bytes() == b"sk-1"
+    assert (tmp_path / "secrets" / "app" / "openai_api_key").read_bytes() == b"sk-1"

@@ -73,6 +73,13 @@ PROMPT = """
     +++
     Is it fair to pay back {{ refund.order }}? They say: {{ refund.why }}
 """
+CRM = """
+    from workers.kit import Settings
+
+
+    class Crm(Settings, frozen=True):
+        crm_url: str
+"""
 FILES = {
     "schemas/events/refunds.py": EVENT,
     "workers/nodes/refunds.py": NODE,
@@ -96,6 +103,10 @@ MISTAKES: dict[str, tuple[dict[str, str | None], list[str]]] = {
     "a parameter nobody gives": (
         {"workers/pipelines/refunds.py": PIPELINE.replace("[judge, answer]", "[answer]")},
         ["workers.nodes.refunds.answer", "`judgement: Judgement`", "Put a node that returns Judgement before it"],
+    ),
+    "a setting that has to be set": (
+        {"workers/nodes/crm.py": CRM},
+        ["CRM_URL is not set", "Crm.crm_url", "workers/nodes/crm.py:4"],
     ),
     "a prompt that uses what it does not declare": (
         {"prompts/refunds/judge/v1.md": PROMPT + "    {{ customer.name }}\n"},

@@ -6,11 +6,10 @@ from typing import Any, Final
 
 import pytest
 import yaml
-from msgspec.structs import fields
 from starlette.routing import Route
 
 from service.http.app import create_app
-from service.settings import Settings, load, variable
+from service.settings import Settings, load, variables
 
 DEPLOY: Final = Path(__file__).parent.parent / "deploy"
 MANIFESTS: Final[list[dict[str, Any]]] = [
@@ -74,12 +73,16 @@ def test_its_settings_are_ours_and_its_secrets_are_files(name: str, tmp_path: Pa
     environ = environment(name)
     (mounted,) = [mount["mountPath"] for mount in container(name)["volumeMounts"] if mount["name"] == "secrets"]
     paths = {key: Path(value) for key, value in environ.items() if key.endswith("_FILE")}
-    assert {path.parent for path in paths.values()} == {Path(mounted)}
+    folder = environ.get("CALLBOARD_SECRETS_DIR")
+    assert {*(path.parent for path in paths.values()), *filter(None, [folder and Path(folder)])} == {Path(mounted)}
     for key, path in paths.items():
         assert key == f"{path.name}_FILE".upper()
-        (tmp_path / path.name).write_text("postgresql://given", "utf-8")
-    load({key: str(tmp_path / paths[key].name) if key in paths else value for key, value in environ.items()})
-    ours = {variable(field.name) for field in fields(Settings)}
+    for each in ("database_url", "redis_url"):
+        (tmp_path / each).write_text("postgresql://given", "utf-8")
+    (tmp_path / "database_owner_url").write_text("postgresql://given", "utf-8")
+    moved = {key: value.replace(mounted, str(tmp_path)) for key, value in environ.items()}
+    assert load(moved).database_url == "postgresql://given"
+    ours = set(variables())
     assert {key.removesuffix("_FILE") for key in environ} <= ours | {"FORWARDED_ALLOW_IPS"}
 
 
@@ -120,11 +123,10 @@ def test_a_service_of_the_stack_is_as_in_compose(name: str, like: str) -> None:
     service, known = STACK["services"][name], COMPOSE["services"][like]
     same = ("command", "read_only", "cap_drop", "cap_add", "init", "logging", "stop_grace_period")
     assert {each: service.get(each) for each in same} == {each: known.get(each) for each in same}
-    ours = {variable(field.name) for field in fields(Settings)} | {"FORWARDED_ALLOW_IPS"}
+    ours = set(variables()) | {"FORWARDED_ALLOW_IPS"}
     asked = set(re.findall(r"{\$(\w+):", (DEPLOY.parent / "Caddyfile").read_text("utf-8")))
     given = {key.removesuffix("_FILE") for key in service["environment"]}
     assert given <= (asked if name == "proxy" else ours)
     secrets = {secret["source"] if name == "proxy" else secret for secret in service["secrets"]}
     assert secrets <= STACK["secrets"].keys()
-    files = {key: value for key, value in service["environment"].items() if key.endswith("_FILE")}
-    assert files == {f"{secret}_FILE".upper(): f"/run/secrets/{secret}" for secret in secrets if name != "proxy"}
+    assert service["environment"].get("CALLBOARD_SECRETS_DIR") == (None if name == "proxy" else "/run/secrets")

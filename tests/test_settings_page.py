@@ -8,11 +8,11 @@ from typing import Any, Final, get_type_hints
 
 import pytest
 from msgspec import Meta
-from msgspec.structs import fields
 
+from service.declared import variables_of_providers
 from service.http.connections import BOUNDS
 from service.meters import FAMILIES
-from service.settings import Settings, load, variable
+from service.settings import Settings, load, variables
 from tests.processes import ROOT
 
 PAGE: Final = (ROOT / "deploy" / "settings.md").read_text(encoding="utf-8")
@@ -79,9 +79,10 @@ ROWS: Final = list(rows("what | how much | whose | over it | counted | from"))
 
 def test_the_settings_are_all_of_them_with_their_defaults() -> None:
     shown = [[row[0].strip("`"), row[1].strip("`")] for row in rows("setting | default |")]
-    names = {variable(field.name): field.name for field in fields(Settings)}
-    assert sorted(name for name, _ in shown) == sorted(names)
-    for name, text in shown:
+    names, providers = variables(), variables_of_providers().values()
+    others = {"PAGE_URL", *(name for known in providers for name in (*known.keys, *known.options))}
+    assert sorted(name for name, _ in shown if name not in others) == sorted(names)
+    for name, text in ((name, text) for name, text in shown if name in names):
         default = getattr(Settings(), names[name])
         assert (getattr(load({name: text}), names[name]), bool(text)) == (default, default != ""), name
 
@@ -129,7 +130,7 @@ def test_no_bound_of_the_code_is_missing() -> None:
             there[name] = set(LIMIT.findall(path.read_text(encoding="utf-8")))
     assert {name: left for name, found in there.items() if (left := found - shown.get(name, set()))} == OTHERS
     assert {name for name in shown if "_MAX" in name and name.endswith("_MAX")} == {
-        variable(field.name) for field in fields(Settings) if field.name.endswith("_max")
+        name for name in variables() if name.endswith("_MAX")
     }
 
 

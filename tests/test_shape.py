@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from msgspec.structs import fields
 
 import prompts
 import sql
-from service.settings import Settings, load, variable
+from service.declared import variables_of_providers, variables_of_settings
+from service.settings import Settings, load, variables
 
 ROOT: Final = Path(__file__).parent.parent
 OURS: Final = ("schemas", "prompts", "sql", "service", "workers")
@@ -192,6 +192,40 @@ def test_user_code_imports_the_kit_by_its_door(folder: str) -> None:
     assert not wrong
 
 
+CLASSES: Final = {
+    (module, node.name): node
+    for module, tree in MODULES.items()
+    for node in tree.body
+    if isinstance(node, ast.ClassDef)
+}
+# Two errors of theirs are also of a kind that is caught as a whole.
+DEEPER: Final = {("workers.clients.ledger", "BudgetSpent"), ("service.errors", "TooMany")}
+
+
+def _defined(module: str, name: str) -> tuple[str, str] | None:
+    """Where the class of ours is that a module knows by this name."""
+    if (module, name) in CLASSES:
+        return module, name
+    for node in MODULES[module].body if module in MODULES else ():
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            if (alias.asname or alias.name) == name:
+                return _defined(str(node.module), alias.name) if isinstance(node, ast.ImportFrom) else None
+    return None
+
+
+def _depth(place: tuple[str, str]) -> int:
+    """How many classes of ours stand above one, one above the other."""
+    names = (base.value if isinstance(base, ast.Subscript) else base for base in CLASSES[place].bases)
+    above = (_defined(place[0], name.id) for name in names if isinstance(name, ast.Name))
+    return max((1 + _depth(each) for each in above if each), default=0)
+
+
+def test_nothing_inherits_from_what_inherits() -> None:
+    depths = {place: _depth(place) for place in CLASSES if not _below(place[0], tuple(USER_PLACES))}
+    assert depths["service.errors", "Reject"] == _depth(("workers.nodes.pager", "Pager")) == 1
+    assert {place for place, depth in depths.items() if depth > 1} == DEEPER
+
+
 def test_a_library_has_one_home() -> None:
     outside = [
         (module, library)
@@ -332,14 +366,22 @@ def test_every_statement_is_used() -> None:
     assert not [(topic, name) for topic in sql.topics() for name in sql.queries(topic) if (topic, name) not in used]
 
 
+def of_users() -> set[str]:
+    """What providers and Settings of the user's own name; `callboard up` writes what is missing of it."""
+    providers = variables_of_providers().values()
+    return {*variables_of_settings(), *(name for known in providers for name in (*known.keys, *known.options))}
+
+
 def test_env_example_lists_every_setting_with_its_default() -> None:
     lines = (ROOT / "deploy" / "env.example").read_text(encoding="utf-8").splitlines()
     found = [match for line in lines if (match := re.match(r"# ?([A-Z_]+)=(.*)$|([A-Z_]+)=(.*)$", line))]
     said = [(match[1] or match[3], match[2] or match[4] or "") for match in found]
-    settings = {variable(field.name): field.name for field in fields(Settings)}
-    assert sorted(name for name, _ in said) == sorted(settings)
+    ours = [(name, text) for name, text in said if name not in of_users()]
+    settings = variables()
+    assert sorted(name for name, _ in ours) == sorted(settings)
+    assert {name for name, _ in said} >= {"PAGE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "LOCAL_JSON"}
     standard = Settings()
-    for name, text in said:
+    for name, text in ours:
         default = getattr(standard, settings[name])
         assert (getattr(load({name: text}), settings[name]), bool(text)) == (default, default != ""), name
 

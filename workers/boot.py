@@ -18,7 +18,7 @@ from service.preflight import preflight
 from service.program import MISFIT, freeze_gc, ignore, on_end
 from service.settings import load
 from service.supervise import end_in_time
-from workers.bootstrap import check_models, program
+from workers.bootstrap import check_models, program, secrets
 from workers.engine.supervisor import Program, open_worker
 
 log = logging.getLogger("callboard.worker")
@@ -42,6 +42,7 @@ def _start(go: Callable[[Program], None], *, servers: bool) -> int:
         setup(secrets=settings.secrets)
         failpoints.check(settings)
         worker_program = program(settings)
+        setup(secrets=secrets(worker_program))
         checks: list[Callable[[], object]] = [lambda: check_models(worker_program)]
         if servers:
             checks.append(lambda: preflight(settings, "worker"))

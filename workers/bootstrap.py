@@ -8,6 +8,7 @@ from typing import Any
 
 import prompts
 import schemas.events
+import workers.nodes
 import workers.pipelines
 import workers.providers
 from prompts import PromptError
@@ -18,11 +19,12 @@ from service.log import setup
 from service.preflight import preflight
 from service.program import freeze_gc
 from service.redis_owner import RedisOwner
-from service.settings import Settings, load
+from service.settings import Settings, load, secrets_of, spellings
 from workers.clients.chains import check_keys
 from workers.engine.scheduler import arq_settings, jobs, open_arq
 from workers.engine.supervisor import Parts, Program, open_worker
 from workers.kit.calls import check_calls
+from workers.kit.settings import read, texts
 from workers.kit.wiring import everyone, wire
 
 
@@ -36,13 +38,20 @@ def program(settings: Settings) -> Program:
     library = prompts.load()
     for wired in everyone(wiring):
         check_calls(wired.plan, library)
-    return Program(settings, catalog, wiring, library, workers.providers.discover(workers.providers))
+    own_settings = read((workers.nodes, workers.pipelines), os.environ)
+    return Program(settings, catalog, wiring, library, workers.providers.discover(workers.providers), own_settings)
+
+
+def secrets(program: Program) -> tuple[str, ...]:
+    """What no log may show."""
+    return spellings({*program.settings.secrets, *secrets_of(texts(program.own_settings))})
 
 
 def check_models(program: Program) -> None:
     """Raises CallboardError where a prompt's models can't answer. The simulator does only where it is switched on."""
     if not program.settings.simulated:
-        with_key = [name for name, connect in program.providers.items() if connect(program.settings, None) is not None]
+        values = program.settings.providers
+        with_key = [name for name, provider in program.providers.items() if provider.has_keys(values)]
         check_keys(program.prompts, with_key)
 
 
@@ -58,7 +67,7 @@ def worker_settings() -> type:
     stack = AsyncExitStack()
 
     async def on_startup(_: dict[Any, Any]) -> None:
-        setup(secrets=settings.secrets)
+        setup(secrets=secrets(worker_program))
         try:
             started.append(await stack.enter_async_context(open_worker(worker_program, with_arq=False, owner=owner)))
         except (CallboardError, PromptError) as error:

@@ -18,13 +18,14 @@ from msgspec.structs import replace
 from schemas.origin import USER_PLACES
 from service.cli.api_client import open_client
 from service.cli.parts import Running, address, all_running, decided
+from service.declared import complete, variables_of_providers
 from service.embedded.redis import redis_cli
 from service.errors import CallboardError
 from service.local_token import FILE, local_token
 from service.log import setup
 from service.redis_address import RedisAddress, redis_address
 from service.release import ROOT
-from service.settings import PROVIDERS, Settings, load
+from service.settings import Settings, load
 from service.stream import names_of
 
 SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
@@ -50,7 +51,13 @@ def up(workers: int, no_token: bool) -> None:
     setup()
     settings = decided(load(os.environ))
     refuse_no_model(settings)
+    list_variables()
     sys.exit(asyncio.run(_up(with_token(settings, none=no_token), workers)))
+
+
+def list_variables() -> None:
+    if added := complete():
+        click.echo(f"deploy/env.example now lists {', '.join(added)}")
 
 
 def with_token(settings: Settings, *, none: bool = False) -> Settings:
@@ -58,8 +65,8 @@ def with_token(settings: Settings, *, none: bool = False) -> Settings:
 
 
 def refuse_no_model(settings: Settings) -> None:
-    own = {file.stem for file in (ROOT / "workers" / "providers").glob("[!_]*.py")} - PROVIDERS.keys()
-    if not settings.simulated and not settings.has_provider_key and not own:
+    keyless = any(not known.keys for known in variables_of_providers().values())
+    if not settings.simulated and not settings.has_provider_key and not keyless:
         raise CallboardError(
             "no model can answer: set ANTHROPIC_API_KEY, OPENAI_API_KEY or what deploy/env.example names for another "
             "provider, or CALLBOARD_SIMULATE=on for simulated answers (beside a DATABASE_URL only then)."
@@ -181,6 +188,7 @@ async def _watch(live: Running) -> None:
     async for changes in awatch(*folders, watch_filter=watch_filter, debounce=300):
         names = sorted({str(Path(path).relative_to(ROOT)) for _, path in changes})
         click.echo(f"{', '.join(names[:3])} changed: workers start again")
+        list_variables()
         schemas = any(name.startswith("schemas/") for name in names)
         children = [*live.workers, live.api] if schemas else live.workers
         await asyncio.gather(*(child.restart() for child in children))

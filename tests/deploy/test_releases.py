@@ -83,7 +83,7 @@ def test_what_can_not_go_well_is_refused_with_the_old_release_serving(host: Host
 
 def test_without_a_providers_key_nothing_is_deployed(host: Host, product: Product) -> None:
     before = live(host)
-    secret = host.ssh(f"cat {THERE}/secrets/anthropic_api_key")
+    secret = host.ssh(f"cat {THERE}/secrets/app/anthropic_api_key")
     host.ssh(f"{THERE}/host.sh secret anthropic_api_key </dev/null")
     configure(host, CALLBOARD_SIMULATE="off")
     told = product.make("deploy", fails=True).strip().splitlines()

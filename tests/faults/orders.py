@@ -30,7 +30,11 @@ from uuid import UUID, uuid4
 from msgspec import Struct
 
 from schemas.events.orders import Called, Ordered
-from workers.kit import Run
+from workers.kit import Run, Settings
+
+
+class Sink(Settings, frozen=True):
+    page_url: str
 
 
 class Order(Struct, frozen=True):
@@ -82,8 +86,8 @@ async def listed(items: set[str]) -> list[str]:
     return list(items)
 
 
-async def ship(run: Run, order: Order, item: str) -> Shipment:
-    await run.web.post(run._deps.settings.page_url, {"claim": run._deps.claim, "order": order.id, "item": item})
+async def ship(run: Run, sink: Sink, order: Order, item: str) -> Shipment:
+    await run.web.post(sink.page_url, {"claim": run._deps.claim, "order": order.id, "item": item})
     return Shipment(item, order.id)
 
 
@@ -111,8 +115,8 @@ async def distinct_called(event: Called) -> set[str]:
     return set(event.items)
 
 
-async def label(run: Run, labels: Labels, order: Order) -> int:
-    await run.web.post(run._deps.settings.page_url, {"claim": run._deps.claim, "order": order.id, "item": labels.items})
+async def label(run: Run, sink: Sink, labels: Labels, order: Order) -> int:
+    await run.web.post(sink.page_url, {"claim": run._deps.claim, "order": order.id, "item": labels.items})
     return len(labels.items)
 
 
@@ -124,9 +128,9 @@ async def send_off(run: Run, mailer: Mailer, order: Order, item: str) -> Mail:
     return await run.step(mail, mailer, order, shipment)
 
 
-async def parcelled(run: Run, parcel: UUID, item: str) -> None:
+async def parcelled(run: Run, sink: Sink, parcel: UUID, item: str) -> None:
     told = {"claim": run._deps.claim, "order": parcel, "item": f"parcel of {item}"}
-    await run.web.post(run._deps.settings.page_url, told)
+    await run.web.post(sink.page_url, told)
 '''
 
 PIPELINES: Final = '''

@@ -169,7 +169,7 @@ async def block(run: Run, event: Block) -> Told:
 
 
 async def tell(run: Run, token: str) -> Told:
-    await run.web.post(run._deps.settings.page_url, json={"claim": run._deps.claim})
+    await run.web.post(os.environ["PAGE_URL"], json={"claim": run._deps.claim})
     run.vectors.upsert("probe", str(run.event_id), token)
     return Told(token, run._deps.claim)
 '''

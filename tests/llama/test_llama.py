@@ -17,6 +17,7 @@ import workers.providers
 from prompts import Prompts, load
 from service.settings import Settings
 from tests.eventually import eventually
+from tests.models import with_keys
 from tests.processes import LAST_WORDS, free_port, product_in, started, up_on
 from tests.workers.clients.asking import BODY, Ledger
 from workers.clients.llm import Llm, open_llm
@@ -64,7 +65,7 @@ async def local(server: str) -> Settings:
             return False
 
     await eventually(answers, 60)
-    return Settings(local_base_url=server, local_json="json_object")
+    return with_keys(Settings(), local_base_url=server, local_json="json_object")
 
 
 @pytest.fixture
@@ -151,7 +152,7 @@ async def test_the_whole_service(local: Settings, settings: Settings, tmp_path: 
     environ = {
         "DATABASE_URL": settings.database_url,
         "REDIS_URL": settings.redis_url,
-        "LOCAL_BASE_URL": local.local_base_url,
+        "LOCAL_BASE_URL": local.providers["LOCAL_BASE_URL"],
         "LOCAL_JSON": "json_object",
     }
     with up_on(tmp_path, environ, copy) as up:

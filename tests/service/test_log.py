@@ -23,6 +23,7 @@ from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES, AT_HOME
 from tests.listening import listening_on
+from tests.models import with_keys
 from tests.processes import Program, free_port, product_in, started
 
 SAID: Final = "marker-in-payload-7c1f"
@@ -218,9 +219,9 @@ def test_an_errors_text_is_for_debug_only(plain: bool) -> None:
         (Settings(database_url="postgresql://u:pass%40word@h/db"), "pass@word"),
         (Settings(database_url="postgresql://h/db?user=u&password=pass-word"), "pass-word"),
         (Settings(redis_url="redis://:pass-word@h:6379/0"), "pass-word"),
-        (Settings(openai_api_key="sk-1234"), "sk-1234"),
-        (Settings(anthropic_api_key='sk-"quoted"'), 'sk-"quoted"'),
-        (Settings(gemini_api_key="AI-1234"), "AI-1234"),
+        (with_keys(Settings(), openai_api_key="sk-1234"), "sk-1234"),
+        (with_keys(Settings(), anthropic_api_key='sk-"quoted"'), 'sk-"quoted"'),
+        (with_keys(Settings(), gemini_api_key="AI-1234"), "AI-1234"),
     ],
 )
 def test_every_secret_is_blanked_out(settings: Settings, secret: str) -> None:

@@ -1,13 +1,22 @@
 """Settings: read once from the environment; a wrong one stops the boot with a sentence that names it."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
-from msgspec.structs import fields
 
 from service.cli.parts import decided
+from service.declared import complete, variables_of_providers
 from service.errors import SettingsError
-from service.settings import Settings, load, variable
+from service.settings import Settings, load, variable, variables
+from tests.processes import ROOT
+
+
+def every_variable() -> list[str]:
+    providers = variables_of_providers().values()
+    return [*variables(), *(name for known in providers for name in (*known.keys, *known.options))]
+
 
 SECRETS = ("DATABASE_URL", "REDIS_URL", "ANTHROPIC_API_KEY", "OPENAI_API_KEY", "CALLBOARD_API_KEY")
 
@@ -77,24 +86,23 @@ def test_empty_is_unset() -> None:
 def test_white_space_around_a_value_is_none_of_it(value: str, tmp_path: Path) -> None:
     """`echo key | base64`, a .env with CRLF."""
     (tmp_path / "key").write_text(value, encoding="utf-8")
-    assert load({"OPENAI_API_KEY": value}).openai_api_key == "sk-1"
-    assert load({"OPENAI_API_KEY_FILE": f"{tmp_path / 'key'}\n"}).openai_api_key == "sk-1"
+    assert load({"OPENAI_API_KEY": value}).providers["OPENAI_API_KEY"] == "sk-1"
+    assert load({"OPENAI_API_KEY_FILE": f"{tmp_path / 'key'}\n"}).providers["OPENAI_API_KEY"] == "sk-1"
     assert load({"OPENAI_API_KEY": " \r\n", "CALLBOARD_PORT": " 9000\n"}) == Settings(port=9000)
 
 
-KEYS = [field.name for field in fields(Settings) if field.name.endswith("api_key")]
+KEYS = [name for name in every_variable() if name.endswith("API_KEY")]
 
 
-@pytest.mark.parametrize("field", KEYS)
+@pytest.mark.parametrize("name", KEYS)
 @pytest.mark.parametrize("inside", ["\n", "\r\n", "\x00", "\x7f", "\t", "é", "\u2028", "\ufeff", "\udce9"])
-def test_a_key_that_no_header_can_hold(field: str, inside: str) -> None:
-    name = variable(field)
+def test_a_key_that_no_header_can_hold(name: str, inside: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name} holds characters that no key has") as error:
         load({name: f"sk-hush{inside}sk-more"})
     assert not {"hush", "more", inside} & {*str(error.value).split(), *str(error.value)}
 
 
-ADDRESSES = ["OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "AZURE_OPENAI_ENDPOINT", "LOCAL_BASE_URL", "PAGE_URL"]
+ADDRESSES = ["OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "AZURE_OPENAI_ENDPOINT", "LOCAL_BASE_URL"]
 NO_ADDRESS = [
     "nonsense", "api.openai.com/v1", "ftp://h/", "http://", "https:///v1", "http://:80/", "//h/v1", "http:/h",
     "http://u:hush@", "http://[::1/v1", "http://h:99999/", "http://h:0/", "http://h:port/", "file:///etc/hush",
@@ -129,11 +137,11 @@ def test_an_address_with_white_space_inside(value: str) -> None:
     "value", ["http://127.0.0.1:8000/v1", "https://[::1]/", "HTTPS://Host/x", "http://u:p@münchen.de"]
 )
 def test_an_address_that_is_one(value: str) -> None:
-    assert load(dict.fromkeys(ADDRESSES, value)).local_base_url == value
+    assert load(dict.fromkeys(ADDRESSES, value)).providers["LOCAL_BASE_URL"] == value
 
 
 def test_each_fault_is_a_sentence_of_its_own() -> None:
-    wrong = {"OPENAI_API_KEY": "a\nb", "PAGE_URL": "x", "CALLBOARD_PORT": "http", "CALLBOARD_PROT": "1"}
+    wrong = {"OPENAI_API_KEY": "a\nb", "OPENAI_BASE_URL": "x", "CALLBOARD_PORT": "http", "CALLBOARD_PROT": "1"}
     with pytest.raises(SettingsError) as error:
         load(wrong)
     assert sorted(line.split()[0].partition("=")[0] for line in str(error.value).splitlines()) == sorted(wrong)
@@ -151,6 +159,50 @@ def test_a_value_from_a_file(tmp_path: Path) -> None:
     for path in (file, tmp_path, tmp_path / "gone"):
         with pytest.raises(SettingsError, match=f"^REDIS_URL_FILE={path} can't be read"):
             load({"REDIS_URL_FILE": str(path)})
+
+
+def test_a_folder_of_files_by_the_names_of_settings(tmp_path: Path) -> None:
+    """As Swarm and Kubernetes mount secrets: the environment comes first, what is not there is unset."""
+    texts = {"database_url": "postgresql://folder\n", "mistral_api_key": "sk-1\n", "callboard_port": "9000", "x": "y"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "gemini_api_key").touch()
+    folder = {"CALLBOARD_SECRETS_DIR": str(tmp_path)}
+    settings = load({**folder, "DATABASE_URL": ""})
+    assert (settings.database_url, settings.port, settings.redis_url) == ("postgresql://folder", 9000, "")
+    assert settings.providers == {"MISTRAL_API_KEY": "sk-1"}
+    assert load({**folder, "DATABASE_URL": "postgresql://x"}).database_url == "postgresql://x"
+    (tmp_path / "redis_url").mkdir()
+    with pytest.raises(SettingsError, match=r"^REDIS_URL_FILE=.*/redis_url can't be read"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", ['["OURS_API_KEY"]', '"OURS_API_KEY"', "names()", '("ours_api_key",)'])
+def test_keys_that_are_no_tuple_of_names(tmp_path: Path, value: str) -> None:
+    (tmp_path / "providers").mkdir()
+    (tmp_path / "providers" / "ours.py").write_text(f'"""Ours."""\n\nKEYS = {value}\n')
+    where = f"{tmp_path}/providers/ours.py:3"
+    with pytest.raises(SettingsError, match=rf"^{where} is no tuple of the names of variables\. Write KEYS = "):
+        variables_of_providers(tmp_path)
+
+
+def test_env_example_is_completed_by_what_files_of_ones_own_name(tmp_path: Path) -> None:
+    example, folder = tmp_path / "env.example", tmp_path / "workers"
+    shutil.copy(ROOT / "deploy" / "env.example", example)
+    for place in ("nodes", "pipelines", "providers"):
+        shutil.copytree(ROOT / "workers" / place, folder / place)
+    before = example.read_text(encoding="utf-8")
+    assert complete(example, folder) == []
+    assert example.read_text(encoding="utf-8") == before
+    (folder / "providers" / "ours.py").write_text('KEYS = ("OURS_API_KEY",)\n')
+    (folder / "nodes" / "crm.py").write_text(
+        "class Crm(Settings, frozen=True):\n    crm_url: str\n    crm_token: str\n"
+    )
+    assert complete(example, folder) == ["CRM_TOKEN", "CRM_URL", "OURS_API_KEY"]
+    added = example.read_text(encoding="utf-8").removeprefix(before.rstrip("\n"))
+    assert re.findall(r"^# ([A-Z_]+)=$", added, re.MULTILINE) == ["OURS_API_KEY", "CRM_URL", "CRM_TOKEN"]
+    assert f"# Crm, {folder}/nodes/crm.py:1\n# CRM_URL=\n" in added
+    assert complete(example, folder) == []
 
 
 def test_no_secret_is_shown(tmp_path: Path) -> None:
@@ -173,8 +225,6 @@ def test_whose_answers_are_simulated() -> None:
 
 
 def test_every_key_and_every_password_in_an_address_is_a_secret() -> None:
-    keys = [field.name for field in fields(Settings) if field.name.endswith("api_key")]
-    assert len(keys) == 7
-    environ = {variable(name): f"sk-{name}-value" for name in keys}
-    told = load({**environ, "LOCAL_BASE_URL": "http://ann:pass-word-1@here/v1"})
-    assert {*(f"sk-{name}-value" for name in keys), "pass-word-1"} <= set(told.secrets)
+    assert len(KEYS) == 7
+    told = load({**{name: f"sk-{name}-value" for name in KEYS}, "LOCAL_BASE_URL": "http://ann:pass-word-1@here/v1"})
+    assert {*(f"sk-{name}-value" for name in KEYS), "pass-word-1"} <= set(told.secrets)

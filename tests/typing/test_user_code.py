@@ -18,7 +18,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from schemas import Event
-from workers.kit import Pipeline, Reject, Retry, Run, State, Stop, each, parallel, pipeline, route
+from workers.kit import Pipeline, Reject, Retry, Run, Settings, State, Stop, each, parallel, pipeline, route
 
 
 class Opened(Event, tag="opened", frozen=True):
@@ -53,6 +53,14 @@ async def note(run: Run, talk: State[Talk], text: str) -> int:
     talk.set(Talk((*talk.value.turns, text)))
     run.emit(Opened(text), key=run.key)
     return len(talk.value.turns)
+
+
+class Crm(Settings, frozen=True):
+    crm_url: str
+
+
+async def look_up(run: Run, crm: Crm, name: str) -> str:
+    return crm.crm_url + name
 
 
 async def recall(talk: State[Talk], n: int) -> str:
@@ -129,6 +137,11 @@ told = Pipeline(after=support, flow=[classify])
 async def free(run: Run, ticket: Opened, triage: Triage) -> str:
     turns = await run.step(note, ticket.body)
     return await run.step(recall, turns - 1)
+
+
+@pipeline(on=Opened)
+async def settled(run: Run, ticket: Opened, crm: Crm) -> str:
+    return await run.step(look_up, name=ticket.body)
 
 
 @pipeline(on=Opened, timeout_s=5)
@@ -255,6 +268,10 @@ WRONG = {
     "the outside without a wait": (
         "async def bad(run: Run) -> None:\n    done: bool = run.outside()\n",
         'Incompatible types in assignment (expression has type "Coroutine[Any, Any, None]", variable has type "bool")',
+    ),
+    "a setting that is changed": (
+        "async def bad(crm: Crm) -> None:\n    crm.crm_url = ''\n",
+        'Property "crm_url" defined in "Crm" is read-only',
     ),
     "a state of another type": (
         "async def bad(talk: State[Talk]) -> None:\n    talk.set(Triage('high'))\n",

@@ -3,13 +3,13 @@
 from collections.abc import Container, Mapping, Sequence
 
 from prompts import Prompts, Target
+from service.declared import Variables, variables_of_providers
 from service.errors import SettingsError, WiringError
-from service.settings import PROVIDERS, variable
 from workers.clients.calling import Caller
-from workers.clients.provider import Connect
+from workers.clients.provider import Provider
 
 
-def check_chains(prompts: Prompts, providers: Mapping[str, Connect]) -> None:
+def check_chains(prompts: Prompts, providers: Mapping[str, Provider]) -> None:
     """Raises WiringError."""
     for alias, chain in prompts.models.items():
         for name in {target.provider for target in chain} - providers.keys():
@@ -34,8 +34,8 @@ def no_key(alias: str, chain: Sequence[Target]) -> str:
 
 
 def _needs(provider: str) -> str:
-    names = PROVIDERS.get(provider)
-    return " and ".join(map(variable, names)) if names else f"what workers/providers/{provider}.py asks for"
+    keys = variables_of_providers().get(provider, Variables()).keys
+    return " and ".join(keys) or f"what workers/providers/{provider}.py asks for"
 
 
 def check_embeds(alias: str, chain: Sequence[Target], caller: Caller) -> None:

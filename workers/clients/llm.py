@@ -18,7 +18,7 @@ from workers.clients.embeddings import embed
 from workers.clients.faults import Fault
 from workers.clients.ledger import Call, CallLog, Question, Try, encode, hashed
 from workers.clients.limits import open_limiters
-from workers.clients.provider import Answer, Client, Connect, Message, Request, Texts
+from workers.clients.provider import Answer, Client, Message, Provider, Request, Texts
 from workers.clients.share import Shared
 from workers.clients.streaming import StreamTimeouts
 from workers.clients.structured import InvalidReply, Shape
@@ -202,7 +202,7 @@ async def open_llm(
     settings: Settings,
     prompts: Prompts,
     simulator_url: str | None,
-    providers: Mapping[str, Connect],
+    providers: Mapping[str, Provider],
     policy: Policy | None = None,
     shared: Shared | None = None,
     meters: Meters | None = None,
@@ -217,9 +217,9 @@ async def open_llm(
     check_chains(prompts, providers)
     async with AsyncExitStack() as stack:
         clients: dict[str, Client] = {}
-        for name, connect in providers.items():
-            opening = connect(settings, simulator_url)
-            if opening is not None:
+        for name, provider in providers.items():
+            if simulator_url or provider.has_keys(settings.providers):
+                opening = provider.connect(settings.providers, simulator_url)
                 clients[name] = await stack.enter_async_context(opening)
         check_keys(prompts, clients)
         targets = {target for chain in prompts.models.values() for target in chain if target.provider in clients}

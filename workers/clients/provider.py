@@ -1,12 +1,11 @@
 """What every LLM provider looks like from here: a request, an answer, a client that turns one into the other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ClassVar, Final, Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
-from service.settings import Settings
 from workers.clients.streaming import OnText, StreamTimeouts
 
 SIMULATED_KEY: Final = "simulated"
@@ -87,5 +86,15 @@ class Embedder(Protocol):
         """Ask once, for `vectors`. Raises Fault."""
 
 
-Connect = Callable[[Settings, str | None], AbstractAsyncContextManager[Client] | None]
-"""A provider: opens its client with what the settings hold, or at the simulator's address; None where it has no key."""
+Connect = Callable[[Mapping[str, str], str | None], AbstractAsyncContextManager[Client]]
+"""Opens a provider's client with the values of its KEYS and OPTIONS, or at the simulator's address."""
+
+
+class Provider(Struct, frozen=True):
+    """A file of workers/providers/: `keys` are the variables that it can't be asked without."""
+
+    connect: Connect
+    keys: tuple[str, ...] = ()
+
+    def has_keys(self, values: Mapping[str, str]) -> bool:
+        return all(values.get(name) for name in self.keys)

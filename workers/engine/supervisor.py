@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from arq import ArqRedis
 from msgspec import Struct
-from msgspec.structs import replace
 
 from prompts import Prompts
 from schemas.catalog import Catalog
@@ -26,7 +25,7 @@ from service.stream import names_of
 from service.supervise import Part, supervised
 from workers.clients.limits import SCRIPT
 from workers.clients.llm import Llm, open_llm
-from workers.clients.provider import Connect
+from workers.clients.provider import Provider
 from workers.clients.share import Shared
 from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
@@ -47,6 +46,7 @@ from workers.engine.sweeper import Sweeper
 from workers.kit.failures import start_task
 from workers.kit.handles import Clients
 from workers.kit.resources import open_resources
+from workers.kit.settings import Own, addresses, simulated
 from workers.kit.wiring import Wired, Wiring, everyone, graph
 from workers.simulator import running_simulator
 
@@ -62,7 +62,8 @@ class Program(Struct, frozen=True):
     catalog: Catalog
     wiring: Wiring
     prompts: Prompts
-    providers: Mapping[str, Connect]
+    providers: Mapping[str, Provider]
+    own_settings: Own = {}
 
 
 class Parts(Struct, frozen=True):
@@ -142,15 +143,14 @@ def _contain_tasks(stack: AsyncExitStack) -> None:
 async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> Parts:
     settings, names = program.settings, names_of(program.settings)
     simulator = await stack.enter_async_context(running_simulator()) if settings.simulated else None
-    if simulator and not settings.page_url:
-        settings = replace(settings, page_url=f"{simulator}/pages")
+    own_settings = simulated(program.own_settings, simulator) if simulator else program.own_settings
     redis = await stack.enter_async_context(open_redis(settings, guard=owner.guard))
     blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S, owner.guard))
     pool = await stack.enter_async_context(open_pool(settings, "worker"))
     shared = Shared(redis.register_script(SCRIPT.read_text()), names, lambda: lease.alive)
     meters = Meters()
     llm = open_llm(settings, program.prompts, simulator, providers=program.providers, shared=shared, meters=meters)
-    clients = await _open_clients(settings, stack, llm, Vectors(pool, searching(settings, meters)))
+    clients = await _open_clients(settings, own_settings, stack, llm, Vectors(pool, searching(settings, meters)))
     arq = open_arq(settings, owner.guard)
     stack.push_async_callback(arq.connection_pool.disconnect)
     notifier, ledger, journal = Notifier(redis, names), Ledger(settings, pool, meters), Journal(settings, meters)
@@ -167,7 +167,8 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     deps = Deps(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, publisher, meters)
     executor = Executor(deps, lease.guard)
     consumer = Consumer(settings, blocking, lease, executor, meters)
-    keyed, resumer = _keyed(program.wiring), Resumer(clients.llm.states, settings.concurrency)
+    keyed = frozenset(kind for kind, wired in program.wiring.items() if wired.needs_key)
+    resumer = Resumer(clients.llm.states, settings.concurrency)
     return Parts(
         executor=executor,
         consumer=consumer,
@@ -190,13 +191,14 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
 
 
 async def _open_clients(
-    settings: Settings, stack: AsyncExitStack, llm: AbstractAsyncContextManager[Llm], vectors: Vectors
+    settings: Settings, own: Own, stack: AsyncExitStack, llm: AbstractAsyncContextManager[Llm], vectors: Vectors
 ) -> Clients:
     return Clients(
         llm=await stack.enter_async_context(llm),
         vectors=vectors,
-        web=await stack.enter_async_context(open_web(allowed(settings.web_allow, settings.page_url))),
+        web=await stack.enter_async_context(open_web(allowed(settings.web_allow, *addresses(own)))),
         resources=await stack.enter_async_context(open_resources()),
+        own_settings=own,
     )
 
 
@@ -208,10 +210,6 @@ def _state(stopping: asyncio.Event, consumer: Consumer, commits: Mapping[str, Co
         if reason := health.failing:
             return "disconnected", f"For {NOT_READY_S:g} s every commit of its {name} failed: {SENTENCES[reason]}"
     return ("disconnected", consumer.reason) if consumer.disconnected else ("ready", None)
-
-
-def _keyed(wiring: Wiring) -> frozenset[str]:
-    return frozenset(kind for kind, wired in wiring.items() if wired.needs_key)
 
 
 def _drawing(wired: Wired, kind: str | None) -> tuple[Any, ...]:

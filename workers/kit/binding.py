@@ -24,6 +24,7 @@ from workers.kit.plan import (
 from workers.kit.resources import Open, given_by
 from workers.kit.run import Run
 from workers.kit.scope import Branches, Producer, Scope, Siblings, fits, gifts, named, nearest, nearness, optional
+from workers.kit.settings import Given, given
 from workers.kit.signature import check_at_once, check_labels, hints_of, returns
 from workers.kit.state import Taken, taken
 
@@ -154,7 +155,7 @@ def _each(element: Each, scope: Scope, path: str, names: _Names) -> BoundEach:
     return BoundEach(bound, nearest(scope, wanted[name])[0].name, element.at_once, element.collect)
 
 
-def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str | Taken:
+def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str | Taken | Given:
     name, wanted = parameter.name, hints.get(parameter.name)
     if parameter.kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
         raise WiringError(f"{where(node)}: parameter `{parameter}` takes no argument by its place. Write it plainly.")
@@ -162,6 +163,8 @@ def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], 
         raise WiringError(f"{where(node)}: parameter `{name}` has no type. Annotate it: parameters are bound by type.")
     if wanted is Run:
         return RUN
+    if (settings := given(wanted)) is not None:
+        return settings
     if (state := taken(wanted, f"{where(node)}: parameter `{name}`")) is not None:
         return state
     producers = nearest(scope, wanted)

@@ -17,18 +17,20 @@ from workers.kit.flow import Node
 from workers.kit.memory import Effects, Facts, Guard, Keep, check_in_step
 from workers.kit.ordered import ordered
 from workers.kit.resources import Open, Resources
+from workers.kit.settings import Own
 from workers.kit.state import Load, no_states
 
 DELETE_MAX: Final = 10_000
 
 
 class Clients(Struct, frozen=True):
-    """What a worker opens once and every run uses."""
+    """What a worker opens or reads once, and every run uses."""
 
     llm: Llm
     vectors: Vectors
     web: Web
     resources: Resources = field(default_factory=Resources)
+    own_settings: Own = {}
 
 
 class RunDeps(Struct, frozen=True):

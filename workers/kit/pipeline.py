@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Final, TypedDict, TypeVar, Unpack, overload
+from typing import Annotated, Any, Final, Protocol, TypedDict, TypeVar, Unpack, overload
 
 from msgspec import Meta, Struct
 
@@ -10,8 +10,10 @@ from schemas import Event
 from workers.kit.flow import Flow, Node
 from workers.kit.resources import Open
 from workers.kit.run import Run
+from workers.kit.settings import Settings
 
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=Event, covariant=True)
+C = TypeVar("C", bound=Settings)
 Body = Callable[..., Awaitable[Any]]
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -59,10 +61,18 @@ class Options(TypedDict, total=False):
     resources: Sequence[Open]
 
 
+class Wrap(Protocol[E]):
+    """Makes a pipeline of a body that takes the run, an event of this type and, if it likes, Settings."""
+
+    @overload
+    def __call__(self, body: Callable[[Run, E], Awaitable[Any]], /) -> Pipeline: ...
+
+    @overload
+    def __call__(self, body: Callable[[Run, E, C], Awaitable[Any]], /) -> Pipeline: ...
+
+
 @overload
-def pipeline(
-    *, on: type[E], **options: Unpack[Options]
-) -> Callable[[Callable[[Run, E], Awaitable[Any]]], Pipeline]: ...
+def pipeline(*, on: type[E], **options: Unpack[Options]) -> Wrap[E]: ...
 
 
 @overload

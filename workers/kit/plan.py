@@ -16,6 +16,7 @@ from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, Stale, TooLarge
 from workers.kit.resources import Uses
 from workers.kit.run import Run, as_step, step
+from workers.kit.settings import Given
 from workers.kit.signature import call
 from workers.kit.state import Taken
 
@@ -25,12 +26,12 @@ ITEM = "the item"
 AFTER = "what it follows"
 
 Results = dict[str, Any]
-Takes = tuple[str | Taken, ...]
+Takes = tuple[str | Taken | Given, ...]
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
 
 class BoundNode(Struct, frozen=True):
-    """A node under its step key; `takes` names the producer of each argument, or the state that is put in for it;
+    """A node under its step key; `takes` names the producer of each argument, or the state or settings put in for it;
     `uses` says which are resources."""
 
     step_key: str
@@ -126,7 +127,17 @@ async def _node(bound: BoundNode, run: Run, results: Results) -> Any:
 
 def _arguments(takes: Takes, run: Run, results: Results) -> list[Any]:
     """A name that is missing is one of a member that failed, in a `parallel` that collects: bound as `T | None`."""
-    return [run if source == RUN else source if isinstance(source, Taken) else results.get(source) for source in takes]
+    return [_argument(source, run, results) for source in takes]
+
+
+def _argument(source: str | Taken | Given, run: Run, results: Results) -> Any:
+    match source:
+        case Given():
+            return source.among(run._deps.clients.own_settings)
+        case Taken():
+            return source
+        case _:
+            return run if source == RUN else results.get(source)
 
 
 async def _parallel(part: BoundParallel, run: Run, results: Results) -> list[Any]:

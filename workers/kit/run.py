@@ -23,12 +23,13 @@ from workers.kit.record import OnRecord, in_time
 from workers.kit.resources import Uses, given_by
 from workers.kit.run_llm import RunLlm
 from workers.kit.scope import fits, named
+from workers.kit.settings import Given, Settings
 from workers.kit.signature import call, put_in
 from workers.kit.state import State, close_states, open_states
 
 P = ParamSpec("P")
 T = TypeVar("T")
-S = TypeVar("S", bound=Struct)
+S = TypeVar("S", bound=Settings | State[Any])
 
 CHEAP_MS: Final = 5.0
 WITHIN: Final = ">"  # in a key, behind that of the step around it; operate.sql knows it too
@@ -100,12 +101,12 @@ class Run(Struct, frozen=True):
 
     @overload
     async def step(
-        self, node: Callable[Concatenate["Run", State[S], P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+        self, node: Callable[Concatenate["Run", S, P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T: ...
 
     @overload
     async def step(
-        self, node: Callable[Concatenate[State[S], P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
+        self, node: Callable[Concatenate[S, P], Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> T: ...
 
     @overload
@@ -117,19 +118,21 @@ class Run(Struct, frozen=True):
     async def step(self, node: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 
     async def step(self, node: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any) -> Any:
-        """Run a node as a step of a free-form pipeline; its Run and its State are put in where it takes them.
+        """Run a node as a step of a free-form pipeline; its Run, Settings and State are put in where it takes them.
 
         The step's key is the node, a hash of its arguments and the how-manieth with these: steps may come in any order.
         Raises WiringError where the node is no async function, says nothing of what it returns, or can't be called so.
         """
-        inserted = put_in(node, Run)
+        inserted, own_settings = put_in(node, Run), self._deps.clients.own_settings
         is_resource = self._deps.clients.resources.is_one
         inputs = [argument for argument in args if not is_resource(argument)]
         by_name = {name: argument for name, argument in kwargs.items() if not is_resource(argument)}
         own = as_step(self, self._numbered(name_of(node, inputs, by_name)))
         self._keep_drawn()
         takes_resource = len(inputs) + len(by_name) < len(args) + len(kwargs)
-        handles = [own if kind is Run else kind for kind in inserted]
+        handles = [
+            own if put is Run else put.among(own_settings) if isinstance(put, Given) else put for put in inserted
+        ]
         return await step(own, node, [*handles, *args], kwargs, outside=takes_resource)
 
     async def resource(self, kind: type[T]) -> T:

@@ -11,6 +11,7 @@ from msgspec import json
 from schemas import Event
 from service.errors import WiringError
 from workers.kit.flow import OTHERWISE, Node, Route, Stop, where
+from workers.kit.settings import Given, given
 from workers.kit.state import taken
 
 NODES_MAX: Final = 4_096
@@ -73,16 +74,27 @@ def check_body(qualname: str, body: Node, event: type[Any]) -> None:
         raise WiringError(
             f"{qualname} has a `yield` in its body. A pipeline is an async function that returns its result."
         )
-    if (misfit := _misfit(body, ("run", "event"), {})) is not None:
+    if (misfit := _misfit(body, ("run", "event", *settings_of(body)), {})) is not None:
         raise WiringError(f"{qualname} can't be called with the run and the event: {misfit}. Write `(run, event)`.")
-    try:
-        hints = get_type_hints(body)
-    except (NameError, TypeError, AttributeError):  # what can't be resolved is for the type checker to say
-        return
+    hints = _hints_if_any(body)
     wanted = [hints.get(name) for name in list(inspect.signature(body).parameters)[:2]]
     events = [kind if isinstance(kind, type) and issubclass(kind, Event) else None for kind in wanted]
     if len(events) == 2 and (events[0] is not None or (events[1] is not None and not issubclass(event, events[1]))):
         raise WiringError(f"{qualname} is on {event.__name__}. Write `(run: Run, event: {event.__name__})`.")
+
+
+def settings_of(body: Node) -> tuple[Given, ...]:
+    """The Settings that a body of `@pipeline(on=…)` takes behind the run and the event."""
+    hints = _hints_if_any(body)
+    behind = [given(hints.get(name)) for name in list(inspect.signature(body).parameters)[2:]]
+    return tuple(each for each in behind if each is not None)
+
+
+def _hints_if_any(body: Node) -> dict[str, Any]:
+    try:
+        return get_type_hints(body)
+    except (NameError, TypeError, AttributeError):  # what can't be resolved is for the type checker to say
+        return {}
 
 
 def returns(node: Node) -> Any:
@@ -114,11 +126,12 @@ def decoder_of(node: Node) -> json.Decoder[Any]:
 
 @lru_cache(NODES_MAX)
 def put_in(node: Node, run: type) -> list[Any]:
-    """What a node takes before the arguments that a free form passes: the Run, whose type is `run`, then States."""
+    """What a node takes before the arguments that a free form passes: the Run, whose type is `run`, then Settings and
+    States."""
     hints = [hint for name, hint in annotations_of(node).items() if name != "return"]
     before: list[Any] = [run] if hints[:1] == [run] else []
-    states = (taken(hint, where(node)) for hint in hints[len(before) :])
-    return [*before, *takewhile(lambda state: state is not None, states)]
+    put = (given(hint) or taken(hint, where(node)) for hint in hints[len(before) :])
+    return [*before, *takewhile(lambda each: each is not None, put)]
 
 
 def _says_nothing(node: Node) -> WiringError:

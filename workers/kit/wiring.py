@@ -15,9 +15,9 @@ from workers.kit.binding import bind, bind_body
 from workers.kit.checks import check_limits, check_resources
 from workers.kit.drawing import edges
 from workers.kit.pipeline import Dollars, Pipeline, Retry, Seconds
-from workers.kit.plan import Free, Plan
+from workers.kit.plan import EVENT, RUN, Free, Plan, Takes
 from workers.kit.reading import gives, merge, states
-from workers.kit.signature import check_body
+from workers.kit.signature import check_body, settings_of
 
 
 class Wired(Struct, frozen=True):
@@ -106,7 +106,8 @@ def compiled(pipeline: Pipeline) -> Plan:
     after_type = None if pipeline.after is None else gives(compiled(pipeline.after))
     if pipeline.body is None:
         return bind(pipeline.flow, event, pipeline.resources, after_type)
-    return (Free(pipeline.body) if pipeline.after is None else bind_body(pipeline.body, event, after_type),)
+    takes: Takes = (RUN, EVENT, *settings_of(pipeline.body))
+    return (Free(pipeline.body, takes) if pipeline.after is None else bind_body(pipeline.body, event, after_type),)
 
 
 def _event_of(pipeline: Pipeline) -> type[Event]:

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from schemas.events.documents import DocumentAdded, DocumentIngested
 from workers.kit import Run
+from workers.nodes.pager import Pager
 
 DOCUMENTS = "documents"
 PASSAGE_MAX = 1_200  # letters: a thought or two, so that a hit says where
@@ -53,11 +54,11 @@ async def announce(run: Run, document: DocumentAdded, stored: list[Stored]) -> I
     return Ingested(document.document_id, len(stored))
 
 
-async def notify(run: Run, document: DocumentIngested) -> Notice:
-    if not run._deps.settings.page_url:
+async def notify(run: Run, document: DocumentIngested, pager: Pager) -> Notice:
+    if not pager.page_url:
         return Notice(document.document_id, "nobody was told: PAGE_URL is not set")
     told = {"document_id": document.document_id, "passages": document.passages}
-    reply = await run.web.post(run._deps.settings.page_url, json=told)
+    reply = await run.web.post(pager.page_url, json=told)
     return Notice(document.document_id, f"told, answer {reply.status}")
 
 

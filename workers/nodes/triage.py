@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 
 from schemas.events.tickets import MessageLabelled, TicketOpened
 from workers.kit import Run
+from workers.nodes.pager import Pager
 
 EXAMPLES = "examples"  # messages that people labelled, by events
 SEED = "seed"  # examples for tickets of all sources: keys with the scope `documents` put them there, no event does
@@ -114,9 +115,9 @@ async def by_urgency(triage: Triage) -> Literal["page", "answer", "close"]:
             return "close"
 
 
-async def page_on_call(run: Run, ticket: TicketOpened, triage: Triage, similar: Similar) -> Handled:
+async def page_on_call(run: Run, ticket: TicketOpened, triage: Triage, similar: Similar, pager: Pager) -> Handled:
     """POST to PAGE_URL, with a key that lets the other side drop a repeat."""
-    if not run._deps.settings.page_url:
+    if not pager.page_url:
         return Handled("page", None, "nobody was paged: PAGE_URL is not set")
     page = {
         "ticket_id": ticket.ticket_id,
@@ -124,7 +125,7 @@ async def page_on_call(run: Run, ticket: TicketOpened, triage: Triage, similar: 
         "intent": similar.intent,
         "summary": triage.summary,
     }
-    reply = await run.web.post(run._deps.settings.page_url, json=page)
+    reply = await run.web.post(pager.page_url, json=page)
     return Handled("page", None, f"paged, answer {reply.status}")
 
 

@@ -1,19 +1,22 @@
-"""The LLM providers: each file here is one, under its own name, and holds a `connect(settings, simulator_url)`."""
+"""The LLM providers: each file here is one, under its own name.
+
+`KEYS` are the variables that it can't be asked without, `OPTIONS` others that it may be told; `connect(values,
+simulator_url)` opens its client.
+"""
 
 from types import ModuleType
 
 from schemas.catalog import modules
 from service.errors import WiringError
-from workers.clients.provider import Connect
+from workers.clients.provider import Provider
 
 
-def discover(package: ModuleType) -> dict[str, Connect]:
+def discover(package: ModuleType) -> dict[str, Provider]:
     """Every provider in the modules of `package`, by the module's name."""
-    return {module.__name__.rpartition(".")[2]: _connect(module) for module in modules(package)}
+    return {module.__name__.rpartition(".")[2]: _provider(module) for module in modules(package)}
 
 
-def _connect(module: ModuleType) -> Connect:
-    connect: Connect | None = getattr(module, "connect", None)
-    if connect is None:
-        raise WiringError(f"{module.__name__} has no function connect(settings, simulator_url): see its neighbours.")
-    return connect
+def _provider(module: ModuleType) -> Provider:
+    if not hasattr(module, "connect"):
+        raise WiringError(f"{module.__name__} has no function connect(values, simulator_url): see its neighbours.")
+    return Provider(module.connect, getattr(module, "KEYS", ()))

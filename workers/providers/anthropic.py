@@ -1,15 +1,16 @@
 """Anthropic."""
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
-from service.settings import Settings
 from workers.clients import anthropic
 from workers.clients.provider import SIMULATED_KEY, Client
 
+KEYS = ("ANTHROPIC_API_KEY",)
+OPTIONS = ("ANTHROPIC_BASE_URL",)
 
-def connect(settings: Settings, simulator_url: str | None) -> AbstractAsyncContextManager[Client] | None:
+
+def connect(values: Mapping[str, str], simulator_url: str | None) -> AbstractAsyncContextManager[Client]:
     if simulator_url:
         return anthropic.connect(SIMULATED_KEY, simulator_url, proxies=False)
-    if not settings.anthropic_api_key:
-        return None
-    return anthropic.connect(settings.anthropic_api_key, settings.anthropic_base_url or None)
+    return anthropic.connect(values["ANTHROPIC_API_KEY"], values.get("ANTHROPIC_BASE_URL"))

@@ -1,17 +1,26 @@
 """A server of your own that speaks OpenAI's protocol, at LOCAL_BASE_URL: Ollama, vLLM, llama.cpp."""
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
-from service.settings import Settings
+from msgspec import ValidationError, convert
+
+from service.errors import SettingsError
 from workers.clients import openai
 from workers.clients.provider import SIMULATED_KEY, Client
 
+KEYS = ("LOCAL_BASE_URL",)
+OPTIONS = ("LOCAL_API_KEY", "LOCAL_JSON")
 
-def connect(settings: Settings, simulator_url: str | None) -> AbstractAsyncContextManager[Client] | None:
-    dialect = openai.Dialect(max_tokens="max_tokens", json=settings.local_json)
+
+def connect(values: Mapping[str, str], simulator_url: str | None) -> AbstractAsyncContextManager[Client]:
+    form = {"max_tokens": "max_tokens", "json": values.get("LOCAL_JSON", "json_schema")}
+    try:
+        dialect = convert(form, openai.Dialect)
+    except ValidationError as error:
+        raise SettingsError(f"LOCAL_JSON={form['json']} does not fit: {error}.") from error
     if simulator_url:
         return openai.connect(SIMULATED_KEY, f"{simulator_url}/v1", name="local", proxies=False, dialect=dialect)
-    if not settings.has("local"):
-        return None
     # The SDK wants some key; a server that has none does not look at it.
-    return openai.connect(settings.local_api_key or "none", settings.local_base_url, name="local", dialect=dialect)
+    key = values.get("LOCAL_API_KEY") or "none"
+    return openai.connect(key, values["LOCAL_BASE_URL"], name="local", dialect=dialect)

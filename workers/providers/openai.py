@@ -1,15 +1,16 @@
 """OpenAI, or what speaks its protocol at OPENAI_BASE_URL."""
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
-from service.settings import Settings
 from workers.clients import openai
 from workers.clients.provider import SIMULATED_KEY, Client
 
+KEYS = ("OPENAI_API_KEY",)
+OPTIONS = ("OPENAI_BASE_URL",)
 
-def connect(settings: Settings, simulator_url: str | None) -> AbstractAsyncContextManager[Client] | None:
+
+def connect(values: Mapping[str, str], simulator_url: str | None) -> AbstractAsyncContextManager[Client]:
     if simulator_url:
         return openai.connect(SIMULATED_KEY, f"{simulator_url}/v1", proxies=False)
-    if not settings.openai_api_key:
-        return None
-    return openai.connect(settings.openai_api_key, settings.openai_base_url or None)
+    return openai.connect(values["OPENAI_API_KEY"], values.get("OPENAI_BASE_URL"))

@@ -17,6 +17,7 @@ from service.settings import Settings
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES, AT_HOME
+from tests.models import with_keys
 from tests.processes import START_S, Program, free_port, started
 from tests.programs import program_of
 from tests.sse import Client
@@ -53,8 +54,7 @@ async def quiet(event: Spoken) -> One:
 async def speaking(settings: Settings, token_ms: float = 20.0, flow: Pipeline | None = None) -> AsyncIterator[Board]:
     """A board whose models take `token_ms` for each token."""
     async with running_simulator(behaviour=Behaviour(latency_ms=1, token_ms=token_ms)) as url:
-        keys = {"openai_api_key": "dummy", "openai_base_url": f"{url}/v1", "simulate": "off"}
-        spoken = replace(settings, **keys)
+        spoken = with_keys(replace(settings, simulate="off"), openai_api_key="dummy", openai_base_url=f"{url}/v1")
         program = program_of(spoken, talk=flow or Pipeline(on=Spoken, flow=[parallel(one, two)]))
         async with board_on(spoken, program) as board:
             yield board

@@ -23,6 +23,7 @@ from tests.programs import program_of
 from tests.workers.clients.test_web import always, server
 from workers.clients.web import Reply, open_web
 from workers.kit import Pipeline, Run
+from workers.nodes.pager import Pager
 
 # From public reports: LibreChat GHSA-w5r7-4f94-vp4c (mapped addresses in hexadecimal), Crawl4AI (NAT64, 6to4,
 # compatible, unspecified), Open WebUI CVE-2026-45400 (two readers of one address), ssrfcheck GHSA-j4rj-2jr5-m439.
@@ -176,7 +177,8 @@ async def test_an_event_that_leads_inside_is_dead_at_once(settings: Settings) ->
     program = program_of(settings, called=Pipeline(on=Called, flow=[call]))
     async with listening() as (port, seen), listening() as (pager, _):
         page_url = f"http://127.0.0.1:{pager}/"
-        async with board_on(replace(settings, web_allow="", page_url=page_url), program) as board:
+        program = replace(program, own_settings={Pager: Pager(page_url=page_url)})
+        async with board_on(replace(settings, web_allow=""), program) as board:
             event = await board.ended(await board.send("called", {"url": f"http://127.0.0.1:{port}/"}))
             assert (event["status"], event["attempts"], event["error"]["kind"]) == ("dead", 1, "Reject")
             assert "127.0.0.1 is an address of the inside" in event["error"]["message"]

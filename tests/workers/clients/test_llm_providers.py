@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,6 +14,7 @@ import workers.providers
 from prompts import Prompts, Target
 from service.errors import CallboardError, Outage, SettingsError, WiringError
 from service.settings import Settings, load
+from tests.models import with_keys
 from tests.workers.clients.asking import (
     Ledger,
     Sorted,
@@ -57,7 +57,7 @@ async def test_keys_choose_the_provider_and_are_sent(
     alone = Prompts(prompts.versions, {**prompts.models, "both": prompts.models[name]})
     key = {"azure": "azure_openai_api_key"}.get(name, f"{name}_api_key")
     async with provider(handle) as url:
-        settings = replace(Settings(), **{key: "k-123"}, **{each: given[each].format(url) for each in given})
+        settings = with_keys(Settings(), **{key: "k-123"}, **{each: given[each].format(url) for each in given})
         assert settings.has_provider_key
         async with open_llm(settings, alone, None, discover(workers.providers)) as llm:
             assert await ask(llm, ledger, labels={"event_id": "e"}) == "hello"
@@ -75,8 +75,8 @@ async def test_a_call_that_could_not_be_sent_costs_nothing(
 ) -> None:
     """Of a key from a file of the user's own, say: those of the settings are looked at when they are read."""
     async with strict_provider() as (url, server):
-        settings = replace(Settings(), openai_api_key=key, openai_base_url=f"{url}/v1")
-        settings = replace(settings, anthropic_api_key=key, anthropic_base_url=url)
+        settings = with_keys(Settings(), openai_api_key=key, openai_base_url=f"{url}/v1")
+        settings = with_keys(settings, anthropic_api_key=key, anthropic_base_url=url)
         alone = Prompts(prompts.versions, {"both": prompts.models[name]})
         async with open_llm(settings, alone, None, discover(workers.providers)) as llm:
             put = stream if streams else ask
@@ -94,7 +94,7 @@ async def test_a_call_that_could_not_be_sent_costs_nothing(
 
 async def test_an_address_that_no_request_can_be_sent_to_costs_nothing(prompts: Prompts, ledger: Ledger) -> None:
     alone = Prompts(prompts.versions, {"both": prompts.models["openai"]})
-    settings = replace(Settings(), openai_api_key="sk-1", openai_base_url="ftp://127.0.0.1/v1")
+    settings = with_keys(Settings(), openai_api_key="sk-1", openai_base_url="ftp://127.0.0.1/v1")
     async with open_llm(settings, alone, None, discover(workers.providers)) as llm:
         with pytest.raises(Outage):
             await ask(llm, ledger)
@@ -121,9 +121,9 @@ async def test_a_server_of_ones_own_needs_no_key_and_may_want_its_own_json(promp
 
     alone = Prompts(prompts.versions, {"both": prompts.models["local"]})
     async with provider(handle) as url:
-        settings = replace(Settings(), local_base_url=f"{url}/v1")
+        settings = with_keys(Settings(), local_base_url=f"{url}/v1")
         for json_ in ("json_schema", "json_object"):
-            told = replace(settings, local_json=json_)
+            told = with_keys(settings, local_json=json_)
             async with open_llm(told, alone, None, discover(workers.providers)) as llm:
                 assert await ask(llm, ledger, returns=Sorted) == Sorted("x", "high")
     wants = [each["response_format"] for each in asked]
@@ -137,8 +137,11 @@ from workers.clients import openai
 DIALECT = openai.Dialect(max_tokens="max_tokens")
 
 
-def connect(settings, simulator_url):
-    return openai.connect("own", "{url}/v1", name="ours", proxies=False, dialect=DIALECT)
+KEYS = ("OURS_API_KEY",)
+
+
+def connect(values, simulator_url):
+    return openai.connect(values["OURS_API_KEY"], "{url}/v1", name="ours", proxies=False, dialect=DIALECT)
 '''
 
 
@@ -153,7 +156,9 @@ async def test_a_provider_is_one_file(
         monkeypatch.syspath_prepend(tmp_path)
         catalog = discover(importlib.import_module("own_providers"))
         asked = Prompts(prompts.versions, {"both": (Target("ours", "m"),)})
-        async with open_llm(Settings(), asked, None, catalog) as llm:
+        with pytest.raises(SettingsError, match='No provider of the model alias "both" can be asked'):
+            await open_llm(Settings(), asked, None, catalog).__aenter__()
+        async with open_llm(with_keys(Settings(), ours_api_key="own"), asked, None, catalog) as llm:
             assert await ask(llm, ledger) == "hello"
     assert [(call.provider, call.model, call.outcome) for call in ledger.calls] == [("ours", "m", "ok")]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +19,7 @@ from prompts import Prompts
 from service.errors import Outage
 from service.settings import Settings
 from tests.listening import listening_on
+from tests.models import with_keys
 from tests.workers.clients.asking import Ledger, ask, said
 from workers.clients.llm import open_llm
 from workers.providers import discover
@@ -32,7 +32,8 @@ HOSTS: Final = {
     "mistral": ("api.mistral.ai", "/v1/chat/completions"),
     "local": ("llm.our.example", "/v1/chat/completions"),
 }
-WITH_KEY: Final = Settings(
+WITH_KEY: Final = with_keys(
+    Settings(),
     openai_api_key="k-123",
     anthropic_api_key="k-123",
     azure_openai_api_key="k-123",
@@ -155,7 +156,7 @@ async def test_who_is_in_no_proxy_is_asked_directly(
         monkeypatch.setenv("NO_PROXY", "example.com,localhost")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificates / "ca.pem"))
         here = f"https://localhost:{port}"
-        settings = replace(WITH_KEY, openai_base_url=f"{here}/v1", anthropic_base_url=here)
+        settings = with_keys(WITH_KEY, openai_base_url=f"{here}/v1", anthropic_base_url=here)
         assert await say(prompts, ledger, name, settings) == "hello"
     assert (len(seen), tunnels) == (1, [])
 

@@ -13,6 +13,7 @@ from prompts import Prompts
 from service.errors import CallboardError, WiringError
 from service.settings import Settings
 from tests.board import TICKET, board_on
+from tests.models import with_keys
 from tests.workers.clients.asking import Ledger, ask
 from tests.workers.clients.strict_servers import anthropic_refuses, openai_refuses, strict_provider
 from tests.workers.simulator.test_simulated_schemas import STRUCTS
@@ -83,7 +84,7 @@ async def test_a_reply_of_any_type_is_asked_for_as_the_provider_wants(
 ) -> None:
     async with strict_provider() as (url, provider):
         address = {"openai_base_url": f"{url}/v1"} if name == "openai" else {"anthropic_base_url": url}
-        chosen = replace(Settings(), **{f"{name}_api_key": "sk-1"}, **address)
+        chosen = with_keys(Settings(), **{f"{name}_api_key": "sk-1"}, **address)
         alone = Prompts(prompts.versions, {"both": prompts.models[name]})
         async with open_llm(chosen, alone, None, discover(workers.providers)) as llm:
             reply = await ask(llm, ledger, returns=returns)
@@ -175,7 +176,7 @@ def test_what_is_too_large_for_strict_mode_is_not_asked_for_in_it(limit: str) ->
 
 async def test_the_shipped_example_is_taken_at_its_first_call_by_openai(settings: Settings) -> None:
     async with strict_provider() as (url, provider):
-        chosen = replace(settings, openai_api_key="sk-1", openai_base_url=f"{url}/v1", simulate="off")
+        chosen = with_keys(replace(settings, simulate="off"), openai_api_key="sk-1", openai_base_url=f"{url}/v1")
         async with board_on(chosen) as board:
             event = await board.ended(await board.send("ticket.opened", TICKET))
     assert provider.refusals == []

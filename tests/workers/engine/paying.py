@@ -15,6 +15,7 @@ from prompts import Prompts, load
 from service.settings import Settings
 from tests.board import Board, board_on
 from tests.listening import listening_on
+from tests.models import with_keys
 from tests.programs import program_of
 from workers.engine.supervisor import Program
 from workers.kit import Pipeline
@@ -78,9 +79,8 @@ def prompts_in(folder: Path, price: str = PRICE, max_tokens: int = MAX_TOKENS) -
 
 
 def paying(settings: Settings, url: str, budget_day_usd: float) -> Settings:
-    return replace(
-        settings, simulate="off", openai_api_key="k", openai_base_url=url, budget_day_usd=budget_day_usd, grace_s=1
-    )
+    bounded = replace(settings, simulate="off", budget_day_usd=budget_day_usd, grace_s=1)
+    return with_keys(bounded, openai_api_key="k", openai_base_url=url)
 
 
 def program(settings: Settings, folder: Path, job: Pipeline, **prompt: Any) -> Program:

@@ -24,6 +24,7 @@ from service.settings import Settings
 from service.supervise import end, supervised
 from tests.board import TICKET, Board, board_on
 from tests.eventually import eventually
+from tests.models import with_keys
 from tests.workers.engine.paying import COST_USD, MOST_USD, open_shop
 from workers.clients.faults import Booked
 from workers.clients.ledger import Call, DaySpent
@@ -214,7 +215,7 @@ async def test_accounts_are_right_whatever_becomes_of_calls(settings: Settings, 
     """Workers that end or die, replies that come late: at no time is more charged than the limit, and what is drawn is
     what calls cost and workers hold."""
     tenant, rescued = f"t-{uuid4()}", asyncio.Event()
-    real = replace(settings, simulate="off", openai_api_key="k", budget_day_usd=LIMIT_USD)
+    real = with_keys(replace(settings, simulate="off", budget_day_usd=LIMIT_USD), openai_api_key="k")
     async with open_pool(real, "test") as pool:
         workers = [Worker(real, pool, tenant) for _ in range(3)]
         async with supervised({f"ledger {n}": each.ledger.run for n, each in enumerate(workers)}):

@@ -16,6 +16,7 @@ from schemas import Event
 from service.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
+from tests.models import with_keys
 from tests.programs import program_of
 from workers.kit import Pipeline, Run
 from workers.simulator import running_simulator
@@ -52,7 +53,8 @@ async def limited(settings: Settings, folder: Path, limits: str, limit: Limit) -
     (folder / "models.toml").write_text(f'fast = [{{ provider = "openai", model = "ours", limits = {limits} }}]\n')
     behaviour = Behaviour(latency_ms=LATENCY_MS, latency_p99_ms=LATENCY_MS, limits=(limit,))
     async with running_simulator(behaviour=behaviour) as url:
-        told = replace(settings, simulate="off", openai_api_key="k", openai_base_url=f"{url}/v1", budget_day_usd=1000.0)
+        told = replace(settings, simulate="off", budget_day_usd=1000.0)
+        told = with_keys(told, openai_api_key="k", openai_base_url=f"{url}/v1")
         program = replace(program_of(told, asked=Pipeline(on=Asked, flow=[ask])), prompts=load(folder))
         async with board_on(told, program, workers=WORKERS) as board:
             yield board, url
