@@ -48,7 +48,6 @@ from workers.kit.handles import Clients
 from workers.kit.resources import open_resources
 from workers.kit.settings import Own, addresses, simulated
 from workers.kit.wiring import Wired, Wiring, everyone, graph
-from workers.simulator import running_simulator
 
 BLOCKING_TIMEOUT_S: Final = 8.0
 
@@ -98,7 +97,9 @@ async def open_worker(
     Raises PromptError where a prompt was changed under the number of a version that has been used.
     """
     async with AsyncExitStack() as stack:
-        _contain_tasks(stack)
+        loop = asyncio.get_running_loop()
+        stack.callback(loop.set_task_factory, loop.get_task_factory())
+        loop.set_task_factory(start_task)  # no task that user code starts ends this worker
         parts = await _parts(program, stack, owner or RedisOwner(program.settings))
         if parts.ledger.prompt_versions is not None:
             await parts.ledger.prompt_versions.check(program.prompts)
@@ -133,16 +134,9 @@ async def open_worker(
             parts.stopping.set()
 
 
-def _contain_tasks(stack: AsyncExitStack) -> None:
-    """No task that user code starts ends this worker."""
-    loop = asyncio.get_running_loop()
-    stack.callback(loop.set_task_factory, loop.get_task_factory())
-    loop.set_task_factory(start_task)
-
-
 async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> Parts:
     settings, names = program.settings, names_of(program.settings)
-    simulator = await stack.enter_async_context(running_simulator()) if settings.simulated else None
+    simulator = await _simulator(stack) if settings.simulated else None
     own_settings = simulated(program.own_settings, simulator) if simulator else program.own_settings
     redis = await stack.enter_async_context(open_redis(settings, guard=owner.guard))
     blocking = await stack.enter_async_context(open_redis(settings, BLOCKING_TIMEOUT_S, owner.guard))
@@ -188,6 +182,13 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
         watch=watch,
         stopping=stopping,
     )
+
+
+async def _simulator(stack: AsyncExitStack) -> str:
+    """Its address. A worker that asks real providers does not even import it."""
+    from workers.simulator import running_simulator
+
+    return await stack.enter_async_context(running_simulator())
 
 
 async def _open_clients(
