@@ -24,6 +24,8 @@ from service.migrate import migrate
 from service.settings import Settings
 from tests.board import Board, board_on
 from tests.keys import TOKEN
+from tests.processes import ROOT
+from tests.shipped import MINE, of_users, run_without
 
 IN_MEMORY = Path("/dev/shm")
 ROOM_BYTES = 2 << 30
@@ -52,6 +54,17 @@ def _storable_reports(pytestconfig: pytest.Config) -> None:
     plugin = pytestconfig.pluginmanager.get_plugin("logging-plugin")
     if plugin is not None:
         plugin.report_handler.setFormatter(Lines((), plain=True, with_payloads=True))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """The product is tested as it ships: where somebody has added files of his own, in a copy without them."""
+    added, root = of_users(ROOT), config.rootpath
+    mine = [argument for argument in config.args if argument.startswith((MINE, str(root / MINE)))]
+    if not added or mine or hasattr(config, "workerinput"):
+        return None
+    with_mine = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return run_without(added, ROOT, config.invocation_params.args, with_mine=with_mine)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
