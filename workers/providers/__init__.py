@@ -4,6 +4,7 @@
 simulator_url)` opens its client.
 """
 
+from inspect import signature
 from types import ModuleType
 
 from schemas.catalog import modules
@@ -19,4 +20,9 @@ def discover(package: ModuleType) -> dict[str, Provider]:
 def _provider(module: ModuleType) -> Provider:
     if not hasattr(module, "connect"):
         raise WiringError(f"{module.__name__} has no function connect(values, simulator_url): see its neighbours.")
+    if next(iter(signature(module.connect).parameters), "") == "settings":
+        raise WiringError(
+            f"{module.__name__}: connect gets no settings any more, but the values of the file's KEYS and OPTIONS, by "
+            "name. Name its variables there, and write connect(values, simulator_url)."
+        )
     return Provider(module.connect, getattr(module, "KEYS", ()))

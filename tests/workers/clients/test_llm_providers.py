@@ -163,6 +163,18 @@ async def test_a_provider_is_one_file(
     assert [(call.provider, call.model, call.outcome) for call in ledger.calls] == [("ours", "m", "ok")]
 
 
+def test_a_provider_of_the_release_before_is_told_what_it_gets_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "old_providers"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "ours.py").write_text("def connect(settings, simulator_url):\n    return None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(WiringError, match=r"old_providers\.ours: connect gets no settings any more.* KEYS and OPTIONS"):
+        discover(importlib.import_module("old_providers"))
+
+
 @pytest.mark.parametrize(
     ("alias", "says"),
     [
