@@ -45,7 +45,7 @@ def caller(request: Request) -> Caller:
 
 
 def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
-    """The endpoint, for those who have the scope; it says by `need` which."""
+    """The endpoint, for those who have the scope."""
 
     @wraps(endpoint)
     async def checked(request: Request) -> Response:
@@ -53,7 +53,6 @@ def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
             await admit(request, need)
         return await endpoint(request)
 
-    vars(checked)["need"] = need
     return checked
 
 

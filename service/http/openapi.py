@@ -1,28 +1,19 @@
-"""`/openapi.json`: the API told from its routes, its Structs and the event types."""
+"""`/openapi.json`: the API told from its operations, their Structs and the event types."""
 
-import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
 from msgspec import Struct, json
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from schemas.catalog import Catalog
 from schemas.envelope import Envelope
 from schemas.event import TAG_FIELD
-from service.forget_redis import Forgotten, Target
-from service.http import audit, batch, catalog, documents, events, metrics, operations, stream
-from service.http.app_state import JSON, reply, state_of
+from service.http.app_state import JSON
 from service.http.auth import Endpoint, Need
 from service.http.problem import PROBLEM, Problem
-from service.intake import Accepted
-from service.operate import Operated
 from service.release import release
-from workers.clients.vectors import Search
 
 REF: Final = "#/components/schemas/{name}"
 PARAMETER: Final = re.compile(r"{(\w+)(?::\w+)?}")
@@ -36,66 +27,39 @@ RETRY_AFTER: Final = {
 Schemas = Mapping[type, dict[str, Any]]
 
 
-class Shape(Struct, frozen=True):
-    """What an endpoint takes and gives; `answer` None is JSON that is composed of rows, an object."""
+class Operation(Struct, frozen=True):
+    """A method of a path, and the scope that a key needs for it.
 
+    `answer` None is JSON that is composed of rows, an object. `slash`: the path is also there with one at its end.
+    """
+
+    method: str
+    path: str
+    scope: Need
+    endpoint: Endpoint
     query: type | None = None
     body: type | None = None
+    takes: Sequence[str] = (JSON,)
     answer: type | None = None
     statuses: Sequence[int] = (200,)
     media: str = JSON
-    takes: Sequence[str] = (JSON,)
+    slash: bool = False
     is_limited: bool = False
 
 
-SHAPES: Final[Mapping[Endpoint, Shape]] = {
-    events.post_event: Shape(
-        body=Envelope, answer=Accepted, statuses=(202,), takes=events.MEDIA_TYPES, is_limited=True
-    ),
-    batch.post_batch: Shape(body=list[Envelope], statuses=(202, 207), takes=batch.MEDIA_TYPES, is_limited=True),
-    events.list_events: Shape(query=events.Filter),
-    stream.follow_event: Shape(media="text/event-stream"),
-    operations.replay_event: Shape(body=operations.Replay, statuses=(202,)),
-    operations.cancel_event: Shape(statuses=(202,)),
-    operations.list_dead_letters: Shape(query=operations.Page),
-    operations.replay_dead_letters: Shape(body=operations.Which, answer=Operated),
-    operations.discard_dead_letters: Shape(body=operations.Which, answer=Operated),
-    operations.forget: Shape(body=Target, answer=Forgotten),
-    audit.list_operations: Shape(query=audit.Operations),
-    documents.search_collection: Shape(body=Search, answer=documents.Hits),
-    documents.put_documents: Shape(body=documents.Upsert, answer=documents.Upserted),
-    documents.delete_documents: Shape(body=documents.Deletion, answer=documents.Deleted),
-    catalog.get_schema: Shape(media="application/schema+json"),
-    catalog.render_prompt: Shape(body=catalog.Filled),
-    catalog.get_stats: Shape(query=catalog.Period),
-    metrics.metrics: Shape(media="text/plain"),
-    metrics.fleet: Shape(media="text/plain"),
-}
-
-
-async def openapi(request: Request) -> Response:
-    """This document: OpenAPI 3.1."""
-    return reply(described(request.app.routes, state_of(request).catalog))
-
-
-def described(routes: Iterable[BaseRoute], types: Catalog) -> dict[str, Any]:
-    """Of the routes that ask for a scope, or for none; those of the page do neither."""
-    shapes = list(SHAPES.values())
+def described(operations: Sequence[Operation], types: Catalog) -> dict[str, Any]:
     all_structs = [
-        struct for shape in shapes for struct in (shape.query, shape.body, shape.answer) if struct is not None
+        struct for each in operations for struct in (each.query, each.body, each.answer) if struct is not None
     ]
     structs = list(dict.fromkeys([Problem, *all_structs, *(kind.struct for kind in types.values())]))
     refs, components = json.schema_components(structs, ref_template=REF)
     schemas = dict(zip(structs, refs, strict=True))
     _tell_events(types, schemas, components)
     paths: dict[str, dict[str, Any]] = {}
-    for route in routes:
-        need = getattr(getattr(route, "endpoint", None), "need", None)
-        if isinstance(route, Route) and need is not None and not route.path.endswith("/"):
-            path = PARAMETER.sub(r"{\1}", route.path)
-            for method in sorted((route.methods or set()) - {"HEAD"}):
-                paths.setdefault(path, {})[method.lower()] = _operation(route, need, schemas, components)
-    for query in {shape.query for shape in shapes if shape.query}:
+    for each in operations:
+        path = PARAMETER.sub(r"{\1}", each.path)
+        paths.setdefault(path, {})[each.method.lower()] = _operation(each, schemas, components)
+    for query in {each.query for each in operations if each.query}:
         del components[_name(schemas[query])]
     return {
         "openapi": "3.1.0",
@@ -105,22 +69,26 @@ def described(routes: Iterable[BaseRoute], types: Catalog) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, need: Need, schemas: Schemas, components: Mapping[str, Any]) -> dict[str, Any]:
-    shape = SHAPES.get(inspect.unwrap(route.endpoint), Shape())
-    parameters = [_parameter(name, "path", True, {"type": "string"}) for name in PARAMETER.findall(route.path)]
-    if shape.query is not None:
-        parameters += _query_parameters(components[_name(schemas[shape.query])])
-    answer = schemas[shape.answer] if shape.answer else {"type": "object" if shape.media == JSON else "string"}
-    body = {"content": {media: {"schema": schemas[shape.body]} for media in shape.takes}} if shape.body else None
+def _operation(operation: Operation, schemas: Schemas, components: Mapping[str, Any]) -> dict[str, Any]:
+    name = operation.endpoint.__name__
+    parameters = [_parameter(each, "path", True, {"type": "string"}) for each in PARAMETER.findall(operation.path)]
+    if operation.query is not None:
+        parameters += _query_parameters(components[_name(schemas[operation.query])])
+    rows = {"type": "object" if operation.media == JSON else "string"}
+    answer = schemas[operation.answer] if operation.answer else rows
+    contents = {media: {"schema": schemas[operation.body]} for media in operation.takes} if operation.body else None
     return {
-        "operationId": route.name,
-        "summary": (route.endpoint.__doc__ or route.name.replace("_", " ")).strip().partition("\n")[0],
-        "security": [] if need == "open" else [{"key": [need]}],
+        "operationId": name,
+        "summary": (operation.endpoint.__doc__ or name.replace("_", " ")).strip().partition("\n")[0],
+        "security": [] if operation.scope == "open" else [{"key": [operation.scope]}],
         "parameters": parameters,
-        **({"requestBody": body} if body else {}),
+        **({"requestBody": {"content": contents}} if contents else {}),
         "responses": {
-            **{str(status): _response(HTTPStatus(status).phrase, shape.media, answer) for status in shape.statuses},
-            **({"429": _response(OVER_LIMIT, PROBLEM, schemas[Problem]) | RETRY_AFTER} if shape.is_limited else {}),
+            **{
+                str(status): _response(HTTPStatus(status).phrase, operation.media, answer)
+                for status in operation.statuses
+            },
+            **({"429": _response(OVER_LIMIT, PROBLEM, schemas[Problem]) | RETRY_AFTER} if operation.is_limited else {}),
             "default": _response("What went wrong", PROBLEM, schemas[Problem]),
         },
     }
