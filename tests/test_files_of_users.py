@@ -82,7 +82,7 @@ FILES: Final = {
     "tests/mine/test_parcels.py": TEST,
 }
 # Those that looked at the files of users, and need no server.
-LOOKED: Final = ("tests/test_shape.py",)
+LOOKED: Final = ("tests/test_shape.py", "tests/test_settings_page.py", "tests/prompts", "tests/schemas/test_catalog.py")
 
 
 def test_with_a_file_of_each_kind_the_tests_of_the_product_stay_green(tmp_path: Path) -> None:
