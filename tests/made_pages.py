@@ -9,9 +9,8 @@ from typing import Any, Final
 import click
 
 from service.cli import COMMANDS, command_line
-from service.http.app import create_app
 from service.http.openapi import described
-from service.settings import Settings
+from service.http.routes import OPERATIONS
 from tests.processes import ROOT
 
 MARK: Final = "<!-- `make pages` writes all that stands below this line; edit nothing there. -->\n"
@@ -28,7 +27,7 @@ BOUNDS: Final = {
 
 def http() -> str:
     """Every operation: its scope, its query, its body, its answers. A person's own event types are not among them."""
-    api = described(create_app(Settings()).routes, {})
+    api = described(OPERATIONS, {})
     schemas = api["components"]["schemas"]
     schemas["Envelope"] = schemas.pop("Attributes")
     shown: list[str] = []
