@@ -8,11 +8,11 @@ from typing import Any
 def create_app() -> Any:
     """`uvicorn --factory service:create_app`, without pulling the front in for whoever needs the ground floor."""
     from schemas.catalog import CatalogError
+    from service.core.errors import CallboardError
+    from service.core.preflight import preflight
+    from service.core.settings import load
     from service.embedded import running
-    from service.errors import CallboardError
     from service.http.app import create_app as build
-    from service.preflight import preflight
-    from service.settings import load
 
     try:
         settings = running(load(os.environ))

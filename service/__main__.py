@@ -2,7 +2,7 @@
 
 import sys
 
-from service.program import leave, on_end
+from service.core.program import leave, on_end
 
 
 def main() -> int:

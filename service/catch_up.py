@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 import sql
 from schemas.outcome import ENDED
 from service import live
+from service.core.servers import REDIS_ERRORS, Pool
 from service.live import Entry, Position, Stepped
-from service.resources import REDIS_ERRORS, Pool
 from service.resume_cursor import START, Reply, ResumeCursor
 
 PAGE: Final = 100  # stored replies that are read at a time

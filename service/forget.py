@@ -16,8 +16,8 @@ import msgspec
 from msgspec import Struct, json
 
 import sql
+from service.core.servers import ACQUIRE_TIMEOUT_S, Pool
 from service.forget_redis import Forgotten, RedisTraces, Target, mentions
-from service.resources import ACQUIRE_TIMEOUT_S, Pool
 
 T = TypeVar("T")
 

@@ -11,10 +11,11 @@ from msgspec import Meta, Struct, json
 from redis.asyncio import Redis
 
 from schemas.envelope import SOURCE, TENANT
-from service import live, stream
-from service.errors import Unavailable
-from service.resources import REDIS_ERRORS
-from service.stream import Names
+from service import live
+from service.core import streams
+from service.core.errors import Unavailable
+from service.core.servers import REDIS_ERRORS
+from service.core.streams import Names
 
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
 
@@ -83,12 +84,12 @@ class RedisTraces:
         counts, known = Counter[str](), set(map(str, ids))
         with _there():
             if self._tenant == TENANT:  # producers write the ingest stream for this tenant only
-                async for entries in stream.scan(self._redis, self._names.ingest, self._field_max):
+                async for entries in streams.scan(self._redis, self._names.ingest, self._field_max):
                     entry_ids = [entry_id for entry_id, fields in entries if mentions(_text(fields, b"event"), target)]
                     counts["ingest"] += len(entry_ids)
                     if delete:
-                        await stream.finish(self._redis, self._names.ingest, stream.INGEST_GROUP, entry_ids)
-            async for entries in stream.scan(self._redis, self._names.dead, self._field_max):
+                        await streams.finish(self._redis, self._names.ingest, streams.INGEST_GROUP, entry_ids)
+            async for entries in streams.scan(self._redis, self._names.dead, self._field_max):
                 entry_ids = [entry_id for entry_id, fields in entries if self._is_of(fields, target, known)]
                 counts["dead"] += len(entry_ids)
                 if entry_ids and delete:

@@ -17,18 +17,18 @@ from schemas.catalog import Catalog
 from schemas.envelope import SOURCE, TENANT
 from schemas.identity import uuid7
 from schemas.text import BadEvent, storable
-from service import stream
-from service.commits import BadRow
-from service.errors import kind_of
+from service.core import streams
+from service.core.errors import kind_of
+from service.core.group_commit import BadRow
+from service.core.metrics import Meters
+from service.core.redis_owner import RedisOwner
+from service.core.servers import POSTGRES_ERRORS, Connection, connect
+from service.core.settings import Settings
+from service.core.streams import Entry, names_of
+from service.core.supervise import supervised
 from service.intake import Conflict, Intake
-from service.meters import Meters
 from service.notifier import Notifier
-from service.redis_owner import RedisOwner
-from service.resources import POSTGRES_ERRORS, Connection, connect
-from service.settings import Settings
 from service.store import Store
-from service.stream import Entry, names_of
-from service.supervise import supervised
 
 COUNT: Final = 500  # one group commit
 BYTES_MAX: Final = 4 << 20  # of entries at a time: they are held several times, as text, decoded, as a row
@@ -129,18 +129,18 @@ class Inbound:
         """What is there, up to a bound of bytes; where nothing is, the first entry that comes."""
         if entries := await self._read(COUNT, ">"):
             return entries
-        with stream.raises_misplaced(self._name):
-            streams = await stream.read(
-                self._redis, [self._name], stream.INGEST_GROUP, CONSUMER, 1, after=">", block_ms=BLOCK_MS
+        with streams.raises_misplaced(self._name):
+            by_stream = await streams.read(
+                self._redis, [self._name], streams.INGEST_GROUP, CONSUMER, 1, after=">", block_ms=BLOCK_MS
             )
-        return [(entry_id, self._cut(fields)) for _, entries in streams for entry_id, fields in entries]
+        return [(entry_id, self._cut(fields)) for _, entries in by_stream for entry_id, fields in entries]
 
     async def _read(self, count: int, after: str) -> list[Entry]:
-        with stream.raises_misplaced(self._name):
-            return await stream.read_bounded(
+        with streams.raises_misplaced(self._name):
+            return await streams.read_bounded(
                 self._redis,
                 self._name,
-                stream.INGEST_GROUP,
+                streams.INGEST_GROUP,
                 CONSUMER,
                 count,
                 bytes_max=BYTES_MAX,
@@ -161,7 +161,7 @@ class Inbound:
                 await self._bury(connection, f"ingest/{epoch}/{entry_id}", fields, outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
-        await stream.finish(self._redis, self._name, stream.INGEST_GROUP, [entry_id for entry_id, _ in entries])
+        await streams.finish(self._redis, self._name, streams.INGEST_GROUP, [entry_id for entry_id, _ in entries])
 
     async def _one(self, epoch: str, entry: Entry) -> None:
         entry_id, fields = entry

@@ -13,14 +13,14 @@ import sql
 from schemas.catalog import Catalog
 from schemas.envelope import Incoming, read
 from schemas.text import BadEvent
-from service.commits import BadRow
-from service.meters import Meters
+from service.core.group_commit import BadRow
+from service.core.metrics import Meters
+from service.core.servers import POSTGRES_ERRORS, REDIS_ERRORS, connect
+from service.core.settings import Settings
+from service.core.streams import names_of
+from service.core.supervise import supervised
 from service.notifier import Notifier
-from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, connect
-from service.settings import Settings
 from service.store import Store, Stored
-from service.stream import names_of
-from service.supervise import supervised
 
 DRAIN_TIMEOUT_S: Final = 5.0
 KEYED_EVERY_S: Final = 2.0

@@ -15,11 +15,11 @@ from msgspec import Struct
 
 import sql
 from schemas.envelope import TENANT
-from service.commits import GroupCommit
+from service.core.group_commit import GroupCommit
+from service.core.servers import ACQUIRE_TIMEOUT_S, Connection, Pool, connect
+from service.core.settings import Settings
+from service.core.supervise import supervised
 from service.rates import Rate, read_rate
-from service.resources import ACQUIRE_TIMEOUT_S, Connection, Pool, connect
-from service.settings import Settings
-from service.supervise import supervised
 
 Scope = Literal["ingest", "documents", "read", "operate", "admin"]
 

@@ -17,10 +17,10 @@ from redis.asyncio import Redis
 import sql
 from service import live
 from service.catch_up import FeedReader, Standing
-from service.errors import Unavailable
-from service.resources import POSTGRES_ERRORS, Pool
+from service.core.errors import Unavailable
+from service.core.servers import POSTGRES_ERRORS, Pool
+from service.core.streams import Names
 from service.resume_cursor import ResumeCursor
-from service.stream import Names
 
 POLL_S: Final = 1.0
 LISTEN_S: Final = 2.0

@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Struct
 from redis.asyncio import Redis
 
-from service.stream import Names
+from service.core.streams import Names
 
 KEPT_S: Final = 3600
 LENGTH_MAX: Final = 10_000  # entries of one event, about

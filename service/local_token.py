@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from service.errors import StartError
-from service.settings import LOCAL_TOKEN
+from service.core.errors import StartError
+from service.core.settings import LOCAL_TOKEN
 
 FILE: Final = "token"
 OTHERS: Final = 0o077

@@ -10,11 +10,11 @@ from uuid import UUID
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service import stream
-from service.errors import text_of
-from service.redis_faults import reason_of
-from service.resources import REDIS_ERRORS
-from service.stream import Names
+from service.core import streams
+from service.core.errors import text_of
+from service.core.redis_errors import reason_of
+from service.core.servers import REDIS_ERRORS
+from service.core.streams import Names
 
 BATCH: Final = 1000
 WAITING_MAX: Final = 100_000
@@ -56,12 +56,12 @@ class Notifier:
 
     async def _notify(self, batch: Sequence[UUID]) -> None:
         try:
-            await stream.notify(self._redis, batch, self._names.work)
+            await streams.notify(self._redis, batch, self._names.work)
         except RedisError as error:
-            if not stream.wrong_type(error):
+            if not streams.wrong_type(error):
                 raise
-            await stream.mend(self._redis, self._names)
-            await stream.notify(self._redis, batch, self._names.work)
+            await streams.mend(self._redis, self._names)
+            await streams.notify(self._redis, batch, self._names.work)
 
     def _batch(self) -> list[UUID]:
         return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]

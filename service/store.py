@@ -11,11 +11,11 @@ from msgspec import Struct, json
 import sql
 from schemas.catalog import Catalog
 from schemas.envelope import Attributes, Incoming
-from service.commits import GroupCommit
-from service.failpoints import hit
-from service.meters import Meters
-from service.resources import Connection, connect
-from service.settings import Settings
+from service.core.failpoints import hit
+from service.core.group_commit import GroupCommit
+from service.core.metrics import Meters
+from service.core.servers import Connection, connect
+from service.core.settings import Settings
 
 ACCEPT_TIMEOUT_S: Final = 10.0
 WRITERS: Final = 2

@@ -9,9 +9,9 @@ import httpx
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
+from service.core.roles import as_owner
+from service.core.settings import Settings
 from service.http.app import create_app
-from service.roles import as_owner
-from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import AT_HOME
 from tests.listening import listening_on

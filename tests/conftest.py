@@ -16,12 +16,12 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
-from service.destinations import ON_THIS_MACHINE
+from service.core.destinations import ON_THIS_MACHINE
+from service.core.log import Lines
+from service.core.migrate import migrate
+from service.core.settings import Settings
 from service.embedded import Server, start_postgres, start_redis, stop
 from service.embedded.postgres import as_runner
-from service.log import Lines
-from service.migrate import migrate
-from service.settings import Settings
 from tests.board import Board, board_on
 from tests.keys import TOKEN
 from tests.processes import ROOT

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.listening import listening_on
 
 Say = Callable[[str], Any]

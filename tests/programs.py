@@ -4,7 +4,7 @@ from msgspec.structs import replace
 
 from schemas import Event
 from schemas.catalog import EventType, type_name
-from service.settings import Settings
+from service.core.settings import Settings
 from workers.bootstrap import program
 from workers.engine.supervisor import Program
 from workers.kit import Pipeline

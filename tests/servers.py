@@ -8,9 +8,9 @@ from pathlib import Path
 
 import asyncpg
 
+from service.core.settings import Settings
+from service.core.streams import names_of
 from service.embedded import Server, start_postgres, start_redis, stop
-from service.settings import Settings
-from service.stream import names_of
 
 NAMES = names_of(Settings())
 

@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import Final
 
 from schemas import Event
-from service.errors import Outage
-from service.log import setup
-from service.settings import Settings, load
+from service.core.errors import Outage
+from service.core.log import setup
+from service.core.settings import Settings, load
 from tests.programs import program_of
 from workers.boot import run
 from workers.engine.supervisor import Program

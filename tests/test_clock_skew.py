@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.faketime import WrongClock

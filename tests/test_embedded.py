@@ -12,10 +12,10 @@ import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
+from service.core.errors import StartError
+from service.core.settings import Settings
 from service.embedded import embedded, running, start_postgres, start_redis, stop
 from service.embedded.process import command_line, until
-from service.errors import StartError
-from service.settings import Settings
 from tests.debian import redis_environment
 from tests.servers import ask, open_folder, postgres, redis
 

@@ -13,9 +13,9 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import pytest
 
+from service.core.errors import StartError
+from service.core.settings import Settings
 from service.embedded import embedded, start_postgres
-from service.errors import StartError
-from service.settings import Settings
 from tests.servers import ask, open_folder, postgres, redis
 
 ROOT = Path(__file__).parent.parent

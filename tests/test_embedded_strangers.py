@@ -16,10 +16,10 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from service.core.redis_address import redis_address
+from service.core.settings import Settings
 from service.embedded import embedded, start_redis, stop
 from service.embedded.redis import SETTINGS
-from service.redis_address import redis_address
-from service.settings import Settings
 from tests.debian import redis_environment
 from tests.eventually import eventually
 from tests.servers import open_folder, redis

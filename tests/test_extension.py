@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.program import MISFIT
-from service.settings import Settings
+from service.core.program import MISFIT
+from service.core.settings import Settings
 from tests.board import ENDED
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES, AT_HOME

@@ -15,9 +15,9 @@ import pytest
 from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
 from schemas.outcome import Done, Later
-from service.resources import Connection, connect
-from service.roles import as_owner
-from service.settings import Settings
+from service.core.roles import as_owner
+from service.core.servers import Connection, connect
+from service.core.settings import Settings
 from service.store import accept
 from tests.test_sql import statements
 from workers.engine.claim import Claimed, claimed

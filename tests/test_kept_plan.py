@@ -4,9 +4,9 @@ import json
 from typing import Any
 from uuid import uuid4
 
-from service.resources import Connection, connect
-from service.roles import as_owner
-from service.settings import Settings
+from service.core.roles import as_owner
+from service.core.servers import Connection, connect
+from service.core.settings import Settings
 from tests.test_sql import statements
 
 CLAIMS = 8  # after five, Postgres may keep a generic plan

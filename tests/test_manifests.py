@@ -8,8 +8,8 @@ import pytest
 import yaml
 from starlette.routing import Route
 
+from service.core.settings import Settings, load, variables
 from service.http.app import create_app
-from service.settings import Settings, load, variables
 
 DEPLOY: Final = Path(__file__).parent.parent / "deploy"
 MANIFESTS: Final[list[dict[str, Any]]] = [

@@ -11,10 +11,10 @@ from starlette.routing import Route
 from schemas.origin import USER_PLACES
 from schemas.outcome import ENDED, Reason, Status
 from service.cli import COMMANDS
+from service.core.roles import as_owner
+from service.core.servers import connect
+from service.core.settings import Settings
 from service.http.app import create_app
-from service.resources import connect
-from service.roles import as_owner
-from service.settings import Settings
 from tests.faults.matrix import MATRIX
 from tests.made_pages import MADE, made
 from tests.pages import FENCE, HEADING, LINK, PAGES, anchors, files, prose, rows

@@ -11,7 +11,7 @@ from typing import Final
 import httpx
 import pytest
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import ENDED, TICKET
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES, AT_HOME

@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import ENDED, Board
 from tests.eventually import eventually
 from tests.keys import TOKEN

@@ -10,8 +10,8 @@ import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from service.preflight import check_redis
-from service.settings import Settings
+from service.core.preflight import check_redis
+from service.core.settings import Settings
 from tests.board import TICKET, Board, board_on
 from tests.debian import redis_environment
 from tests.eventually import eventually

@@ -7,11 +7,11 @@ import pytest
 from msgspec.structs import replace
 
 import sql
+from service.core.errors import StartError
+from service.core.migrate import migrate
+from service.core.postgres_preflight import check_postgres
+from service.core.settings import Settings
 from service.embedded import Server
-from service.errors import StartError
-from service.migrate import migrate
-from service.postgres_preflight import check_postgres
-from service.settings import Settings
 from tests.board import TICKET, board_on
 from tests.second_postgres import database
 

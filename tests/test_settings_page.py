@@ -9,10 +9,10 @@ from typing import Any, Final, get_type_hints
 import pytest
 from msgspec import Meta
 
-from service.declared import variables_of_providers
+from service.core.declared import variables_of_providers
+from service.core.metrics import FAMILIES
+from service.core.settings import Settings, load, variables
 from service.http.connections import BOUNDS
-from service.meters import FAMILIES
-from service.settings import Settings, load, variables
 from tests.processes import ROOT
 
 PAGE: Final = (ROOT / "deploy" / "settings.md").read_text(encoding="utf-8")
@@ -27,19 +27,19 @@ OF_NOBODY: Final = ("service/cli/", "service/embedded/", "workers/simulator/", "
 # What is named so and is no bound on what callers have of a program: how texts are cut for people, what a cache of ours
 # keeps, what a number can be, what others' rules are, how long something of ours is tried.
 OTHERS: Final = {
-    "service/errors.py": {"TEXT_MAX"},
+    "service/core/errors.py": {"TEXT_MAX"},
     "service/http/metrics.py": {"LOOK_MAX"},
     "service/http/operations.py": {"CURSOR_MAX"},
     "service/http/stream.py": {"SEQ_MAX"},
     "service/keys.py": {"HELD_MAX", "IDLE_MAX"},
     "service/live.py": {"N_MAX"},
-    "service/migrate.py": {"LASTS_MAX_S"},
-    "service/postgres_address.py": {"CONNECT_TIMEOUT_MAX_S"},
-    "service/program.py": {"NEW_MAX"},
+    "service/core/migrate.py": {"LASTS_MAX_S"},
+    "service/core/postgres_address.py": {"CONNECT_TIMEOUT_MAX_S"},
+    "service/core/program.py": {"NEW_MAX"},
     "service/quotas.py": {"HELD_MAX"},
-    "service/resources.py": {"REDIS_MAX"},
-    "service/supervise.py": {"PAUSE_MAX_S", "STOP_MAX_S"},
-    "service/traces.py": {"PLACE_MAX", "_CAUSES_MAX", "_FRAMES_MAX", "_MEMBERS_MAX", "_DEPTH_MAX"},
+    "service/core/servers.py": {"REDIS_MAX"},
+    "service/core/supervise.py": {"PAUSE_MAX_S", "STOP_MAX_S"},
+    "service/core/traces.py": {"PLACE_MAX", "_CAUSES_MAX", "_FRAMES_MAX", "_MEMBERS_MAX", "_DEPTH_MAX"},
     "workers/clients/calling.py": {"FREE_MAX"},
     "workers/clients/embed.py": {"TEXT_MAX"},
     "workers/clients/faults.py": {"ALONE_MAX"},

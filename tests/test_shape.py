@@ -15,8 +15,8 @@ import pytest
 
 import prompts
 import sql
-from service.declared import variables_of_providers, variables_of_settings
-from service.settings import Settings, load, variables
+from service.core.declared import variables_of_providers, variables_of_settings
+from service.core.settings import Settings, load, variables
 
 ROOT: Final = Path(__file__).parent.parent
 OURS: Final = ("schemas", "prompts", "sql", "service", "workers")
@@ -79,9 +79,9 @@ CATCH_ALL: Final = {
     "workers.engine.executor",
     "workers.engine.retry",
     "workers.engine.ending",
-    "service.commits",
-    "service.supervise",
-    "service.errors",
+    "service.core.group_commit",
+    "service.core.supervise",
+    "service.core.errors",
     "schemas.catalog",
 }
 STATEMENT: Final = re.compile(
@@ -145,9 +145,9 @@ def _part(module: str) -> tuple[int, str]:
 
 def test_the_reading_of_imports_sees_those_inside_functions() -> None:
     tree = ast.parse(
-        "import a.b\nfrom service import stream\ndef f():\n    from workers.engine import lease, no_module\n"
+        "import a.b\nfrom service.core import streams\ndef f():\n    from workers.engine import lease, no_module\n"
     )
-    assert sorted(_imported(tree)) == ["a.b", "service.stream", "workers.engine.lease"]
+    assert sorted(_imported(tree)) == ["a.b", "service.core.streams", "workers.engine.lease"]
     assert set(ARROWS) >= DOORS
 
 
@@ -199,7 +199,7 @@ CLASSES: Final = {
     if isinstance(node, ast.ClassDef)
 }
 # Two errors of theirs are also of a kind that is caught as a whole.
-DEEPER: Final = {("workers.clients.ledger", "BudgetSpent"), ("service.errors", "TooMany")}
+DEEPER: Final = {("workers.clients.ledger", "BudgetSpent"), ("service.core.errors", "TooMany")}
 
 
 def _defined(module: str, name: str) -> tuple[str, str] | None:
@@ -222,7 +222,7 @@ def _depth(place: tuple[str, str]) -> int:
 
 def test_nothing_inherits_from_what_inherits() -> None:
     depths = {place: _depth(place) for place in CLASSES if not _below(place[0], tuple(USER_PLACES))}
-    assert depths["service.errors", "Reject"] == _depth(("workers.nodes.pager", "Pager")) == 1
+    assert depths["service.core.errors", "Reject"] == _depth(("workers.nodes.pager", "Pager")) == 1
     assert {place for place, depth in depths.items() if depth > 1} == DEEPER
 
 

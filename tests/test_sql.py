@@ -9,11 +9,11 @@ import asyncpg
 import pytest
 
 import sql
-from service.errors import StartError
-from service.migrate import migrate, pending
-from service.resources import Connection, connect
-from service.roles import as_owner
-from service.settings import Settings
+from service.core.errors import StartError
+from service.core.migrate import migrate, pending
+from service.core.roles import as_owner
+from service.core.servers import Connection, connect
+from service.core.settings import Settings
 
 # What runs for every event, or every second, on the tables that grow: each row is found by one of these, no other way.
 HOT: Final = {

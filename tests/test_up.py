@@ -17,7 +17,7 @@ from msgspec import json
 from msgspec.structs import replace
 
 from service.cli.up import seed
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import ENDED, Board
 from tests.eventually import eventually
 from tests.keys import TOKEN, bearer, make_key

@@ -9,15 +9,15 @@ from collections.abc import Callable
 from prompts import PromptError
 from schemas.catalog import CatalogError
 from schemas.origin import line_of
-from service import failpoints
+from service.core import failpoints
+from service.core.errors import CallboardError, WiringError
+from service.core.log import setup
+from service.core.postgres_preflight import check_all
+from service.core.preflight import preflight
+from service.core.program import MISFIT, freeze_gc, ignore, on_end
+from service.core.settings import load
+from service.core.supervise import end_in_time
 from service.embedded import running
-from service.errors import CallboardError, WiringError
-from service.log import setup
-from service.postgres_preflight import check_all
-from service.preflight import preflight
-from service.program import MISFIT, freeze_gc, ignore, on_end
-from service.settings import load
-from service.supervise import end_in_time
 from workers.bootstrap import check_models, program, secrets
 from workers.engine.supervisor import Program, open_worker
 

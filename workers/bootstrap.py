@@ -13,13 +13,13 @@ import workers.pipelines
 import workers.providers
 from prompts import PromptError
 from schemas.catalog import CatalogError, discover
+from service.core.errors import CallboardError
+from service.core.log import setup
+from service.core.preflight import preflight
+from service.core.program import freeze_gc
+from service.core.redis_owner import RedisOwner
+from service.core.settings import Settings, load, secrets_of, spellings
 from service.embedded import running
-from service.errors import CallboardError
-from service.log import setup
-from service.preflight import preflight
-from service.program import freeze_gc
-from service.redis_owner import RedisOwner
-from service.settings import Settings, load, secrets_of, spellings
 from workers.clients.chains import check_keys
 from workers.engine.scheduler import arq_settings, jobs, open_arq
 from workers.engine.supervisor import Parts, Program, open_worker

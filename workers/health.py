@@ -7,11 +7,11 @@ import sys
 from typing import Any, Final, get_args
 
 import sql
+from service.core.errors import CallboardError, text_of
+from service.core.redis_errors import Reason as RedisReason
+from service.core.servers import POSTGRES_ERRORS, connect
+from service.core.settings import Settings, load
 from service.embedded import running
-from service.errors import CallboardError, text_of
-from service.redis_faults import Reason as RedisReason
-from service.resources import POSTGRES_ERRORS, connect
-from service.settings import Settings, load
 
 DEADLINE_S: Final = 3.0
 SQL: Final = sql.queries("metrics")

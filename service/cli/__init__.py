@@ -9,8 +9,8 @@ from typing import Any
 import click
 from msgspec import Struct
 
-from service.errors import CallboardError, SettingsError
-from service.release import release
+from service.core.errors import CallboardError, SettingsError
+from service.core.release import release
 
 
 class Entry(Struct, frozen=True):

@@ -8,7 +8,7 @@ import msgspec
 from service.audit import Action
 from service.cli.api_client import as_json, at_service, printable
 from service.cli.pages import behind, between, print_page
-from service.settings import Settings
+from service.core.settings import Settings
 
 ACTIONS: Final = get_args(Action)
 COLUMNS: Final = ("at", "actor", "action", "event_id", "detail")

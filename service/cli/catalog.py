@@ -13,7 +13,7 @@ from service.cli.api_client import as_json, ask, at_service, printable
 from service.cli.show import print_json
 from service.cli.table import print_rows
 from service.cli.times import AT
-from service.settings import Settings
+from service.core.settings import Settings
 
 COLUMNS: Final = ("prompt", "calls", "ok", "invalid", "unknown", "failed", "tokens in", "out", "$", "p50 ms", "p95 ms")
 KINDS: Final = {"node": "", "router": "?", "each": " × each", "free": " (free form: it decides as it runs)"}

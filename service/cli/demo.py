@@ -19,7 +19,7 @@ from service.cli.api_client import EventView, NoService, open_client, request, s
 from service.cli.corpus import Split
 from service.cli.feed import Fed, Feed
 from service.cli.table import print_rows
-from service.settings import LOOPBACK, Settings
+from service.core.settings import LOOPBACK, Settings
 
 # What a short call of a small model costs, give or take, and the most calls a ticket makes.
 TYPICAL_CALL_USD: Final = 0.002

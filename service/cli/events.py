@@ -7,7 +7,7 @@ import click
 from schemas.outcome import Status
 from service.cli.api_client import as_json, at_service, event_of, printable
 from service.cli.pages import behind, between, print_page
-from service.settings import Settings
+from service.core.settings import Settings
 
 COLUMNS: Final = ("event_id", "accepted", "type", "status", "key", "attempts", "took ms")
 

@@ -10,7 +10,7 @@ import msgspec
 from service.cli.api_client import BULK_TIMEOUT_S, ask, at_service
 from service.cli.show import print_json
 from service.cli.table import print_rows
-from service.settings import Settings
+from service.core.settings import Settings
 
 
 @click.command(epilog="Example: callboard forget --key customer-42 --dry-run")

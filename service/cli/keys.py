@@ -13,12 +13,12 @@ import click
 from service.cli.api_client import NotFound
 from service.cli.show import print_json
 from service.cli.table import print_rows
+from service.core.errors import StartError
+from service.core.servers import POSTGRES_ERRORS, connect
+from service.core.settings import load
 from service.embedded import running
-from service.errors import StartError
 from service.keys import KEY, PREFIX_CHARS, SQL, Scope, mint, presented
 from service.rates import read_rate
-from service.resources import POSTGRES_ERRORS, connect
-from service.settings import load
 
 ACTOR: Final = "cli"
 COLUMNS: Final = (

@@ -13,7 +13,7 @@ import prompts
 import schemas.events
 from prompts import PromptError
 from schemas.catalog import CatalogError, EventType, discover
-from service.release import ROOT
+from service.core.release import ROOT
 
 TYPE: Final = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,27}(/[a-z][a-z0-9_]{0,27})?")

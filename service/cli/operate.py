@@ -9,7 +9,7 @@ from schemas.outcome import Reason
 from service.cli.api_client import BULK_TIMEOUT_S, NotFound, as_json, ask, at_service, printable
 from service.cli.pages import LIMIT, between, print_page
 from service.cli.show import pretty, print_json
-from service.settings import Settings
+from service.core.settings import Settings
 
 COLUMNS: Final = ("dead_id", "at", "type", "reason", "attempts", "error")
 

@@ -9,7 +9,7 @@ from service.cli.api_client import ask
 from service.cli.show import print_json
 from service.cli.table import Row, print_rows
 from service.cli.times import AT
-from service.settings import Settings
+from service.core.settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

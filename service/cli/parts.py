@@ -15,15 +15,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 import sql
+from service.core.errors import StartError
+from service.core.migrate import migrate
+from service.core.preflight import check_redis
+from service.core.program import MISFIT
+from service.core.redis_owner import adopt
+from service.core.servers import backoff_s, connect
+from service.core.settings import Settings, variable
 from service.embedded import embedded, on_this_machine
 from service.embedded.process import CHILD
-from service.errors import StartError
-from service.migrate import migrate
-from service.preflight import check_redis
-from service.program import MISFIT
-from service.redis_owner import adopt
-from service.resources import backoff_s, connect
-from service.settings import Settings, variable
 
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0

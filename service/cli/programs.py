@@ -7,9 +7,9 @@ import sys
 import click
 from msgspec import json
 
+from service.core.log import setup
+from service.core.settings import load
 from service.embedded import running
-from service.log import setup
-from service.settings import load
 
 
 @click.command()
@@ -41,9 +41,9 @@ def migrate(dry_run: bool, adopt_redis: bool) -> None:
     \b
     Example:  DATABASE_URL=postgresql://… callboard migrate
     """
-    from service.migrate import migrate as run
-    from service.migrate import outstanding
-    from service.redis_owner import adopt
+    from service.core.migrate import migrate as run
+    from service.core.migrate import outstanding
+    from service.core.redis_owner import adopt
 
     setup()
     settings = load(os.environ)

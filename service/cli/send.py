@@ -13,7 +13,7 @@ import msgspec
 from schemas.outcome import ENDED
 from service.cli.api_client import NoService, as_json, at_service, get_event, open_client, patiently, request
 from service.cli.show import present
-from service.settings import Settings
+from service.core.settings import Settings
 
 NO_WORKER: Final = "No worker is running. Start one with `callboard worker` or `callboard up`, then the event goes on."
 POLL_S: Final = 0.05

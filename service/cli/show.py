@@ -25,7 +25,7 @@ from service.cli.api_client import (
     refusal,
 )
 from service.cli.table import print_rows
-from service.settings import Settings
+from service.core.settings import Settings
 
 COLUMNS: Final = ("seq", "at", "what", "step", "attempt", "ms", "detail")
 COLOURS: Final = {"succeeded": "green", "dead": "red", "cancelled": "yellow"}

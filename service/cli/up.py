@@ -18,15 +18,15 @@ from msgspec.structs import replace
 from schemas.origin import USER_PLACES
 from service.cli.api_client import open_client
 from service.cli.parts import Running, address, all_running, decided
-from service.declared import complete, variables_of_providers
+from service.core.declared import complete, variables_of_providers
+from service.core.errors import CallboardError
+from service.core.log import setup
+from service.core.redis_address import RedisAddress, redis_address
+from service.core.release import ROOT
+from service.core.settings import Settings, load
+from service.core.streams import names_of
 from service.embedded.redis import redis_cli
-from service.errors import CallboardError
 from service.local_token import FILE, local_token
-from service.log import setup
-from service.redis_address import RedisAddress, redis_address
-from service.release import ROOT
-from service.settings import Settings, load
-from service.stream import names_of
 
 SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
 SEED_PATH: Final = "/collections/seed"

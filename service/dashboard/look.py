@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from service.release import release
+from service.core.release import release
 
 PRETTY_MAX: Final = 100_000
 UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))

@@ -17,17 +17,17 @@ from starlette.routing import Route
 
 import sql
 from schemas.outcome import ENDED
+from service.core.errors import TooMany, Unavailable
+from service.core.servers import POSTGRES_ERRORS, postgres_passes
 from service.dashboard.look import STATIC, Look, look
 from service.dashboard.sign_in import TOKEN, login_page, logout, take_token, to_login
 from service.dashboard.waterfall import calls, waterfall
-from service.errors import TooMany, Unavailable
 from service.http.app_state import AppState, fetch, state_of
 from service.http.audit import presented
 from service.http.auth import Caller, admit, caller
 from service.http.events import Filter, find, load
 from service.keys import AT_HOME
 from service.local_token import FILE
-from service.resources import POSTGRES_ERRORS, postgres_passes
 
 OPEN: Final = ("queued", "scheduled", "running", "waiting")
 OPEN_MAX: Final = 100_000

@@ -9,15 +9,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from service import postgres_url
-from service.destinations import ON_THIS_MACHINE
+from service.core import postgres_url
+from service.core.destinations import ON_THIS_MACHINE
+from service.core.errors import StartError
+from service.core.redis_address import redis_address
+from service.core.settings import Settings
 from service.embedded.data_dir import explain_errors
 from service.embedded.postgres import as_runner, start_postgres
 from service.embedded.process import Server, command_line, stop
 from service.embedded.redis import start_redis
-from service.errors import StartError
-from service.redis_address import redis_address
-from service.settings import Settings
 
 __all__ = ["Server", "embedded", "on_this_machine", "running", "start_postgres", "start_redis", "stop"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from service.errors import StartError
+from service.core.errors import StartError
 
 log = logging.getLogger("service.embedded.place")
 

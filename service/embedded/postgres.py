@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import asyncpg
 
+from service.core.errors import StartError
 from service.embedded.data_dir import DataDir, explain_errors, give, reach, resolve_data_dir, socket_folder
 from service.embedded.process import (
     Ending,
@@ -29,7 +30,6 @@ from service.embedded.process import (
     spawn,
     until,
 )
-from service.errors import StartError
 
 NAME = "Postgres"
 OWNER, RUNNER = "callboard", "callboard_runner"

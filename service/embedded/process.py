@@ -14,8 +14,8 @@ from typing import IO
 
 from msgspec import Struct
 
+from service.core.errors import StartError
 from service.embedded.data_dir import Account, DataDir
-from service.errors import StartError
 
 log = logging.getLogger(__name__)
 

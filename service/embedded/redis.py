@@ -16,9 +16,9 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from service.core.errors import StartError
 from service.embedded.data_dir import DataDir, explain_errors, give, reach, resolve_data_dir, socket_folder
 from service.embedded.process import Ending, Server, answering, end_leftover, failure, own
-from service.errors import StartError
 
 NAME = "Redis"
 ENDING: Ending = ((signal.SIGTERM, 10), (signal.SIGKILL, 5))

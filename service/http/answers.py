@@ -8,7 +8,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TooMany, Unavailable
+from service.core.errors import TooMany, Unavailable
 from service.http.app_state import AppState
 from service.http.body_allowance import caller_of
 from service.http.problem import on_error

@@ -14,6 +14,14 @@ import schemas.events
 from prompts import Prompts
 from schemas.catalog import Catalog, discover
 from service.audit import Audit
+from service.core.metrics import Meters
+from service.core.readiness import Readiness
+from service.core.redis_owner import RedisOwner
+from service.core.servers import open_pool, open_redis
+from service.core.settings import Settings, load
+from service.core.streams import names_of
+from service.core.supervise import supervised
+from service.core.turns import querying
 from service.dashboard import pages
 from service.embedded import running
 from service.http import metrics
@@ -27,15 +35,7 @@ from service.http.routes import routes
 from service.intake import open_intake
 from service.keys import open_keys
 from service.listeners import Listeners
-from service.meters import Meters
 from service.quotas import Quotas
-from service.readiness import Readiness
-from service.redis_owner import RedisOwner
-from service.resources import open_pool, open_redis
-from service.settings import Settings, load
-from service.stream import names_of
-from service.supervise import supervised
-from service.turns import querying
 from workers.clients.vectors import searching
 
 

@@ -18,19 +18,19 @@ from schemas.catalog import Catalog
 from schemas.envelope import Moment
 from schemas.text import BadEvent, check, malformed, misfit
 from service.audit import Audit
-from service.errors import Unavailable
+from service.core.errors import Unavailable
+from service.core.metrics import Meters
+from service.core.readiness import Readiness
+from service.core.redis_owner import RedisOwner
+from service.core.servers import Pool
+from service.core.settings import Settings
+from service.core.turns import Turns, lent
 from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares, caller_of
 from service.http.metrics import MetricsPages
 from service.intake import Intake
 from service.keys import Keys
 from service.listeners import Listeners
-from service.meters import Meters
 from service.quotas import Quotas
-from service.readiness import Readiness
-from service.redis_owner import RedisOwner
-from service.resources import Pool
-from service.settings import Settings
-from service.turns import Turns, lent
 
 JSON: Final = "application/json"
 BODY_TIMEOUT_S: Final = 30.0

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from schemas.envelope import SOURCE
 from schemas.text import BadEvent, TooDeep
-from service.errors import OverLimit, Unavailable
+from service.core.errors import OverLimit, Unavailable
 from service.http.app_state import read_body, reply, state_of
 from service.http.auth import caller
 from service.http.events import media_type_of

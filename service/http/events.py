@@ -12,6 +12,7 @@ import sql
 from schemas.envelope import SOURCE
 from schemas.identity import first_id
 from schemas.outcome import Status
+from service.core.servers import ACQUIRE_TIMEOUT_S
 from service.http.app_state import (
     JSON,
     LIST_MAX,
@@ -28,7 +29,6 @@ from service.http.app_state import (
 )
 from service.http.auth import caller
 from service.http.view import event_view, list_item
-from service.resources import ACQUIRE_TIMEOUT_S
 
 MOMENTS_MAX: Final = 2_000  # attempts, calls, operations: the timeline of an event has the latest so many of each
 MEDIA_TYPES: Final = (JSON, "application/cloudevents+json")

@@ -7,9 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
+from service.core.release import release
 from service.http.app_state import fetch, raw, reply, state_of
 from service.http.problem import problem
-from service.release import release
 
 CHECK_TIMEOUT_S: Final = 2.0
 SQL: Final = sql.queries("read")

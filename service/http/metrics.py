@@ -20,12 +20,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sql
-from service import stream
+from service.core import streams
+from service.core.metrics import FAMILIES, OTHER, Family, Labels, Meters, Row, Snapshot, decode
+from service.core.redis_errors import Reason, RedisState
+from service.core.servers import POSTGRES_ERRORS, REDIS_ERRORS, Connection, Held, connect
+from service.core.settings import Settings
 from service.http.headers import add_defaults
-from service.meters import FAMILIES, OTHER, Family, Labels, Meters, Row, Snapshot, decode
-from service.redis_faults import Reason, RedisState
-from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, Held, connect
-from service.settings import Settings
 
 EVERY_S: Final = 5.0
 DEADLINE_S: Final = 2.0
@@ -114,7 +114,7 @@ class MetricsPages:
     """Looks at the fleet at most once in EVERY_S, however many scrape; made in the lifespan."""
 
     def __init__(self, settings: Settings, redis: Redis, redis_state: RedisState, meters: Meters) -> None:
-        names = stream.names_of(settings)
+        names = streams.names_of(settings)
         self._streams: Final = (names.ingest, names.front, names.work, names.dead)
         self._redis: Final = redis
         self._redis_state: Final = redis_state

@@ -10,10 +10,10 @@ from msgspec import Struct, json
 from schemas.catalog import Catalog
 from schemas.envelope import Envelope
 from schemas.event import TAG_FIELD
+from service.core.release import release
 from service.http.app_state import JSON
 from service.http.auth import Endpoint, Need
 from service.http.problem import PROBLEM, Problem
-from service.release import release
 
 REF: Final = "#/components/schemas/{name}"
 PARAMETER: Final = re.compile(r"{(\w+)(?::\w+)?}")

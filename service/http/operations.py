@@ -11,6 +11,8 @@ from starlette.responses import Response
 
 import sql
 from schemas.text import BadEvent
+from service.core.servers import ACQUIRE_TIMEOUT_S
+from service.core.streams import names_of
 from service.forget import Forgetter, InHand
 from service.forget_redis import RedisTraces, Target
 from service.http.app_state import (
@@ -28,8 +30,6 @@ from service.http.app_state import (
 )
 from service.http.auth import caller
 from service.operate import Letters, Operator, StateMoved, UnknownStep
-from service.resources import ACQUIRE_TIMEOUT_S
-from service.stream import names_of
 
 SQL: Final = sql.queries("operate")
 CURSOR_MAX: Final = (1 << 63) - 1

@@ -13,10 +13,10 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from schemas.text import BadEvent, Trouble
-from service.errors import Outage, OverLimit, TooMany, Unavailable, text_of
+from service.core.errors import Outage, OverLimit, TooMany, Unavailable, text_of
+from service.core.postgres_errors import sentence
+from service.core.servers import POSTGRES_ERRORS, postgres_passes
 from service.intake import Conflict
-from service.postgres_errors import sentence
-from service.resources import POSTGRES_ERRORS, postgres_passes
 
 PROBLEM: Final = "application/problem+json"
 

@@ -14,22 +14,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompts import PromptError
 from schemas.catalog import CatalogError
-from service import failpoints
 from service.cli.parts import check_port
+from service.core import failpoints
+from service.core.errors import CallboardError, StartError, text_of
+from service.core.log import setup
+from service.core.postgres_errors import sentence
+from service.core.postgres_preflight import check_all, connections_max
+from service.core.preflight import preflight
+from service.core.program import MISFIT, freeze_gc, leave, on_end
+from service.core.servers import POSTGRES_ERRORS
+from service.core.settings import Settings, load
+from service.core.supervise import end_in_time
 from service.embedded import running
-from service.errors import CallboardError, StartError, text_of
 from service.http.app import create_app
 from service.http.connections import Connection, expire_all
 from service.http.problem import problem
 from service.keys import any_made
-from service.log import setup
-from service.postgres_errors import sentence
-from service.postgres_preflight import check_all, connections_max
-from service.preflight import preflight
-from service.program import MISFIT, freeze_gc, leave, on_end
-from service.resources import POSTGRES_ERRORS
-from service.settings import Settings, load
-from service.supervise import end_in_time
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 65

@@ -13,12 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from service import keys, live
 from service.catch_up import Standing
-from service.errors import TooMany, Unavailable, text_of
+from service.core.errors import TooMany, Unavailable, text_of
+from service.core.servers import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 from service.http.app_state import AppState, event_id_of, pool_of, state_of
 from service.http.auth import admit, caller
 from service.http.body_allowance import caller_of
 from service.listeners import messages, standing
-from service.resources import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
 
 MEDIA: Final = "text/event-stream"
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -19,10 +19,10 @@ from redis.asyncio import Redis
 
 from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
-from service import stream
-from service.migrate import migrate
-from service.resources import Connection, connect
-from service.settings import Settings
+from service.core import streams
+from service.core.migrate import migrate
+from service.core.servers import Connection, connect
+from service.core.settings import Settings
 from service.store import accept
 from tests.bench import posting
 from tests.eventually import eventually
@@ -85,7 +85,7 @@ class Bench(Struct, frozen=True):
             piece = ids[begin : begin + PIECE]
             said = [Incoming(each, "/bench", str(each), kind, None, None, Attributes(), data) for each in piece]
             await accept(self.connection, said)
-            await stream.notify(self.redis, piece, NAMES.work)
+            await streams.notify(self.redis, piece, NAMES.work)
         return ids
 
     async def run(self, kind: str, count: int, data: bytes = b"{}") -> float:

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 import prompts
 from schemas import Event
-from service.log import setup
-from service.settings import load
+from service.core.log import setup
+from service.core.settings import load
 from tests.programs import program_of
 from workers.boot import run
 from workers.kit import Pipeline, Run, parallel

@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 from starlette.routing import Route
 
+from service.core.settings import Settings
 from service.http.app import create_app
-from service.settings import Settings
 from tests.deploy.host import ADDRESS, SITE, THERE, Host, run, until
 from tests.deploy.probe import Asked, Seen
 from tests.processes import ROOT

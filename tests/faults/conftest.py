@@ -14,8 +14,8 @@ from typing import Any, Final
 import asyncpg
 import pytest
 
-from service.migrate import migrate
-from service.settings import Settings
+from service.core.migrate import migrate
+from service.core.settings import Settings
 from tests.faults import audit
 from tests.faults.behind import DATABASE
 from tests.faults.child import Child

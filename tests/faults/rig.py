@@ -31,7 +31,7 @@ from typing import Any, Final
 import httpx
 from msgspec import Struct
 
-from service.supervise import end
+from service.core.supervise import end
 from tests.eventually import eventually
 from tests.faults.behind import DATABASE, Behind
 from tests.faults.child import PATIENCE_S, Child, killed

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from service.stream import GROUP
+from service.core.streams import GROUP
 from tests.eventually import eventually
 from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge

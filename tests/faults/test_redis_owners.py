@@ -3,9 +3,9 @@
 import asyncpg
 from msgspec.structs import replace
 
-from service.migrate import migrate
-from service.redis_owner import adopt
-from service.settings import Settings
+from service.core.migrate import migrate
+from service.core.redis_owner import adopt
+from service.core.settings import Settings
 from tests.eventually import eventually
 from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge

@@ -6,8 +6,8 @@ from uuid import UUID
 import pytest
 from redis.exceptions import ResponseError
 
-from service.stream import GROUP
-from service.supervise import end
+from service.core.streams import GROUP
+from service.core.supervise import end
 from tests.eventually import eventually
 from tests.faults.child import PATIENCE_S
 from tests.faults.oracle import judge

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 import workers.providers
 from prompts import Prompts, load
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.eventually import eventually
 from tests.models import with_keys
 from tests.processes import LAST_WORDS, free_port, product_in, started, up_on

@@ -15,9 +15,9 @@ from redis.asyncio import Redis
 from service import audit
 from service.audit import LINES_OF_ALL, LINES_OF_ONE, Audit, named
 from service.cli import command_line
+from service.core.metrics import Meters
+from service.core.settings import Settings
 from service.keys import KEY, SESSION, mint
-from service.meters import Meters
-from service.settings import Settings
 from tests.board import TICKET, Board, board_on, serving
 from tests.eventually import eventually
 from tests.keys import bearer, make_key

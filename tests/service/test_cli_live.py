@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from schemas.events.tickets import TicketOpened
 from service.cli.up import seed
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import TICKET, Board, board_on
 from tests.keys import TOKEN, make_key
 from tests.listening import listening_on

@@ -17,7 +17,7 @@ from schemas import Event
 from service.cli import api_client, command_line
 from service.cli.events import events
 from service.cli.operate import cancel, dead, replay
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.keys import TOKEN
 from tests.listening import listening_on

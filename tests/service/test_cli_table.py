@@ -21,8 +21,8 @@ from rich.cells import cell_len
 from schemas import Event
 from service.cli import COMMANDS, command_line
 from service.cli.table import INDENT, cells_of, fitted
-from service.release import release
-from service.settings import Settings
+from service.core.release import release
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.keys import TOKEN, make_key
 from tests.processes import CALLBOARD, ROOT, alone

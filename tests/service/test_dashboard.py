@@ -12,9 +12,9 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from service.core.settings import Settings
 from service.dashboard.look import ago, dollars, lasting, pretty
 from service.dashboard.waterfall import Row, scale, waterfall
-from service.settings import Settings
 from tests.board import TICKET, Board, serving
 from tests.keys import AT_HOME
 

@@ -16,15 +16,15 @@ from redis.asyncio import Redis
 
 import schemas.events
 from schemas.catalog import discover
-from service import stream
+from service.core import streams
+from service.core.redis_address import redis_address
+from service.core.redis_owner import RedisOwner
+from service.core.servers import open_redis
+from service.core.settings import Settings
+from service.core.supervise import end, keep
 from service.embedded import Server
 from service.embedded.redis import redis_cli
 from service.inbound import Inbound
-from service.redis_address import redis_address
-from service.redis_owner import RedisOwner
-from service.resources import open_redis
-from service.settings import Settings
-from service.supervise import end, keep
 from tests.board import Board
 from tests.eventually import eventually
 from tests.servers import NAMES
@@ -78,7 +78,7 @@ async def quiet(redis: Redis) -> bool:
     """Nothing in the stream, nothing pending."""
     if await redis.xlen(NAMES.ingest):
         return False
-    return bool((await redis.xpending(NAMES.ingest, stream.INGEST_GROUP))["pending"] == 0)
+    return bool((await redis.xpending(NAMES.ingest, streams.INGEST_GROUP))["pending"] == 0)
 
 
 async def ids(sql: asyncpg.Connection) -> list[str]:
@@ -103,7 +103,7 @@ async def test_from_a_plain_redis_cli(board: Board) -> None:
     assert shown["status"] == "succeeded"
     assert (shown["data"], shown["partitionkey"], shown["someext"]) == (LABELLED["data"], "customer-7", "kept")
     (unnamed,) = (await board.http.get("/events", params={"source": "/http"})).json()["items"]
-    assert unnamed["id"].startswith(f"{await stream.epoch(board.redis, NAMES)}/")
+    assert unnamed["id"].startswith(f"{await streams.epoch(board.redis, NAMES)}/")
     await eventually(lambda: quiet(board.redis))
 
 
@@ -132,7 +132,7 @@ async def test_a_bad_entry_is_a_dead_letter_and_its_neighbours_are_events(
         await eventually(lambda: quiet(redis))
     assert await ids(sql) == ["first", "last"]
     letters = await sql.fetch("select * from dead_letters order by dead_no")
-    epoch = await stream.epoch(redis, NAMES)
+    epoch = await streams.epoch(redis, NAMES)
     assert [row["origin"] for row in letters] == [f"ingest/{epoch}/{each}" for each in [*entries[1:-1], no_event]]
     for row, (body, reason, words) in zip(letters, BAD, strict=False):
         error = json.decode(row["error"])
@@ -178,7 +178,7 @@ async def test_read_twice_is_one_event(settings: Settings, redis: Redis, sql: as
         await sql.execute("lock table dead_letters")
         async with taking_in(settings):
             await eventually(lambda: _stored(settings, 2))
-        assert (await redis.xpending(NAMES.ingest, stream.INGEST_GROUP))["pending"] == 3
+        assert (await redis.xpending(NAMES.ingest, streams.INGEST_GROUP))["pending"] == 3
     async with taking_in(settings):
         await eventually(lambda: quiet(redis))
     assert len(await ids(sql)) == 2
@@ -194,7 +194,7 @@ async def test_the_name_of_an_entry_is_its_id(settings: Settings, redis: Redis, 
             await redis.delete(NAMES.ingest)
         await redis.xadd(NAMES.ingest, {"event": GOOD}, id="5-2")
         await eventually(lambda: quiet(redis))
-    epoch = await stream.epoch(redis, NAMES)
+    epoch = await streams.epoch(redis, NAMES)
     assert await ids(sql) == [f"{epoch}/5-1", f"{epoch}/5-2"]
 
 
@@ -202,8 +202,8 @@ async def test_an_entry_deleted_while_it_was_pending_is_no_dead_letter(
     settings: Settings, redis: Redis, sql: asyncpg.Connection
 ) -> None:
     entries = await add(redis, event(id="kept"), event(id="deleted"))
-    await stream.ensure_group(redis, NAMES.ingest, stream.INGEST_GROUP)
-    await stream.read(redis, [NAMES.ingest], stream.INGEST_GROUP, "intake", 10)
+    await streams.ensure_group(redis, NAMES.ingest, streams.INGEST_GROUP)
+    await streams.read(redis, [NAMES.ingest], streams.INGEST_GROUP, "intake", 10)
     await redis.xdel(NAMES.ingest, entries[1])
     async with taking_in(settings):
         await eventually(lambda: quiet(redis))
@@ -218,7 +218,7 @@ async def test_a_group_that_was_destroyed_is_made_again(
         await add(redis, event(id="0"))
         await eventually(lambda: quiet(redis))
         ruins: list[Callable[[], Awaitable[object]]] = [
-            lambda: redis.xgroup_destroy(NAMES.ingest, stream.INGEST_GROUP),
+            lambda: redis.xgroup_destroy(NAMES.ingest, streams.INGEST_GROUP),
             lambda: redis.delete(NAMES.ingest),
             redis.flushdb,
         ]

@@ -7,8 +7,9 @@ import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from service import inbound, stream
-from service.settings import Settings
+from service import inbound
+from service.core import streams
+from service.core.settings import Settings
 from tests.eventually import eventually
 from tests.servers import NAMES
 from tests.service.test_inbound import add, event, ids, quiet, redis, sql, taking_in
@@ -29,11 +30,11 @@ async def test_what_is_read_at_a_time_is_bounded_by_its_bytes(redis: Redis) -> N
     """Small entries first: what was measured of them says nothing of the large ones behind."""
     small = [event(id=f"small {n}") for n in range(100)]
     entries = await add(redis, *small, *(large(f"large {n}") for n in range(30)))
-    await stream.ensure_group(redis, INGEST, stream.INGEST_GROUP)
+    await streams.ensure_group(redis, INGEST, streams.INGEST_GROUP)
     seen: list[str] = []
     while found := await _read(redis, 500):
         size = sum(len(value) for _, fields in found for value in fields.values())
-        assert size <= READ["bytes_max"] + stream.PIECE * LARGE * 1.01
+        assert size <= READ["bytes_max"] + streams.PIECE * LARGE * 1.01
         assert len(found) == 1 or len(found) > 4, "no more round trips than the bytes ask for"
         seen += [entry_id for entry_id, _ in found]
     assert seen == entries
@@ -46,7 +47,7 @@ async def test_of_an_entry_that_is_too_large_no_more_is_read_than_shows_it(redis
     await add(redis, large("a", 20 * ENTRY_MAX))
     await redis.xadd(INGEST, {f"field {n}": "x" * ENTRY_MAX for n in range(5)})
     await redis.xadd(INGEST, {"event": "first", "more": "x" * ENTRY_MAX})
-    await stream.ensure_group(redis, INGEST, stream.INGEST_GROUP)
+    await streams.ensure_group(redis, INGEST, streams.INGEST_GROUP)
     (_, one), (_, fields), (_, beside) = await _read(redis, 10)
     assert {name: len(value) for name, value in one.items()} == {b"event": ENTRY_MAX + 1}
     assert sum(len(name) + len(value) for name, value in fields.items()) <= ENTRY_MAX + 1
@@ -73,8 +74,8 @@ async def test_what_was_read_and_not_finished_is_taken_one_by_one(
 ) -> None:
     """Among it may be what ended whoever had read it in one piece."""
     entries = await add(redis, *(event(id=f"{n}") for n in range(20)))
-    await stream.ensure_group(redis, INGEST, stream.INGEST_GROUP)
-    await stream.read(redis, [INGEST], stream.INGEST_GROUP, inbound.CONSUMER, 20)
+    await streams.ensure_group(redis, INGEST, streams.INGEST_GROUP)
+    await streams.read(redis, [INGEST], streams.INGEST_GROUP, inbound.CONSUMER, 20)
     later = await add(redis, *(event(id=f"later {n}") for n in range(20)))
     taken: list[list[str]] = []
     take = inbound.Inbound._take
@@ -91,8 +92,8 @@ async def test_what_was_read_and_not_finished_is_taken_one_by_one(
     assert len(await ids(sql)) == 40
 
 
-async def _read(redis: Redis, count: int, after: str = ">") -> list[stream.Entry]:
-    return await stream.read_bounded(redis, INGEST, stream.INGEST_GROUP, inbound.CONSUMER, count, after=after, **READ)
+async def _read(redis: Redis, count: int, after: str = ">") -> list[streams.Entry]:
+    return await streams.read_bounded(redis, INGEST, streams.INGEST_GROUP, inbound.CONSUMER, count, after=after, **READ)
 
 
 async def _waits(redis: Redis) -> bool:

@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from service.resources import Connection
-from service.settings import Settings
+from service.core.servers import Connection
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.servers import NAMES

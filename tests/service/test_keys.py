@@ -14,13 +14,13 @@ from msgspec import json
 from msgspec.structs import replace
 
 import service.keys
-from service.errors import StartError, Unavailable
+from service.core.errors import StartError, Unavailable
+from service.core.roles import as_owner
+from service.core.servers import connect, open_pool
+from service.core.settings import Settings
 from service.http.serve import refuse_open_door
 from service.keys import AT_HOME, HELD_S, KEY, SESSION, Keys, look_up, mint, open_keys, presented, sign_in, sign_out
 from service.rates import Rate
-from service.resources import connect, open_pool
-from service.roles import as_owner
-from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import TOKEN, make_key, revoke
 from tests.processes import CALLBOARD, run

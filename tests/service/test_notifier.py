@@ -12,11 +12,12 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from schemas.identity import uuid7
-from service import notifier, stream
+from service import notifier
+from service.core import streams
+from service.core.servers import open_redis
+from service.core.settings import Settings
+from service.core.supervise import end
 from service.notifier import Notifier
-from service.resources import open_redis
-from service.settings import Settings
-from service.supervise import end
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
 from tests.keys import AT_HOME
@@ -33,7 +34,7 @@ async def redis(settings: Settings) -> AsyncIterator[Redis]:
 
 
 async def notified(redis: Redis) -> list[UUID | None]:
-    return [stream.event_id(fields) for _, fields in await redis.xrange(NAMES.work)]
+    return [streams.event_id(fields) for _, fields in await redis.xrange(NAMES.work)]
 
 
 async def test_rings_in_order(redis: Redis) -> None:
@@ -106,7 +107,7 @@ async def test_what_a_redis_forgets_is_rung_again(settings: Settings) -> None:
 
 async def test_streams_and_groups_may_vanish_while_they_are_read(board: Board) -> None:
     ruins: list[Callable[[], Awaitable[object]]] = [
-        lambda: board.redis.xgroup_destroy(NAMES.work, stream.GROUP),
+        lambda: board.redis.xgroup_destroy(NAMES.work, streams.GROUP),
         lambda: board.redis.delete(NAMES.work, NAMES.front),
         board.redis.flushdb,
     ]

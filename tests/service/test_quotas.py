@@ -13,11 +13,11 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from service import quotas
+from service.core.settings import Settings
+from service.core.streams import names_of
 from service.keys import Key
 from service.quotas import LEASE_S, Quotas
 from service.rates import Bucket, read_rate
-from service.settings import Settings
-from service.stream import names_of
 
 NOW: Final = "redis.call('TIME')"
 ENDS: Final = "math.ceil((drained - now) / 1000)"

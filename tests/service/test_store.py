@@ -13,9 +13,9 @@ import schemas.events
 from schemas import Event
 from schemas.catalog import Catalog, EventType, discover
 from schemas.envelope import Incoming, read
-from service.settings import Settings
+from service.core.settings import Settings
+from service.core.supervise import end
 from service.store import Store, Stored
-from service.supervise import end
 
 CATALOG = discover(schemas.events)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import board_on
 from tests.eventually import eventually
 from tests.processes import free_port, run, started

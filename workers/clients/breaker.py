@@ -15,7 +15,7 @@ from aiobreaker import CircuitBreaker, CircuitBreakerError, CircuitBreakerState
 from aiobreaker.storage.base import CircuitBreakerStorage
 from msgspec import Struct
 
-from service.errors import CallboardError, text_of
+from service.core.errors import CallboardError, text_of
 from workers.clients.faults import jitter_s
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from typing import Any, Final, TypeVar
 from msgspec.structs import replace
 
 from prompts import Target
-from service.errors import CallboardError, Outage
-from service.meters import Meters, Waited
+from service.core.errors import CallboardError, Outage
+from service.core.metrics import Meters, Waited
 from workers.clients.breaker import Breaker, BreakerOpen, Policy, Verdict
 from workers.clients.faults import ALONE_MAX, SICK, WAIT_CAP_S, Fault
 from workers.clients.ledger import Call, Question, Try, answered, begin, failed, lost

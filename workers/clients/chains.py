@@ -3,8 +3,8 @@
 from collections.abc import Container, Mapping, Sequence
 
 from prompts import Prompts, Target
-from service.declared import Variables, variables_of_providers
-from service.errors import SettingsError, WiringError
+from service.core.declared import Variables, variables_of_providers
+from service.core.errors import SettingsError, WiringError
 from workers.clients.calling import Caller
 from workers.clients.provider import Provider
 

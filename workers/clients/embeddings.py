@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from prompts import Target
-from service.errors import CallboardError
+from service.core.errors import CallboardError
 from workers.clients.calling import Caller
 from workers.clients.faults import Fault
 from workers.clients.ledger import EMBEDDING, CallLog, Question, encode, hashed

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, Literal
 
-from service.errors import CallboardError, Outage
+from service.core.errors import CallboardError, Outage
 
 Outcome = Literal[
     "ok", "timeout", "connection", "server", "malformed", "rate_limited", "setup", "refused", "length", "invalid"

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from prompts import Prompt, Target
 from schemas.text import storable
-from service.errors import CallboardError, Reject
+from service.core.errors import CallboardError, Reject
 from workers.clients.faults import Booked, Fault
 from workers.clients.prices import Prices
 from workers.clients.provider import Answer, Request, Texts

@@ -15,10 +15,10 @@ from typing import Final
 from uuid import uuid4
 
 from prompts import Target
-from service.errors import Outage
-from service.meters import Waited
-from service.resources import REDIS_ERRORS
-from service.supervise import end, supervised
+from service.core.errors import Outage
+from service.core.metrics import Waited
+from service.core.servers import REDIS_ERRORS
+from service.core.supervise import end, supervised
 from workers.clients.permit import Permission, Permit
 from workers.clients.share import AWAY_S, PAUSE, Shared, WorkerShare, spread
 

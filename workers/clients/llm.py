@@ -8,9 +8,9 @@ from urllib.parse import quote
 from msgspec.structs import replace
 
 from prompts import Prompt, PromptError, Prompts, Rendered, Target, render
-from service.errors import WiringError
-from service.meters import Meters
-from service.settings import Settings
+from service.core.errors import WiringError
+from service.core.metrics import Meters
+from service.core.settings import Settings
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller, LlmRefused
 from workers.clients.chains import check_chains, check_embeds, check_keys, no_key

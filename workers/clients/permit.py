@@ -5,8 +5,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from service.meters import Waited
-from service.time_limit import our_wait
+from service.core.metrics import Waited
+from service.core.time_limit import our_wait
 
 
 class Permit(Struct, eq=False):

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from prompts import Limits
-from service.stream import Names
+from service.core.streams import Names
 from workers.clients.faults import jitter_s
 
 AWAY_S: Final = 1.0

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar, cast, get_origin
 import msgspec
 from msgspec import Struct
 
-from service.errors import CallboardError, WiringError
+from service.core.errors import CallboardError, WiringError
 from workers.clients.provider import Schema
 
 T = TypeVar("T")

@@ -10,12 +10,12 @@ from pgvector import Vector
 
 import sql
 from schemas.text import BadEvent
-from service.errors import Outage, text_of
-from service.meters import Meters
-from service.resources import POSTGRES_ERRORS, Pool, postgres_passes
-from service.settings import Settings
-from service.time_limit import our_wait
-from service.turns import Turns
+from service.core.errors import Outage, text_of
+from service.core.metrics import Meters
+from service.core.servers import POSTGRES_ERRORS, Pool, postgres_passes
+from service.core.settings import Settings
+from service.core.time_limit import our_wait
+from service.core.turns import Turns
 from workers.clients.embed import embed
 from workers.clients.filters import compiled
 

@@ -14,8 +14,8 @@ import httpx
 import msgspec
 from msgspec import Struct
 
-from service.destinations import PORTS, Allowed, literal
-from service.errors import Outage, Reject, text_of
+from service.core.destinations import PORTS, Allowed, literal
+from service.core.errors import Outage, Reject, text_of
 from workers.clients.faults import ALONE_MAX, Fault, asked_wait_s, outcome_of
 from workers.clients.unfolding import ACCEPT_ENCODING, CODINGS, unfolded
 

@@ -9,8 +9,8 @@ from typing import Final
 from uuid import UUID
 
 import sql
-from service.errors import Outage, text_of
-from service.resources import POSTGRES_ERRORS, Pool
+from service.core.errors import Outage, text_of
+from service.core.servers import POSTGRES_ERRORS, Pool
 from workers.clients.ledger import BudgetSpent, DaySpent
 from workers.engine.claim import Claimed
 

@@ -7,9 +7,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from prompts import Prompt
-from service.errors import Unavailable
-from service.meters import Waited
-from service.time_limit import our_wait
+from service.core.errors import Unavailable
+from service.core.metrics import Waited
+from service.core.time_limit import our_wait
 from workers.clients.ledger import Source
 from workers.clients.llm import Call, CallLog
 from workers.engine.budget import Budget, reserve_own

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
-from service.resources import Connection
+from service.core.servers import Connection
 from service.store import accept, existing, identity
 from workers.engine.claim import Claimed
 from workers.kit.memory import Child

@@ -12,13 +12,13 @@ import asyncpg
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from service import stream
-from service.failpoints import hit
-from service.meters import Meters
-from service.redis_faults import RedisState
-from service.resources import POSTGRES_ERRORS, Connection, connect
-from service.settings import Settings
-from service.stream import Entry
+from service.core import streams
+from service.core.failpoints import hit
+from service.core.metrics import Meters
+from service.core.redis_errors import RedisState
+from service.core.servers import POSTGRES_ERRORS, Connection, connect
+from service.core.settings import Settings
+from service.core.streams import Entry
 from workers.engine.claim import SQL, Claimed, claimed
 from workers.engine.executor import Executor
 from workers.engine.lease import Lease
@@ -42,7 +42,7 @@ class Consumer:
         self, settings: Settings, redis: Redis, lease: Lease, executor: Executor, meters: Meters | None = None
     ) -> None:
         self._meters: Final = meters or Meters()
-        self._names: Final = stream.names_of(settings)
+        self._names: Final = streams.names_of(settings)
         self._streams: Final = (self._names.front, self._names.work)  # in the order they are read
         self._settings: Final = settings
         self._redis: Final = redis
@@ -68,9 +68,9 @@ class Consumer:
         """Read until cancelled. After an error the supervisor starts it again, and it takes its own pending first."""
         connection = await connect(self._settings, "reader")
         try:
-            await stream.mend(self._redis, self._names)
+            await streams.mend(self._redis, self._names)
             for name in self._streams:
-                await stream.ensure_group(self._redis, name, stream.GROUP)
+                await streams.ensure_group(self._redis, name, streams.GROUP)
             await self._recover(connection)
             while True:
                 hit(self._settings, "reader_turn")
@@ -97,10 +97,10 @@ class Consumer:
             await self._take_foreign(connection)
 
     async def _read(self, connection: Connection, names: Sequence[str], count: int, block_ms: int | None) -> bool:
-        streams = await stream.read(self._redis, names, stream.GROUP, self._consumer_name, count, block_ms=block_ms)
-        for name, entries in streams:
+        by_stream = await streams.read(self._redis, names, streams.GROUP, self._consumer_name, count, block_ms=block_ms)
+        for name, entries in by_stream:
             await self._take(connection, name, entries)
-        return bool(streams)
+        return bool(by_stream)
 
     @property
     def _consumer_name(self) -> str:
@@ -114,8 +114,8 @@ class Consumer:
 
     async def _pending(self, name: str) -> list[Entry]:
         free = await self._executor.free_slots()
-        streams = await stream.read(self._redis, [name], stream.GROUP, self._consumer_name, free, after="0")
-        return [entry for _, entries in streams for entry in entries]
+        by_stream = await streams.read(self._redis, [name], streams.GROUP, self._consumer_name, free, after="0")
+        return [entry for _, entries in by_stream for entry in entries]
 
     async def _take_foreign(self, connection: Connection) -> None:
         """What a consumer that is gone had read but not claimed."""
@@ -123,8 +123,8 @@ class Consumer:
         for name in self._streams:
             free = self._executor.free
             if free > 0:
-                entries = await stream.take_over(
-                    self._redis, name, stream.GROUP, self._consumer_name, FOREIGN_IDLE_MS, free
+                entries = await streams.take_over(
+                    self._redis, name, streams.GROUP, self._consumer_name, FOREIGN_IDLE_MS, free
                 )
                 await self._take(connection, name, entries)
 
@@ -132,10 +132,10 @@ class Consumer:
         """Claim what was notified; the entries are done with when that has committed, whatever the claim found."""
         if not entries:
             return
-        ids = [event_id for _, fields in entries if (event_id := stream.event_id(fields)) is not None]
+        ids = [event_id for _, fields in entries if (event_id := streams.event_id(fields)) is not None]
         await _to_its_end(self._start(connection, ids))
         hit(self._settings, "claim_committed")
-        await stream.finish(self._redis, name, stream.GROUP, [entry_id for entry_id, _ in entries])
+        await streams.finish(self._redis, name, streams.GROUP, [entry_id for entry_id, _ in entries])
 
     async def _start(self, connection: Connection, ids: Sequence[UUID]) -> None:
         for event in await self._claim(connection, ids):

@@ -8,10 +8,10 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 import sql
-from service import stream
-from service.failpoints import hit
-from service.resources import Connection
-from service.settings import Settings
+from service.core import streams
+from service.core.failpoints import hit
+from service.core.servers import Connection
+from service.core.settings import Settings
 
 BATCH: Final = 500
 BYTES_MAX: Final = 4 << 20
@@ -34,13 +34,13 @@ async def _relay_some(settings: Settings, connection: Connection, redis: Redis) 
     await connection.execute(SQL["number_letters"], BATCH)
     hit(settings, "letter_numbered")
     rows = await connection.fetch(SQL["unrelayed"], BATCH, BYTES_MAX)
-    name = stream.names_of(settings).dead
+    name = streams.names_of(settings).dead
     for row in rows:
         try:
             await redis.xadd(name, _fields(row), id=f"{row['relay_no']}-0", maxlen=DEAD_MAX, approximate=True)
         except ResponseError as error:
-            if stream.wrong_type(error):
-                raise stream.Misplaced(name) from error
+            if streams.wrong_type(error):
+                raise streams.Misplaced(name) from error
             if "equal or smaller" not in str(error):
                 raise  # it is there already, from a turn that ended before it could say so
     await connection.execute(SQL["relayed"], [row["dead_id"] for row in rows])

@@ -8,9 +8,9 @@ from typing import Final
 from msgspec.structs import replace
 
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
-from service.errors import Unavailable, kind_of
-from service.meters import Meters
-from service.resources import POSTGRES_ERRORS, backoff_s
+from service.core.errors import Unavailable, kind_of
+from service.core.metrics import Meters
+from service.core.servers import POSTGRES_ERRORS, backoff_s
 from workers.engine.retry import after, charged, encoded
 from workers.engine.settle import Ending, Settler
 from workers.kit import Retry

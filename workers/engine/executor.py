@@ -11,13 +11,13 @@ from msgspec import MsgspecError, Struct, field, json
 
 from schemas.catalog import Catalog
 from schemas.outcome import Done, HandedBack, Outcome
-from service.errors import Reject
-from service.failpoints import hit
-from service.log import RUN
-from service.meters import Meters
-from service.resources import Pool
-from service.settings import Settings
-from service.time_limit import shared_limits
+from service.core.errors import Reject
+from service.core.failpoints import hit
+from service.core.log import RUN
+from service.core.metrics import Meters
+from service.core.servers import Pool
+from service.core.settings import Settings
+from service.core.time_limit import shared_limits
 from workers.engine.call_log import call_logs
 from workers.engine.claim import Claimed
 from workers.engine.ending import store_ending

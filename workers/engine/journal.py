@@ -9,12 +9,12 @@ import asyncpg
 from msgspec import Raw
 
 import sql
-from service.commits import GroupCommit
-from service.errors import Outage, Reject, text_of
-from service.meters import Meters
-from service.resources import POSTGRES_ERRORS, Connection, Pool, connect
-from service.settings import Settings
-from service.time_limit import our_wait
+from service.core.errors import Outage, Reject, text_of
+from service.core.group_commit import GroupCommit
+from service.core.metrics import Meters
+from service.core.servers import POSTGRES_ERRORS, Connection, Pool, connect
+from service.core.settings import Settings
+from service.core.time_limit import our_wait
 from workers.engine.claim import Claimed
 from workers.kit.memory import Facts, Kept, Stale
 from workers.kit.state import NO_KEY

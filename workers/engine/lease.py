@@ -18,11 +18,11 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import sql
-from service.errors import text_of
-from service.release import release
-from service.resources import CONNECT_TIMEOUT_S, POSTGRES_ERRORS, Connection, backoff_s, connect
-from service.settings import Settings
-from service.time_limit import our_wait
+from service.core.errors import text_of
+from service.core.release import release
+from service.core.servers import CONNECT_TIMEOUT_S, POSTGRES_ERRORS, Connection, backoff_s, connect
+from service.core.settings import Settings
+from service.core.time_limit import our_wait
 
 LEASE: Final = timedelta(seconds=6)
 BEAT_S: Final = 2.0

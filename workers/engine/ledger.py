@@ -8,13 +8,13 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from service.commits import BadRow, GroupCommit
-from service.errors import Outage, Unavailable
-from service.meters import Meters
-from service.resources import Connection, Pool, connect
-from service.settings import Settings
-from service.supervise import Part, supervised
-from service.time_limit import our_wait
+from service.core.errors import Outage, Unavailable
+from service.core.group_commit import BadRow, GroupCommit
+from service.core.metrics import Meters
+from service.core.servers import Connection, Pool, connect
+from service.core.settings import Settings
+from service.core.supervise import Part, supervised
+from service.core.time_limit import our_wait
 from workers.clients.llm import Call
 from workers.engine.budget import SQL, DayBudgets
 from workers.engine.claim import Claimed

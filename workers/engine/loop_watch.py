@@ -12,8 +12,8 @@ from typing import Final
 from msgspec import Struct
 
 from schemas.origin import is_users, line_of
-from service.log import STEP
-from service.resources import TIMEOUTS
+from service.core.log import STEP
+from service.core.servers import TIMEOUTS
 from workers.kit.run import step
 
 TICK_S: Final = 0.1

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import sql
 from prompts import PromptError, Prompts
-from service.errors import Outage
-from service.resources import POSTGRES_ERRORS, Pool
+from service.core.errors import Outage
+from service.core.servers import POSTGRES_ERRORS, Pool
 from workers.clients.ledger import Call
 
 ASK_TIMEOUT_S: Final = 5.0

@@ -8,9 +8,9 @@ from typing import Final
 from msgspec import json
 
 import sql
-from service.meters import Meters, encode
-from service.resources import connect
-from service.settings import Settings
+from service.core.metrics import Meters, encode
+from service.core.servers import connect
+from service.core.settings import Settings
 from workers.engine.lease import Lease
 
 REPORT_S: Final = 10.0  # a tenth of a statement a second: an idle worker may make two

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Final
 
 import sql
-from service.resources import Connection
+from service.core.servers import Connection
 from workers.engine.retry import BUDGET
 
 SQL: Final = {**sql.queries("engine"), **sql.queries("lease")}

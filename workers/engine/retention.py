@@ -13,10 +13,10 @@ from redis.exceptions import ResponseError
 
 import sql
 from schemas.identity import first_id, uuid7
-from service import stream
-from service.resources import REDIS_ERRORS, Connection, connect
-from service.settings import Settings
-from service.stream import Names
+from service.core import streams
+from service.core.servers import REDIS_ERRORS, Connection, connect
+from service.core.settings import Settings
+from service.core.streams import Names
 from workers.engine.lease import Lease
 
 EVERY: Final = timedelta(minutes=1)
@@ -58,8 +58,8 @@ async def retain(settings: Settings, redis: Redis, lease: Lease) -> int:
         if await connection.fetchrow(SQL["hold_duty"], "long_retention", uuid7(), SELDOM) is not None:
             await _long_retention(settings, connection)
         with suppress(*REDIS_ERRORS):  # they are looked for again in a minute
-            await _letters_in_redis(connection, redis, stream.names_of(settings).dead)
-            await _consumers(connection, redis, stream.names_of(settings), lease)
+            await _letters_in_redis(connection, redis, streams.names_of(settings).dead)
+            await _consumers(connection, redis, streams.names_of(settings), lease)
         return forgotten
     finally:
         await connection.close(timeout=1)
@@ -106,7 +106,7 @@ async def _consumers(connection: Connection, redis: Redis, names: Names, lease: 
     alive = {str(row["worker"]) for row in await connection.fetch(SQL["workers"])} | {str(lease.worker)}
     for name in (names.work, names.front):
         with suppress(ResponseError):  # no such stream or group
-            for consumer in await redis.xinfo_consumers(name, stream.GROUP):
+            for consumer in await redis.xinfo_consumers(name, streams.GROUP):
                 reader = consumer["name"].decode()
                 if reader not in alive:
-                    await redis.eval(FORGET_CONSUMER, 1, name, stream.GROUP, reader, str(GONE_MS))  # type: ignore[misc]
+                    await redis.eval(FORGET_CONSUMER, 1, name, streams.GROUP, reader, str(GONE_MS))  # type: ignore[misc]

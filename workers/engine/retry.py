@@ -10,9 +10,9 @@ from msgspec import json
 
 from schemas.outcome import Dead, Later, Outcome
 from schemas.text import storable
-from service.errors import Outage, Reject, Unavailable, WiringError, kind_and_text, kind_of, text_of
-from service.resources import backoff_s
-from service.traces import causes, location_of
+from service.core.errors import Outage, Reject, Unavailable, WiringError, kind_and_text, kind_of, text_of
+from service.core.servers import backoff_s
+from service.core.traces import causes, location_of
 from workers.clients.ledger import DaySpent
 from workers.clients.llm import LlmRefused
 from workers.engine.claim import Claimed

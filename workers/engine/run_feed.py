@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from service import live
-from service.resources import REDIS_ERRORS, redis_passes
-from service.stream import Names, wrong_type
+from service.core.servers import REDIS_ERRORS, redis_passes
+from service.core.streams import Names, wrong_type
 from workers.clients.llm import Call
 from workers.engine.claim import Claimed
 from workers.kit.memory import Step

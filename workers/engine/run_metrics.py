@@ -7,7 +7,7 @@ from typing import Final
 from msgspec import Struct, json
 
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
-from service.meters import Meters
+from service.core.metrics import Meters
 from workers.clients.llm import Call
 from workers.engine.claim import Claimed
 from workers.kit.memory import Facts

@@ -6,9 +6,9 @@ from typing import Final
 
 from msgspec import Struct
 
-from service.deadlines import Deadlines
-from service.time_limit import TimeLimit
-from service.traces import location_of_task
+from service.core.deadlines import Deadlines
+from service.core.time_limit import TimeLimit
+from service.core.traces import location_of_task
 from workers.engine.claim import Claimed
 from workers.engine.run_feed import RunFeed
 from workers.kit.wiring import Wired

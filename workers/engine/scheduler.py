@@ -13,11 +13,11 @@ from msgspec import msgpack
 from redis.asyncio.client import Pipeline
 from redis.exceptions import NoPermissionError, ResponseError
 
-from service.errors import text_of
-from service.redis_address import redis_address
-from service.resources import REDIS_ERRORS, Guard, redis_pool
-from service.settings import Settings
-from service.stream import names_of, wrong_type
+from service.core.errors import text_of
+from service.core.redis_address import redis_address
+from service.core.servers import REDIS_ERRORS, Guard, redis_pool
+from service.core.settings import Settings
+from service.core.streams import names_of, wrong_type
 
 HORIZON_S: Final = 3600.0
 JOB_TIMEOUT_S: Final = 60

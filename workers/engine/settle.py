@@ -16,13 +16,13 @@ from schemas.envelope import Incoming
 from schemas.identity import uuid7
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from schemas.text import storable
-from service.commits import GroupCommit
-from service.failpoints import hit
-from service.log import Seldom
-from service.meters import Meters
-from service.postgres_errors import NoVectors
-from service.resources import Connection, connect
-from service.settings import Settings
+from service.core.failpoints import hit
+from service.core.group_commit import GroupCommit
+from service.core.log import Seldom
+from service.core.metrics import Meters
+from service.core.postgres_errors import NoVectors
+from service.core.servers import Connection, connect
+from service.core.settings import Settings
 from service.store import lock_mailboxes
 from workers.clients.vectors import Document
 from workers.engine.children import accept_children, incoming, is_displaced, waits_s, weight

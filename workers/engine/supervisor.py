@@ -11,18 +11,18 @@ from msgspec import Struct
 
 from prompts import Prompts
 from schemas.catalog import Catalog
-from service.destinations import allowed
+from service.core.destinations import allowed
+from service.core.metrics import Meters
+from service.core.postgres_errors import SENTENCES
+from service.core.postgres_preflight import connections_max
+from service.core.readiness import NOT_READY_S, CommitHealth
+from service.core.redis_owner import RedisOwner
+from service.core.servers import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
+from service.core.settings import Settings
+from service.core.streams import names_of
+from service.core.supervise import Part, supervised
 from service.inbound import Inbound
-from service.meters import Meters
 from service.notifier import Notifier
-from service.postgres_errors import SENTENCES
-from service.postgres_preflight import connections_max
-from service.readiness import NOT_READY_S, CommitHealth
-from service.redis_owner import RedisOwner
-from service.resources import POSTGRES_ERRORS, Connection, connect, open_pool, open_redis
-from service.settings import Settings
-from service.stream import names_of
-from service.supervise import Part, supervised
 from workers.clients.limits import SCRIPT
 from workers.clients.llm import Llm, open_llm
 from workers.clients.provider import Provider

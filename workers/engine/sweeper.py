@@ -14,13 +14,13 @@ from redis.exceptions import ResponseError
 
 import sql
 from schemas.identity import uuid7
-from service import stream
-from service.errors import text_of
-from service.meters import Meters
-from service.redis_faults import reason_of
-from service.redis_owner import RedisOwner
-from service.resources import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
-from service.settings import Settings
+from service.core import streams
+from service.core.errors import text_of
+from service.core.metrics import Meters
+from service.core.redis_errors import reason_of
+from service.core.redis_owner import RedisOwner
+from service.core.servers import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
+from service.core.settings import Settings
 from workers.engine import claim
 from workers.engine.budget import SQL as LEDGER_SQL
 from workers.engine.claim import Claimed
@@ -58,7 +58,7 @@ class Sweeper:
     ) -> None:
         self._meters: Final = meters or Meters()
         self._owner: Final = owner
-        self._names: Final = stream.names_of(settings)
+        self._names: Final = streams.names_of(settings)
         self._settings: Final = settings
         self._redis: Final = redis
         self._lease: Final = lease
@@ -112,7 +112,7 @@ class Sweeper:
         try:
             return await self._tell(connection, [*rescued, *unknown, *heads], row)
         except REDIS_ERRORS as error:
-            if stream.wrong_type(error):
+            if streams.wrong_type(error):
                 await self._mend()
             elif self._trouble != text_of(error):
                 log.warning("Redis is %s, what is due waits for it: %s", reason_of(error), text_of(error))
@@ -126,7 +126,7 @@ class Sweeper:
         if self._turns % EPOCH_TURNS and not (front or due or row["unrelayed"]):
             return 0
         forgot = await self._forgot(connection, row["epoch"])
-        await stream.notify(self._redis, front, self._names.front)
+        await streams.notify(self._redis, front, self._names.front)
         notified = await self._sweep(connection) if due or forgot else 0
         if row["unrelayed"] and await self._on_duty(connection, "dead_stream"):
             await relay_dead_letters(self._settings, connection, self._redis)
@@ -135,7 +135,7 @@ class Sweeper:
 
     async def _mend(self) -> None:
         with suppress(*REDIS_ERRORS):
-            await stream.mend(self._redis, self._names)
+            await streams.mend(self._redis, self._names)
 
     async def _forgot(self, connection: Connection, seen: str) -> bool:
         """Whether Redis has lost its memory since somebody last looked; then it is noted when."""
@@ -220,7 +220,7 @@ class Sweeper:
             return 0
         read_to = [await self._read_to(connection, name) - LAG for name in (self._names.work, self._names.front)]
         ids: list[UUID] = [row["event_id"] for row in await connection.fetch(SQL["sweep"], *read_to, room)]
-        await stream.notify(self._redis, ids, self._names.work)
+        await streams.notify(self._redis, ids, self._names.work)
         return len(ids)
 
     async def _read_to(self, connection: Connection, name: str) -> datetime:
@@ -230,7 +230,7 @@ class Sweeper:
         with suppress(ResponseError):  # no such stream: nothing is undelivered
             for group in await self._redis.xinfo_groups(name):
                 last = group["last-delivered-id"].decode()
-                if group["name"].decode() == stream.GROUP and await self._redis.xrange(name, f"({last}", count=1):
+                if group["name"].decode() == streams.GROUP and await self._redis.xrange(name, f"({last}", count=1):
                     redis_now = datetime.fromtimestamp(int(seconds), UTC) + timedelta(microseconds=int(micros))
                     read = datetime.fromtimestamp(int(last.split("-")[0]) / 1000, UTC)
                     return now - (redis_now - read)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Final, TypeVar
 from uuid import UUID
 
-from service.errors import kind_of, text_of
+from service.core.errors import kind_of, text_of
 from workers.engine.claim import Claimed
 from workers.engine.retry import encoded
 

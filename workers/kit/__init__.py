@@ -1,6 +1,6 @@
 """All that user code imports of us, besides `Event`."""
 
-from service.errors import Reject
+from service.core.errors import Reject
 from workers.kit.flow import Stop, each, parallel, route
 from workers.kit.pipeline import Pipeline, Retry, pipeline
 from workers.kit.run import Run

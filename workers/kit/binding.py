@@ -6,7 +6,7 @@ from types import GenericAlias
 from typing import Any, get_args, get_origin
 
 from schemas import Event
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.kit.flow import OTHERWISE, Each, Element, Flow, Node, Parallel, Route, where
 from workers.kit.plan import (
     AFTER,

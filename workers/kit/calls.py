@@ -13,7 +13,7 @@ from typing import Any, Final, get_type_hints
 
 from prompts import PromptError, Prompts, check_names
 from schemas.origin import line_of
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.clients.structured import schema_of
 from workers.kit.flow import Node
 from workers.kit.plan import Free, Plan

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.kit.flow import where
 from workers.kit.pipeline import Pipeline
 from workers.kit.plan import Plan

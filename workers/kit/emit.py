@@ -8,7 +8,7 @@ from msgspec import Raw, ValidationError, json
 from schemas import Event
 from schemas.catalog import Catalog, type_name
 from schemas.text import BadEvent, check
-from service.errors import Reject, WiringError
+from service.core.errors import Reject, WiringError
 from workers.kit.memory import Child, Facts
 from workers.kit.ordered import ordered
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from msgspec import MsgspecError, Raw, json
 
-from service.errors import WiringError
-from service.time_limit import our_wait
+from service.core.errors import WiringError
+from service.core.time_limit import our_wait
 from workers.kit.emit import count
 from workers.kit.flow import Node, Stop, where
 from workers.kit.memory import Effects, Entry, Facts, JournalMismatch, Kept

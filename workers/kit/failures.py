@@ -7,9 +7,9 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, Final
 
-from service.errors import Outage, Reject, Unavailable, WiringError, kind_of, text_of
-from service.log import RUN
-from service.traces import is_users
+from service.core.errors import Outage, Reject, Unavailable, WiringError, kind_of, text_of
+from service.core.log import RUN
+from service.core.traces import is_users
 from workers.clients.calling import LlmRefused
 from workers.clients.ledger import DaySpent
 from workers.kit.memory import JournalMismatch, Stale, StepOver, TooLarge

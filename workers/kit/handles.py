@@ -7,8 +7,8 @@ from uuid import UUID
 from msgspec import Struct, field
 
 from schemas.catalog import Catalog
-from service.errors import WiringError
-from service.settings import Settings
+from service.core.errors import WiringError
+from service.core.settings import Settings
 from workers.clients.embed import embed
 from workers.clients.llm import CallLog, Llm
 from workers.clients.vectors import SOURCE, Document, Found, Mode, Search, Vectors, check_vector

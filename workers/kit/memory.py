@@ -10,7 +10,7 @@ from uuid import UUID
 from msgspec import Raw, Struct, field
 from msgspec.structs import replace
 
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.clients.vectors import Document
 
 KEPT_MAX: Final = 500

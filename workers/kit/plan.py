@@ -9,7 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas import Event
-from service.errors import Outage, Reject, Unavailable, WiringError
+from service.core.errors import Outage, Reject, Unavailable, WiringError
 from workers.clients.ledger import DaySpent
 from workers.kit.failures import CONTAINED, deciding, leaves, stale_in
 from workers.kit.flow import OTHERWISE, Node, Stop

@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 
 from msgspec import Struct
 
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.kit.flow import Stop
 from workers.kit.plan import BoundEach, BoundNode, BoundParallel, BoundRoute, Free, Plan
 from workers.kit.scope import optional

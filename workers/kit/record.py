@@ -6,9 +6,9 @@ from collections.abc import Awaitable
 from datetime import datetime
 from typing import Any, Final
 
-from service.errors import kind_and_text
-from service.log import STEP
-from service.time_limit import TimeLimit
+from service.core.errors import kind_and_text
+from service.core.log import STEP
+from service.core.time_limit import TimeLimit
 from workers.kit.failures import CONTAINED, original
 from workers.kit.memory import Effects, Facts, Step, TooLarge
 

@@ -9,8 +9,8 @@ from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
 
-from service.errors import Outage, WiringError, kind_and_text, kind_of, text_of
-from service.time_limit import our_wait
+from service.core.errors import Outage, WiringError, kind_and_text, kind_of, text_of
+from service.core.time_limit import our_wait
 from workers.kit.failures import CONTAINED, original
 from workers.kit.flow import where
 

@@ -12,8 +12,8 @@ from msgspec import Raw, Struct, json
 from msgspec.structs import replace
 
 from schemas import Event
-from service.errors import Reject, WiringError
-from service.failpoints import hit
+from service.core.errors import Reject, WiringError
+from service.core.failpoints import hit
 from workers.kit.emit import child, count
 from workers.kit.entries import complete, entry_of, name_of, replay, store
 from workers.kit.flow import Node, where

@@ -10,8 +10,8 @@ from msgspec.structs import fields, replace
 
 from schemas.catalog import modules
 from schemas.origin import line_of
-from service.errors import SettingsError, WiringError
-from service.settings import PREFIX, checked, is_http, text_of
+from service.core.errors import SettingsError, WiringError
+from service.core.settings import PREFIX, checked, is_http, text_of
 
 SIMULATED: Final = "simulated"
 

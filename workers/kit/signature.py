@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Never, NoReturn, Union, get_args, get_or
 from msgspec import json
 
 from schemas import Event
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.kit.flow import OTHERWISE, Node, Route, Stop, where
 from workers.kit.settings import Given, given
 from workers.kit.state import taken

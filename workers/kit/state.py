@@ -6,7 +6,7 @@ from typing import Any, Final, Generic, TypeVar, get_args, get_origin
 from msgspec import NODEFAULT, Raw, Struct, ValidationError, json
 from msgspec.structs import fields
 
-from service.errors import Outage, Reject, WiringError
+from service.core.errors import Outage, Reject, WiringError
 from workers.kit.memory import Facts
 from workers.kit.round_trip import Unstorable, round_trip
 

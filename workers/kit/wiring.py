@@ -10,7 +10,7 @@ from msgspec.structs import asdict
 
 from schemas import Event
 from schemas.catalog import Catalog, modules, type_name
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.kit.binding import bind, bind_body
 from workers.kit.checks import check_limits, check_resources
 from workers.kit.drawing import edges

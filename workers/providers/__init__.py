@@ -8,7 +8,7 @@ from inspect import signature
 from types import ModuleType
 
 from schemas.catalog import modules
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.clients.provider import Provider
 
 

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 from msgspec import ValidationError, convert
 
-from service.errors import SettingsError
+from service.core.errors import SettingsError
 from workers.clients import openai
 from workers.clients.provider import SIMULATED_KEY, Client
 

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from service.errors import CallboardError, SettingsError
-from service.log import setup
+from service.core.errors import CallboardError, SettingsError
+from service.core.log import setup
 from workers.simulator import faults, limits
 from workers.simulator.behaviour import Behaviour
 from workers.simulator.serve import running_simulator

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service.errors import CallboardError, SettingsError
+from service.core.errors import CallboardError, SettingsError
 from workers.simulator.behaviour import Behaviour
 from workers.simulator.faults import DOWN_S, Fault, Faults, parse, spoilt
 from workers.simulator.limits import Gauge, Limiter, Refusal

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import asdict, replace
 
-from service.errors import SettingsError
+from service.core.errors import SettingsError
 from workers.simulator.script import Beat, Ending, Script
 
 Kind = Literal[

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from service.errors import SettingsError
+from service.core.errors import SettingsError
 
 MODELS_MAX: Final = 1000
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from service.errors import CallboardError
+from service.core.errors import CallboardError
 
 BOUNDS: Final = re.compile(r"\{.*\}\Z", re.DOTALL)
 FORMATS: Final = {

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from service.errors import StartError
+from service.core.errors import StartError
 from workers.simulator.app import create_app
 from workers.simulator.behaviour import Behaviour
 

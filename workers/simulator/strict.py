@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
-from service.errors import CallboardError
+from service.core.errors import CallboardError
 
 NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 NAME_MAX: Final = 64

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.keys import AT_HOME
 

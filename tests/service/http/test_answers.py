@@ -14,12 +14,12 @@ import pytest
 from msgspec import json
 
 from schemas.identity import uuid7
+from service.core.settings import Settings
 from service.dashboard.look import PRETTY_MAX, pretty
 from service.http import app
 from service.http.answers import PIECE
 from service.http.app_state import LIST_MAX
 from service.http.connections import READ_S, Connection, expire_all
-from service.settings import Settings
 from tests.debian import libraries, unpacked
 from tests.eventually import eventually
 from tests.keys import AT_HOME, TOKEN, bearer, make_key

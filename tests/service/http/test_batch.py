@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from schemas.text import DEPTH_MAX
 from service import store
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.keys import AT_HOME, bearer, make_key
 

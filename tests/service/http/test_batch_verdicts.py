@@ -12,7 +12,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from schemas.text import BadEvent, TooDeep, check
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.keys import AT_HOME, bearer, make_key
 from tests.service.http.test_batch import BROKEN, JSON, LINES, POISON, labelled, post

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import json
 
+from service.core.settings import Settings
 from service.http import app
 from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares
-from service.settings import Settings
 from tests.board import serving
 from tests.eventually import eventually
 from tests.keys import AT_HOME, bearer, make_key

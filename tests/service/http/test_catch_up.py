@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service import catch_up
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.keys import AT_HOME
 from tests.service.http.test_answers import keep, unread
 from tests.service.http.test_connections import api_of

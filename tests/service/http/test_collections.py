@@ -5,9 +5,9 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from service.resources import open_pool
-from service.roles import as_owner
-from service.settings import Settings
+from service.core.roles import as_owner
+from service.core.servers import open_pool
+from service.core.settings import Settings
 from tests.keys import bearer, make_key
 
 TEXTS: Final = {

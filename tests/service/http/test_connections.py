@@ -11,10 +11,10 @@ import httpx
 import pytest
 from msgspec import Struct, json
 
+from service.core.log import INVALID
+from service.core.settings import Settings
 from service.http.app import create_app
 from service.http.connections import FILES_KEPT, HEAD_MAX, HEAD_S, Connection, expire_all
-from service.log import INVALID
-from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES, AT_HOME, AUTHORIZED
 from tests.listening import listening_on

@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES, AT_HOME

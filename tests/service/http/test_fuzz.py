@@ -17,8 +17,8 @@ import h11
 from msgspec import Struct, json
 from starlette.routing import Route
 
+from service.core.settings import Settings
 from service.http.app import create_app
-from service.settings import Settings
 from tests.fuzzing import EVENT, Asked, Maker
 from tests.keys import bearer, make_key
 from tests.service.http.test_connections import Api, api_of, connected

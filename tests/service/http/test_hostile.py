@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import json
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.eventually import eventually
 from tests.keys import AT_HOME, AUTHORIZED

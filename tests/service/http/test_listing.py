@@ -12,7 +12,7 @@ import schemas.events
 from schemas import Event
 from schemas.catalog import discover
 from schemas.envelope import read
-from service.settings import Settings
+from service.core.settings import Settings
 from service.store import Store
 from tests.board import Board, board_on
 from tests.programs import program_of

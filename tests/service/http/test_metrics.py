@@ -16,8 +16,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as families
 
 from schemas import Event
-from service.meters import FAMILIES, OTHER, SERIES_MAX, Meters, Snapshot, decode, encode
-from service.settings import Settings
+from service.core.metrics import FAMILIES, OTHER, SERIES_MAX, Meters, Snapshot, decode, encode
+from service.core.settings import Settings
 from tests.board import TICKET, Board, board_on, serving
 from tests.eventually import eventually
 from tests.keys import AT_HOME

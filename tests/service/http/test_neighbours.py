@@ -18,7 +18,7 @@ import httpx
 import pytest
 from msgspec import json
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.attacks import ATTACKS
 from tests.faults.memory import joining, killed, peak_mb, small_group
 from tests.keys import bearer, make_key

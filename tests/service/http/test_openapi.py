@@ -11,10 +11,10 @@ from starlette.routing import Route
 
 from schemas import Event
 from schemas.catalog import EventType
+from service.core.settings import Settings
 from service.http.app import create_app
 from service.http.openapi import described
 from service.http.routes import OPERATIONS
-from service.settings import Settings
 from tests.board import TICKET
 
 EVENT = {"type": "ticket.opened", "data": TICKET}

@@ -8,7 +8,7 @@ import httpx
 from msgspec import json
 from msgspec.structs import replace
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.keys import AT_HOME
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import yaml
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import TICKET, board_on, serving
 from tests.debian import unpacked
 from tests.eventually import eventually

@@ -12,7 +12,7 @@ from typing import Final
 import httpx
 import pytest
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.debian import libraries, unpacked
 from tests.eventually import eventually

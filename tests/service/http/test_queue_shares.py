@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import commits
-from service.errors import OverLimit, Unavailable
+from service.core import group_commit
+from service.core.errors import OverLimit, Unavailable
+from service.core.queue_shares import QueueShares
+from service.core.settings import Settings
 from service.http.app import create_app
-from service.queue_shares import QueueShares
-from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import bearer, make_key
 from tests.listening import listening_on
@@ -28,7 +28,7 @@ LEFT = PLACES // 8
 async def test_a_tenant_that_fills_the_queue_shuts_out_itself_alone(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commits, "WAITING_MAX", PLACES)
+    monkeypatch.setattr(group_commit, "WAITING_MAX", PLACES)
     a, b = [bearer(await make_key(settings, "ingest", tenant=each)) for each in ("a", "b")]
     sql = await asyncpg.connect(settings.database_url)
     async with listening_on(create_app(settings)) as url, httpx.AsyncClient(base_url=url, timeout=30) as http:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from service import quotas
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.eventually import eventually
 from tests.keys import bearer, make_key

@@ -9,13 +9,13 @@ import asyncpg
 import httpx
 import pytest
 
-from service import commits
-from service.errors import OverLimit, TooMany, Unavailable
+from service.core import group_commit
+from service.core.errors import OverLimit, TooMany, Unavailable
+from service.core.settings import Settings
 from service.http import app_state, connections
 from service.http.app import create_app
 from service.http.connections import HEAD_MAX, Connection
 from service.intake import Intake
-from service.settings import Settings
 from tests.eventually import eventually
 from tests.keys import AT_HOME, AUTHORIZED
 from tests.listening import listening_on
@@ -102,7 +102,7 @@ async def test_connections_are_counted_and_where_all_are_busy_the_next_one_comes
 
 
 async def test_a_full_queue_of_writes_is_counted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commits, "WAITING_MAX", 1)
+    monkeypatch.setattr(group_commit, "WAITING_MAX", 1)
     sql = await asyncpg.connect(settings.database_url)
     async with api_of(settings) as http, sql.transaction():
         await sql.execute("lock table events in access exclusive mode")

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from schemas import Event
 from schemas.catalog import EventType
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.keys import AT_HOME
 from workers.bootstrap import program

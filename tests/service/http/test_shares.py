@@ -11,7 +11,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import serving
 from tests.eventually import eventually
 from tests.keys import bearer, make_key

@@ -12,9 +12,9 @@ from typing import Final
 
 from msgspec import json
 
+from service.core.settings import Settings
 from service.http.app import create_app
 from service.http.connections import PIPELINED_MAX, Connection
-from service.settings import Settings
 from tests.keys import AUTHORIZED
 from tests.listening import listening_on
 from tests.service.http.test_connections import BEGINNING, Api, api_of, connected

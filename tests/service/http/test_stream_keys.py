@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service import keys
-from service.commits import GroupCommit
-from service.errors import Unavailable
-from service.settings import Settings
+from service.core.errors import Unavailable
+from service.core.group_commit import GroupCommit
+from service.core.settings import Settings
 from tests.board import TICKET, Board, board_on
 from tests.eventually import eventually
 from tests.keys import bearer, make_key, revoke

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 import workers.providers
 from prompts import Prompt, Prompts
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.listening import listening_on
 from workers.clients.breaker import Policy
 from workers.clients.ledger import Source

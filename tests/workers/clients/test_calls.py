@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from prompts import Price, Prompts, Target
-from service.errors import Outage
-from service.meters import Waited
+from service.core.errors import Outage
+from service.core.metrics import Waited
 from tests.workers.clients.asking import MODELS, PROVIDERS, Ledger, Sorted, ask, opened, provider
 from workers.clients.limits import RateLimiter
 from workers.clients.permit import Permit

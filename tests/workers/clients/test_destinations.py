@@ -14,10 +14,10 @@ from msgspec.structs import replace
 
 from schemas import Event
 from service.cli.parts import environment_of
-from service.destinations import ON_THIS_MACHINE, Allowed, allowed
+from service.core.destinations import ON_THIS_MACHINE, Allowed, allowed
+from service.core.errors import Outage, Reject
+from service.core.settings import Settings
 from service.embedded import on_this_machine, running
-from service.errors import Outage, Reject
-from service.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
 from tests.workers.clients.test_web import always, server

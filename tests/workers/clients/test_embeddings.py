@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from prompts import Prompts, Target
-from service.errors import CallboardError, Outage, WiringError
+from service.core.errors import CallboardError, Outage, WiringError
 from tests.workers.clients.asking import EAGER, PROVIDERS, Ledger, always, opened, provider
 from workers.clients.embeddings import AT_ONCE, BATCH_BYTES_MAX, BATCH_TEXTS_MAX, pack, unpack
 from workers.clients.llm import LlmRefused

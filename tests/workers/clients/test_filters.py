@@ -12,10 +12,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from schemas.text import BadEvent
-from service.errors import WiringError
-from service.meters import Meters
-from service.resources import open_pool
-from service.settings import Settings
+from service.core.errors import WiringError
+from service.core.metrics import Meters
+from service.core.servers import open_pool
+from service.core.settings import Settings
 from workers.clients.vectors import Document, Search, Vectors, searching
 from workers.kit.handles import RunVectors
 from workers.kit.memory import Effects

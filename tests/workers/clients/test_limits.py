@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from prompts import Limits, Target
-from service.errors import Outage
-from service.resources import open_redis
-from service.settings import Settings
+from service.core.errors import Outage
+from service.core.servers import open_redis
+from service.core.settings import Settings
 from tests.eventually import eventually
 from tests.servers import NAMES
 from workers.clients.limits import PERMIT_MS, SCRIPT, RateLimiter, open_limiters

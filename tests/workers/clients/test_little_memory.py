@@ -14,9 +14,9 @@ from redis.asyncio import Redis
 
 from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
-from service import stream
-from service.resources import connect
-from service.settings import Settings
+from service.core import streams
+from service.core.servers import connect
+from service.core.settings import Settings
 from service.store import accept
 from tests.eventually import eventually
 from tests.faults.memory import joining, killed, peak_mb, small_group
@@ -62,7 +62,7 @@ class Behind:
             for event_id, each in zip(ids, data, strict=True)
         ]
         await accept(self._connection, events)
-        await stream.notify(self._redis, ids, NAMES.work)
+        await streams.notify(self._redis, ids, NAMES.work)
 
     async def count(self, kind: str, condition: str) -> int:
         query = f"select count(*) from events e left join work w using (event_id) where e.type = $1 and {condition}"

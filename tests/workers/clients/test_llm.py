@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from prompts import Prompts
-from service.errors import CallboardError, Outage
+from service.core.errors import CallboardError, Outage
 from tests.workers.clients.asking import (
     MODELS,
     PAIR,

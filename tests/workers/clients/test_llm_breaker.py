@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from prompts import Prompts
-from service.errors import Outage
+from service.core.errors import Outage
 from tests.workers.clients.asking import (
     EAGER,
     MODELS,

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 import workers.providers
 from prompts import Prompts, Target
-from service.errors import CallboardError, Outage, SettingsError, WiringError
-from service.settings import Settings, load
+from service.core.errors import CallboardError, Outage, SettingsError, WiringError
+from service.core.settings import Settings, load
 from tests.models import with_keys
 from tests.workers.clients.asking import (
     Ledger,

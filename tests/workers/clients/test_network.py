@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 import workers.providers
 from prompts import Prompts
-from service.errors import Outage
-from service.settings import Settings
+from service.core.errors import Outage
+from service.core.settings import Settings
 from tests.listening import listening_on
 from tests.models import with_keys
 from tests.workers.clients.asking import Ledger, ask, said

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 import workers.providers
 from prompts import Prompts
-from service.errors import CallboardError, WiringError
-from service.settings import Settings
+from service.core.errors import CallboardError, WiringError
+from service.core.settings import Settings
 from tests.board import TICKET, board_on
 from tests.models import with_keys
 from tests.workers.clients.asking import Ledger, ask

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from prompts import Prompts
-from service.errors import Outage
+from service.core.errors import Outage
 from tests.eventually import eventually
 from tests.workers.clients.asking import EAGER, PROVIDERS, Handle, Ledger, Sorted, opened, provider, stream
 from workers.clients.llm import LlmRefused

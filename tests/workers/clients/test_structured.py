@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from msgspec import Meta, Struct
 
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.clients.prices import LINEAR_TOKENS_MAX, Prices, _listed
 from workers.clients.structured import InvalidReply, Shape, schema_of
 

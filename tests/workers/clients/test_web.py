@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from service.destinations import ON_THIS_MACHINE, allowed
-from service.errors import Outage, Reject
+from service.core.destinations import ON_THIS_MACHINE, allowed
+from service.core.errors import Outage, Reject
 from workers.clients.web import REPLY_MAX, open_web
 
 LOOPBACK = allowed(ON_THIS_MACHINE)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from prompts import Prompts, load
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.listening import listening_on
 from tests.models import with_keys

@@ -18,10 +18,10 @@ from msgspec.structs import replace
 import sql
 from schemas import Event
 from schemas.identity import uuid7
-from service.errors import Outage
-from service.resources import Pool, open_pool
-from service.settings import Settings
-from service.supervise import end, supervised
+from service.core.errors import Outage
+from service.core.servers import Pool, open_pool
+from service.core.settings import Settings
+from service.core.supervise import end, supervised
 from tests.board import TICKET, Board, board_on
 from tests.eventually import eventually
 from tests.models import with_keys

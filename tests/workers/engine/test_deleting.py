@@ -3,7 +3,7 @@
 from typing import Any
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.programs import program_of
 from workers.kit import Pipeline, Reject, Run

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.workers.engine.paying import COST_USD, open_shop, timeline_calls
 from workers.kit import Pipeline, Retry, Run
 

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from schemas import Event
 from schemas.outcome import Done
-from service.resources import connect
-from service.settings import Settings
-from service.supervise import end
+from service.core.servers import connect
+from service.core.settings import Settings
+from service.core.supervise import end
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of

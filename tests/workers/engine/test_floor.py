@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from schemas import Event
-from service.errors import Outage
-from service.settings import Settings
+from service.core.errors import Outage
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of

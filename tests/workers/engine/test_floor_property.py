@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Struct, json
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.programs import program_of
 from workers.kit import Pipeline, Retry, Run, pipeline

@@ -7,7 +7,7 @@ import pytest
 from msgspec import json
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of

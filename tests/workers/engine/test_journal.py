@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of

@@ -10,10 +10,10 @@ import asyncpg
 import pytest
 
 from schemas import Event
-from service.commits import BadRow
-from service.resources import Connection
-from service.settings import Settings
-from service.supervise import end
+from service.core.group_commit import BadRow
+from service.core.servers import Connection
+from service.core.settings import Settings
+from service.core.supervise import end
 from tests.board import board_on
 from tests.programs import program_of
 from workers.engine.journal import SQL, Journal

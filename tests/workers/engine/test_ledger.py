@@ -10,9 +10,9 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from schemas import Event
-from service.commits import GroupCommit
-from service.errors import Unavailable
-from service.settings import Settings
+from service.core.errors import Unavailable
+from service.core.group_commit import GroupCommit
+from service.core.settings import Settings
 from tests.board import Board
 from tests.eventually import eventually
 from tests.workers.engine.paying import COST_USD, MOST_USD, Provider, open_shop, said, timeline_calls

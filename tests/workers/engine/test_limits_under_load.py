@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from prompts import load
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.models import with_keys

@@ -13,8 +13,8 @@ import pytest
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from schemas import Event
-from service.settings import Settings
-from service.time_limit import TimeLimit
+from service.core.settings import Settings
+from service.core.time_limit import TimeLimit
 from tests.board import board_on
 from tests.eventually import eventually
 from tests.programs import program_of

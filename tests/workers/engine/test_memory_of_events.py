@@ -4,8 +4,8 @@ import gc
 import sys
 
 from schemas import Event
-from service.errors import Reject
-from service.settings import Settings
+from service.core.errors import Reject
+from service.core.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
 from workers.engine.claim import Claimed

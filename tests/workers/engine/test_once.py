@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.listening import listening_on

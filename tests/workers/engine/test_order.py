@@ -12,10 +12,10 @@ import sql
 from schemas import Event
 from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
-from service.resources import connect
-from service.settings import Settings
+from service.core.servers import connect
+from service.core.settings import Settings
+from service.core.supervise import end
 from service.store import Store
-from service.supervise import end
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import event_type, program_of

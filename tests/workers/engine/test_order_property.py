@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import ENDED, Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from schemas import Event
+from service.core.settings import Settings
 from service.embedded import Server
-from service.settings import Settings
 from tests.board import board_on
 from tests.eventually import eventually
 from tests.processes import descendants

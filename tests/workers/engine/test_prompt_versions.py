@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from prompts import PromptError
 from schemas import Event
-from service.program import MISFIT
-from service.resources import open_pool
-from service.settings import Settings
+from service.core.program import MISFIT
+from service.core.servers import open_pool
+from service.core.settings import Settings
 from tests.board import TICKET, board_on
 from tests.eventually import eventually
 from tests.processes import run, started

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from schemas import Event
 from service.cli import command_line
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.keys import TOKEN
 from tests.programs import program_of

@@ -9,9 +9,9 @@ from redis.asyncio import Redis
 
 from schemas import Event
 from schemas.identity import uuid7
-from service import stream
-from service.resources import Connection, connect
-from service.settings import Settings
+from service.core import streams
+from service.core.servers import Connection, connect
+from service.core.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
 from tests.servers import NAMES
@@ -82,15 +82,15 @@ async def test_letters_workers_and_readers_go_when_their_time_has_come(
             state,
         )
     monkeypatch.setattr(retention, "GONE_MS", -1)
-    await stream.ensure_group(redis, NAMES.work, stream.GROUP)
-    await stream.notify(redis, [young], NAMES.work)
+    await streams.ensure_group(redis, NAMES.work, streams.GROUP)
+    await streams.notify(redis, [young], NAMES.work)
     for reader in ("has one pending", "has none"):
-        await stream.read(redis, [NAMES.work], stream.GROUP, reader, 1)
+        await streams.read(redis, [NAMES.work], streams.GROUP, reader, 1)
 
     await retain(settings, redis, _lease(settings))
     assert {row["dead_id"] for row in await connection.fetch("select dead_id from dead_letters")} == {young, unread}
     assert {row["state"] for row in await connection.fetch("select state from workers")} == {"ready", "stopped"}
-    readers = await redis.xinfo_consumers(NAMES.work, stream.GROUP)
+    readers = await redis.xinfo_consumers(NAMES.work, streams.GROUP)
     assert [each["name"] for each in readers] == [b"has one pending"]
 
 

@@ -5,7 +5,7 @@ from uuid import uuid4
 
 from schemas.identity import uuid7
 from schemas.outcome import Later
-from service.errors import Outage
+from service.core.errors import Outage
 from workers.engine.claim import Claimed
 from workers.engine.retry import after
 from workers.kit import Retry

@@ -10,9 +10,9 @@ import pytest
 from msgspec import json
 from redis.asyncio import Redis
 
+from service.core.settings import Settings
+from service.core.supervise import end
 from service.live import Answered, Stepped, Token, log_of, read_log
-from service.settings import Settings
-from service.supervise import end
 from tests.eventually import eventually
 from tests.servers import NAMES
 from workers.clients.llm import Call

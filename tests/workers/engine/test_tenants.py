@@ -6,7 +6,7 @@ import httpx
 from msgspec import Struct
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import ENDED, Board, board_on
 from tests.eventually import eventually
 from tests.keys import bearer, make_key

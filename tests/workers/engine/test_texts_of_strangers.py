@@ -8,7 +8,7 @@ import pytest
 from starlette.responses import Response
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board
 from tests.eventually import eventually
 from tests.workers.engine.paying import open_shop, said

@@ -4,8 +4,8 @@ import asyncio
 from typing import Final
 
 from schemas import Event
-from service import stream
-from service.settings import Settings
+from service.core import streams
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of
@@ -78,7 +78,7 @@ async def test_an_unknown_claim_of_an_event_that_is_held_under_an_older_one_is_h
 async def _free(board: Board) -> None:
     """What a rescue does that takes the worker for dead, and the ring behind it."""
     rows = await board.sql("update work set status = 'queued', worker = null returning event_id")
-    await stream.notify(board.redis, [row["event_id"] for row in rows], NAMES.front)
+    await streams.notify(board.redis, [row["event_id"] for row in rows], NAMES.front)
 
 
 async def _has(found: set[tuple[str, int]] | list[int], count: int) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from schemas import Event
-from service.errors import Unavailable
-from service.settings import Settings
-from service.supervise import end
+from service.core.errors import Unavailable
+from service.core.settings import Settings
+from service.core.supervise import end
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of

@@ -15,12 +15,12 @@ import sql
 from schemas import Event
 from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
-from service import stream
-from service.redis_owner import RedisOwner
-from service.resources import connect
-from service.settings import Settings
+from service.core import streams
+from service.core.redis_owner import RedisOwner
+from service.core.servers import connect
+from service.core.settings import Settings
+from service.core.supervise import end
 from service.store import Store
-from service.supervise import end
 from tests.programs import event_type, program_of
 from tests.servers import NAMES
 from workers.engine import sweeper
@@ -89,14 +89,14 @@ class Desk:
         await self.do("update work set rung_at = rung_at - interval '1 minute'")
 
     async def notified(self) -> list[UUID | None]:
-        return [stream.event_id(fields) for _, fields in await self.redis.xrange(NAMES.work)]
+        return [streams.event_id(fields) for _, fields in await self.redis.xrange(NAMES.work)]
 
 
 @asynccontextmanager
 async def _desk(settings: Settings) -> AsyncIterator[Desk]:
     async with Redis.from_url(settings.redis_url) as redis:
-        await stream.ensure_group(redis, NAMES.work, stream.GROUP)
-        await stream.ensure_group(redis, NAMES.front, stream.GROUP)
+        await streams.ensure_group(redis, NAMES.work, streams.GROUP)
+        await streams.ensure_group(redis, NAMES.front, streams.GROUP)
         yield Desk(settings, redis)
 
 
@@ -119,7 +119,7 @@ async def test_what_was_never_rung_is_rung_once(desk: Desk) -> None:
 async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
     """However long the reader is away: an entry that still waits in the stream is not rung again."""
     ids = await desk.accept(500)
-    await stream.notify(desk.redis, ids, NAMES.work)
+    await streams.notify(desk.redis, ids, NAMES.work)
     await desk.long_ago()
     for _ in range(3):
         assert await desk.sweeper.turn() == 0
@@ -128,10 +128,10 @@ async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
 
 async def test_what_was_read_and_lost_is_rung_although_others_wait(desk: Desk) -> None:
     first, second = await desk.accept(10), await desk.accept(10)
-    await stream.notify(desk.redis, first, NAMES.work)
-    read = await stream.read(desk.redis, [NAMES.work], stream.GROUP, "gone", 10)
-    await stream.finish(desk.redis, NAMES.work, stream.GROUP, [entry_id for entry_id, _ in read[0][1]])
-    await stream.notify(desk.redis, second, NAMES.work)
+    await streams.notify(desk.redis, first, NAMES.work)
+    read = await streams.read(desk.redis, [NAMES.work], streams.GROUP, "gone", 10)
+    await streams.finish(desk.redis, NAMES.work, streams.GROUP, [entry_id for entry_id, _ in read[0][1]])
+    await streams.notify(desk.redis, second, NAMES.work)
     await desk.long_ago()
     # The second ten still wait; the first ten were last rung before the moment up to which the group has read.
     await desk.do("update work set rung_at = now() where event_id = any ($1)", second)
@@ -141,7 +141,7 @@ async def test_what_was_read_and_lost_is_rung_although_others_wait(desk: Desk) -
 
 async def test_a_redis_that_forgot_everything_is_rung_at_once(desk: Desk) -> None:
     ids = await desk.accept(20)
-    await stream.notify(desk.redis, ids, NAMES.work)
+    await streams.notify(desk.redis, ids, NAMES.work)
     await desk.redis.flushdb()
     assert sum([await desk.sweeper.turn() for _ in range(EPOCH_TURNS)]) == 20
     assert set(await desk.notified()) == set(ids)

@@ -7,7 +7,7 @@ import pytest
 from msgspec import Struct
 
 from schemas import Event
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
 from workers.kit import Pipeline, Retry, Run, parallel, pipeline

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from prompts import Prompts
 from schemas.identity import uuid7
-from service.destinations import ON_THIS_MACHINE, allowed
-from service.meters import Meters
-from service.settings import Settings
+from service.core.destinations import ON_THIS_MACHINE, allowed
+from service.core.metrics import Meters
+from service.core.settings import Settings
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller
 from workers.clients.llm import CallLog, Llm

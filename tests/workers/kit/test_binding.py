@@ -7,7 +7,7 @@ import pytest
 from msgspec import Struct
 
 from schemas import Event
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.kit import Run, parallel, route
 from workers.kit.binding import bind
 from workers.kit.flow import Flow, Route

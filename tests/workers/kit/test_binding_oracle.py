@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Struct
 
 from schemas import Event
-from service.errors import WiringError
+from service.core.errors import WiringError
 from workers.kit import parallel
 from workers.kit.binding import bind
 from workers.kit.flow import Element

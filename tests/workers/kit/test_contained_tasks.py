@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from service.log import RUN
-from service.traces import location_of_task
+from service.core.log import RUN
+from service.core.traces import location_of_task
 from workers.kit.failures import Escaped, start_task
 
 

@@ -6,8 +6,8 @@ import pytest
 from msgspec import Struct
 
 from schemas import Event
-from service.errors import WiringError
-from service.settings import Settings
+from service.core.errors import WiringError
+from service.core.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
 from tests.workers.kit.runs import open_run

@@ -8,7 +8,7 @@ import pytest
 from msgspec import Meta
 
 from schemas import Event
-from service.errors import Reject, WiringError
+from service.core.errors import Reject, WiringError
 from tests.programs import event_type
 from tests.workers.kit.runs import open_run, with_deps
 from workers.kit import Run

@@ -7,7 +7,7 @@ import pytest
 from msgspec import Struct
 
 from schemas import Event
-from service.errors import Outage, Reject, Unavailable, WiringError
+from service.core.errors import Outage, Reject, Unavailable, WiringError
 from tests.workers.kit.runs import open_run
 from workers.kit import Run, Stop, each, parallel, route
 from workers.kit.binding import bind

@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from schemas import Event
-from service.errors import WiringError
-from service.settings import Settings as Ours
-from service.settings import secrets_of
+from service.core.errors import WiringError
+from service.core.settings import Settings as Ours
+from service.core.settings import secrets_of
 from tests.programs import program_of
 from tests.workers.kit.runs import open_run, with_deps
 from workers.bootstrap import secrets

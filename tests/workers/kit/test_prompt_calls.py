@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import prompts
 from schemas.catalog import discover
-from service.errors import WiringError
+from service.core.errors import WiringError
 from tests.workers.kit.packages import package
 from workers.kit.calls import check_calls
 from workers.kit.wiring import everyone, wire

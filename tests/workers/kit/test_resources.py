@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.errors import Outage
+from service.core.errors import Outage
 from tests.eventually import eventually
 from workers.kit import resources
 from workers.kit.resources import Resources, open_resources

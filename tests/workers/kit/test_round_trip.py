@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, Raw, Struct, json
 
 from schemas import Event
-from service.errors import WiringError
+from service.core.errors import WiringError
 from tests.workers.kit.runs import Memory, open_run, with_deps
 from workers.kit import Run, Stop
 from workers.kit.binding import bind

@@ -8,7 +8,7 @@ import pytest
 from msgspec import Struct
 
 from schemas import Event
-from service.errors import Reject, WiringError
+from service.core.errors import Reject, WiringError
 from tests.workers.kit.runs import open_run
 from workers.kit import Pipeline, State, each, parallel, route
 from workers.kit.binding import bind

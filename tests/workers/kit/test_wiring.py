@@ -11,7 +11,7 @@ import schemas.events
 import workers.pipelines
 from schemas import Event
 from schemas.catalog import discover
-from service.errors import WiringError
+from service.core.errors import WiringError
 from tests.workers.kit.packages import package
 from workers.kit import Stop, each, parallel, reading, route
 from workers.kit.binding import bind

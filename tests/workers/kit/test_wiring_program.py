@@ -9,7 +9,7 @@ from textwrap import dedent
 
 import pytest
 
-from service.program import MISFIT
+from service.core.program import MISFIT
 from tests.processes import alone, product_in
 from tests.test_extension import NOWHERE
 

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import pytest
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.models import told_by
 from workers.pipelines.announcements import ROUNDS

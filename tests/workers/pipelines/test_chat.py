@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.models import told_by

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from service.cli.up import SEED_PATH, seed
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.board import TICKET, Board
 from tests.keys import bearer, make_key
 from workers.nodes import triage

@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 
-from service.errors import SettingsError
+from service.core.errors import SettingsError
 from tests.eventually import eventually
 from tests.workers.simulator.sdks import HELLO, MODEL, Heard, asking
 from workers.simulator import running_simulator

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from service.errors import SettingsError
+from service.core.errors import SettingsError
 from tests.eventually import eventually
 from tests.workers.simulator.sdks import HELLO, MODEL, asking
 from workers.simulator import running_simulator

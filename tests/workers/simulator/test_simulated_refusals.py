@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import CallboardError
+from service.core.errors import CallboardError
 from tests.workers.simulator.sdks import asking
 from workers.simulator.strict import check_anthropic, check_openai
 

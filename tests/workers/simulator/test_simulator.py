@@ -9,7 +9,7 @@ import pytest
 from msgspec import Struct
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 
-from service.errors import StartError
+from service.core.errors import StartError
 from tests.eventually import eventually
 from tests.workers.simulator.sdks import HELLO, MODEL, asking
 from workers.clients.structured import Shape

@@ -5,13 +5,13 @@ from typing import Final
 
 import pytest
 
-from service.settings import Settings
+from service.core.settings import Settings
 from tests.processes import run
 
 WORKER: Final = """
 import asyncio, os, sys
 
-from service.settings import load
+from service.core.settings import load
 from workers.bootstrap import check_models, program
 from workers.engine.supervisor import open_worker
 

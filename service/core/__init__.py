@@ -1,0 +1,1 @@
+"""The ground floor: what every program needs, whatever it does with events."""
