@@ -3,9 +3,9 @@
 from datetime import timedelta
 from typing import Final
 
+from service.access.keys import KEY, SQL, mint, presented
 from service.core.servers import connect
 from service.core.settings import Settings
-from service.keys import KEY, SQL, mint, presented
 
 TOKEN: Final = f"cl_{'t' * 43}"
 AT_HOME: Final = {"Authorization": f"Bearer {TOKEN}"}

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import httpx
 
-from service.local_token import local_token
+from service.access.local_token import local_token
 from tests.board import ENDED
 from tests.eventually import eventually
 from tests.pages import files, sections, write

@@ -14,7 +14,7 @@ from typing import Final
 import httpx
 from msgspec import Struct
 
-from service.local_token import local_token
+from service.access.local_token import local_token
 from tests.eventually import eventually
 from tests.keys import bearer
 

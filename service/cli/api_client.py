@@ -13,8 +13,8 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from service.access.local_token import noted_token
 from service.core.settings import LOOPBACK, Settings, load
-from service.local_token import noted_token
 
 REQUEST_TIMEOUT_S = 30.0
 BULK_TIMEOUT_S = 3600.0  # what is done to many at once takes a millisecond or two for each

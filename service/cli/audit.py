@@ -5,7 +5,7 @@ from typing import Any, Final, get_args
 import click
 import msgspec
 
-from service.audit import Action
+from service.access.audit import Action
 from service.cli.api_client import as_json, at_service, printable
 from service.cli.pages import behind, between, print_page
 from service.core.settings import Settings

@@ -10,6 +10,8 @@ from typing import Any, Final, get_args
 import asyncpg
 import click
 
+from service.access.keys import KEY, PREFIX_CHARS, SQL, Scope, mint, presented
+from service.access.rates import read_rate
 from service.cli.api_client import NotFound
 from service.cli.show import print_json
 from service.cli.table import print_rows
@@ -17,8 +19,6 @@ from service.core.errors import StartError
 from service.core.servers import POSTGRES_ERRORS, connect
 from service.core.settings import load
 from service.embedded import running
-from service.keys import KEY, PREFIX_CHARS, SQL, Scope, mint, presented
-from service.rates import read_rate
 
 ACTOR: Final = "cli"
 COLUMNS: Final = (

@@ -16,6 +16,7 @@ from msgspec import json
 from msgspec.structs import replace
 
 from schemas.origin import USER_PLACES
+from service.access.local_token import FILE, local_token
 from service.cli.api_client import open_client
 from service.cli.parts import Running, address, all_running, decided
 from service.core.declared import complete, variables_of_providers
@@ -26,7 +27,6 @@ from service.core.release import ROOT
 from service.core.settings import Settings, load
 from service.core.streams import names_of
 from service.embedded.redis import redis_cli
-from service.local_token import FILE, local_token
 
 SEED: Final = Path(__file__).parent / "messages" / "seed.jsonl"
 SEED_PATH: Final = "/collections/seed"

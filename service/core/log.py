@@ -24,7 +24,7 @@ INVALID_EVERY_S: Final = 10.0
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 # Control characters of ASCII and of ISO 8859-1 but for tab and newline, and those that turn the direction of text.
 _COMMANDS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-# A caller's key or session, as service/keys.py makes them: its beginning names it, the rest is the secret.
+# A caller's key or session, as service/access/keys.py makes them: its beginning names it, the rest is the secret.
 _CALLERS: Final = re.compile(r"\b(c[bs]_[A-Za-z0-9]{8})[A-Za-z0-9]{36}\b")
 
 

@@ -17,6 +17,8 @@ from starlette.routing import Route
 
 import sql
 from schemas.outcome import ENDED
+from service.access.keys import AT_HOME
+from service.access.local_token import FILE
 from service.core.errors import TooMany, Unavailable
 from service.core.servers import POSTGRES_ERRORS, postgres_passes
 from service.dashboard.look import STATIC, Look, look
@@ -26,8 +28,6 @@ from service.http.app_state import AppState, fetch, state_of
 from service.http.audit import presented
 from service.http.auth import Caller, admit, caller
 from service.http.events import Filter, find, load
-from service.keys import AT_HOME
-from service.local_token import FILE
 
 OPEN: Final = ("queued", "scheduled", "running", "waiting")
 OPEN_MAX: Final = 100_000

@@ -7,11 +7,11 @@ from urllib.parse import parse_qs, quote, urlencode
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from service.access.keys import AT_HOME, KEYS, Key, sign_in, sign_out
 from service.dashboard.look import Look
 from service.http.app_state import pool_of, read_body, state_of
 from service.http.audit import note
 from service.http.auth import SECURE, cookie_of, of_kind, refuse_cross_site, session
-from service.keys import AT_HOME, KEYS, Key, sign_in, sign_out
 
 LASTS: Final = timedelta(days=7)
 TOKEN: Final = "token"  # noqa: S105 - the name of it in an address

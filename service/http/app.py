@@ -13,7 +13,9 @@ import prompts
 import schemas.events
 from prompts import Prompts
 from schemas.catalog import Catalog, discover
-from service.audit import Audit
+from service.access.audit import Audit
+from service.access.keys import open_keys
+from service.access.quotas import Quotas
 from service.core.metrics import Meters
 from service.core.readiness import Readiness
 from service.core.redis_owner import RedisOwner
@@ -33,9 +35,7 @@ from service.http.metrics import MetricsPages
 from service.http.problem import HANDLERS
 from service.http.routes import routes
 from service.intake import open_intake
-from service.keys import open_keys
 from service.listeners import Listeners
-from service.quotas import Quotas
 from workers.clients.vectors import searching
 
 

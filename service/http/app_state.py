@@ -17,7 +17,9 @@ from prompts import Prompts
 from schemas.catalog import Catalog
 from schemas.envelope import Moment
 from schemas.text import BadEvent, check, malformed, misfit
-from service.audit import Audit
+from service.access.audit import Audit
+from service.access.keys import Keys
+from service.access.quotas import Quotas
 from service.core.errors import Unavailable
 from service.core.metrics import Meters
 from service.core.readiness import Readiness
@@ -28,9 +30,7 @@ from service.core.turns import Turns, lent
 from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares, caller_of
 from service.http.metrics import MetricsPages
 from service.intake import Intake
-from service.keys import Keys
 from service.listeners import Listeners
-from service.quotas import Quotas
 
 JSON: Final = "application/json"
 BODY_TIMEOUT_S: Final = 30.0

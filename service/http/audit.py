@@ -1,4 +1,4 @@
-"""`/operations`: who did what. Refusals and sign-ins are also lines of the log: see service/audit.py."""
+"""`/operations`: who did what. Refusals and sign-ins are also lines of the log: see service/access/audit.py."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sql
-from service.audit import Action, named
+from service.access.audit import Action, named
 from service.http.app_state import PageQuery, Text, asked_by_query, fetch, raw, reply, state_of
 from service.http.auth import caller, session
 from service.http.metrics import route_of

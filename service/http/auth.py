@@ -9,8 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.access.keys import KEYS, SESSION, Key, Scope
 from service.http.app_state import state_of
-from service.keys import KEYS, SESSION, Key, Scope
 
 Need = Literal["open"] | Scope
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompts import PromptError
 from schemas.catalog import CatalogError
+from service.access.keys import any_made
 from service.cli.parts import check_port
 from service.core import failpoints
 from service.core.errors import CallboardError, StartError, text_of
@@ -29,7 +30,6 @@ from service.embedded import running
 from service.http.app import create_app
 from service.http.connections import Connection, expire_all
 from service.http.problem import problem
-from service.keys import any_made
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 65

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service import keys, live
+from service import live
+from service.access import keys
 from service.catch_up import Standing
 from service.core.errors import TooMany, Unavailable, text_of
 from service.core.servers import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS

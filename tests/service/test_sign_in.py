@@ -9,10 +9,10 @@ import httpx
 import pytest
 from msgspec import json
 
+from service.access.keys import HELD_S
 from service.core.servers import connect
 from service.core.settings import Settings
 from service.dashboard.sign_in import own_path
-from service.keys import HELD_S
 from tests.board import TICKET, serving
 from tests.eventually import eventually
 from tests.keys import TOKEN, bearer, make_key, revoke

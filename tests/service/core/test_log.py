@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from service.access.keys import PREFIX_CHARS, mint
 from service.core.log import Lines
 from service.core.settings import Settings
-from service.keys import PREFIX_CHARS, mint
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES, AT_HOME
 from tests.listening import listening_on

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from schemas.identity import uuid7
+from service.access.keys import HELD_S, KEY, mint
 from service.core.settings import Settings
 from service.http.app import create_app
 from service.http.auth import caller
-from service.keys import HELD_S, KEY, mint
 from tests.board import TICKET, Board, serving
 from tests.eventually import eventually
 from tests.keys import AT_HOME, bearer, make_key, revoke

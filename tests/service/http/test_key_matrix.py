@@ -11,9 +11,9 @@ import pytest
 from msgspec import Struct
 from starlette.routing import Match, Route
 
+from service.access.keys import HELD_S, KEY, SESSION, Scope, mint
 from service.core.settings import Settings
 from service.http.app import create_app
-from service.keys import HELD_S, KEY, SESSION, Scope, mint
 from tests.board import Board, serving
 from tests.eventually import eventually
 from tests.keys import bearer, make_key, revoke

@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from service import quotas
+from service.access import quotas
 from service.core.settings import Settings
 from tests.board import serving
 from tests.eventually import eventually

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from service import keys
+from service.access import keys
 from service.core.errors import Unavailable
 from service.core.group_commit import GroupCommit
 from service.core.settings import Settings

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from msgspec import json
 from redis.asyncio import Redis
 
-from service import audit
-from service.audit import LINES_OF_ALL, LINES_OF_ONE, Audit, named
+from service.access import audit
+from service.access.audit import LINES_OF_ALL, LINES_OF_ONE, Audit, named
+from service.access.keys import KEY, SESSION, mint
 from service.cli import command_line
 from service.core.metrics import Meters
 from service.core.settings import Settings
-from service.keys import KEY, SESSION, mint
 from tests.board import TICKET, Board, board_on, serving
 from tests.eventually import eventually
 from tests.keys import bearer, make_key
@@ -98,7 +98,7 @@ def test_what_was_left_out_is_told_when_the_minute_is_over(
 ) -> None:
     caplog.set_level(logging.INFO)
     now, noted = 1000.0, Audit(Meters())
-    monkeypatch.setattr("service.audit.time.monotonic", lambda: now)
+    monkeypatch.setattr("service.access.audit.time.monotonic", lambda: now)
     for _ in range(LINES_OF_ONE + 5):
         noted.note("refused", "none", "203.0.113.5", "GET /events", 401)
     noted.note("refused", "none", "203.0.113.6", "GET /events", 401)

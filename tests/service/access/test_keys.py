@@ -13,14 +13,26 @@ from hypothesis import strategies as st
 from msgspec import json
 from msgspec.structs import replace
 
-import service.keys
+import service.access.keys
+from service.access.keys import (
+    AT_HOME,
+    HELD_S,
+    KEY,
+    SESSION,
+    Keys,
+    look_up,
+    mint,
+    open_keys,
+    presented,
+    sign_in,
+    sign_out,
+)
+from service.access.rates import Rate
 from service.core.errors import StartError, Unavailable
 from service.core.roles import as_owner
 from service.core.servers import connect, open_pool
 from service.core.settings import Settings
 from service.http.serve import refuse_open_door
-from service.keys import AT_HOME, HELD_S, KEY, SESSION, Keys, look_up, mint, open_keys, presented, sign_in, sign_out
-from service.rates import Rate
 from tests.eventually import eventually
 from tests.keys import TOKEN, make_key, revoke
 from tests.processes import CALLBOARD, run
@@ -95,7 +107,7 @@ async def test_what_is_no_key_goes_the_same_way_as_what_is_one(
         compared.append((len(a), len(b)))
         return hmac.compare_digest(a, b)
 
-    monkeypatch.setattr(service.keys, "hmac", type("Watched", (), {"compare_digest": staticmethod(compare)}))
+    monkeypatch.setattr(service.access.keys, "hmac", type("Watched", (), {"compare_digest": staticmethod(compare)}))
     connection = await connect(settings, "test")
     await look_up(connection, [], None)  # a driver's first look at the types of a statement
     asked: list[str] = []
@@ -109,7 +121,7 @@ async def test_what_is_no_key_goes_the_same_way_as_what_is_one(
         asked.clear()
         compared.clear()
     await connection.close()
-    assert set(ways) == {((service.keys.SQL["look_up"],), ((32, 32),))}
+    assert set(ways) == {((service.access.keys.SQL["look_up"],), ((32, 32),))}
 
 
 async def test_many_at_once_each_get_their_own(settings: Settings, keys: Keys) -> None:
@@ -153,7 +165,7 @@ async def test_a_session_is_its_keys_and_ends_with_it(settings: Settings, keys: 
 
 
 async def test_what_is_held_is_bounded(settings: Settings, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.keys, "HELD_MAX", 3)
+    monkeypatch.setattr(service.access.keys, "HELD_MAX", 3)
     for _ in range(10):
         await keys.find(mint(KEY))
     assert len(keys._held) == 3

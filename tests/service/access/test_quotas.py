@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from service import quotas
+from service.access import quotas
+from service.access.keys import Key
+from service.access.quotas import LEASE_S, Quotas
+from service.access.rates import Bucket, read_rate
 from service.core.settings import Settings
 from service.core.streams import names_of
-from service.keys import Key
-from service.quotas import LEASE_S, Quotas
-from service.rates import Bucket, read_rate
 
 NOW: Final = "redis.call('TIME')"
 ENDS: Final = "math.ceil((drained - now) / 1000)"

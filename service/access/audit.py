@@ -6,8 +6,8 @@ import time
 from collections import Counter
 from typing import Final, Literal
 
+from service.access.keys import PREFIX_CHARS
 from service.core.metrics import Meters
-from service.keys import PREFIX_CHARS
 
 MINUTE_S: Final = 60.0
 LINES_OF_ONE: Final = 10  # a minute, of one key, address, route and status

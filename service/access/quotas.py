@@ -17,11 +17,11 @@ from uuid import uuid4
 
 from redis.asyncio import Redis
 
+from service.access.keys import SQL, Key
+from service.access.rates import Bucket, Rate
 from service.core.errors import OverLimit
 from service.core.servers import REDIS_ERRORS, Pool
 from service.core.streams import Names
-from service.keys import SQL, Key
-from service.rates import Bucket, Rate
 
 LEASE_S: Final = 0.1
 AHEAD_S: Final = 2 * LEASE_S  # a lease is for the events of so long: some of them come before Redis has answered

@@ -15,16 +15,16 @@ from msgspec import Struct
 
 import sql
 from schemas.envelope import TENANT
+from service.access.rates import Rate, read_rate
 from service.core.group_commit import GroupCommit
 from service.core.servers import ACQUIRE_TIMEOUT_S, Connection, Pool, connect
 from service.core.settings import Settings
 from service.core.supervise import supervised
-from service.rates import Rate, read_rate
 
 Scope = Literal["ingest", "documents", "read", "operate", "admin"]
 
 KEY: Final = "cb_"
-LOCAL: Final = "cl_"  # the local token: see service/local_token.py
+LOCAL: Final = "cl_"  # the local token: see service/access/local_token.py
 SESSION: Final = "cs_"
 PREFIX_CHARS: Final = 11
 SECRET_CHARS: Final = 36  # of 62: 214 bits

@@ -1,0 +1,1 @@
+"""Who may come in, for what and how often; and what is kept of who did."""
