@@ -15,7 +15,7 @@ from schemas.envelope import SOURCE, Moment
 from schemas.outcome import Reason
 from schemas.text import BadEvent
 from service.core.servers import ACQUIRE_TIMEOUT_S, REDIS_ERRORS, Pool
-from service.intake import Conflict, Intake
+from service.intake.intake import Conflict, Intake
 
 BATCH: Final = 200
 BYTES_MAX: Final = 4 << 20  # of entries that are taken again together

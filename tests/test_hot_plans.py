@@ -18,7 +18,7 @@ from schemas.outcome import Done, Later
 from service.core.roles import as_owner
 from service.core.servers import Connection, connect
 from service.core.settings import Settings
-from service.store import accept
+from service.intake.store import accept
 from tests.test_sql import statements
 from workers.engine.claim import Claimed, claimed
 from workers.engine.settle import Ending, _arguments

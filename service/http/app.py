@@ -34,7 +34,7 @@ from service.http.body_allowance import BodyAllowance, Shares, with_bodies_relea
 from service.http.metrics import MetricsPages
 from service.http.problem import HANDLERS
 from service.http.routes import routes
-from service.intake import open_intake
+from service.intake.intake import open_intake
 from service.listeners import Listeners
 from workers.clients.vectors import searching
 

@@ -29,7 +29,7 @@ from service.core.settings import Settings
 from service.core.turns import Turns, lent
 from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares, caller_of
 from service.http.metrics import MetricsPages
-from service.intake import Intake
+from service.intake.intake import Intake
 from service.listeners import Listeners
 
 JSON: Final = "application/json"

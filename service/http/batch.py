@@ -20,7 +20,7 @@ from service.http.app_state import read_body, reply, state_of
 from service.http.auth import caller
 from service.http.events import media_type_of
 from service.http.problem import on_error
-from service.intake import Accepted, Conflict
+from service.intake.intake import Accepted, Conflict
 
 LINES: Final = "application/x-ndjson"
 MEDIA_TYPES: Final = ("application/json", "application/cloudevents-batch+json", LINES)

@@ -16,7 +16,7 @@ from schemas.text import BadEvent, Trouble
 from service.core.errors import Outage, OverLimit, TooMany, Unavailable, text_of
 from service.core.postgres_errors import sentence
 from service.core.servers import POSTGRES_ERRORS, postgres_passes
-from service.intake import Conflict
+from service.intake.intake import Conflict
 
 PROBLEM: Final = "application/problem+json"
 

@@ -12,7 +12,7 @@ from service.http import audit, batch, catalog, documents, events, health, metri
 from service.http.app_state import reply, state_of
 from service.http.auth import guarded
 from service.http.openapi import Operation, described
-from service.intake import Accepted
+from service.intake.intake import Accepted
 from service.operate import Operated
 from workers.clients.vectors import Search
 

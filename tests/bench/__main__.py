@@ -23,7 +23,7 @@ from service.core import streams
 from service.core.migrate import migrate
 from service.core.servers import Connection, connect
 from service.core.settings import Settings
-from service.store import accept
+from service.intake.store import accept
 from tests.bench import posting
 from tests.eventually import eventually
 from tests.keys import AS_UP_DOES

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from schemas.envelope import Attributes, Incoming
 from schemas.identity import uuid7
 from service.core.servers import Connection
-from service.store import accept, existing, identity
+from service.intake.store import accept, existing, identity
 from workers.engine.claim import Claimed
 from workers.kit.memory import Child
 

@@ -21,8 +21,8 @@ from service.core.servers import POSTGRES_ERRORS, Connection, connect, open_pool
 from service.core.settings import Settings
 from service.core.streams import names_of
 from service.core.supervise import Part, supervised
-from service.inbound import Inbound
-from service.notifier import Notifier
+from service.intake.notifier import Notifier
+from service.intake.stream_reader import StreamReader
 from workers.clients.limits import SCRIPT
 from workers.clients.llm import Llm, open_llm
 from workers.clients.provider import Provider
@@ -75,7 +75,7 @@ class Parts(Struct, frozen=True):
     journal: Journal
     lease: Lease
     sweeper: Sweeper
-    inbound: Inbound
+    inbound: StreamReader
     notifier: Notifier
     publisher: FeedPublisher
     arq: ArqRedis
@@ -171,7 +171,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
         journal=journal,
         lease=lease,
         sweeper=Sweeper(settings, redis, lease, executor, resumer, owner, meters),
-        inbound=Inbound(settings, program.catalog, blocking, lease.guard, owner, keyed, meters),
+        inbound=StreamReader(settings, program.catalog, blocking, lease.guard, owner, keyed, meters),
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
         notifier=notifier,

@@ -11,8 +11,8 @@ from msgspec import json
 from msgspec.structs import replace
 
 from schemas.text import DEPTH_MAX
-from service import store
 from service.core.settings import Settings
+from service.intake import store
 from tests.board import serving
 from tests.keys import AT_HOME, bearer, make_key
 

@@ -13,7 +13,7 @@ from schemas import Event
 from schemas.catalog import discover
 from schemas.envelope import read
 from service.core.settings import Settings
-from service.store import Store
+from service.intake.store import Store
 from tests.board import Board, board_on
 from tests.programs import program_of
 from workers.kit import Pipeline, Run

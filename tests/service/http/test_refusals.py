@@ -15,7 +15,7 @@ from service.core.settings import Settings
 from service.http import app_state, connections
 from service.http.app import create_app
 from service.http.connections import HEAD_MAX, Connection
-from service.intake import Intake
+from service.intake.intake import Intake
 from tests.eventually import eventually
 from tests.keys import AT_HOME, AUTHORIZED
 from tests.listening import listening_on

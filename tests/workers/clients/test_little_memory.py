@@ -17,7 +17,7 @@ from schemas.identity import uuid7
 from service.core import streams
 from service.core.servers import connect
 from service.core.settings import Settings
-from service.store import accept
+from service.intake.store import accept
 from tests.eventually import eventually
 from tests.faults.memory import joining, killed, peak_mb, small_group
 from tests.processes import started

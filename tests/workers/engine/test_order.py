@@ -15,7 +15,7 @@ from schemas.identity import uuid7
 from service.core.servers import connect
 from service.core.settings import Settings
 from service.core.supervise import end
-from service.store import Store
+from service.intake.store import Store
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import event_type, program_of

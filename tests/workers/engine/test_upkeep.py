@@ -20,7 +20,7 @@ from service.core.redis_owner import RedisOwner
 from service.core.servers import connect
 from service.core.settings import Settings
 from service.core.supervise import end
-from service.store import Store
+from service.intake.store import Store
 from tests.programs import event_type, program_of
 from tests.servers import NAMES
 from workers.engine import sweeper

@@ -24,7 +24,7 @@ from service.core.settings import Settings
 from service.core.supervise import end, keep
 from service.embedded import Server
 from service.embedded.redis import redis_cli
-from service.inbound import Inbound
+from service.intake.stream_reader import StreamReader
 from tests.board import Board
 from tests.eventually import eventually
 from tests.servers import NAMES
@@ -46,7 +46,7 @@ async def taking_in(settings: Settings) -> AsyncIterator[None]:
         return worker
 
     async with open_redis(settings, 8) as redis:
-        inbound = Inbound(settings, discover(schemas.events), redis, holder, RedisOwner(settings))
+        inbound = StreamReader(settings, discover(schemas.events), redis, holder, RedisOwner(settings))
         task = asyncio.create_task(keep("inbound", inbound.run))
         try:
             yield

@@ -15,7 +15,7 @@ from schemas.catalog import Catalog, EventType, discover
 from schemas.envelope import Incoming, read
 from service.core.settings import Settings
 from service.core.supervise import end
-from service.store import Store, Stored
+from service.intake.store import Store, Stored
 
 CATALOG = discover(schemas.events)
 

@@ -13,7 +13,7 @@ from service.core.settings import Settings
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.servers import NAMES
-from tests.service.test_inbound import GOOD, taking_in
+from tests.service.intake.test_stream_reader import GOOD, taking_in
 from workers.engine.lease import Lease
 from workers.engine.supervisor import Parts
 

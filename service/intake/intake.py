@@ -19,8 +19,8 @@ from service.core.servers import POSTGRES_ERRORS, REDIS_ERRORS, connect
 from service.core.settings import Settings
 from service.core.streams import names_of
 from service.core.supervise import supervised
-from service.notifier import Notifier
-from service.store import Store, Stored
+from service.intake.notifier import Notifier
+from service.intake.store import Store, Stored
 
 DRAIN_TIMEOUT_S: Final = 5.0
 KEYED_EVERY_S: Final = 2.0

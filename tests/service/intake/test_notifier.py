@@ -12,12 +12,12 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from schemas.identity import uuid7
-from service import notifier
 from service.core import streams
 from service.core.servers import open_redis
 from service.core.settings import Settings
 from service.core.supervise import end
-from service.notifier import Notifier
+from service.intake import notifier
+from service.intake.notifier import Notifier
 from tests.board import Board, board_on, serving
 from tests.eventually import eventually
 from tests.keys import AT_HOME

@@ -7,12 +7,12 @@ import pytest
 from msgspec.structs import replace
 from redis.asyncio import Redis
 
-from service import inbound
 from service.core import streams
 from service.core.settings import Settings
+from service.intake import stream_reader
 from tests.eventually import eventually
 from tests.servers import NAMES
-from tests.service.test_inbound import add, event, ids, quiet, redis, sql, taking_in
+from tests.service.intake.test_stream_reader import add, event, ids, quiet, redis, sql, taking_in
 
 INGEST: Final = NAMES.ingest
 
@@ -75,16 +75,16 @@ async def test_what_was_read_and_not_finished_is_taken_one_by_one(
     """Among it may be what ended whoever had read it in one piece."""
     entries = await add(redis, *(event(id=f"{n}") for n in range(20)))
     await streams.ensure_group(redis, INGEST, streams.INGEST_GROUP)
-    await streams.read(redis, [INGEST], streams.INGEST_GROUP, inbound.CONSUMER, 20)
+    await streams.read(redis, [INGEST], streams.INGEST_GROUP, stream_reader.CONSUMER, 20)
     later = await add(redis, *(event(id=f"later {n}") for n in range(20)))
     taken: list[list[str]] = []
-    take = inbound.Inbound._take
+    take = stream_reader.StreamReader._take
 
-    async def noted(self: inbound.Inbound, connection: Any, found: Any) -> None:
+    async def noted(self: stream_reader.StreamReader, connection: Any, found: Any) -> None:
         taken.append([entry_id for entry_id, _ in found])
         await take(self, connection, found)
 
-    monkeypatch.setattr(inbound.Inbound, "_take", noted)
+    monkeypatch.setattr(stream_reader.StreamReader, "_take", noted)
     async with taking_in(settings):
         await eventually(lambda: quiet(redis))
     assert taken[:20] == [[entry] for entry in entries]
@@ -93,7 +93,9 @@ async def test_what_was_read_and_not_finished_is_taken_one_by_one(
 
 
 async def _read(redis: Redis, count: int, after: str = ">") -> list[streams.Entry]:
-    return await streams.read_bounded(redis, INGEST, streams.INGEST_GROUP, inbound.CONSUMER, count, after=after, **READ)
+    return await streams.read_bounded(
+        redis, INGEST, streams.INGEST_GROUP, stream_reader.CONSUMER, count, after=after, **READ
+    )
 
 
 async def _waits(redis: Redis) -> bool:

@@ -26,9 +26,9 @@ from service.core.servers import POSTGRES_ERRORS, Connection, connect
 from service.core.settings import Settings
 from service.core.streams import Entry, names_of
 from service.core.supervise import supervised
-from service.intake import Conflict, Intake
-from service.notifier import Notifier
-from service.store import Store
+from service.intake.intake import Conflict, Intake
+from service.intake.notifier import Notifier
+from service.intake.store import Store
 
 COUNT: Final = 500  # one group commit
 BYTES_MAX: Final = 4 << 20  # of entries at a time: they are held several times, as text, decoded, as a row
@@ -47,7 +47,7 @@ class _Typed(Struct, frozen=True):
     type: str
 
 
-class Inbound:
+class StreamReader:
     """One process at a time takes the stream in; the others stand by.
 
     `holder` waits until this worker holds its lease, and returns its id. The duty is free when the lease is, and a
