@@ -11,11 +11,11 @@ from msgspec import Meta, Struct, json
 from redis.asyncio import Redis
 
 from schemas.envelope import SOURCE, TENANT
-from service import live
 from service.core import streams
 from service.core.errors import Unavailable
 from service.core.servers import REDIS_ERRORS
 from service.core.streams import Names
+from service.feed import live_log
 
 Text = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
 
@@ -100,7 +100,7 @@ class RedisTraces:
         """How many of these events have a live log."""
         if not ids:
             return 0
-        names = [live.log_of(self._names, event_id) for event_id in ids]
+        names = [live_log.log_of(self._names, event_id) for event_id in ids]
         with _there():
             counted: int = await (self._redis.delete if delete else self._redis.exists)(*names)
         return counted

@@ -32,7 +32,7 @@ OTHERS: Final = {
     "service/http/operations.py": {"CURSOR_MAX"},
     "service/http/stream.py": {"SEQ_MAX"},
     "service/access/keys.py": {"HELD_MAX", "IDLE_MAX"},
-    "service/live.py": {"N_MAX"},
+    "service/feed/live_log.py": {"N_MAX"},
     "service/core/migrate.py": {"LASTS_MAX_S"},
     "service/core/postgres_address.py": {"CONNECT_TIMEOUT_MAX_S"},
     "service/core/program.py": {"NEW_MAX"},

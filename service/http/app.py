@@ -26,6 +26,7 @@ from service.core.supervise import supervised
 from service.core.turns import querying
 from service.dashboard import pages
 from service.embedded import running
+from service.feed.listeners import Listeners
 from service.http import metrics
 from service.http.answers import ANSWERS_MAX, in_pieces
 from service.http.app_state import AppState
@@ -35,7 +36,6 @@ from service.http.metrics import MetricsPages
 from service.http.problem import HANDLERS
 from service.http.routes import routes
 from service.intake.intake import open_intake
-from service.listeners import Listeners
 from workers.clients.vectors import searching
 
 

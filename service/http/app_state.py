@@ -27,10 +27,10 @@ from service.core.redis_owner import RedisOwner
 from service.core.servers import Pool
 from service.core.settings import Settings
 from service.core.turns import Turns, lent
+from service.feed.listeners import Listeners
 from service.http.body_allowance import BODY_SMALL, BodyAllowance, Shares, caller_of
 from service.http.metrics import MetricsPages
 from service.intake.intake import Intake
-from service.listeners import Listeners
 
 JSON: Final = "application/json"
 BODY_TIMEOUT_S: Final = 30.0

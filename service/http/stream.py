@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service import live
 from service.access import keys
-from service.catch_up import Standing
 from service.core.errors import TooMany, Unavailable, text_of
 from service.core.servers import ACQUIRE_TIMEOUT_S, POSTGRES_ERRORS
+from service.feed import live_log
+from service.feed.catch_up import Standing
+from service.feed.listeners import messages, standing
 from service.http.app_state import AppState, event_id_of, pool_of, state_of
 from service.http.auth import admit, caller
 from service.http.body_allowance import caller_of
-from service.listeners import messages, standing
 
 MEDIA: Final = "text/event-stream"
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -108,7 +108,7 @@ def _take_share(app: AppState, who: str) -> None:
 
 
 def _is_read(stands: Standing, last: int) -> bool:
-    return stands.ended and last >= live.seq((stands.claim, live.N_MAX), live.END)
+    return stands.ended and last >= live_log.seq((stands.claim, live_log.N_MAX), live_log.END)
 
 
 def _last(request: Request) -> int | None:

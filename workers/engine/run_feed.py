@@ -17,9 +17,9 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from service import live
 from service.core.servers import REDIS_ERRORS, redis_passes
 from service.core.streams import Names, wrong_type
+from service.feed import live_log
 from workers.clients.llm import Call
 from workers.engine.claim import Claimed
 from workers.kit.memory import Step
@@ -39,7 +39,7 @@ class Item(Struct, eq=False):
     """An entry of a feed. A token grows until it is taken; one that is `held` holds back the entries behind it."""
 
     n: int
-    entry: live.Entry | None
+    entry: live_log.Entry | None
     parts: list[str] = []
     held: bool = False
 
@@ -48,7 +48,7 @@ class Item(Struct, eq=False):
         return sum(map(len, self.parts))
 
     def encoded(self) -> bytes:
-        if isinstance(self.entry, live.Token):
+        if isinstance(self.entry, live_log.Token):
             return msgspec.json.encode(replace(self.entry, text="".join(self.parts)))
         return msgspec.json.encode(self.entry)
 
@@ -69,7 +69,7 @@ class RunFeed:
 
     def step(self, step: Step) -> Step:
         """The step with its number."""
-        item = self._append(live.Stepped(step.step, step.state, step.ms))
+        item = self._append(live_log.Stepped(step.step, step.state, step.ms))
         return replace(step, n=item.n)
 
     def text_delta(self, step: str, call: Call, text: str) -> None:
@@ -80,8 +80,8 @@ class RunFeed:
             return
         item = self._growing.get(call.call_id)
         if item is None:
-            token = live.Token(
-                step, live.call_name(call.question_hash, call.ordinal), live.short_id(call.call_id), offset, ""
+            token = live_log.Token(
+                step, live_log.call_name(call.question_hash, call.ordinal), live_log.short_id(call.call_id), offset, ""
             )
             self._publishes = True
             item = self._growing[call.call_id] = self._append(token)
@@ -96,8 +96,8 @@ class RunFeed:
         """Held until it is `stored`."""
         self.ended(call)
         self._publishes = True
-        name, short_id = live.call_name(call.question_hash, call.ordinal), live.short_id(call.call_id)
-        return self._append(live.Answered(step, name, short_id, len(call.reply or "")), held=True)
+        name, short_id = live_log.call_name(call.question_hash, call.ordinal), live_log.short_id(call.call_id)
+        return self._append(live_log.Answered(step, name, short_id, len(call.reply or "")), held=True)
 
     def stored(self, item: Item, *, is_stored: bool) -> None:
         """What no retry would get back becomes a gap: nobody needs it."""
@@ -116,7 +116,7 @@ class RunFeed:
         self._growing = {call: item for call, item in self._growing.items() if item.n not in taken}
         return items
 
-    def _append(self, entry: live.Entry, *, held: bool = False) -> Item:
+    def _append(self, entry: live_log.Entry, *, held: bool = False) -> Item:
         self._n += 2
         item = Item(self._n, entry, held=held)
         self.items.append(item)
@@ -178,20 +178,22 @@ class FeedPublisher:
         status_changed = list(self._status_changed)
         async with self._redis.pipeline(transaction=False) as pipe:
             for feed, items in taken.items():
-                name = live.log_of(self._names, feed.event_id)
+                name = live_log.log_of(self._names, feed.event_id)
                 for item in items:
                     if item.entry is not None:
                         fields: dict[Any, Any] = {b"d": item.encoded()}
-                        pipe.xadd(name, fields, id=f"{feed.claim}-{item.n}", maxlen=live.LENGTH_MAX, approximate=True)
-                pipe.expire(name, live.KEPT_S)
+                        pipe.xadd(
+                            name, fields, id=f"{feed.claim}-{item.n}", maxlen=live_log.LENGTH_MAX, approximate=True
+                        )
+                pipe.expire(name, live_log.KEPT_S)
             for channel, events in (
                 (self._names.news, [feed.event_id for feed in taken]),
                 (self._names.moved, status_changed),
             ):
                 if events:
-                    pipe.publish(channel, live.ids(events))
+                    pipe.publish(channel, live_log.ids(events))
             if _check(await pipe.execute(raise_on_error=False)):
-                await self._mend([live.log_of(self._names, feed.event_id) for feed in taken])
+                await self._mend([live_log.log_of(self._names, feed.event_id) for feed in taken])
         self._status_changed.difference_update(status_changed)
         for feed, items in taken.items():
             self._drop(feed, len(items))

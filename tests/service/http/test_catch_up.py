@@ -8,8 +8,8 @@ import asyncpg
 import httpx
 import pytest
 
-from service import catch_up
 from service.core.settings import Settings
+from service.feed import catch_up
 from tests.keys import AT_HOME
 from tests.service.http.test_answers import keep, unread
 from tests.service.http.test_connections import api_of

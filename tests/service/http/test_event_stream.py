@@ -148,7 +148,7 @@ async def test_redis_that_forgets_in_the_middle(settings: Settings, again: bool)
 async def test_where_nothing_happens_a_comment_tells_that_somebody_is_there(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.listeners.COMMENT_S", 0.05)
+    monkeypatch.setattr("service.feed.listeners.COMMENT_S", 0.05)
     async with speaking(settings) as board:
         client = Client(await board.send("spoken", {}, dueat="2999-01-01T00:00:00Z"))
         following = asyncio.create_task(client.follow(board.http))

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from service.core.settings import Settings
 from service.core.supervise import end
-from service.live import Answered, Stepped, Token, log_of, read_log
+from service.feed.live_log import Answered, Stepped, Token, log_of, read_log
 from tests.eventually import eventually
 from tests.servers import NAMES
 from workers.clients.llm import Call
@@ -108,8 +108,8 @@ async def test_a_log_is_read_up_to_a_number_of_entries_and_of_bytes(
     texts = ["a" * 10, "b" * 3_000, "c" * 10, "d" * 10, "e" * 10, "f" * 10]
     for n, text in enumerate(texts, 1):
         await redis.xadd(name, {"d": json.encode(Token("s", "c", "m", 0, text))}, id=f"1-{2 * n}")
-    monkeypatch.setattr("service.live.PAGE", 3)
-    monkeypatch.setattr("service.live.PAGE_MAX", 1_000)
+    monkeypatch.setattr("service.feed.live_log.PAGE", 3)
+    monkeypatch.setattr("service.feed.live_log.PAGE_MAX", 1_000)
     pages, after, more = [], (0, 0), True
     while more:
         page, more = await read_log(redis, name, after)

@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 
 import sql
 from schemas.outcome import ENDED
-from service import live
 from service.core.servers import REDIS_ERRORS, Pool
-from service.live import Entry, Position, Stepped
-from service.resume_cursor import START, Reply, ResumeCursor
+from service.feed import live_log
+from service.feed.cursor import START, Reply, ResumeCursor
+from service.feed.live_log import Entry, Position, Stepped
 
 PAGE: Final = 100  # stored replies that are read at a time
 PAGE_MAX: Final = 64 << 10  # bytes of them; the first one may have more
@@ -51,7 +51,7 @@ class FeedReader:
         async for position, reply in self._replies(START, (before + 1, 0)):
             for message in self._cursor.stored(position, reply):
                 yield message
-        self._cursor.skip_to((before, live.N_MAX))
+        self._cursor.skip_to((before, live_log.N_MAX))
 
     async def catch_up(self, stands: Standing) -> AsyncIterator[bytes]:
         cursor = self._cursor
@@ -76,7 +76,7 @@ class FeedReader:
         after, more = cursor.at, True
         while more:
             try:
-                entries, more = await live.read_log(self._redis, self._name, after)
+                entries, more = await live_log.read_log(self._redis, self._name, after)
             except (*REDIS_ERRORS, msgspec.DecodeError) as error:
                 log.warning("the log of event %s can't be read: %s", self._event_id, error)
                 entries, more = [], False
@@ -130,7 +130,7 @@ class FeedReader:
             more = bool(rows) and (len(rows) < rows[0]["total"] or rows[0]["total"] == PAGE)
             for row in rows:
                 after = (row["claim"], row["n"])
-                call, short_id = live.call_name(row["asked"], row["ordinal"]), live.short_id(row["call_id"])
+                call, short_id = live_log.call_name(row["asked"], row["ordinal"]), live_log.short_id(row["call_id"])
                 yield after, Reply(row["step"], call, short_id, row["reply"])
 
     async def _steps(self, run: int, after: Position, before: Position) -> list[tuple[Position, Stepped]]:

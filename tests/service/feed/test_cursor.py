@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
-from service.live import Answered, Entry, Position, Stepped, Token, parse_seq
-from service.resume_cursor import START, Reply, ResumeCursor
+from service.feed.cursor import START, Reply, ResumeCursor
+from service.feed.live_log import Answered, Entry, Position, Stepped, Token, parse_seq
 from tests.sse import Client, Heard
 
 STEPS: Final = ("a", "b")
@@ -62,7 +62,7 @@ def histories(draw: st.DrawFn) -> History:
 
 
 def sent(history: History, log: Log, cursor: ResumeCursor) -> Iterator[bytes]:
-    """One connection to the end, as `service.listeners` drives it, with what there is of the log."""
+    """One connection to the end, as `service.feed.listeners` drives it, with what there is of the log."""
     for position, entry in log:
         if position > cursor.seen:
             cursor.resume()

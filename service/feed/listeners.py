@@ -15,12 +15,12 @@ from msgspec import Struct
 from redis.asyncio import Redis
 
 import sql
-from service import live
-from service.catch_up import FeedReader, Standing
 from service.core.errors import Unavailable
 from service.core.servers import POSTGRES_ERRORS, Pool
 from service.core.streams import Names
-from service.resume_cursor import ResumeCursor
+from service.feed import live_log
+from service.feed.catch_up import FeedReader, Standing
+from service.feed.cursor import ResumeCursor
 
 POLL_S: Final = 1.0
 LISTEN_S: Final = 2.0
@@ -119,8 +119,8 @@ async def messages(
     listeners: Listeners, pool: Pool, event_id: UUID, state: tuple[Standing, int], last: int | None
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events until the event or the process ends, read by `pool`; the client has read up to seq `last`."""
-    cursor = ResumeCursor(*live.parse_seq(last)) if last else ResumeCursor()
-    reader = FeedReader(listeners.redis, live.log_of(listeners.names, event_id), pool, event_id, cursor)
+    cursor = ResumeCursor(*live_log.parse_seq(last)) if last else ResumeCursor()
+    reader = FeedReader(listeners.redis, live_log.log_of(listeners.names, event_id), pool, event_id, cursor)
     with listeners.listening(event_id, state[0]) as (topic, news):
         if not last and state[1]:
             async for message in reader.skip_runs(state[1]):

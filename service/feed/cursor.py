@@ -1,6 +1,6 @@
 """What one listener to an event is sent: made from the log, from Postgres, and from what its client has read already.
 
-It does no I/O: `service.listeners` reads for it. See `service.live` for the order of things.
+It does no I/O: `service.feed.listeners` reads for it. See `service.feed.live_log` for the order of things.
 """
 
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import Raw, Struct, json
 
-from service.live import END, N_MAX, RANKS, Answered, Entry, Position, Stepped, Token, seq
+from service.feed.live_log import END, N_MAX, RANKS, Answered, Entry, Position, Stepped, Token, seq
 
 START: Final[Position] = (0, 0)
 NOTHING: Final = -1  # it is not known what the client has of a call

@@ -1,0 +1,1 @@
+"""Statuses, steps and tokens for whoever listens to an event."""
