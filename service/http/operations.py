@@ -13,8 +13,6 @@ import sql
 from schemas.text import BadEvent
 from service.core.servers import ACQUIRE_TIMEOUT_S
 from service.core.streams import names_of
-from service.forget import Forgetter, InHand
-from service.forget_redis import RedisTraces, Target
 from service.http.app_state import (
     LIST_MAX,
     Limit,
@@ -29,7 +27,9 @@ from service.http.app_state import (
     state_of,
 )
 from service.http.auth import caller
-from service.operate import Letters, Operator, StateMoved, UnknownStep
+from service.operations.forget import Forgetter, InHand
+from service.operations.forget_redis import RedisTraces, Target
+from service.operations.operate import Letters, Operator, StateMoved, UnknownStep
 
 SQL: Final = sql.queries("operate")
 CURSOR_MAX: Final = (1 << 63) - 1

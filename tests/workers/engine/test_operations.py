@@ -7,8 +7,8 @@ import pytest
 from msgspec import Struct
 
 from schemas import Event
-from service import operate
 from service.core.settings import Settings
+from service.operations import operate
 from tests.board import Board, board_on
 from tests.eventually import eventually
 from tests.programs import program_of

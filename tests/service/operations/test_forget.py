@@ -18,10 +18,10 @@ from starlette.routing import Route
 
 from schemas import Event
 from schemas.identity import uuid7
-from service import forget
 from service.cli import command_line
 from service.core.settings import Settings
-from service.forget_redis import Target, mentions
+from service.operations import forget
+from service.operations.forget_redis import Target, mentions
 from tests.board import TICKET, Board, board_on
 from tests.eventually import eventually
 from tests.keys import TOKEN, bearer, make_key

@@ -17,7 +17,7 @@ from msgspec import Struct, json
 
 import sql
 from service.core.servers import ACQUIRE_TIMEOUT_S, Pool
-from service.forget_redis import Forgotten, RedisTraces, Target, mentions
+from service.operations.forget_redis import Forgotten, RedisTraces, Target, mentions
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""What operators do: cancel, replay, the dead letters, and forget."""
