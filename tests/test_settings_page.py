@@ -41,7 +41,7 @@ OTHERS: Final = {
     "service/core/supervise.py": {"PAUSE_MAX_S", "STOP_MAX_S"},
     "service/core/traces.py": {"PLACE_MAX", "_CAUSES_MAX", "_FRAMES_MAX", "_MEMBERS_MAX", "_DEPTH_MAX"},
     "workers/clients/calling.py": {"FREE_MAX"},
-    "workers/clients/embed.py": {"TEXT_MAX"},
+    "service/documents/embedder.py": {"TEXT_MAX"},
     "workers/clients/faults.py": {"ALONE_MAX"},
     "workers/clients/prices.py": {"LINEAR_TOKENS_MAX"},
     "workers/clients/share.py": {"TURN_MAX_S"},

@@ -62,7 +62,7 @@ HOMES: Final = {
     "msgspec": OURS,
     "openai": ("workers.clients.openai",),
     "prometheus_client": ("service.http.metrics",),
-    "pgvector": ("workers.clients.vectors", "workers.engine.settle"),
+    "pgvector": ("service.documents.vectors", "workers.engine.settle"),
     "redis": ("service", "workers.engine"),
     "rich": ("service.cli",),
     "starlette": ("service.http", "service.dashboard", "workers.simulator"),

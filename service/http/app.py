@@ -25,6 +25,7 @@ from service.core.streams import names_of
 from service.core.supervise import supervised
 from service.core.turns import querying
 from service.dashboard import pages
+from service.documents.vectors import searching
 from service.embedded import running
 from service.feed.listeners import Listeners
 from service.http import metrics
@@ -36,7 +37,6 @@ from service.http.metrics import MetricsPages
 from service.http.problem import HANDLERS
 from service.http.routes import routes
 from service.intake.intake import open_intake
-from workers.clients.vectors import searching
 
 
 class State(TypedDict):

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.text import BadEvent
+from service.documents.embedder import embed
+from service.documents.vectors import SOURCE, Document, Found, Numbers, Search, Vectors, check_vector
 from service.http.app_state import asked_by_body, pool_of, reply, state_of
 from service.http.audit import note
 from service.http.auth import caller
 from service.http.body_allowance import caller_of
-from workers.clients.embed import embed
-from workers.clients.vectors import SOURCE, Document, Found, Numbers, Search, Vectors, check_vector
 
 T = TypeVar("T")
 

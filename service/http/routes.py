@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from schemas.envelope import Envelope
+from service.documents.vectors import Search
 from service.http import audit, batch, catalog, documents, events, health, metrics, operations, stream
 from service.http.app_state import reply, state_of
 from service.http.auth import guarded
@@ -14,7 +15,6 @@ from service.http.openapi import Operation, described
 from service.intake.intake import Accepted
 from service.operations.forget_redis import Forgotten, Target
 from service.operations.operate import Operated
-from workers.clients.vectors import Search
 
 
 async def openapi(request: Request) -> Response:

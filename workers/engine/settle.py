@@ -23,8 +23,8 @@ from service.core.metrics import Meters
 from service.core.postgres_errors import NoVectors
 from service.core.servers import Connection, connect
 from service.core.settings import Settings
+from service.documents.vectors import Document
 from service.intake.store import lock_mailboxes
-from workers.clients.vectors import Document
 from workers.engine.children import accept_children, incoming, is_displaced, waits_s, weight
 from workers.engine.claim import SQL, Claimed
 from workers.engine.retry import attempt

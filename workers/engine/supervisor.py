@@ -21,13 +21,13 @@ from service.core.servers import POSTGRES_ERRORS, Connection, connect, open_pool
 from service.core.settings import Settings
 from service.core.streams import names_of
 from service.core.supervise import Part, supervised
+from service.documents.vectors import Vectors, searching
 from service.intake.notifier import Notifier
 from service.intake.stream_reader import StreamReader
 from workers.clients.limits import SCRIPT
 from workers.clients.llm import Llm, open_llm
 from workers.clients.provider import Provider
 from workers.clients.share import Shared
-from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
 from workers.engine.cancel import listen
 from workers.engine.consumer import Consumer

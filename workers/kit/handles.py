@@ -9,9 +9,9 @@ from msgspec import Struct, field
 from schemas.catalog import Catalog
 from service.core.errors import WiringError
 from service.core.settings import Settings
-from workers.clients.embed import embed
+from service.documents.embedder import embed
+from service.documents.vectors import SOURCE, Document, Found, Mode, Search, Vectors, check_vector
 from workers.clients.llm import CallLog, Llm
-from workers.clients.vectors import SOURCE, Document, Found, Mode, Search, Vectors, check_vector
 from workers.clients.web import Reply, Web
 from workers.kit.flow import Node
 from workers.kit.memory import Effects, Facts, Guard, Keep, check_in_step

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct, field
 from msgspec.structs import replace
 
 from service.core.errors import WiringError
-from workers.clients.vectors import Document
+from service.documents.vectors import Document
 
 KEPT_MAX: Final = 500
 KEPT_BYTES_MAX: Final = 4 << 20

@@ -16,6 +16,7 @@ from msgspec import json
 from schemas.identity import uuid7
 from service.core.settings import Settings
 from service.dashboard.look import PRETTY_MAX, pretty
+from service.documents.vectors import FOUND_MAX
 from service.http import app
 from service.http.answers import PIECE
 from service.http.app_state import LIST_MAX
@@ -25,7 +26,6 @@ from tests.eventually import eventually
 from tests.keys import AT_HOME, TOKEN, bearer, make_key
 from tests.listening import listening_on
 from tests.service.http.test_connections import api_of, made
-from workers.clients.vectors import FOUND_MAX
 
 __all__ = ["made"]
 

@@ -12,10 +12,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from service.core.settings import Settings
+from service.documents import vectors
 from tests.board import serving
 from tests.eventually import eventually
 from tests.keys import bearer, make_key
-from workers.clients import vectors
 
 SEARCH = {"query": "a"}
 EVENT = {"type": "message.labelled", "data": {"text": "a", "label": "b"}}

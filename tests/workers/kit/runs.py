@@ -14,10 +14,10 @@ from schemas.identity import uuid7
 from service.core.destinations import ON_THIS_MACHINE, allowed
 from service.core.metrics import Meters
 from service.core.settings import Settings
+from service.documents.vectors import Vectors, searching
 from workers.clients.breaker import Policy
 from workers.clients.calling import Caller
 from workers.clients.llm import CallLog, Llm
-from workers.clients.vectors import Vectors, searching
 from workers.clients.web import open_web
 from workers.kit.handles import Clients, RunDeps
 from workers.kit.memory import Facts, Guard, Kept

@@ -16,7 +16,7 @@ from service.core.errors import WiringError
 from service.core.metrics import Meters
 from service.core.servers import open_pool
 from service.core.settings import Settings
-from workers.clients.vectors import Document, Search, Vectors, searching
+from service.documents.vectors import Document, Search, Vectors, searching
 from workers.kit.handles import RunVectors
 from workers.kit.memory import Effects
 

@@ -16,8 +16,8 @@ from service.core.servers import POSTGRES_ERRORS, Pool, postgres_passes
 from service.core.settings import Settings
 from service.core.time_limit import our_wait
 from service.core.turns import Turns
-from workers.clients.embed import embed
-from workers.clients.filters import compiled
+from service.documents.embedder import embed
+from service.documents.filters import compiled
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.cli.corpus import Message, read, shipped
-from workers.clients.embed import DIMENSIONS, TEXT_MAX, embed, vote
+from service.documents.embedder import DIMENSIONS, TEXT_MAX, embed, vote
 
 ROOT = Path(__file__).parents[3]
 BANKING77 = ROOT / "../shared/data/banking77/train.csv"
@@ -40,7 +40,7 @@ def test_the_same_text_gives_the_same_vector(text: str) -> None:
 
 def test_another_process_with_another_hash_seed_gives_the_same_vector() -> None:
     text = "Wo bleibt meine Rückerstattung? ｆｕｌｌ width, 返金 and 🙂"
-    program = "import sys; from workers.clients.embed import embed; print(embed(sys.argv[1]))"
+    program = "import sys; from service.documents.embedder import embed; print(embed(sys.argv[1]))"
     for seed in ("1", "2"):
         run = subprocess.run(
             [sys.executable, "-c", program, text],

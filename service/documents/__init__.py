@@ -1,0 +1,1 @@
+"""Documents: kept in Postgres, found by vector and by words."""
