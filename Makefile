@@ -31,7 +31,7 @@ faults: venv ## every fault, done for real, and what it cost (SEED=n ROWS="4 22"
 		-n 4 --dist load --maxschedchunk 1
 
 hostile-test: venv ## an API in 256 MiB, a tenant that means no good and one that works; a worker in 512 MiB (root)
-	@$(ALONE) .venv/bin/python -m pytest tests/service/http/test_neighbours.py tests/workers/clients/test_little_memory.py \
+	@$(ALONE) .venv/bin/python -m pytest tests/service/http/test_neighbours.py tests/workers/test_little_memory.py \
 		-m hostile -v -s $(ARGS)
 
 llama: venv .venv-llama/stamp ## the service against llama.cpp's server, which this compiles (C++ compiler, 7 minutes)

@@ -49,8 +49,8 @@ parcels = Pipeline(on=ParcelWeighed, flow=[sort])
 """
 PROVIDER: Final = '''"""Ours."""
 
-from workers.clients import openai
-from workers.clients.provider import SIMULATED_KEY
+from workers.models import openai
+from workers.models.provider import SIMULATED_KEY
 
 KEYS = ("OURS_API_KEY",)
 

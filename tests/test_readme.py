@@ -31,7 +31,7 @@ FOUR: Final = "The four files"
 PRINTED: Final = files(sections("README.md")[FOUR])
 NEW: Final = commands(sections("workers/README.md")["Write files to begin from"])
 # What prints whole files, to be copied into one clone; and the commands below them.
-EXAMPLES: Final = ("workers/README.md", "workers/clients/README.md", "service/documents/README.md")
+EXAMPLES: Final = ("workers/README.md", "workers/models/README.md", "service/documents/README.md")
 ANY: Final = "…"  # stands for a text in a result
 HERE: Final = "http://127.0.0.1:8000"
 SINK: Final = "http://127.0.0.1:9000"
@@ -80,8 +80,8 @@ def test_every_command_is_one_that_is_run() -> None:
         ("workers/README.md", "Follow-ups"): [SEND] * 2,
         ("workers/README.md", "State"): [SEND] * 2,
         ("workers/README.md", "Write files to begin from"): [SEND] * 5,
-        ("workers/clients/README.md", "Prompts"): [SEND] * 4,
-        ("workers/clients/README.md", "Embeddings"): [SEND],
+        ("workers/models/README.md", "Prompts"): [SEND] * 4,
+        ("workers/models/README.md", "Embeddings"): [SEND],
         ("service/documents/README.md", ""): ["curl"] * 3,
         ("service/documents/README.md", "In a pipeline"): [SEND] * 3,
     }
@@ -95,7 +95,7 @@ async def test_the_commands_work_as_printed(board: Board) -> None:
     printed = [
         *commands(sections("README.md")["Try it"]),
         *commands(PAGES["schemas/README.md"]),
-        *commands(sections("workers/clients/README.md")["Prompts"]),
+        *commands(sections("workers/models/README.md")["Prompts"]),
         *commands(sections("service/documents/README.md")[""]),
         *commands(PAGES["service/cli/README.md"]),
         *commands(PAGES["service/http/README.md"]),

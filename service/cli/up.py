@@ -176,7 +176,7 @@ def _answers(settings: Settings) -> str:
     if not settings.simulated:
         return "from the providers whose keys are set"
     why = "CALLBOARD_SIMULATE is on" if settings.has_provider_key else "no provider key is set"
-    return f"simulated: {why} (workers/clients/README.md)"
+    return f"simulated: {why} (workers/models/README.md)"
 
 
 async def _watch(live: Running) -> None:

@@ -19,8 +19,8 @@ from service.core.settings import Settings
 from tests.eventually import eventually
 from tests.models import with_keys
 from tests.processes import LAST_WORDS, free_port, product_in, started, up_on
-from tests.workers.clients.asking import BODY, Ledger
-from workers.clients.llm import Llm, open_llm
+from tests.workers.models.asking import BODY, Ledger
+from workers.models.client import Llm, open_llm
 from workers.providers import discover
 
 pytestmark = pytest.mark.llama

@@ -103,7 +103,7 @@ def test_it_takes_a_pid_or_nothing(settings: Settings) -> None:
 def test_it_imports_no_engine_and_no_sdk() -> None:
     program = "import sys, workers.health; print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    heavy = {"workers.engine", "workers.clients", "workers.bootstrap", "anthropic", "openai", "arq", "starlette"}
+    heavy = {"workers.engine", "workers.models", "workers.bootstrap", "anthropic", "openai", "arq", "starlette"}
     assert not heavy & set(process.stdout.split())
 
 

@@ -11,8 +11,8 @@ from uuid import UUID
 import sql
 from service.core.errors import Outage, text_of
 from service.core.servers import POSTGRES_ERRORS, Pool
-from workers.clients.ledger import BudgetSpent, DaySpent
 from workers.engine.claim import Claimed
+from workers.models.call_log import BudgetSpent, DaySpent
 
 DRAW_TIMEOUT_S: Final = 10.0
 TIDY_EVERY_S: Final = 2.0

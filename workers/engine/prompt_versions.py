@@ -8,7 +8,7 @@ import sql
 from prompts import PromptError, Prompts
 from service.core.errors import Outage
 from service.core.servers import POSTGRES_ERRORS, Pool
-from workers.clients.ledger import Call
+from workers.models.call_log import Call
 
 ASK_TIMEOUT_S: Final = 5.0
 SQL: Final = sql.queries("prompts")

@@ -13,12 +13,12 @@ from schemas.text import storable
 from service.core.errors import Outage, Reject, Unavailable, WiringError, kind_and_text, kind_of, text_of
 from service.core.servers import backoff_s
 from service.core.traces import causes, location_of
-from workers.clients.ledger import DaySpent
-from workers.clients.llm import LlmRefused
 from workers.engine.claim import Claimed
 from workers.kit import Retry
 from workers.kit.failures import OUTAGES, as_outage, deciding, leaves, original
 from workers.kit.memory import Facts, JournalMismatch, TooLarge
+from workers.models.call_log import DaySpent
+from workers.models.client import LlmRefused
 
 BUDGET: Final = "budget"
 UNKNOWN_TYPE_S: Final = 10.0

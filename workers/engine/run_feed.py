@@ -20,9 +20,9 @@ from redis.exceptions import ResponseError
 from service.core.servers import REDIS_ERRORS, redis_passes
 from service.core.streams import Names, wrong_type
 from service.feed import live_log
-from workers.clients.llm import Call
 from workers.engine.claim import Claimed
 from workers.kit.memory import Step
+from workers.models.client import Call
 
 FLUSH_S: Final = 0.04
 PAUSE_S: Final = 1.0

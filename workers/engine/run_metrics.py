@@ -8,9 +8,9 @@ from msgspec import Struct, json
 
 from schemas.outcome import Dead, Done, HandedBack, Later, Outcome
 from service.core.metrics import Meters
-from workers.clients.llm import Call
 from workers.engine.claim import Claimed
 from workers.kit.memory import Facts
+from workers.models.client import Call
 
 UNKNOWN: Final = "unknown"
 """A type, or a pipeline, that this worker has not: it may be any text."""

@@ -24,11 +24,6 @@ from service.core.supervise import Part, supervised
 from service.documents.vectors import Vectors, searching
 from service.intake.notifier import Notifier
 from service.intake.stream_reader import StreamReader
-from workers.clients.limits import SCRIPT
-from workers.clients.llm import Llm, open_llm
-from workers.clients.provider import Provider
-from workers.clients.share import Shared
-from workers.clients.web import open_web
 from workers.engine.cancel import listen
 from workers.engine.consumer import Consumer
 from workers.engine.executor import Deps, Executor
@@ -48,6 +43,11 @@ from workers.kit.handles import Clients
 from workers.kit.resources import open_resources
 from workers.kit.settings import Own, addresses, simulated
 from workers.kit.wiring import Wired, Wiring, everyone, graph
+from workers.models.client import Llm, open_llm
+from workers.models.provider import Provider
+from workers.models.rate_limit_shares import Shared
+from workers.models.rate_limits import SCRIPT
+from workers.web import open_web
 
 BLOCKING_TIMEOUT_S: Final = 8.0
 

@@ -14,11 +14,11 @@ from typing import Any, Final, get_type_hints
 from prompts import PromptError, Prompts, check_names
 from schemas.origin import line_of
 from service.core.errors import WiringError
-from workers.clients.structured import schema_of
 from workers.kit.flow import Node
 from workers.kit.plan import Free, Plan
 from workers.kit.reading import bounds
 from workers.kit.run import Run
+from workers.models.structured import schema_of
 
 CALLS: Final = ("ask", "stream", "embed")
 OPTIONS: Final = frozenset({"returns", "model"})

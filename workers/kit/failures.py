@@ -10,9 +10,9 @@ from typing import Any, Final
 from service.core.errors import Outage, Reject, Unavailable, WiringError, kind_of, text_of
 from service.core.log import RUN
 from service.core.traces import is_users
-from workers.clients.calling import LlmRefused
-from workers.clients.ledger import DaySpent
 from workers.kit.memory import JournalMismatch, Stale, StepOver, TooLarge
+from workers.models.call import LlmRefused
+from workers.models.call_log import DaySpent
 
 FINAL: Final = (Reject, LlmRefused, WiringError, JournalMismatch, TooLarge)
 """What makes the event dead, whatever failed beside it."""

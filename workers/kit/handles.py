@@ -11,14 +11,14 @@ from service.core.errors import WiringError
 from service.core.settings import Settings
 from service.documents.embedder import embed
 from service.documents.vectors import SOURCE, Document, Found, Mode, Search, Vectors, check_vector
-from workers.clients.llm import CallLog, Llm
-from workers.clients.web import Reply, Web
 from workers.kit.flow import Node
 from workers.kit.memory import Effects, Facts, Guard, Keep, check_in_step
 from workers.kit.ordered import ordered
 from workers.kit.resources import Open, Resources
 from workers.kit.settings import Own
 from workers.kit.state import Load, no_states
+from workers.models.client import CallLog, Llm
+from workers.web import Reply, Web
 
 DELETE_MAX: Final = 10_000
 

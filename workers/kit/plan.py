@@ -10,7 +10,6 @@ from msgspec.structs import replace
 
 from schemas import Event
 from service.core.errors import Outage, Reject, Unavailable, WiringError
-from workers.clients.ledger import DaySpent
 from workers.kit.failures import CONTAINED, deciding, leaves, stale_in
 from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, Stale, TooLarge
@@ -19,6 +18,7 @@ from workers.kit.run import Run, as_step, step
 from workers.kit.settings import Given
 from workers.kit.signature import call
 from workers.kit.state import Taken
+from workers.models.call_log import DaySpent
 
 RUN = "the run"  # no name of a node: those have no blank
 EVENT = "the event"

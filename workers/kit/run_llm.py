@@ -6,9 +6,9 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from workers.clients.llm import CallLog, Llm
 from workers.kit.memory import Effects, check_in_step
 from workers.kit.ordered import in_order
+from workers.models.client import CallLog, Llm
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from schemas.catalog import modules
 from service.core.errors import WiringError
-from workers.clients.provider import Provider
+from workers.models.provider import Provider
 
 
 def discover(package: ModuleType) -> dict[str, Provider]:

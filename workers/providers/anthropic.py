@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
-from workers.clients import anthropic
-from workers.clients.provider import SIMULATED_KEY, Client
+from workers.models import anthropic
+from workers.models.provider import SIMULATED_KEY, Client
 
 KEYS = ("ANTHROPIC_API_KEY",)
 OPTIONS = ("ANTHROPIC_BASE_URL",)

@@ -6,8 +6,8 @@ Without OPENAI_API_VERSION by the v1 interface, which every resource has; with i
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
-from workers.clients import openai
-from workers.clients.provider import SIMULATED_KEY, Client
+from workers.models import openai
+from workers.models.provider import SIMULATED_KEY, Client
 
 KEYS = ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_ENDPOINT")
 OPTIONS = ("OPENAI_API_VERSION",)

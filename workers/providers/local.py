@@ -6,8 +6,8 @@ from contextlib import AbstractAsyncContextManager
 from msgspec import ValidationError, convert
 
 from service.core.errors import SettingsError
-from workers.clients import openai
-from workers.clients.provider import SIMULATED_KEY, Client
+from workers.models import openai
+from workers.models.provider import SIMULATED_KEY, Client
 
 KEYS = ("LOCAL_BASE_URL",)
 OPTIONS = ("LOCAL_API_KEY", "LOCAL_JSON")

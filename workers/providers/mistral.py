@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
-from workers.clients import openai
-from workers.clients.provider import SIMULATED_KEY, Client
+from workers.models import openai
+from workers.models.provider import SIMULATED_KEY, Client
 
 KEYS = ("MISTRAL_API_KEY",)
 URL = "https://api.mistral.ai/v1"

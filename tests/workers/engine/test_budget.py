@@ -26,13 +26,13 @@ from tests.board import TICKET, Board, board_on
 from tests.eventually import eventually
 from tests.models import with_keys
 from tests.workers.engine.paying import COST_USD, MOST_USD, open_shop
-from workers.clients.faults import Booked
-from workers.clients.ledger import Call, DaySpent
 from workers.engine.call_log import call_logs
 from workers.engine.claim import Claimed
 from workers.engine.ledger import Ledger
 from workers.kit import Pipeline, Retry, Run, parallel
 from workers.kit.memory import Facts, Stale
+from workers.models.call_log import Call, DaySpent
+from workers.models.errors import Booked
 
 QUICK = Retry(attempts=2, base_s=0.02, cap_s=0.05)
 LIMIT_USD = 1.0

@@ -16,8 +16,8 @@ from service.core.settings import Settings
 from tests.board import Board
 from tests.eventually import eventually
 from tests.workers.engine.paying import COST_USD, MOST_USD, Provider, open_shop, said, timeline_calls
-from workers.clients.ledger import Call
 from workers.kit import Pipeline, Retry, Run, parallel
+from workers.models.call_log import Call
 
 QUICK = Retry(attempts=2, base_s=0.02, cap_s=0.05)
 

@@ -15,11 +15,11 @@ from service.core.supervise import end
 from service.feed.live_log import Answered, Stepped, Token, log_of, read_log
 from tests.eventually import eventually
 from tests.servers import NAMES
-from workers.clients.llm import Call
 from workers.engine import run_feed
 from workers.engine.claim import Claimed
 from workers.engine.run_feed import CHARS_MAX, FeedPublisher, RunFeed
 from workers.kit.memory import Step
+from workers.models.client import Call
 
 
 @pytest.fixture

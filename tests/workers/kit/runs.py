@@ -15,13 +15,13 @@ from service.core.destinations import ON_THIS_MACHINE, allowed
 from service.core.metrics import Meters
 from service.core.settings import Settings
 from service.documents.vectors import Vectors, searching
-from workers.clients.breaker import Policy
-from workers.clients.calling import Caller
-from workers.clients.llm import CallLog, Llm
-from workers.clients.web import open_web
 from workers.kit.handles import Clients, RunDeps
 from workers.kit.memory import Facts, Guard, Kept
 from workers.kit.run import Run
+from workers.models.call import Caller
+from workers.models.circuit_breaker import Policy
+from workers.models.client import CallLog, Llm
+from workers.web import open_web
 
 NOWHERE = Settings(database_url="postgresql://127.0.0.1:9/nowhere")
 

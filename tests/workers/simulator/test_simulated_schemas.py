@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct, defstruct
 
 from service.core.errors import CallboardError, WiringError
-from workers.clients.structured import Shape
+from workers.models.structured import Shape
 from workers.simulator.replies import reply, seed
 from workers.simulator.schemas import matching, value
 

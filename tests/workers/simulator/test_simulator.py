@@ -12,7 +12,7 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI
 from service.core.errors import StartError
 from tests.eventually import eventually
 from tests.workers.simulator.sdks import HELLO, MODEL, asking
-from workers.clients.structured import Shape
+from workers.models.structured import Shape
 from workers.simulator import running_simulator
 from workers.simulator.behaviour import Behaviour
 from workers.simulator.replies import embedding
