@@ -6,9 +6,9 @@ from schemas import Event
 from schemas.catalog import EventType, type_name
 from service.core.settings import Settings
 from workers.bootstrap import program
+from workers.compiler.wiring import connected
 from workers.engine.supervisor import Program
 from workers.kit import Pipeline
-from workers.kit.wiring import connected
 
 
 def program_of(settings: Settings, **pipelines: Pipeline) -> Program:

@@ -20,11 +20,11 @@ from service.core.program import freeze_gc
 from service.core.redis_owner import RedisOwner
 from service.core.settings import Settings, load, secrets_of, spellings
 from service.embedded import running
+from workers.compiler.prompt_calls import check_calls
+from workers.compiler.wiring import everyone, wire
 from workers.engine.scheduler import arq_settings, jobs, open_arq
 from workers.engine.supervisor import Parts, Program, open_worker
-from workers.kit.calls import check_calls
 from workers.kit.settings import read, texts
-from workers.kit.wiring import everyone, wire
 from workers.models.chains import check_keys
 
 

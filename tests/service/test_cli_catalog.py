@@ -14,9 +14,9 @@ from service.cli import command_line
 from service.cli.catalog import drawn, pipelines, prompts
 from tests.board import TICKET, Board
 from tests.keys import TOKEN
+from workers.compiler.graph import edges
+from workers.compiler.wiring import compiled
 from workers.kit import Pipeline, Run, each, parallel, pipeline, route
-from workers.kit.drawing import edges
-from workers.kit.wiring import compiled
 
 
 class Asked(Event, tag="asked", frozen=True):

@@ -73,8 +73,8 @@ BOOT = f"""
 import prompts, schemas.events
 from pathlib import Path
 from schemas.catalog import discover
-from workers.kit.drawing import edges
-from workers.kit.wiring import compiled
+from workers.compiler.graph import edges
+from workers.compiler.wiring import compiled
 from workers.pipelines.returns import returns
 catalog = discover(schemas.events)
 nodes, arrows = edges(compiled(returns))

@@ -18,6 +18,8 @@ from service.core.metrics import Meters
 from service.core.servers import Pool
 from service.core.settings import Settings
 from service.core.time_limit import shared_limits
+from workers.compiler.plan import execute
+from workers.compiler.wiring import Wired, Wiring, chosen
 from workers.engine.call_log import call_logs
 from workers.engine.claim import Claimed
 from workers.engine.ending import store_ending
@@ -33,11 +35,9 @@ from workers.kit.failures import is_being_closed, stale_in
 from workers.kit.handles import Clients, RunDeps
 from workers.kit.memory import Facts, Stale
 from workers.kit.pipeline import RETRY
-from workers.kit.plan import execute
 from workers.kit.record import check_size
 from workers.kit.run import Run
 from workers.kit.state import NO_KEY
-from workers.kit.wiring import Wired, Wiring, chosen
 
 HAND_BACK_TIMEOUT_S: Final = 5.0
 CANCELS_MAX: Final = 5  # one a second: a run that goes on after so many is waited for no longer

@@ -9,9 +9,9 @@ from msgspec import Struct
 from service.core.deadlines import Deadlines
 from service.core.time_limit import TimeLimit
 from service.core.traces import location_of_task
+from workers.compiler.wiring import Wired
 from workers.engine.claim import Claimed
 from workers.engine.run_feed import RunFeed
-from workers.kit.wiring import Wired
 
 MOVED_MIN_S: Final = 1.0
 

@@ -24,6 +24,7 @@ from service.core.supervise import Part, supervised
 from service.documents.vectors import Vectors, searching
 from service.intake.notifier import Notifier
 from service.intake.stream_reader import StreamReader
+from workers.compiler.wiring import Wired, Wiring, everyone, graph
 from workers.engine.cancel import listen
 from workers.engine.consumer import Consumer
 from workers.engine.executor import Deps, Executor
@@ -42,7 +43,6 @@ from workers.kit.failures import start_task
 from workers.kit.handles import Clients
 from workers.kit.resources import open_resources
 from workers.kit.settings import Own, addresses, simulated
-from workers.kit.wiring import Wired, Wiring, everyone, graph
 from workers.models.client import Llm, open_llm
 from workers.models.provider import Provider
 from workers.models.rate_limit_shares import Shared

@@ -5,8 +5,8 @@ from msgspec.structs import replace
 
 from tests.board import Board
 from tests.workers.kit.runs import open_run
+from workers.compiler.plan import execute
 from workers.engine.supervisor import Program
-from workers.kit.plan import execute
 
 DONE = ("done", "replayed")
 

@@ -11,10 +11,10 @@ from service.core.settings import Settings
 from tests.board import board_on
 from tests.programs import program_of
 from tests.workers.kit.runs import open_run
+from workers.compiler.binding import bind
+from workers.compiler.graph import edges
+from workers.compiler.plan import execute
 from workers.kit import Pipeline, Retry, Run, Stop, each, parallel
-from workers.kit.binding import bind
-from workers.kit.drawing import edges
-from workers.kit.plan import execute
 
 
 class Text(Event, tag="text", frozen=True):

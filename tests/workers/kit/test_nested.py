@@ -9,11 +9,11 @@ from msgspec import Struct
 from schemas import Event
 from service.core.errors import Outage, Reject, Unavailable, WiringError
 from tests.workers.kit.runs import open_run
+from workers.compiler.binding import bind
+from workers.compiler.graph import edges
+from workers.compiler.plan import BoundNode, BoundParallel, execute
 from workers.kit import Run, Stop, each, parallel, route
-from workers.kit.binding import bind
-from workers.kit.drawing import edges
 from workers.kit.flow import Flow
-from workers.kit.plan import BoundNode, BoundParallel, execute
 
 
 class Asked(Event, tag="asked", frozen=True):

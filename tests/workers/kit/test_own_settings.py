@@ -16,12 +16,12 @@ from service.core.settings import secrets_of
 from tests.programs import program_of
 from tests.workers.kit.runs import open_run, with_deps
 from workers.bootstrap import secrets
+from workers.compiler.binding import bind
+from workers.compiler.plan import execute
+from workers.compiler.wiring import compiled
 from workers.kit import Pipeline, Run, Settings, each, pipeline
-from workers.kit.binding import bind
-from workers.kit.plan import execute
 from workers.kit.settings import Own, addresses, read, simulated, texts
 from workers.kit.signature import check_body
-from workers.kit.wiring import compiled
 from workers.nodes.pager import Pager
 
 CRM = '''"""Of a CRM."""

@@ -16,12 +16,12 @@ from msgspec import Meta, Raw, Struct, json
 from schemas import Event
 from service.core.errors import WiringError
 from tests.workers.kit.runs import Memory, open_run, with_deps
+from workers.compiler.binding import bind
+from workers.compiler.plan import execute
 from workers.kit import Run, Stop
-from workers.kit.binding import bind
 from workers.kit.flow import Node
 from workers.kit.memory import Facts
 from workers.kit.ordered import ordered
-from workers.kit.plan import execute
 from workers.kit.round_trip import Unstorable
 from workers.kit.run import as_step, step
 

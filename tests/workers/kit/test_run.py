@@ -9,9 +9,9 @@ import pytest
 from schemas import Event
 from tests.processes import ROOT
 from tests.workers.kit.runs import open_run
+from workers.compiler.binding import bind
+from workers.compiler.plan import execute
 from workers.kit import Run
-from workers.kit.binding import bind
-from workers.kit.plan import execute
 
 HIDDEN: Final = (
     *("settings", "clients", "facts", "guard", "keep", "effects", "outer", "load", "catalog", "resources"),

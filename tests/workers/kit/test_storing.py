@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from schemas import Event
 from tests.workers.kit.runs import Memory, open_run, with_deps
+from workers.compiler.binding import bind
+from workers.compiler.plan import execute
 from workers.kit import Run, each, parallel
-from workers.kit.binding import bind
 from workers.kit.memory import KEPT_BYTES_MAX, KEPT_MAX, Kept, Stale
-from workers.kit.plan import execute
 from workers.kit.run import as_step
 
 

@@ -7,8 +7,7 @@ from typing import Any, get_args, get_origin
 
 from schemas import Event
 from service.core.errors import WiringError
-from workers.kit.flow import OTHERWISE, Each, Element, Flow, Node, Parallel, Route, where
-from workers.kit.plan import (
+from workers.compiler.plan import (
     AFTER,
     EVENT,
     ITEM,
@@ -21,6 +20,7 @@ from workers.kit.plan import (
     Part,
     Plan,
 )
+from workers.kit.flow import OTHERWISE, Each, Element, Flow, Node, Parallel, Route, where
 from workers.kit.resources import Open, given_by
 from workers.kit.run import Run
 from workers.kit.scope import Branches, Producer, Scope, Siblings, fits, gifts, named, nearest, nearness, optional

@@ -13,9 +13,10 @@ from schemas import Event
 from schemas.catalog import discover
 from service.core.errors import WiringError
 from tests.workers.kit.packages import package
-from workers.kit import Stop, each, parallel, reading, route
-from workers.kit.binding import bind
-from workers.kit.wiring import Wiring, graph, wire
+from workers.compiler import reading
+from workers.compiler.binding import bind
+from workers.compiler.wiring import Wiring, graph, wire
+from workers.kit import Stop, each, parallel, route
 
 EVENTS = """
     from schemas import Event

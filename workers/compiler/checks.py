@@ -4,10 +4,10 @@ import math
 from collections.abc import Mapping
 
 from service.core.errors import WiringError
+from workers.compiler.plan import Plan
+from workers.compiler.reading import bounds
 from workers.kit.flow import where
 from workers.kit.pipeline import Pipeline
-from workers.kit.plan import Plan
-from workers.kit.reading import bounds
 from workers.kit.resources import given_by
 from workers.kit.signature import hints_of
 

@@ -14,9 +14,9 @@ from typing import Any, Final, get_type_hints
 from prompts import PromptError, Prompts, check_names
 from schemas.origin import line_of
 from service.core.errors import WiringError
+from workers.compiler.plan import Free, Plan
+from workers.compiler.reading import bounds
 from workers.kit.flow import Node
-from workers.kit.plan import Free, Plan
-from workers.kit.reading import bounds
 from workers.kit.run import Run
 from workers.models.structured import schema_of
 

@@ -12,8 +12,8 @@ import prompts
 from schemas.catalog import discover
 from service.core.errors import WiringError
 from tests.workers.kit.packages import package
-from workers.kit.calls import check_calls
-from workers.kit.wiring import everyone, wire
+from workers.compiler.prompt_calls import check_calls
+from workers.compiler.wiring import everyone, wire
 
 PROMPTS = prompts.load()
 HEAD = """

@@ -12,10 +12,10 @@ from msgspec import Struct
 
 from schemas import Event
 from service.core.errors import WiringError
+from workers.compiler.binding import bind
+from workers.compiler.plan import EVENT, BoundNode, BoundParallel, Plan, Takes
 from workers.kit import parallel
-from workers.kit.binding import bind
 from workers.kit.flow import Element
-from workers.kit.plan import EVENT, BoundNode, BoundParallel, Plan, Takes
 
 
 class Said(Event, tag="said", frozen=True):

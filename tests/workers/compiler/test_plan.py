@@ -9,11 +9,11 @@ from msgspec import Struct
 
 from schemas import Event
 from tests.workers.kit.runs import open_run
+from workers.compiler.binding import bind
+from workers.compiler.graph import edges
+from workers.compiler.plan import execute
 from workers.kit import Run, parallel, route
-from workers.kit.binding import bind
-from workers.kit.drawing import edges
 from workers.kit.flow import Flow
-from workers.kit.plan import execute
 from workers.kit.round_trip import Unstorable
 
 

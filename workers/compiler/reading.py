@@ -7,8 +7,8 @@ from typing import Any, get_args, get_type_hints
 from msgspec import Struct
 
 from service.core.errors import WiringError
+from workers.compiler.plan import BoundEach, BoundNode, BoundParallel, BoundRoute, Free, Plan
 from workers.kit.flow import Stop
-from workers.kit.plan import BoundEach, BoundNode, BoundParallel, BoundRoute, Free, Plan
 from workers.kit.scope import optional
 from workers.kit.signature import returned
 from workers.kit.state import Taken

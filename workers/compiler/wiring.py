@@ -11,12 +11,12 @@ from msgspec.structs import asdict
 from schemas import Event
 from schemas.catalog import Catalog, modules, type_name
 from service.core.errors import WiringError
-from workers.kit.binding import bind, bind_body
-from workers.kit.checks import check_limits, check_resources
-from workers.kit.drawing import edges
+from workers.compiler.binding import bind, bind_body
+from workers.compiler.checks import check_limits, check_resources
+from workers.compiler.graph import edges
+from workers.compiler.plan import EVENT, RUN, Free, Plan, Takes
+from workers.compiler.reading import gives, merge, states
 from workers.kit.pipeline import Dollars, Pipeline, Retry, Seconds
-from workers.kit.plan import EVENT, RUN, Free, Plan, Takes
-from workers.kit.reading import gives, merge, states
 from workers.kit.signature import check_body, settings_of
 
 

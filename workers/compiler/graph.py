@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from workers.compiler.plan import BoundEach, BoundNode, BoundParallel, BoundRoute, Free, Plan
 from workers.kit.flow import OTHERWISE
-from workers.kit.plan import BoundEach, BoundNode, BoundParallel, BoundRoute, Free, Plan
 
 Arrow = tuple[str, str, str | None]
 End = tuple[str, str | None]  # a node and the label of the way that leads on from it

@@ -8,10 +8,10 @@ from msgspec import Struct
 
 from schemas import Event
 from service.core.errors import WiringError
+from workers.compiler.binding import bind
+from workers.compiler.plan import EVENT, RUN, BoundNode, BoundParallel, BoundRoute, Plan, Takes
 from workers.kit import Run, parallel, route
-from workers.kit.binding import bind
 from workers.kit.flow import Flow, Route
-from workers.kit.plan import EVENT, RUN, BoundNode, BoundParallel, BoundRoute, Plan, Takes
 
 
 class Asked(Event, tag="asked", frozen=True):

@@ -10,12 +10,12 @@ from msgspec import Struct
 from schemas import Event
 from service.core.errors import Reject, WiringError
 from tests.workers.kit.runs import open_run
+from workers.compiler.binding import bind
+from workers.compiler.plan import execute
+from workers.compiler.reading import merge, states
+from workers.compiler.wiring import compiled
 from workers.kit import Pipeline, State, each, parallel, route
-from workers.kit.binding import bind
-from workers.kit.plan import execute
-from workers.kit.reading import merge, states
 from workers.kit.state import STATE_MAX
-from workers.kit.wiring import compiled
 
 
 class Said(Event, tag="said", frozen=True):

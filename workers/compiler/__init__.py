@@ -1,0 +1,1 @@
+"""From a flow to the plan that runs: bound, checked and drawn before a worker starts."""
