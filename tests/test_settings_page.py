@@ -48,7 +48,7 @@ OTHERS: Final = {
     "workers/models/structured.py": {
         *("NAME_MAX", "LEVELS_MAX", "PROPERTIES_MAX", "ENUM_VALUES_MAX", "LETTERS_MAX", "LARGE_ENUM_LETTERS_MAX")
     },
-    "workers/engine/budget.py": {"HELD_WAIT_MAX_S"},
+    "workers/engine/budget/budgets.py": {"HELD_WAIT_MAX_S"},
     "workers/engine/scheduler.py": {"CONNECTIONS_MAX"},
     "workers/engine/ending.py": {"ALONE_MAX"},
     "workers/engine/executor.py": {"CANCELS_MAX"},

@@ -20,11 +20,11 @@ from service.core.settings import Settings
 from service.core.time_limit import shared_limits
 from workers.compiler.plan import execute
 from workers.compiler.wiring import Wired, Wiring, chosen
-from workers.engine.call_log import call_logs
+from workers.engine.budget.ledger import Ledger
+from workers.engine.budget.step_call_log import call_logs
 from workers.engine.claim import Claimed
 from workers.engine.ending import store_ending
 from workers.engine.journal import Journal, recall, run_result, states
-from workers.engine.ledger import Ledger
 from workers.engine.retry import Unreadable, judged, unknown_type
 from workers.engine.run_feed import FeedPublisher
 from workers.engine.running_event import RunningEvent

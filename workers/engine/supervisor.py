@@ -25,12 +25,12 @@ from service.documents.vectors import Vectors, searching
 from service.intake.notifier import Notifier
 from service.intake.stream_reader import StreamReader
 from workers.compiler.wiring import Wired, Wiring, everyone, graph
+from workers.engine.budget.ledger import Ledger
 from workers.engine.cancel import listen
 from workers.engine.consumer import Consumer
 from workers.engine.executor import Deps, Executor
 from workers.engine.journal import Journal
 from workers.engine.lease import SQL, Lease, State
-from workers.engine.ledger import Ledger
 from workers.engine.loop_watch import LoopWatch
 from workers.engine.report import report
 from workers.engine.resume import Resumer

@@ -22,7 +22,7 @@ from service.core.redis_owner import RedisOwner
 from service.core.servers import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.core.settings import Settings
 from workers.engine import claim
-from workers.engine.budget import SQL as LEDGER_SQL
+from workers.engine.budget.budgets import SQL as LEDGER_SQL
 from workers.engine.claim import Claimed
 from workers.engine.dead_letter_relay import relay_dead_letters
 from workers.engine.executor import Executor

@@ -26,9 +26,9 @@ from tests.board import TICKET, Board, board_on
 from tests.eventually import eventually
 from tests.models import with_keys
 from tests.workers.engine.paying import COST_USD, MOST_USD, open_shop
-from workers.engine.call_log import call_logs
+from workers.engine.budget.ledger import Ledger
+from workers.engine.budget.step_call_log import call_logs
 from workers.engine.claim import Claimed
-from workers.engine.ledger import Ledger
 from workers.kit import Pipeline, Retry, Run, parallel
 from workers.kit.memory import Facts, Stale
 from workers.models.call_log import Call, DaySpent

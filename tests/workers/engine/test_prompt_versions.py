@@ -16,7 +16,7 @@ from tests.processes import run, started
 from tests.programs import program_of
 from tests.test_programs import ARQ, WORKER, environment
 from tests.workers.engine.paying import open_shop, program, prompts_in, timeline_calls
-from workers.engine.prompt_versions import PromptVersions
+from workers.engine.budget.prompt_versions import PromptVersions
 from workers.engine.supervisor import open_worker
 from workers.kit import Pipeline, Run
 

@@ -24,10 +24,10 @@ from service.intake.store import Store
 from tests.programs import event_type, program_of
 from tests.servers import NAMES
 from workers.engine import sweeper
+from workers.engine.budget.ledger import Ledger
 from workers.engine.executor import Deps, Executor
 from workers.engine.journal import Journal
 from workers.engine.lease import Lease
-from workers.engine.ledger import Ledger
 from workers.engine.resume import Resumer
 from workers.engine.settle import Settler
 from workers.engine.sweeper import EPOCH_TURNS, Sweeper

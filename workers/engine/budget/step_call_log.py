@@ -10,9 +10,9 @@ from prompts import Prompt
 from service.core.errors import Unavailable
 from service.core.metrics import Waited
 from service.core.time_limit import our_wait
-from workers.engine.budget import Budget, reserve_own
+from workers.engine.budget.budgets import Budget, reserve_own
+from workers.engine.budget.ledger import Ledger, Row, opening
 from workers.engine.claim import Claimed
-from workers.engine.ledger import Ledger, Row, opening
 from workers.engine.run_feed import RunFeed
 from workers.kit.memory import Facts, Guard, Stale, Step
 from workers.models.call_log import Source

@@ -15,10 +15,10 @@ from service.core.servers import Connection, Pool, connect
 from service.core.settings import Settings
 from service.core.supervise import Part, supervised
 from service.core.time_limit import our_wait
-from workers.engine.budget import SQL, DayBudgets
+from workers.engine.budget.budgets import SQL, DayBudgets
+from workers.engine.budget.prompt_versions import PromptVersions
 from workers.engine.claim import Claimed
 from workers.engine.journal import RECORD_TIMEOUT_S
-from workers.engine.prompt_versions import PromptVersions
 from workers.engine.run_metrics import called
 from workers.models.client import Call
 
