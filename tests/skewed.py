@@ -10,7 +10,7 @@ from service.core.errors import Outage
 from service.core.log import setup
 from service.core.settings import Settings, load
 from tests.programs import program_of
-from workers.boot import run
+from workers.bootstrap import run
 from workers.engine.supervisor import Program
 from workers.kit import Pipeline, Retry, Run
 

@@ -31,7 +31,6 @@ LAYERS: Final = (
     ("workers.pipelines",),
     ("workers.engine",),
     ("workers", "workers.bootstrap"),
-    ("workers.boot",),
     ("workers.__main__",),
 )
 # The front is the top: nobody imports it but the door in service/__init__.py, which opens when it is called.

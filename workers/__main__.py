@@ -15,9 +15,9 @@ def main() -> int:
 
         return health(sys.argv[2:])
     on_end(leave)
-    from workers import boot
+    from workers import bootstrap
 
-    return boot.check() if sys.argv[1:2] == ["check"] else boot.main()
+    return bootstrap.check() if sys.argv[1:2] == ["check"] else bootstrap.main()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from schemas import Event
 from service.core.log import setup
 from service.core.settings import load
 from tests.programs import program_of
-from workers.boot import run
+from workers.bootstrap import run
 from workers.kit import Pipeline, Run, parallel
 
 MODEL: Final = "gpt-6-luna"

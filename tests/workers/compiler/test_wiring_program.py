@@ -114,7 +114,7 @@ CHECKS = """
 import importlib, io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from workers.boot import check
+from workers.bootstrap import check
 
 told = {}
 for flow, text in json.load(sys.stdin).items():
