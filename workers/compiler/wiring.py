@@ -1,5 +1,6 @@
 """Which pipeline runs for which event: found in a package, checked whole, before anything is connected to."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from types import ModuleType
@@ -12,12 +13,13 @@ from schemas import Event
 from schemas.catalog import Catalog, modules, type_name
 from service.core.errors import WiringError
 from workers.compiler.binding import bind, bind_body
-from workers.compiler.checks import check_limits, check_resources
 from workers.compiler.graph import edges
 from workers.compiler.plan import EVENT, RUN, Free, Plan, Takes
-from workers.compiler.reading import gives, merge, states
+from workers.compiler.reading import bounds, gives, merge, states
+from workers.kit.flow import where
 from workers.kit.pipeline import Dollars, Pipeline, Retry, Seconds
-from workers.kit.signature import check_body, settings_of
+from workers.kit.resources import given_by
+from workers.kit.signature import check_body, hints_of, settings_of
 
 
 class Wired(Struct, frozen=True):
@@ -166,3 +168,27 @@ def _declared(package: ModuleType) -> Iterator[tuple[str, str, Pipeline]]:
                 raise WiringError(f"{seen[name][0]} and {module.__name__} both call a pipeline `{name}`. Rename one.")
             seen[name] = (module.__name__, value)
             yield module.__name__, name, value
+
+
+def check_limits(qualname: str, pipeline: Pipeline, plan: Plan) -> None:
+    """Raises WiringError where a limit is no number of seconds, or of a node that the flow has not."""
+    if not isinstance(pipeline.limits_s, Mapping):
+        raise WiringError(f"{qualname}: limits_s is no dict. Write {{node: seconds, …}}.")
+    there = (
+        None if pipeline.body is not None else {bound.node for bound in bounds(plan)}
+    )  # what a free form runs shows when it runs
+    for node, limit_s in pipeline.limits_s.items():
+        hints_of(node)
+        if there is not None and node not in there:
+            raise WiringError(
+                f"{qualname}: limits_s names {where(node)}, which is not in its flow. Put it there, or take it away."
+            )
+        if not isinstance(limit_s, int | float) or isinstance(limit_s, bool) or not 0 < limit_s < math.inf:
+            raise WiringError(f"{qualname}: limits_s gives {where(node)} {limit_s!r}. Give seconds, more than 0.")
+
+
+def check_resources(qualname: str, pipeline: Pipeline) -> None:
+    if not isinstance(pipeline.resources, list | tuple):
+        raise WiringError(f"{qualname}: resources is no list. Write [{where(pipeline.resources)}].")
+    for resource in pipeline.resources:
+        given_by(resource)
