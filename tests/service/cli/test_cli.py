@@ -23,7 +23,7 @@ from service.cli.new import new
 from service.cli.send import event_body, read_data, send
 from service.cli.show import present, show
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NOBODY = "http://127.0.0.1:9"  # discard: nothing listens there
 
 EVENT = {
