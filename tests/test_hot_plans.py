@@ -132,16 +132,16 @@ async def _plans(connection: Connection) -> AsyncIterator[tuple[str, dict[str, A
     moment = datetime.now(UTC)
     ids, claims = [each.event_id for each in running], [each.claim for each in running]
     asked: dict[str, Sequence[Any]] = {
-        "engine.claim": ([event.event_id for event in queued], uuid4(), 0, SLOTS),
-        "engine.settle": _arguments([_ending(n, each) for n, each in enumerate(running)]),
-        "engine.heads": mailboxes,
-        "engine.bring_forward": ("openai/model", BATCH, None),
+        "claim.claim": ([event.event_id for event in queued], uuid4(), 0, SLOTS),
+        "settle.settle": _arguments([_ending(n, each) for n, each in enumerate(running)]),
+        "settle.heads": mailboxes,
+        "resume.bring_forward": ("openai/model", BATCH, None),
         "journal.keep": (
             *(list(range(BATCH)), ids, [1] * BATCH, claims, ["step"] * BATCH),
             *([moment] * BATCH, ["{}"] * BATCH, [False] * BATCH),
         ),
-        "lease.not_ours": ([each.event_id for each in own], [each.claim for each in own], worker),
-        "lease.sweep": (moment - timedelta(hours=1), moment - timedelta(hours=1), BATCH),
+        "sweeper.not_ours": ([each.event_id for each in own], [each.claim for each in own], worker),
+        "sweeper.sweep": (moment - timedelta(hours=1), moment - timedelta(hours=1), BATCH),
         "ledger.open_calls": _opened(running, moment, worker),
         "ledger.close_calls": _closed(ids),
     }

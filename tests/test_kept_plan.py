@@ -18,7 +18,7 @@ async def test_a_plan_made_on_empty_tables_is_not_kept(settings: Settings) -> No
         for table in ("work", "events"):
             await connection.execute(f"alter table {table} set (autovacuum_enabled = off)")
             await connection.execute(f"vacuum analyze {table}")
-        await connection.execute(f"prepare claim as {statements()['engine.claim']}")
+        await connection.execute(f"prepare claim as {statements()['claim.claim']}")
         for _ in range(CLAIMS):
             await connection.execute("execute claim (array[]::uuid[], null, 0, 200)")
         scanned = [node["Node Type"] for node in await _plan_with_a_backlog(connection)]

@@ -19,15 +19,15 @@ from service.core.settings import Settings
 HOT: Final = {
     "store.accept": set[str](),
     "store.existing": {"events_tenant_source_id_key", "work_pkey"},
-    "engine.claim": {"work_pkey", "work_mailbox", "events_pkey"},
-    "engine.settle": {"work_pkey", "events_pkey"},
-    "engine.heads": {"work_mailbox"},
+    "claim.claim": {"work_pkey", "work_mailbox", "events_pkey"},
+    "settle.settle": {"work_pkey", "events_pkey"},
+    "settle.heads": {"work_mailbox"},
     "keys.open_events": {"work_of_quota_key"},
     "ledger.open_calls": {"calls_pkey", "events_pkey"},
     "ledger.close_calls": {"calls_pkey", "work_pkey", "events_pkey"},
-    "prompts.stats": {"calls_at"},
+    "catalog.stats": {"calls_at"},
     # each is asked only whether it has one
-    "lease.due": {"work_unrung", "work_rung", "work_unplaced", "work_held", "workers_pkey", "calls_open"},
+    "sweeper.due": {"work_unrung", "work_rung", "work_unplaced", "work_held", "workers_pkey", "calls_open"},
 }
 QUEUED: Final = 20_000
 
@@ -147,7 +147,7 @@ async def test_hot_statements_look_rows_up_by_key(connection: Connection, name: 
     assert not whole
     by = {node["Index Name"]: node for node in nodes if node.get("Index Name", "").startswith(tables)}
     assert by.keys() == HOT[name]
-    if name != "lease.due":
+    if name != "sweeper.due":
         assert not [index for index, node in by.items() if "Index Cond" not in node]
 
 
@@ -160,7 +160,7 @@ async def test_children_are_found_by_their_parent(connection: Connection) -> Non
     await connection.execute("vacuum analyze events")
     parent = await connection.fetchval("select min(event_id::text)::uuid from events")
     values = ["'default'", *["null"] * 7, "50", f"'{parent}'", "1000000"]
-    text = statements()["read.events"]
+    text = statements()["events.events"]
     for number in range(len(values), 0, -1):
         text = text.replace(f"${number}", values[number - 1])
     body = json.loads(await connection.fetchval(f"explain (analyze, format json) {text}"))[0]["Plan"]

@@ -14,7 +14,7 @@ from service.core.settings import Settings, load
 from service.embedded import running
 
 DEADLINE_S: Final = 3.0
-SQL: Final = sql.queries("metrics")
+SQL: Final = sql.queries("health")
 WHY: Final = {
     "disconnected": "is disconnected: {reason}.",
     "draining": "is draining: it takes nothing new and will end.",

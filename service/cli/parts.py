@@ -29,7 +29,7 @@ READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.1
 QUICK_S: Final = 5.0
-SQL: Final = sql.queries("read")
+SQL: Final = sql.queries("health")
 
 log = logging.getLogger("callboard.up")
 

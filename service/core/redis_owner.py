@@ -22,7 +22,7 @@ from service.core.streams import Names, check, epoch, may_notify, mend, names_of
 
 LOOK_S: Final = 2.0
 LOOK_TIMEOUT_S: Final = 2.0
-SQL: Final = sql.queries("redis")
+SQL: Final = sql.queries("redis_owner")
 
 log = logging.getLogger("callboard.redis")
 

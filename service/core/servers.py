@@ -25,7 +25,7 @@ ACQUIRE_TIMEOUT_S: Final = 5.0
 REDIS_TIMEOUT_S: Final = 5.0
 REDIS_MAX: Final = 50
 
-_SESSION: Final = sql.queries("session")["begin"]
+_SESSION: Final = sql.queries("servers")["begin"]
 
 Connection: TypeAlias = asyncpg.Connection
 Pool: TypeAlias = asyncpg.Pool

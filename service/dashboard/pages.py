@@ -35,7 +35,7 @@ LATEST: Final = 1_000
 LIVE_MS: Final = 2_000
 ROWS_MAX: Final = 100
 CHILDREN_MAX: Final = 20
-SQL: Final = {**sql.queries("dashboard"), "workers": sql.queries("read")["workers"]}
+SQL: Final = {**sql.queries("dashboard"), "workers": sql.queries("health")["workers"]}
 SHOWN_APART: Final = frozenset(("specversion", "datacontenttype", "type", "id", "source", "partitionkey", "data"))
 
 Show = Callable[[Look, Request], Awaitable[Response]]

@@ -23,7 +23,7 @@ from service.feed.live_log import Entry, Position, Stepped
 
 PAGE: Final = 100  # stored replies that are read at a time
 PAGE_MAX: Final = 64 << 10  # bytes of them; the first one may have more
-SQL: Final = sql.queries("listeners")
+SQL: Final = sql.queries("catch_up")
 
 log = logging.getLogger("callboard.follow")
 

@@ -13,7 +13,7 @@ from service.http.auth import caller, session
 from service.http.metrics import route_of
 
 REFUSALS: Final = (401, 403, 429)
-SQL: Final = sql.queries("operate")
+SQL: Final = sql.queries("audit")
 
 
 class Operations(PageQuery, frozen=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ from service.http.auth import caller
 
 PERIOD: Final = timedelta(days=1)
 PERIOD_MAX: Final = timedelta(days=31)
-SQL: Final = {**sql.queries("read"), **sql.queries("prompts")}
+SQL: Final = {**sql.queries("catalog"), **sql.queries("prompt_versions")}
 
 
 class Period(Struct, frozen=True, forbid_unknown_fields=True):

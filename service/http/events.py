@@ -32,7 +32,7 @@ from service.http.view import event_view, list_item
 
 MOMENTS_MAX: Final = 2_000  # attempts, calls, operations: the timeline of an event has the latest so many of each
 MEDIA_TYPES: Final = (JSON, "application/cloudevents+json")
-SQL: Final = {**sql.queries("read"), **sql.queries("operate")}
+SQL: Final = sql.queries("events")
 
 
 class Filter(PageQuery, frozen=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ from service.http.app_state import fetch, raw, reply, state_of
 from service.http.problem import problem
 
 CHECK_TIMEOUT_S: Final = 2.0
-SQL: Final = sql.queries("read")
+SQL: Final = sql.queries("health")
 
 
 async def healthz(_: Request) -> Response:

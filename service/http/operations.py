@@ -31,7 +31,7 @@ from service.operations.forget import Forgetter, InHand
 from service.operations.forget_redis import RedisTraces, Target
 from service.operations.operate import Letters, Operator, StateMoved, UnknownStep
 
-SQL: Final = sql.queries("operate")
+SQL: Final = sql.queries("operations")
 CURSOR_MAX: Final = (1 << 63) - 1
 
 

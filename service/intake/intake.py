@@ -25,7 +25,7 @@ from service.intake.store import Store, Stored
 DRAIN_TIMEOUT_S: Final = 5.0
 KEYED_EVERY_S: Final = 2.0
 READ_AT_ONCE: Final = 32_768  # bytes of a batch, before others get a turn
-_SQL: Final = sql.queries("store")
+_SQL: Final = sql.queries("intake")
 
 
 class Conflict(Exception):

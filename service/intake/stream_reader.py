@@ -38,7 +38,7 @@ RENEW_S: Final = 5.0
 STAND_BY_S: Final = 1.0
 LEAVE_TIMEOUT_S: Final = 1.0
 CONSUMER: Final = "intake"
-_SQL: Final = {**sql.queries("store"), **sql.queries("lease")}
+_SQL: Final = {**sql.queries("stream_reader"), **sql.queries("lease")}
 
 log = logging.getLogger("callboard.inbound")
 

@@ -30,7 +30,7 @@ LET_GO: Final = timedelta(seconds=3)  # by then a worker has heard that a run wa
 WAIT_S: Final = 150.0  # a call that is under way lasts 120 s at most
 PAUSE_S: Final = 0.2
 NO_ID: Final = UUID(int=0)
-SQL: Final = {**sql.queries("forget"), **sql.queries("store"), **sql.queries("engine"), **sql.queries("operate")}
+SQL: Final = {**sql.queries("forget"), **sql.queries("store"), **sql.queries("settle"), **sql.queries("operate")}
 
 
 class InHand(Exception):

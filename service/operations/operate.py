@@ -19,7 +19,7 @@ from service.intake.intake import Conflict, Intake
 
 BATCH: Final = 200
 BYTES_MAX: Final = 4 << 20  # of entries that are taken again together
-SQL: Final = {**sql.queries("store"), **sql.queries("engine"), **sql.queries("operate")}
+SQL: Final = {**sql.queries("operate"), **sql.queries("store"), **sql.queries("settle")}
 
 
 log = logging.getLogger("callboard.operate")

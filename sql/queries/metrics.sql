@@ -1,19 +1,3 @@
--- name: report
-update worker_metrics set at = now(), lag_s = $2, breakers = $3, series = $4 where worker = $1 returning worker;
-
--- name: ordinals_alone
--- One worker at a time takes an ordinal, until its transaction ends.
-select pg_advisory_xact_lock(7262017);
-
--- name: first_report
--- Under the smallest ordinal that no worker alive has.
-insert into worker_metrics (worker, at, lag_s, breakers, series, ordinal)
-select $1, now(), $2, $3, $4, min(n) from generate_series(0, 9999) as n
-where n not in (select m.ordinal from worker_metrics m join workers w using (worker)
-                where m.ordinal is not null and w.state not in ('dead', 'stopped') and w.worker <> $1)
-on conflict (worker) do update
-    set at = excluded.at, lag_s = excluded.lag_s, breakers = excluded.breakers, series = excluded.series;
-
 -- name: backlog
 -- Over open events only, each count and each look for the oldest bounded: counts by $1, looks by $2 rows. What was rung
 -- was due. The oldest is exact where it was never rung; of those that were, the first by ring and the first by acceptance
@@ -56,9 +40,3 @@ select w.version, case w.state when 'deaf' then 'disconnected' else w.state end 
 from workers w left join worker_metrics m using (worker)
 where w.state not in ('dead', 'stopped') and w.lease_until >= now()
 order by w.started_at desc limit $1;
-
--- name: of_host
-select pid, case state when 'deaf' then 'disconnected' else state end as state, reason, lease_until >= clock_timestamp() as held,
-       extract(epoch from clock_timestamp() - beat_at)::double precision as beat_age_s
-from workers where host = $1 and state not in ('dead', 'stopped') and ($2::integer is null or pid = $2)
-order by beat_at desc limit 100;

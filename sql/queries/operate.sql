@@ -1,6 +1,3 @@
--- name: mailbox_of
-select partitionkey as key, status from events where event_id = $1 and tenant = $2;
-
 -- name: mailboxes_of
 select distinct tenant, partitionkey as key from events
 where event_id = any ($1::uuid[]) and tenant = $2 and partitionkey is not null;
@@ -163,34 +160,3 @@ with gone as (
     select gen_random_uuid(), tenant, $3, 'discard', event_id, json_build_object('dead_id', dead_id, 'reason', reason) from gone
 )
 select dead_id from gone;
-
--- name: operations
--- The latest $2 operations. `among`: how many there are in all.
-select * from (
-    select at, actor, action, detail, count(*) over () as among, row_number() over (order by at desc) as nth
-    from operations where event_id = $1 and action <> 'discard') as numbered
-where nth <= $2
-order by at;
-
--- name: list_operations
-select op_id, at, actor, action, event_id, detail from operations
-where tenant = $1
-  and ($2::timestamptz is null or at >= $2)
-  and ($3::timestamptz is null or at < $3)
-  and ($4::text is null or actor = $4)
-  and ($5::text is null or action = $5)
-  and ($6::uuid is null or (at, op_id) < (select o.at, o.op_id from operations o where o.op_id = $6 and o.tenant = $1))
-order by at desc, op_id desc
-limit $7;
-
--- name: mailbox
-select count(*) as length from work where tenant = $1 and key = $2;
-
--- name: states_of
-select type, value from states where tenant = $1 and key = $2 order by type;
-
--- name: in_hand
--- The head of a mailbox: what runs, or what everything behind it waits for.
-select w.event_id, e.type, w.status, w.attempts, w.due_at, w.claimed_at, w.worker, w.cause
-from work w join events e using (event_id)
-where w.tenant = $1 and w.key = $2 and w.ord is not null order by w.ord limit 1;

@@ -34,13 +34,3 @@ select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attribute
 from unnest($1::text[], $2::text[], $3::text[]) as asked (tenant, source, id)
 join events e using (tenant, source, id)
 left join work w using (event_id);
-
--- name: dead_entry
-insert into dead_letters (dead_id, origin, type, reason, error, attempts, event)
-values ($1, $2, $3, $4,
-        json_build_object('kind', $5::text, 'message', $6::text, 'step', null, 'at', clock_timestamp(), 'where', null), 0, $7)
-on conflict (origin) do nothing;
-
--- name: keyed
--- The types whose pipeline keeps state by key.
-select type from pipelines where needs_key and type is not null;

@@ -30,7 +30,7 @@ async def _killed_mid_call(rig: Rig, rounds: int, held: int) -> None:
     """Each round's events go on before the next victim comes.
 
     An event whose workers were lost one after the other waits longer each time, by design, since it may be what ends
-    them (`rescue` in sql/queries/lease.sql). What is measured here is the takeover from one worker.
+    them (`rescue` in sql/queries/sweeper.sql). What is measured here is the takeover from one worker.
     """
     rig.expects_s, rig.nice = 60, -10
     await rig.api()

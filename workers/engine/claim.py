@@ -12,7 +12,7 @@ from msgspec import Struct, json
 import sql
 from schemas.envelope import Attributes
 
-SQL: Final = sql.queries("engine")
+SQL: Final = sql.queries("claim")
 
 
 class Claimed(Struct, frozen=True):

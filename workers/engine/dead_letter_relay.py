@@ -17,7 +17,7 @@ BATCH: Final = 500
 BYTES_MAX: Final = 4 << 20
 ROUNDS: Final = 8
 DEAD_MAX: Final = 10_000
-SQL: Final = sql.queries("upkeep")
+SQL: Final = sql.queries("dead_letter_relay")
 
 log = logging.getLogger("callboard.relay")
 

@@ -15,7 +15,7 @@ from workers.engine.lease import Lease
 
 REPORT_S: Final = 10.0  # a tenth of a statement a second: an idle worker may make two
 STATES: Final = ("closed", "half_open", "open")
-SQL: Final = sql.queries("metrics")
+SQL: Final = sql.queries("report")
 
 
 async def report(settings: Settings, meters: Meters, lease: Lease, breakers: Callable[[], Mapping[str, str]]) -> None:

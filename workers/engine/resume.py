@@ -11,7 +11,7 @@ import sql
 from service.core.servers import Connection
 from workers.engine.retry import BUDGET
 
-SQL: Final = {**sql.queries("engine"), **sql.queries("lease")}
+SQL: Final = {**sql.queries("resume"), **sql.queries("lease")}
 
 
 class Resumer:

@@ -25,7 +25,7 @@ BATCH: Final = 500
 BATCHES: Final = 100  # a turn: 50,000 events a minute
 PAUSE_S: Final = 0.05
 GONE_MS: Final = 60_000
-SQL: Final = {**sql.queries("upkeep"), **sql.queries("lease"), **sql.queries("read")}
+SQL: Final = {**sql.queries("retention"), **sql.queries("lease"), **sql.queries("health")}
 # Only what is still gone and still empty-handed: DELCONSUMER would drop what is pending.
 FORGET_CONSUMER: Final = """
 for _, c in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do

@@ -26,14 +26,14 @@ from service.core.settings import Settings
 from service.documents.vectors import Document
 from service.intake.store import lock_mailboxes
 from workers.engine.children import accept_children, incoming, is_displaced, waits_s, weight
-from workers.engine.claim import SQL, Claimed
+from workers.engine.claim import Claimed
 from workers.engine.retry import attempt
 from workers.engine.run_metrics import settled
 from workers.kit.memory import Facts, Kept
 
 Row = tuple[Any, ...]
 QUIET_S: Final = 1.0
-SESSION_SQL: Final = sql.queries("session")
+SQL: Final = sql.queries("settle")
 
 
 class Ending(Struct, frozen=True):
@@ -126,7 +126,7 @@ class Settler:
 
 async def _know_vectors(connection: Connection) -> None:
     """pgvector may be in any schema. Raises NoVectors where this role can't use it."""
-    schema = await connection.fetchval(SESSION_SQL["vector_schema"])
+    schema = await connection.fetchval(SQL["vector_schema"])
     if schema is None:
         raise NoVectors("the extension vector is not in this database, or its schema may not be used")
     try:

@@ -21,12 +21,10 @@ from service.core.redis_errors import reason_of
 from service.core.redis_owner import RedisOwner
 from service.core.servers import POSTGRES_ERRORS, REDIS_ERRORS, Connection, connect
 from service.core.settings import Settings
-from workers.engine import claim
-from workers.engine.budget.budgets import SQL as LEDGER_SQL
 from workers.engine.claim import Claimed
 from workers.engine.dead_letter_relay import relay_dead_letters
 from workers.engine.executor import Executor
-from workers.engine.lease import SQL, Lease
+from workers.engine.lease import Lease
 from workers.engine.resume import Resumer
 
 TURN_S: Final = 1.0
@@ -38,6 +36,7 @@ LETTERS: Final = 100
 EPOCH_TURNS: Final = 2
 ANSWER_S: Final = 1.0  # of a Redis that is slower nothing is asked in this turn
 UNKNOWN_EVERY_S: Final = 10.0
+SQL: Final = {**sql.queries("sweeper"), **sql.queries("settle"), **sql.queries("lease")}
 LOCK: Final = sql.queries("store")["lock_mailboxes"]
 
 log = logging.getLogger("callboard.upkeep")
@@ -96,7 +95,7 @@ class Sweeper:
         await self._end_what_is_not_ours(connection)
         rescued = await self._rescue(connection) if row["expired"] else []
         if row["expired"] or row["unsettled"]:
-            lost = await connection.fetchval(LEDGER_SQL["close_lost"])
+            lost = await connection.fetchval(SQL["close_lost"])
             if lost:
                 log.warning("%d calls of dead workers are booked as unknown", lost)
         overdue = row["overdue"] and self._lease.steady  # after an outage, each worker first says whom it kept waiting
@@ -247,4 +246,4 @@ async def heads(connection: Connection, keys: set[tuple[str, str]]) -> list[UUID
     if not keys:
         return []
     columns: Sequence[Any] = tuple(zip(*keys, strict=True))
-    return [row["event_id"] for row in await connection.fetch(claim.SQL["heads"], *columns)]
+    return [row["event_id"] for row in await connection.fetch(SQL["heads"], *columns)]

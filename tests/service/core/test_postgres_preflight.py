@@ -88,7 +88,7 @@ async def test_another_encoding_is_refused(settings: Settings, servers: tuple[Se
     await admin(servers[0], "drop database latin with (force)")
 
 
-@pytest.mark.parametrize("topic", ["postgres_preflight", "roles", "session"])
+@pytest.mark.parametrize("topic", ["postgres_preflight", "roles", "servers"])
 def test_what_is_sent_before_the_encoding_is_known_fits_every_one(topic: str) -> None:
     """Comments are sent, too."""
     assert [name for name, text in sql.queries(topic).items() if not text.isascii()] == []

@@ -36,7 +36,7 @@ from workers.models.errors import Booked
 
 QUICK = Retry(attempts=2, base_s=0.02, cap_s=0.05)
 LIMIT_USD = 1.0
-SQL = sql.queries("ledger")
+SQL = sql.queries("sweeper")
 LEASE_SQL = sql.queries("lease")
 # What sums of floats may be off.
 DUST_USD = 1e-6

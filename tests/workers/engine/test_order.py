@@ -21,7 +21,7 @@ from tests.eventually import eventually
 from tests.programs import event_type, program_of
 from workers.kit import Pipeline, Retry, Run
 
-ENGINE = sql.queries("engine")
+ENGINE = sql.queries("claim")
 STORE = sql.queries("store")
 WORKER = UUID(int=1)
 

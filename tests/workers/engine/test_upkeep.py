@@ -33,7 +33,7 @@ from workers.engine.settle import Settler
 from workers.engine.sweeper import EPOCH_TURNS, Sweeper
 from workers.kit import Pipeline
 
-LEASE = sql.queries("lease")
+LEASE = {**sql.queries("lease"), **sql.queries("sweeper")}
 PACE = 5
 
 

@@ -19,7 +19,7 @@ TIDY_EVERY_S: Final = 2.0
 SPREAD_S: Final = 60.0
 # Calls under way end within seconds, and nobody says when: who waits for what they hold asks again at least so often.
 HELD_WAIT_MAX_S: Final = 10.0
-SQL: Final = sql.queries("ledger")
+SQL: Final = sql.queries("budgets")
 
 Draw = Callable[[float], Awaitable[bool]]
 PutBack = Callable[[float], Awaitable[object]]

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+import sql
 from service.core.errors import Outage, Unavailable
 from service.core.group_commit import BadRow, GroupCommit
 from service.core.metrics import Meters
@@ -15,7 +16,7 @@ from service.core.servers import Connection, Pool, connect
 from service.core.settings import Settings
 from service.core.supervise import Part, supervised
 from service.core.time_limit import our_wait
-from workers.engine.budget.budgets import SQL, DayBudgets
+from workers.engine.budget.budgets import DayBudgets
 from workers.engine.budget.prompt_versions import PromptVersions
 from workers.engine.claim import Claimed
 from workers.engine.journal import RECORD_TIMEOUT_S
@@ -25,6 +26,7 @@ from workers.models.client import Call
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
+SQL: Final = sql.queries("ledger")
 CLOSE_TIMEOUT_S: Final = 600.0
 DRAIN_TIMEOUT_S: Final = 5.0
 

@@ -11,7 +11,7 @@ from service.core.servers import POSTGRES_ERRORS, Pool
 from workers.models.call_log import Call
 
 ASK_TIMEOUT_S: Final = 5.0
-SQL: Final = sql.queries("prompts")
+SQL: Final = sql.queries("prompt_versions")
 
 
 class PromptVersions:

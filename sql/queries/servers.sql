@@ -8,8 +8,3 @@ select set_config('statement_timeout', '10s', false), set_config('lock_timeout',
        (select set_config('search_path', concat_ws(', ', nullif(current_setting('search_path'), ''), quote_ident(n.nspname)), false)
         from pg_extension x join pg_namespace n on n.oid = x.extnamespace
         where x.extname = 'vector' and n.nspname <> all (current_schemas(true)));
-
--- name: vector_schema
--- Where pgvector's types are, for a role that may use them.
-select n.nspname from pg_extension x join pg_namespace n on n.oid = x.extnamespace
-where x.extname = 'vector' and has_schema_privilege(n.oid, 'usage');

@@ -1,13 +1,3 @@
--- name: used
-select name, version, hash, first_used from prompts
-where (name, version) in (select * from unnest($1::text[], $2::integer[]));
-
--- name: use
--- Answers with the text it was first used with, whoever that was.
-insert into prompts (name, version, hash) values ($1, $2, $3)
-on conflict (name, version) do update set hash = prompts.hash
-returning name, version, hash, first_used;
-
 -- name: stats
 -- Calls of a tenant between two times, by prompt version; those under way don't count. Cost is what was charged.
 select prompt as name, version,
@@ -26,3 +16,11 @@ from calls
 where tenant = $1 and at >= $2 and at < $3 and outcome <> 'open' and ($4::text is null or prompt = $4)
 group by prompt, version
 order by prompt, version;
+
+-- name: pipelines
+select name, coalesce(type, follows_type) as type, follows from pipelines order by name;
+
+-- name: pipeline
+select name, coalesce(type, follows_type) as type, version, nodes, edges, follows,
+       array(select name from pipelines f where f.follows = p.name order by name) as followers
+from pipelines p where name = $1;

@@ -1,3 +1,11 @@
+-- name: operations
+-- The latest $2 operations. `among`: how many there are in all.
+select * from (
+    select at, actor, action, detail, count(*) over () as among, row_number() over (order by at desc) as nth
+    from operations where event_id = $1 and action <> 'discard') as numbered
+where nth <= $2
+order by at;
+
 -- name: event
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.data, e.accepted_at, e.finished_at,
        e.result, e.error, e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
@@ -66,17 +74,3 @@ select * from (
     from fit) as sized
 where bytes <= $11 or nth = 1
 order by nth;
-
--- name: workers
-select worker, ordinal, host, pid, version, started_at, beat_at, lease_until, lease_until >= clock_timestamp() as alive,
-       case state when 'deaf' then 'disconnected' else state end as state, reason, slots, in_flight, pipelines, simulated,
-       lag_s, breakers
-from workers left join worker_metrics using (worker) where state not in ('dead', 'stopped') order by started_at;
-
--- name: pipelines
-select name, coalesce(type, follows_type) as type, follows from pipelines order by name;
-
--- name: pipeline
-select name, coalesce(type, follows_type) as type, version, nodes, edges, follows,
-       array(select name from pipelines f where f.follows = p.name order by name) as followers
-from pipelines p where name = $1;
