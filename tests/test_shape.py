@@ -21,21 +21,31 @@ from service.core.settings import Settings, load, variables
 ROOT: Final = Path(__file__).parent.parent
 OURS: Final = ("schemas", "prompts", "sql", "service", "workers")
 
-# From the ground up: a part may import what stands on an earlier line, and itself, never its neighbours.
-LAYERS: Final = (
+# The rooms, from the ground up: one may import what stands on an earlier line, and itself, never its neighbours. A
+# module is in the room with the longest name that it is or stands below.
+ROOMS: Final = (
     ("schemas", "prompts", "sql"),
-    ("service",),
+    ("service.core",),
+    ("service.access", "service.intake", "service.documents", "service.feed", "service.embedded"),
+    ("service.operations",),
     ("workers.models", "workers.simulator"),
+    ("workers.web",),
     ("workers.kit",),
+    ("workers.compiler",),
     ("workers.nodes", "workers.providers"),
     ("workers.pipelines",),
     ("workers.engine",),
     ("workers", "workers.bootstrap"),
     ("workers.__main__",),
 )
-# The front is the top: nobody imports it but the door in service/__init__.py, which opens when it is called.
-FRONT: Final = ("service.http", "service.dashboard", "service.cli", "service.__main__")
-FRONT_IMPORTS: Final = ("schemas", "prompts", "sql", "service", "workers.models")
+# The front is the top of service: nobody imports it but the door in service/__init__.py, which opens when it is called.
+FRONT: Final = (
+    ("service.http", "service.cli"),
+    ("service.dashboard",),
+    ("service.http.app",),
+    ("service.http.serve",),
+    ("service", "service.__main__"),
+)
 DOORS: Final = {("service", "service.http.app"), ("workers", "workers.bootstrap")}
 
 # Besides the standard library: what a person's own files may import of ours.
@@ -131,15 +141,20 @@ IMPORTS: Final = {name: sorted(set(_imported(tree))) for name, tree in MODULES.i
 ARROWS: Final = [(name, each) for name, found in IMPORTS.items() for each in found if _below(each, OURS)]
 
 
-def _part(module: str) -> tuple[int, str]:
-    """(layer, part): the longest name of LAYERS that the module is or stands below."""
-    fitting = [
-        (level, part)
-        for level, layer in enumerate(LAYERS)
-        for part in layer
-        if module == part or _below(module, (part,))
-    ]
-    return max(fitting, key=lambda found: len(found[1]))
+def _room(module: str, lines: tuple[tuple[str, ...], ...]) -> tuple[int, str]:
+    """(line, room): the longest name of a room that the module is or stands below; (-1, "") where there is none."""
+    fitting = [(line, room) for line, rooms in enumerate(lines) for room in rooms if _below(module, (room,))]
+    return max(fitting, key=lambda found: len(found[1]), default=(-1, ""))
+
+
+def _goes_up(module: str, other: str, lines: tuple[tuple[str, ...], ...]) -> bool:
+    here, there = _room(module, lines), _room(other, lines)
+    return here[1] != there[1] and here[0] <= there[0]
+
+
+def _is_front(module: str) -> bool:
+    """Whether a room of the front is the nearest one: service/core is below, though it stands in service."""
+    return len(_room(module, FRONT)[1]) > len(_room(module, ROOMS)[1])
 
 
 def test_the_reading_of_imports_sees_those_inside_functions() -> None:
@@ -151,26 +166,39 @@ def test_the_reading_of_imports_sees_those_inside_functions() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    wrong = [
-        (module, other)
-        for module, other in ARROWS
-        if not _below(module, FRONT)
-        and (module, other) not in DOORS
-        and (_below(other, FRONT) or (_part(module) != _part(other) and _part(module)[0] <= _part(other)[0]))
-    ]
-    assert not wrong
+    arrows = [(module, other) for module, other in ARROWS if (module, other) not in DOORS]
+    ground = [(module, other) for module, other in arrows if not _is_front(module)]
+    assert not [(module, other) for module, other in ground if _is_front(other) or _goes_up(module, other, ROOMS)]
+    front = [(module, other) for module, other in arrows if _is_front(module) and _is_front(other)]
+    assert not [(module, other) for module, other in front if _goes_up(module, other, FRONT)]
 
 
-def test_the_front_imports_the_ground_floor_and_the_clients() -> None:
-    assert not [
-        (module, other) for module, other in ARROWS if _below(module, FRONT) and not _below(other, FRONT_IMPORTS)
-    ]
+def test_service_imports_nothing_of_workers() -> None:
+    assert not [arrow for arrow in ARROWS if _below(arrow[0], ("service",)) and _below(arrow[1], ("workers",))]
+
+
+def test_every_module_has_a_room() -> None:
+    """service/ and workers/ are no rooms for what has none: what stands there is said here."""
+    own = {
+        module for module in MODULES if module.count(".") == 1 and module.partition(".")[0] in ("service", "workers")
+    }
+    rooms = {room for line in (*ROOMS, *FRONT) for room in line}
+    assert own - rooms == {"workers.health"}
 
 
 def test_nothing_imports_in_a_circle() -> None:
     graph = {
         module: [other for each, other in ARROWS if each == module and (each, other) not in DOORS] for module in MODULES
     }
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    rooms = {module: (_room(module, FRONT) if _is_front(module) else _room(module, ROOMS))[1] for module in MODULES}
+    graph: dict[str, set[str]] = {room: set() for room in rooms.values()}
+    for module, other in ARROWS:
+        if (module, other) not in DOORS and rooms[module] != rooms[other]:
+            graph[rooms[module]].add(rooms[other])
     list(TopologicalSorter(graph).static_order())
 
 
@@ -351,6 +379,11 @@ def _topics(module: str) -> set[str]:
         if isinstance(node, ast.ImportFrom) and any(alias.name == "SQL" for alias in node.names)
     ]
     return own.union(*(_topics(each) for each in lent))
+
+
+def test_a_file_of_statements_is_named_by_a_module_that_runs_them() -> None:
+    callers = {topic: {module for module in MODULES if topic in _topics(module)} for topic in sql.topics()}
+    assert not [topic for topic, modules in callers.items() if not any(topic in name.split(".") for name in modules)]
 
 
 def test_every_statement_is_used() -> None:
