@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -17,7 +16,7 @@ from msgspec.structs import replace
 import sql
 from service.core.errors import StartError
 from service.core.migrate import migrate
-from service.core.preflight import check_redis
+from service.core.preflight import check_port, check_redis
 from service.core.program import MISFIT
 from service.core.redis_owner import adopt
 from service.core.servers import backoff_s, connect
@@ -146,17 +145,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
     owner = variable("database_owner_url")
     environment = {name: value for name, value in os.environ.items() if name.removesuffix("_FILE") != owner}
     return environment | {variable(name): str(getattr(local, name)) for name in names}
-
-
-def check_port(settings: Settings) -> None:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        socket.create_server((settings.host, settings.port), family=family).close()
-    except OSError as error:
-        raise StartError(
-            f"Port {settings.port} on {settings.host} can't be had ({error.strerror}). "
-            "Stop the program that has it, or set CALLBOARD_PORT to another one."
-        ) from error
 
 
 def address(settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -43,6 +44,18 @@ def preflight(settings: Settings, program: ProgramName) -> None:
 
     with ThreadPoolExecutor(1) as alone:
         alone.submit(lambda: asyncio.run(check())).result()
+
+
+def check_port(settings: Settings) -> None:
+    """Raises StartError where the API can't listen on its port."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as error:
+        raise StartError(
+            f"Port {settings.port} on {settings.host} can't be had ({error.strerror}). "
+            "Stop the program that has it, or set CALLBOARD_PORT to another one."
+        ) from error
 
 
 async def check_redis(settings: Settings) -> None:

@@ -15,13 +15,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from prompts import PromptError
 from schemas.catalog import CatalogError
 from service.access.keys import any_made
-from service.cli.parts import check_port
 from service.core import failpoints
 from service.core.errors import CallboardError, StartError, text_of
 from service.core.log import setup
 from service.core.postgres_errors import sentence
 from service.core.postgres_preflight import check_all, connections_max
-from service.core.preflight import preflight
+from service.core.preflight import check_port, preflight
 from service.core.program import MISFIT, freeze_gc, leave, on_end
 from service.core.servers import POSTGRES_ERRORS
 from service.core.settings import Settings, load
