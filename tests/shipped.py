@@ -17,7 +17,8 @@ SHIPPED: Final = {
     *(f"workers/nodes/{name}.py" for name in ("__init__", "announcements", "chat", "documents", "pager", "triage")),
     *(f"workers/pipelines/{name}.py" for name in ("__init__", "announcements", "chat", "documents", "support")),
     *(f"workers/providers/{name}.py" for name in ("__init__", "anthropic", "azure", "gemini", "local", "mistral")),
-    *("workers/providers/openai.py", "prompts/__init__.py", "prompts/models.toml", "prompts/chat/answer/v1.md"),
+    *("workers/providers/openai.py", "prompts/models.toml", "prompts/chat/answer/v1.md"),
+    *(f"prompts/{name}.py" for name in ("__init__", "loader", "prompt", "render")),
     *(f"prompts/announcements/{name}/v1.md" for name in ("criticize", "draft", "redraft")),
     *(f"prompts/tickets/{name}/v1.md" for name in ("check", "classify", "draft", "language")),
 }

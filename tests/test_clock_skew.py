@@ -16,7 +16,7 @@ from tests.processes import started
 from tests.skewed import WAIT_S, skewed
 
 HOUR_S: Final = 3600
-SLACK_S: Final = 1.5  # an upkeep turn, and a busy machine
+SLACK_S: Final = 1.5  # a turn of the sweeper, and a busy machine
 
 
 @pytest.mark.parametrize(("off_s", "then_s"), [(HOUR_S, -HOUR_S), (-HOUR_S, HOUR_S)], ids=["ahead", "behind"])

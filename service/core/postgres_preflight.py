@@ -21,7 +21,7 @@ from service.core.transport import warn_if_exposed
 ProgramName = Literal["API", "worker", "migrations"]
 
 # What each holds beside its pool. API: store 2, keys, keyed, metrics. Worker: settle, journal, calls, ledger, lease,
-# reader, ingest 2, upkeep, report, and retention now and then. Migrations take one, and no pool.
+# consumer, ingest 2, sweeper, report, and retention now and then. Migrations take one, and no pool.
 HELD: Final = {"API": 5, "worker": 11}
 ENCODING: Final = "UTF8"
 ROUNDS: Final = 3

@@ -170,7 +170,7 @@ async def open_intake(settings: Settings, catalog: Catalog, redis: Redis, meters
     """The door with its tasks, the commits and the notifier among them; at the end what was taken is committed, and the
     workers are notified of it."""
     store, notifier, keyed = Store(settings, catalog, meters), Notifier(redis, names_of(settings)), Keyed(settings)
-    async with supervised({"store": store.run, "outbox": notifier.run, "keyed": keyed.run}):
+    async with supervised({"store": store.run, "notifier": notifier.run, "keyed": keyed.run}):
         yield Intake(catalog, store, notifier, settings.body_max, lambda: keyed.types)
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT_S):

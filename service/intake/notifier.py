@@ -20,7 +20,7 @@ BATCH: Final = 1000
 WAITING_MAX: Final = 100_000
 PAUSE_S: Final = 1.0
 
-log = logging.getLogger("callboard.outbox")
+log = logging.getLogger("callboard.notifier")
 
 
 class Notifier:

@@ -40,7 +40,7 @@ LEAVE_TIMEOUT_S: Final = 1.0
 CONSUMER: Final = "intake"
 _SQL: Final = {**sql.queries("stream_reader"), **sql.queries("lease")}
 
-log = logging.getLogger("callboard.inbound")
+log = logging.getLogger("callboard.stream_reader")
 
 
 class _Typed(Struct, frozen=True):
@@ -78,7 +78,7 @@ class StreamReader:
 
     async def run(self) -> None:
         """Take in until cancelled; an error ends it, and the supervisor starts it again, own pending entries first."""
-        connection = await connect(self._settings, "inbound")
+        connection = await connect(self._settings, "stream reader")
         try:
             # One writer: two would commit out of the stream's order.
             parts = {"ingest": lambda: self._store.run(writers=1), "ingest ring": self._notifier.run}

@@ -137,7 +137,7 @@ left join lateral (
 where ours.claim is distinct from h.claim;
 
 -- name: due
--- Whether upkeep has anything to do, and which memory of Redis was last seen: one cheap statement a second. `now()` because a
+-- Whether the sweeper has anything to do, and which memory of Redis was last seen: one cheap statement a second. `now()` because a
 -- volatile clock can't be looked up in an index, and a million events may be due another day.
 select exists (select 1 from work where rung_at is null and status in ('queued', 'scheduled') and due_at <= now())
            as unrung,

@@ -1,4 +1,4 @@
-"""Cancel reaches the worker that runs the event at once; where Redis is away, upkeep finds out within a second."""
+"""Cancel reaches the worker that runs the event at once; where Redis is away, the sweeper finds out within a second."""
 
 from typing import Final
 from uuid import UUID

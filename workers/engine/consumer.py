@@ -32,7 +32,7 @@ STOP_S: Final = 1.5
 SILENT_S: Final = 12.0
 STANDING_BY_S: Final = 0.05
 
-log = logging.getLogger("callboard.reader")
+log = logging.getLogger("callboard.consumer")
 
 
 class Consumer:
@@ -66,7 +66,7 @@ class Consumer:
 
     async def run(self) -> None:
         """Read until cancelled. After an error the supervisor starts it again, and it takes its own pending first."""
-        connection = await connect(self._settings, "reader")
+        connection = await connect(self._settings, "consumer")
         try:
             await streams.mend(self._redis, self._names)
             for name in self._streams:

@@ -29,7 +29,7 @@ ACL: Final = "deploy/README.md lists the keys and commands it needs"
 
 Turn = Callable[[], Awaitable[int]]
 
-log = logging.getLogger("callboard.clock")
+log = logging.getLogger("callboard.scheduler")
 
 
 class Scheduler:
@@ -137,7 +137,7 @@ def jobs(settings: Settings, turn: Turn, retain: Turn) -> dict[str, Any]:
 async def run_arq(settings: Settings, redis: ArqRedis, turn: Turn, retain: Turn) -> None:
     """arq's worker as one supervised child: any loss of Redis ends it, and the supervisor starts another.
 
-    Where arq may not use Redis the worker lives on without alarms: upkeep looks each second at what is due.
+    Where arq may not use Redis the worker lives on without alarms: the sweeper looks each second at what is due.
     """
     while True:
         try:

@@ -75,7 +75,7 @@ class Parts(Struct, frozen=True):
     journal: Journal
     lease: Lease
     sweeper: Sweeper
-    inbound: StreamReader
+    stream_reader: StreamReader
     notifier: Notifier
     publisher: FeedPublisher
     arq: ArqRedis
@@ -108,7 +108,7 @@ async def open_worker(
             "ledger": parts.ledger.run,
             "journal": parts.journal.run,
             "lease": lambda: parts.lease.run(parts.executor.drop_all),
-            "outbox": parts.notifier.run,
+            "notifier": parts.notifier.run,
             "live": parts.publisher.run,
             "graphs": lambda: _write_graphs(program),
             "loop": parts.meters.watch_loop,
@@ -117,9 +117,9 @@ async def open_worker(
             "retention": lambda: retain_often(parts.retain),
         }
         intake = {
-            "reader": parts.consumer.run,
-            "inbound": parts.inbound.run,
-            "upkeep": parts.sweeper.run,
+            "consumer": parts.consumer.run,
+            "stream reader": parts.stream_reader.run,
+            "sweeper": parts.sweeper.run,
             "cancels": parts.cancels,
         }
         if with_arq:
@@ -171,7 +171,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
         journal=journal,
         lease=lease,
         sweeper=Sweeper(settings, redis, lease, executor, resumer, owner, meters),
-        inbound=StreamReader(settings, program.catalog, blocking, lease.guard, owner, keyed, meters),
+        stream_reader=StreamReader(settings, program.catalog, blocking, lease.guard, owner, keyed, meters),
         report=lambda: report(settings, meters, lease, clients.llm.breakers),
         meters=meters,
         notifier=notifier,

@@ -39,7 +39,7 @@ UNKNOWN_EVERY_S: Final = 10.0
 SQL: Final = {**sql.queries("sweeper"), **sql.queries("settle"), **sql.queries("lease")}
 LOCK: Final = sql.queries("store")["lock_mailboxes"]
 
-log = logging.getLogger("callboard.upkeep")
+log = logging.getLogger("callboard.sweeper")
 
 
 class Sweeper:
@@ -85,7 +85,7 @@ class Sweeper:
         """Everything that is due, once; returns how many events were notified."""
         async with self._alone:
             if self._connection is None or self._connection.is_closed():
-                self._connection = await connect(self._settings, "upkeep")
+                self._connection = await connect(self._settings, "sweeper")
             return await self._turn(self._connection)
 
     async def _turn(self, connection: Connection) -> int:

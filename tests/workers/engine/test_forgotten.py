@@ -65,7 +65,7 @@ async def test_a_worker_that_did_not_hear_of_it_writes_nothing(settings: Setting
         go_on = held(provider)
         await board.send("job", {}, partitionkey=MARK)
         await eventually(lambda: asyncio.sleep(0, provider.asked == 1))
-        async with worker.sweeper._alone:  # no turn of upkeep tells it
+        async with worker.sweeper._alone:  # no turn of the sweeper tells it
             for table in ("work", "events", "attempts", "calls"):
                 await board.sql(f"delete from {table}")
             go_on.set()

@@ -35,7 +35,7 @@ async def test_of_two_claims_of_an_event_the_lost_one_ends(settings: Settings) -
         (worker,) = board.workers
         ids = [await board.send("held", {}) for _ in range(EVENTS)]
         await eventually(lambda: _has(begun, EVENTS))
-        async with worker.sweeper._alone:  # no turn of upkeep sees it before both claims are in hand
+        async with worker.sweeper._alone:  # no turn of the sweeper sees it before both claims are in hand
             await _free(board)
             await eventually(lambda: _has(begun, 2 * EVENTS))
         await worker.sweeper.turn()
