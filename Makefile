@@ -3,9 +3,8 @@
 	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
-PLAIN := ANTHROPIC_API_KEY ANTHROPIC_AUTH_TOKEN ANTHROPIC_BASE_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_VERSION \
-	AZURE_OPENAI_API_KEY AZURE_OPENAI_ENDPOINT GEMINI_API_KEY MISTRAL_API_KEY LOCAL_BASE_URL LOCAL_API_KEY LOCAL_JSON \
-	PAGE_URL DATABASE_URL REDIS_URL
+PLAIN := ANTHROPIC_AUTH_TOKEN PAGE_URL DATABASE_URL REDIS_URL \
+	$(shell sed -nE 's/^(KEYS|OPTIONS) = //p' workers/providers/*.py | tr -cs 'A-Z0-9_' ' ')
 ALONE := env $(foreach name,$(PLAIN),-u $(name) -u $(name)_FILE)
 
 # The tested version of a server that nobody here wrote; it compiles for some minutes.
