@@ -111,16 +111,16 @@ def discard(**which: Any) -> None:
 
 
 def _bulk(method: str, path: str, done: str, settings: Settings, dry_run: bool, **which: Any) -> None:
-    if not _given(which):
+    if not _named_fields(which):
         raise click.UsageError("Name DEAD_IDS or an option: everything at once is asked for by none.")
-    body = msgspec.json.encode({**_given(which), "dry_run": dry_run})
+    body = msgspec.json.encode({**_named_fields(which), "dry_run": dry_run})
     answer = ask(settings, method, path, content=body, timeout=BULK_TIMEOUT_S)
     click.echo(f"{answer['matched']} fit, {answer['done']} {done}{' (dry run)' if dry_run else ''}")
     if answer["matched"] < len(which["ids"]):
         raise NotFound(f"{len(which['ids']) - answer['matched']} of the letters that were named are not there.")
 
 
-def _given(which: dict[str, Any]) -> dict[str, Any]:
+def _named_fields(which: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in which.items() if value}
 
 

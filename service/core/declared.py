@@ -31,8 +31,8 @@ def variables_of_settings(folder: Path = FOLDER) -> Mapping[str, str]:
     """Of the Settings in nodes and pipelines: each variable, and the Struct and line that name it."""
     return {
         field.target.id.upper(): f"{struct.name}, {line_of(str(file), struct.lineno)}"
-        for place in ("nodes", "pipelines")
-        for file in sorted((folder / place).rglob("*.py"))
+        for name in ("nodes", "pipelines")
+        for file in sorted((folder / name).rglob("*.py"))
         for struct in _body(file)
         if isinstance(struct, ast.ClassDef) and any(ast.unparse(base).endswith("Settings") for base in struct.bases)
         for field in struct.body

@@ -65,9 +65,12 @@ async def grant_rights(owner: Connection, settings: Settings) -> None:
         # First the membership: a member of the owner has every right, so that none would be granted.
         await _execute_all(owner, _SQL["revoke_membership"], runner)
         await _execute_all(owner, _SQL["grant_rights"], runner, [*TABLES], [*SEQUENCES], [*FUNCTIONS])
-    theirs: Any = await _session(settings)
-    ours: Any = await owner.fetchrow(_SQL["session"])
-    if (theirs["database"], theirs["migrations"]) != (ours["database"], ours["migrations"]):
+    runner_session: Any = await _session(settings)
+    owner_session: Any = await owner.fetchrow(_SQL["session"])
+    if (runner_session["database"], runner_session["migrations"]) != (
+        owner_session["database"],
+        owner_session["migrations"],
+    ):
         raise StartError(
             "DATABASE_OWNER_URL and DATABASE_URL lead to different tables: let both name the same database, and give"
             f" the role {runner} the owner's search_path (deploy/README.md, Roles)."

@@ -49,17 +49,20 @@ class Operation(Struct, frozen=True):
 
 def described(operations: Sequence[Operation], types: Catalog) -> dict[str, Any]:
     all_structs = [
-        struct for each in operations for struct in (each.query, each.body, each.answer) if struct is not None
+        struct
+        for operation in operations
+        for struct in (operation.query, operation.body, operation.answer)
+        if struct is not None
     ]
     structs = list(dict.fromkeys([Problem, *all_structs, *(kind.struct for kind in types.values())]))
     refs, components = json.schema_components(structs, ref_template=REF)
     schemas = dict(zip(structs, refs, strict=True))
     _tell_events(types, schemas, components)
     paths: dict[str, dict[str, Any]] = {}
-    for each in operations:
-        path = PARAMETER.sub(r"{\1}", each.path)
-        paths.setdefault(path, {})[each.method.lower()] = _operation(each, schemas, components)
-    for query in {each.query for each in operations if each.query}:
+    for operation in operations:
+        path = PARAMETER.sub(r"{\1}", operation.path)
+        paths.setdefault(path, {})[operation.method.lower()] = _operation(operation, schemas, components)
+    for query in {operation.query for operation in operations if operation.query}:
         del components[_name(schemas[query])]
     return {
         "openapi": "3.1.0",
@@ -71,7 +74,7 @@ def described(operations: Sequence[Operation], types: Catalog) -> dict[str, Any]
 
 def _operation(operation: Operation, schemas: Schemas, components: Mapping[str, Any]) -> dict[str, Any]:
     name = operation.endpoint.__name__
-    parameters = [_parameter(each, "path", True, {"type": "string"}) for each in PARAMETER.findall(operation.path)]
+    parameters = [_parameter(name, "path", True, {"type": "string"}) for name in PARAMETER.findall(operation.path)]
     if operation.query is not None:
         parameters += _query_parameters(components[_name(schemas[operation.query])])
     rows = {"type": "object" if operation.media == JSON else "string"}

@@ -83,7 +83,7 @@ OPERATIONS: Final = (
 def routes() -> list[Route]:
     """Of those with `slash` one with and one without it at the end: no redirect."""
     return [
-        Route(path, guarded(each.scope, each.endpoint), methods=[each.method])
-        for each in OPERATIONS
-        for path in ((each.path, f"{each.path}/") if each.slash else (each.path,))
+        Route(path, guarded(operation.scope, operation.endpoint), methods=[operation.method])
+        for operation in OPERATIONS
+        for path in ((operation.path, f"{operation.path}/") if operation.slash else (operation.path,))
     ]

@@ -107,13 +107,13 @@ class Operator:
 
         Entries that never were events go through the door again.
         """
-        return await self._each(which, dry_run, self._replay_batch)
+        return await self._in_batches(which, dry_run, self._replay_batch)
 
     async def discard_letters(self, which: Letters, *, dry_run: bool) -> Operated:
         """Forget the letters that fit; their events stay, `dead`."""
-        return await self._each(which, dry_run, self._discard_batch)
+        return await self._in_batches(which, dry_run, self._discard_batch)
 
-    async def _each(self, which: Letters, dry_run: bool, act: Any) -> Operated:
+    async def _in_batches(self, which: Letters, dry_run: bool, act: Any) -> Operated:
         """In the order in which they died; what dies again meanwhile is not among them."""
         done = matched = behind = 0
         last: int | None = None

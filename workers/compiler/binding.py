@@ -24,7 +24,7 @@ from workers.kit.flow import OTHERWISE, Each, Element, Flow, Node, Parallel, Rou
 from workers.kit.resources import Open, given_by
 from workers.kit.run import Run
 from workers.kit.scope import Branches, Producer, Scope, Siblings, fits, gifts, named, nearest, nearness, optional
-from workers.kit.settings import Given, given
+from workers.kit.settings import SettingsSlot, slot_of
 from workers.kit.signature import check_at_once, check_labels, hints_of, returns
 from workers.kit.state import Taken, taken
 
@@ -155,7 +155,9 @@ def _each(element: Each, scope: Scope, path: str, names: _Names) -> BoundEach:
     return BoundEach(bound, nearest(scope, wanted[name])[0].name, element.at_once, element.collect)
 
 
-def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope) -> str | Taken | Given:
+def _source(
+    node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], scope: Scope
+) -> str | Taken | SettingsSlot:
     name, wanted = parameter.name, hints.get(parameter.name)
     if parameter.kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
         raise WiringError(f"{where(node)}: parameter `{parameter}` takes no argument by its place. Write it plainly.")
@@ -163,7 +165,7 @@ def _source(node: Node, parameter: inspect.Parameter, hints: Mapping[str, Any], 
         raise WiringError(f"{where(node)}: parameter `{name}` has no type. Annotate it: parameters are bound by type.")
     if wanted is Run:
         return RUN
-    if (settings := given(wanted)) is not None:
+    if (settings := slot_of(wanted)) is not None:
         return settings
     if (state := taken(wanted, f"{where(node)}: parameter `{name}`")) is not None:
         return state

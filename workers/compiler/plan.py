@@ -15,7 +15,7 @@ from workers.kit.flow import OTHERWISE, Node, Stop
 from workers.kit.memory import JournalMismatch, Stale, TooLarge
 from workers.kit.resources import Uses
 from workers.kit.run import Run, as_step, step
-from workers.kit.settings import Given
+from workers.kit.settings import SettingsSlot
 from workers.kit.signature import call
 from workers.kit.state import Taken
 from workers.models.call_log import DaySpent
@@ -26,7 +26,7 @@ ITEM = "the item"
 AFTER = "what it follows"
 
 Results = dict[str, Any]
-Takes = tuple[str | Taken | Given, ...]
+Takes = tuple[str | Taken | SettingsSlot, ...]
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
 
@@ -130,9 +130,9 @@ def _arguments(takes: Takes, run: Run, results: Results) -> list[Any]:
     return [_argument(source, run, results) for source in takes]
 
 
-def _argument(source: str | Taken | Given, run: Run, results: Results) -> Any:
+def _argument(source: str | Taken | SettingsSlot, run: Run, results: Results) -> Any:
     match source:
-        case Given():
+        case SettingsSlot():
             return source.among(run._deps.clients.own_settings)
         case Taken():
             return source

@@ -16,7 +16,7 @@ UNKNOWN: Final = "unknown"
 """A type, or a pipeline, that this worker has not: it may be any text."""
 
 
-class _Told(Struct, frozen=True):
+class _ErrorKind(Struct, frozen=True):
     kind: str
 
 
@@ -28,7 +28,7 @@ def settled(meters: Meters, claimed: Claimed, pipeline: str | None, outcome: Out
     if isinstance(outcome, Done | Dead):
         meters.add("callboard_events_ended_total", (claimed.type, what))
     if isinstance(outcome, Dead | Later):
-        error = json.decode(outcome.error, type=_Told).kind if outcome.error else UNKNOWN
+        error = json.decode(outcome.error, type=_ErrorKind).kind if outcome.error else UNKNOWN
         meters.add("callboard_run_failures_total", (name, error, what))
     for step in facts.steps:
         if step.state == "recalled":

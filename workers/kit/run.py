@@ -23,7 +23,7 @@ from workers.kit.record import OnRecord, in_time
 from workers.kit.resources import Uses, given_by
 from workers.kit.run_llm import RunLlm
 from workers.kit.scope import fits, named
-from workers.kit.settings import Given, Settings
+from workers.kit.settings import Settings, SettingsSlot
 from workers.kit.signature import call, put_in
 from workers.kit.state import State, close_states, open_states
 
@@ -131,7 +131,7 @@ class Run(Struct, frozen=True):
         self._keep_drawn()
         takes_resource = len(inputs) + len(by_name) < len(args) + len(kwargs)
         handles = [
-            own if put is Run else put.among(own_settings) if isinstance(put, Given) else put for put in inserted
+            own if put is Run else put.among(own_settings) if isinstance(put, SettingsSlot) else put for put in inserted
         ]
         return await step(own, node, [*handles, *args], kwargs, outside=takes_resource)
 

@@ -34,7 +34,7 @@ S = TypeVar("S", bound=Settings)
 Own = Mapping[type[Settings], Settings]
 
 
-class Given(Struct, frozen=True):
+class SettingsSlot(Struct, frozen=True):
     """Stands among a step's arguments for the Settings that are put there."""
 
     kind: type[Settings]
@@ -47,9 +47,9 @@ class Given(Struct, frozen=True):
         return own[self.kind]
 
 
-def given(hint: Any) -> Given | None:
+def slot_of(hint: Any) -> SettingsSlot | None:
     """What a parameter with this annotation takes, where it is Settings."""
-    return Given(hint) if isinstance(hint, type) and issubclass(hint, Settings) else None
+    return SettingsSlot(hint) if isinstance(hint, type) and issubclass(hint, Settings) else None
 
 
 def read(packages: Sequence[ModuleType], environ: Mapping[str, str]) -> Own:

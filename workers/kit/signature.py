@@ -11,7 +11,7 @@ from msgspec import json
 from schemas import Event
 from service.core.errors import WiringError
 from workers.kit.flow import OTHERWISE, Node, Route, Stop, where
-from workers.kit.settings import Given, given
+from workers.kit.settings import SettingsSlot, slot_of
 from workers.kit.state import taken
 
 NODES_MAX: Final = 4_096
@@ -83,11 +83,11 @@ def check_body(qualname: str, body: Node, event: type[Any]) -> None:
         raise WiringError(f"{qualname} is on {event.__name__}. Write `(run: Run, event: {event.__name__})`.")
 
 
-def settings_of(body: Node) -> tuple[Given, ...]:
+def settings_of(body: Node) -> tuple[SettingsSlot, ...]:
     """The Settings that a body of `@pipeline(on=…)` takes behind the run and the event."""
     hints = _hints_if_any(body)
-    behind = [given(hints.get(name)) for name in list(inspect.signature(body).parameters)[2:]]
-    return tuple(each for each in behind if each is not None)
+    behind = [slot_of(hints.get(name)) for name in list(inspect.signature(body).parameters)[2:]]
+    return tuple(slot for slot in behind if slot is not None)
 
 
 def _hints_if_any(body: Node) -> dict[str, Any]:
@@ -130,8 +130,8 @@ def put_in(node: Node, run: type) -> list[Any]:
     States."""
     hints = [hint for name, hint in annotations_of(node).items() if name != "return"]
     before: list[Any] = [run] if hints[:1] == [run] else []
-    put = (given(hint) or taken(hint, where(node)) for hint in hints[len(before) :])
-    return [*before, *takewhile(lambda each: each is not None, put)]
+    put = (slot_of(hint) or taken(hint, where(node)) for hint in hints[len(before) :])
+    return [*before, *takewhile(lambda handle: handle is not None, put)]
 
 
 def _says_nothing(node: Node) -> WiringError:

@@ -57,8 +57,8 @@ async def announce(run: Run, document: DocumentAdded, stored: list[Stored]) -> I
 async def notify(run: Run, document: DocumentIngested, pager: Pager) -> Notice:
     if not pager.page_url:
         return Notice(document.document_id, "nobody was told: PAGE_URL is not set")
-    told = {"document_id": document.document_id, "passages": document.passages}
-    reply = await run.web.post(pager.page_url, json=told)
+    notice = {"document_id": document.document_id, "passages": document.passages}
+    reply = await run.web.post(pager.page_url, json=notice)
     return Notice(document.document_id, f"told, answer {reply.status}")
 
 
@@ -69,10 +69,10 @@ def _id(run: Run, document_id: str, number: int) -> str:
 def passages(text: str) -> list[str]:
     """Paragraphs, long ones cut between words, short ones together, each passage at most PASSAGE_MAX letters."""
     pieces = [piece for paragraph in text.split("\n\n") for piece in wrap(paragraph, PASSAGE_MAX)]
-    found: list[str] = []
+    passages: list[str] = []
     for piece in pieces:
-        if found and len(found[-1]) + len("\n\n") + len(piece) <= PASSAGE_MAX:
-            found[-1] += f"\n\n{piece}"
+        if passages and len(passages[-1]) + len("\n\n") + len(piece) <= PASSAGE_MAX:
+            passages[-1] += f"\n\n{piece}"
         else:
-            found.append(piece)
-    return found
+            passages.append(piece)
+    return passages

@@ -98,9 +98,9 @@ async def recall_similar(run: Run, ticket: TicketOpened) -> Similar:
     """
     text = body_of(ticket)
     own = await run.vectors.search(EXAMPLES, text, k=NEIGHBOURS, sources=[run.source])
-    found = [*own, *await run.vectors.search(SEED, text, k=NEIGHBOURS)]
-    nearest = sorted(found, key=lambda each: each.score, reverse=True)[:NEIGHBOURS]
-    neighbours = [Neighbour(each.text, each.label, each.score) for each in nearest]
+    hits = [*own, *await run.vectors.search(SEED, text, k=NEIGHBOURS)]
+    nearest = sorted(hits, key=lambda hit: hit.score, reverse=True)[:NEIGHBOURS]
+    neighbours = [Neighbour(hit.text, hit.label, hit.score) for hit in nearest]
     intent, share = vote(neighbours)
     return Similar(intent, round(share, 3), neighbours)
 
@@ -182,8 +182,8 @@ def vote(neighbours: list[Neighbour]) -> tuple[str, float]:
     """The label with the largest share of the weight, and that share; a neighbour weighs its similarity to the fourth
     power, so that one near twin outvotes several strangers. Without neighbours: ("unknown", 0)."""
     weights: dict[str, float] = {}
-    for each in neighbours:
-        weights[each.label] = weights.get(each.label, 0.0) + max(each.score, 0.0) ** 4
+    for neighbour in neighbours:
+        weights[neighbour.label] = weights.get(neighbour.label, 0.0) + max(neighbour.score, 0.0) ** 4
     total = sum(weights.values())
     if not total:
         return "unknown", 0.0

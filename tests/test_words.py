@@ -1,0 +1,106 @@
+"""One word for one thing: names that were given up for the field's own do not come back.
+
+It looks at what the product's Python gives a name to: classes, functions, arguments, variables, attributes, modules.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.processes import ROOT
+
+PRODUCT: Final = ("schemas", "prompts", "sql", "service", "workers")
+
+# What was given up, and what the thing is called now.
+RENAMED: Final = {
+    "Account": "Reservation",
+    "Book": "CallLog",
+    "Choice": "BoundRoute",
+    "Clock": "Scheduler",
+    "Door": "AppState",
+    "Followers": "Listeners",
+    "Gate": "RateLimiter",
+    "Hand": "RunningEvent",
+    "Mapped": "BoundEach",
+    "Outbox": "Notifier",
+    "Patience": "StreamTimeouts",
+    "Purse": "DayBudgets",
+    "Reader": "Consumer",
+    "Recovery": "Resume",
+    "Room": "BodyAllowance",
+    "Share": "WorkerShare",
+    "Stage": "RunDeps",
+    "StepBook": "StepCallLog",
+    "Story": "ResumeCursor",
+    "Till": "Budget",
+    "Together": "BoundParallel",
+    "Told": "OnText",
+    "Voice": "RunFeed",
+    "Wire": "FeedPublisher",
+    "heart": "heartbeat",
+    "hole": "gap",
+    "reaction": "follow_up",
+    "ring": "notify",
+    "rung": "notified",
+}
+# A participle names no thing. `each` is a function of workers.kit.
+NO_NAMES: Final = ("asked", "each", "found", "gave", "given", "here", "kept", "made", "ours", "said", "told", "whole")
+# Where such a name means something else, and what.
+EXCEPTIONS: Final = {
+    ("service/embedded/data_dir.py", "Account"): "an account of the operating system",
+    ("service/operations/forget_redis.py", "found"): "a field of the public answer of POST /forget",
+    ("workers/compiler/binding.py", "each"): "what binds an element of the public function `each`",
+    ("workers/compiler/plan.py", "each"): "what runs such an element",
+    ("workers/kit/flow.py", "each"): "the public function itself",
+    ("workers/models/circuit_breaker.py", "Clock"): "a function that says the time",
+    ("workers/models/openai.py", "Choice"): "OpenAI's own word for one reply",
+    ("workers/models/rate_limits.py", "Clock"): "a function that says the time",
+    ("workers/simulator/serve.py", "Wire"): "what the simulator's protocol reads and writes",
+}
+
+
+def names(tree: ast.AST) -> Iterator[str]:
+    """Every name that a module gives to something."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield name
+
+
+def given_up(source: str) -> set[str]:
+    """The names of a module that should be others."""
+    return {name.strip("_") for name in names(ast.parse(source))} & {*RENAMED, *NO_NAMES}
+
+
+def product() -> Iterator[Path]:
+    for folder in PRODUCT:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
+
+def test_no_name_that_was_given_up_comes_back() -> None:
+    found = {
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in product()
+        for name in given_up(path.read_text(encoding="utf-8"))
+    }
+    assert sorted(found - set(EXCEPTIONS)) == [], "name it by a noun, and see RENAMED for the field's words"
+    assert sorted(set(EXCEPTIONS) - found) == [], "an exception that nothing needs any more"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("class _Door: ...", {"Door"}),
+        ("for each in rows: ...", {"each"}),
+        ("def f(told): ...", {"told"}),
+        ("self.rung = 1", {"rung"}),
+        ("row = each.told", set()),
+    ],
+)
+def test_a_name_is_known_where_it_is_given(source: str, expected: set[str]) -> None:
+    assert given_up(source) == expected
