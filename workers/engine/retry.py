@@ -1,9 +1,12 @@
-"""Whose failure it was, and when the event comes again: decided here and nowhere else."""
+"""Whose failure it was that a run did not succeed, and when the event comes again.
+
+What became of no run (its worker was lost, its deadline passed) the sweeper decides, in sql/queries/sweeper.sql.
+"""
 
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, Literal
 
 from msgspec import json
@@ -129,7 +132,9 @@ def _related(error: BaseException) -> Iterator[BaseException]:
 def unknown_type(claimed: Claimed) -> Later:
     """The sender is newer than this worker: the event waits for one that knows its type."""
     what = f'type "{claimed.type}"' if claimed.follow_up is None else f'pipeline "{claimed.follow_up}"'
-    return Later(UNKNOWN_TYPE_S, f"this worker does not know the {what}", charged=False)
+    cause = f"this worker does not know the {what}"
+    error = encoded("UnknownType", f"{cause}: deploy a release that has it.", datetime.now(UTC))
+    return Later(UNKNOWN_TYPE_S, cause, charged=False, error=error)
 
 
 def describe(error: BaseException, decides: BaseException, step: str | None, at: datetime) -> bytes:

@@ -133,16 +133,19 @@ async def test_a_worker_that_does_not_know_the_follower_lets_it_wait(settings: S
     async with board_on(settings, program_of(settings, **less)) as board:
         await board.sql(
             "with e as (update events set status = 'open' where reaction = 'letters' returning *) insert into work"
-            " (event_id, tenant, status, due_at) select event_id, tenant, 'queued', now() from e"
+            " (event_id, tenant, status, due_at, claim) select event_id, tenant, 'queued', now(), 1 from e"
         )
         waiting = await eventually(lambda: _waits(board))
         assert waiting["cause"] == 'this worker does not know the pipeline "letters"'
         assert waiting["attempts"] == 0
+        shown = await board.show(str(waiting["event_id"]))
+        errors = [entry["detail"]["error"] for entry in shown["timeline"] if entry["what"] == "putoff"]
+        assert 'does not know the pipeline "letters": deploy' in errors[-1]["message"]
 
 
 async def _waits(board: Board) -> Any:
     rows = await board.sql(
-        "select w.cause, w.attempts from work w join events using (event_id)"
+        "select event_id, w.cause, w.attempts from work w join events using (event_id)"
         " where w.status = 'scheduled' and reaction = 'letters'"
     )
     return rows[0] if rows else None
