@@ -29,10 +29,9 @@ async def run() -> AsyncIterator[Run]:
         yield opened
 
 
-def test_a_run_has_what_readme_lists(run: Run) -> None:
-    section = (
-        (ROOT / "README.md").read_text(encoding="utf-8").partition("**What a run has.**")[2].partition("\n\n**")[0]
-    )
+def test_a_run_has_what_its_page_lists(run: Run) -> None:
+    page = (ROOT / "workers" / "README.md").read_text(encoding="utf-8")
+    section = page.partition("## What a run has\n")[2].partition("\n## ")[0]
     listed = set(re.findall(r"`run\.([a-z_.]+)", section))
     handles: dict[str, Any] = {"": run, "llm.": run.llm, "vectors.": run.vectors, "web.": run.web}
     there = {f"{path}{name}" for path, handle in handles.items() for name in dir(handle) if not name.startswith("_")}
