@@ -19,6 +19,9 @@ SERVER=callboard-postgres-1
 NEXT=callboard-postgres-next # while Postgres is upgraded
 DUMP=''
 # Empty ones count as not set. What else there is belongs to providers and to the user's own nodes, and is in secrets/app.
+# 0.1 wants each of these files; a rollback may start it again.
+OF_0_1="app/anthropic_api_key app/openai_api_key app/azure_openai_api_key app/azure_openai_endpoint app/gemini_api_key
+    app/mistral_api_key app/local_base_url app/local_api_key app/page_url"
 OURS="api_key database_url database_owner_url redis_url postgres_ca redis_ca postgres_password redis_password"
 
 say() { printf '%s  %s\n' "$(date -u +%T)" "$*"; }
@@ -52,7 +55,7 @@ prepare() {
     touch settings releases
     [ -s secrets/redis_password ] || write_redis "$(random)"
     [ -s secrets/postgres_password ] || { write_owner "$(random)"; write_runner callboard_runner "$(random)"; }
-    for each in $OURS; do [ -e "secrets/$each" ] || give "$each" </dev/null; done
+    for each in $OURS $OF_0_1; do [ -e "secrets/$each" ] || give "$each" </dev/null; done
 }
 
 write_redis() { # PASSWORD

@@ -31,6 +31,11 @@ def test_what_providers_and_own_settings_name_is_a_file_in_a_folder() -> None:
     assert {name: path for name, path in folder.items() if path} == {"worker": "/run/app", "tool": "/run/app"}
 
 
+# What the first release read: a rollback may start it again.
+OF_0_1: Final = (
+    *("anthropic_api_key", "openai_api_key", "azure_openai_api_key", "azure_openai_endpoint", "gemini_api_key"),
+    *("mistral_api_key", "local_base_url", "local_api_key", "page_url"),
+)
 KNOWN: Final = ("anthropic_api_key", "local_json", "page_url", "redis_ca", "database_url")
 UNKNOWN: Final = ("antropic_api_key", "page", "url", "../x", "")
 
@@ -57,13 +62,23 @@ def test_on_a_host_of_the_release_before_keys_are_taken_into_the_folder(tmp_path
         (secrets / name).write_text(name)
     host = ["bash", str(tmp_path / "host.sh")]
     subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
+    keys = ("openai_api_key", "local_base_url", "azure_openai_endpoint", "page_url")
     assert {path.name: path.read_text() for path in (secrets / "app").iterdir()} == {
-        name: name for name in ("openai_api_key", "local_base_url", "azure_openai_endpoint", "page_url")
+        **dict.fromkeys(OF_0_1, ""),
+        **{name: name for name in keys},
     }
     assert (secrets / "app").stat().st_mode & 0o777 == 0o755, "a program that is not root reads in it"
     (secrets / "app" / "page_url").unlink()
     subprocess.run([*host, "prepare"], check=True, capture_output=True, timeout=20)
-    assert not (secrets / "app" / "page_url").exists()
+    assert (secrets / "app" / "page_url").read_text() == "", "what was taken away is not copied again"
+
+
+def test_a_rollback_to_the_first_release_finds_its_keys() -> None:
+    """It knows no folder of secrets: each file was named, and had to be there."""
+    compose = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text(encoding="utf-8"))
+    for service in ("worker", "tool"):
+        environ = compose["services"][service]["environment"]
+        assert {f"{name.upper()}_FILE": f"/run/app/{name}" for name in OF_0_1}.items() <= environ.items(), service
 
 
 @pytest.mark.parametrize("name", ["postgres_ca", "redis_ca"])
