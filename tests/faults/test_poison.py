@@ -1,4 +1,4 @@
-"""Rows 35, 48 and 49: events that can't end well, a reader with a bug, and two releases side by side."""
+"""Rows 35, 48 and 49: events that can't end well, a consumer with a bug, and two releases side by side."""
 
 import asyncio
 from uuid import UUID
@@ -53,7 +53,7 @@ async def test_row_48_reader_with_a_bug(rig: Rig) -> None:
     worker = await rig.worker(failpoints="reader_turn=raise@0.3")
     await rig.load.burst(60, ["probe.once", "probe.ask"], keys=5, every_s=0.1)
     await judge(rig)
-    rig.injected(worker.said.count("reader ended"))
+    rig.injected(worker.said.count("consumer ended"))
     assert rig.faults
     assert worker.running
 
