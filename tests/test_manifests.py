@@ -8,6 +8,7 @@ import pytest
 import yaml
 from starlette.routing import Route
 
+from service.core.declared import variables_of_providers
 from service.core.settings import Settings, load, variables
 from service.http.app import create_app
 
@@ -20,6 +21,7 @@ MANIFESTS: Final[list[dict[str, Any]]] = [
 SETTINGS: Final = dict(next(manifest["data"] for manifest in MANIFESTS if manifest["kind"] == "ConfigMap"))
 COMPOSE: Final = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 STACK: Final = yaml.safe_load((DEPLOY / "swarm/stack.yaml").read_text("utf-8"))
+OF_PROVIDERS: Final = [name for known in variables_of_providers().values() for name in (*known.keys, *known.options)]
 PODS: Final = {
     manifest["metadata"]["name"]: manifest["spec"]["template"]
     for manifest in MANIFESTS
@@ -77,12 +79,12 @@ def test_its_settings_are_ours_and_its_secrets_are_files(name: str, tmp_path: Pa
     assert {*(path.parent for path in paths.values()), *filter(None, [folder and Path(folder)])} == {Path(mounted)}
     for key, path in paths.items():
         assert key == f"{path.name}_FILE".upper()
-    for each in ("database_url", "redis_url"):
+    for each in ("database_url", "redis_url", "anthropic_api_key"):
         (tmp_path / each).write_text("postgresql://given", "utf-8")
     (tmp_path / "database_owner_url").write_text("postgresql://given", "utf-8")
     moved = {key: value.replace(mounted, str(tmp_path)) for key, value in environ.items()}
     assert load(moved).database_url == "postgresql://given"
-    ours = set(variables())
+    ours = {*variables(), *OF_PROVIDERS}
     assert {key.removesuffix("_FILE") for key in environ} <= ours | {"FORWARDED_ALLOW_IPS"}
 
 
@@ -123,10 +125,10 @@ def test_a_service_of_the_stack_is_as_in_compose(name: str, like: str) -> None:
     service, known = STACK["services"][name], COMPOSE["services"][like]
     same = ("command", "read_only", "cap_drop", "cap_add", "init", "logging", "stop_grace_period")
     assert {each: service.get(each) for each in same} == {each: known.get(each) for each in same}
-    ours = set(variables()) | {"FORWARDED_ALLOW_IPS"}
+    ours = {*variables(), *OF_PROVIDERS, "FORWARDED_ALLOW_IPS"}
     asked = set(re.findall(r"{\$(\w+):", (DEPLOY.parent / "Caddyfile").read_text("utf-8")))
     given = {key.removesuffix("_FILE") for key in service["environment"]}
     assert given <= (asked if name == "proxy" else ours)
     secrets = {secret["source"] if name == "proxy" else secret for secret in service["secrets"]}
     assert secrets <= STACK["secrets"].keys()
-    assert service["environment"].get("CALLBOARD_SECRETS_DIR") == (None if name == "proxy" else "/run/secrets")
+    assert "CALLBOARD_SECRETS_DIR" not in service["environment"], "the release before would refuse it"

@@ -23,7 +23,16 @@ ROLES: Final = (
     "select distinct r.rolname, r.rolsuper from pg_stat_activity a join pg_roles r on r.rolname = a.usename"
     " where application_name like 'callboard %' and application_name <> 'callboard migrate'"
 )
-CODE: Final = ("schemas", "prompts", "sql", "service", "workers", "pyproject.toml", "requirements.lock")
+CODE: Final = (
+    "schemas",
+    "prompts",
+    "sql",
+    "service",
+    "workers",
+    "deploy/Dockerfile",
+    "pyproject.toml",
+    "requirements.lock",
+)
 
 
 def release_before() -> str | None:
