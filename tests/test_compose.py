@@ -27,7 +27,7 @@ def test_what_providers_and_own_settings_name_is_a_file_in_a_folder() -> None:
     mounts = {name: service.get("volumes", ()) for name, service in compose["services"].items()}
     assert {name for name, volumes in mounts.items() if "./secrets/app:/run/app:ro" in volumes} == {"worker", "tool"}
     assert "ENV CALLBOARD_SECRETS_DIR=/run/app\n" in (ROOT / "deploy/Dockerfile").read_text(encoding="utf-8")
-    assert "CALLBOARD_SECRETS_DIR:" not in str(compose), (
+    assert "CALLBOARD_SECRETS_DIR" not in str(compose), (
         "the release before would refuse a setting that it does not know"
     )
 
