@@ -44,7 +44,7 @@ Position = tuple[int, int]
 
 
 class Token(Struct, frozen=True, array_like=True, tag="t"):
-    """A piece of a reply; `call` names what was asked, `call_id` the call that was call_id for it."""
+    """A piece of a reply; `call` names the request, `call_id` the call that was made for it."""
 
     step: str
     call: str
@@ -85,7 +85,7 @@ def parse_seq(number: int) -> tuple[Position, int]:
 
 
 def call_name(question_hash: str, ordinal: int) -> str:
-    """What a step asked the how-manieth time: the same in each try."""
+    """Names a request of a step by its hash and its ordinal: the same in each try."""
     return f"{question_hash[:16]}.{ordinal}"
 
 

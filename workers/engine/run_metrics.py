@@ -65,5 +65,5 @@ def _name(outcome: Outcome) -> str:
 
 @lru_cache(1024)
 def _node(step: str) -> str:
-    """The node of a step's key, behind its branch, without the item, the arguments or the how-manieth."""
+    """The node of a step's key, behind its branch, without the item, the arguments or the ordinal."""
     return step.partition("[")[0].partition("#")[0].partition(":")[0]

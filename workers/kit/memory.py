@@ -120,7 +120,7 @@ class Facts(Struct):
     What completed first stands first in `unstored`; one `store` at a time takes from it, under the lock `storing`. What
     is left at the end is stored by the settle. `failed` says which step raised what.
     `states` is what the actor remembers, once it was asked for; `new_states` what steps set; `in_hand` what one has.
-    `replies`, of earlier tries too, by what a step asked the how-manieth time; `spent_usd` is what those tries cost.
+    `replies`, of earlier tries too, by a step's request and its ordinal; `spent_usd` is what those tries cost.
     `tell` numbers a step and tells who follows. `started_at` is when the event was claimed, on the clock of Postgres.
     """
 

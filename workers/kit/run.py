@@ -120,7 +120,7 @@ class Run(Struct, frozen=True):
     async def step(self, node: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any) -> Any:
         """Run a node as a step of a free-form pipeline; its Run, Settings and State are put in where it takes them.
 
-        The step's key is the node, a hash of its arguments and the how-manieth with these: steps may come in any order.
+        The step's key is the node, a hash of its arguments and their ordinal: steps may come in any order.
         Raises WiringError where the node is no async function, says nothing of what it returns, or can't be called so.
         """
         inserted, own_settings = put_in(node, Run), self._deps.clients.own_settings

@@ -1,4 +1,4 @@
-"""Settings of a user's own: a Struct beside his nodes, read from the environment when the worker starts."""
+"""Settings of a user's own: a Struct beside their nodes, read from the environment when the worker starts."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence

@@ -177,7 +177,7 @@ def _spent(outages: Sequence[Outage]) -> Outage:
 
 
 def _free_max(fault: Fault, breaker: Breaker) -> int | None:
-    """How many put-offs in a row are free after this; None: all, since the breaker is open by now."""
+    """How many waits in a row are uncharged after this; None: all, since the breaker is open by now."""
     if breaker.state != "closed":
         return None
     return FREE_MAX if breaker.answered_s_ago < ANSWERED_S else ALONE_MAX

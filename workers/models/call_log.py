@@ -40,9 +40,9 @@ class DaySpent(CallboardError):
 class Call(Struct, frozen=True):
     """One call, under way or ended; under way it has the most it may cost.
 
-    `request_hash` names what was sent, whoever was asked; `question_hash` what the step wanted, of which it is the
-    `ordinal`-th time, also where a call asks again with the error of the one before. `streamed`: its text is told as it
-    comes.
+    `request_hash` names what was sent, to whichever model. `question_hash` names what the step asks for, and `ordinal`
+    is 1 for the first identical question; a call that asks again with the error of the one before has both of that one.
+    `streamed`: listeners get its text as it comes.
     """
 
     call_id: UUID
@@ -86,7 +86,7 @@ class CallLog(Protocol):
         """One run of an event: the same for all of its questions."""
 
     def recall(self, question_hash: str) -> tuple[int, str | None]:
-        """The how-manieth time the step asks this, and the reply that an earlier try got to that."""
+        """The ordinal of this question in the step, and the reply that an earlier try got to it."""
 
     def recalled(self, prompt: Prompt | Source) -> None:
         """Notes that no call was needed."""
