@@ -22,6 +22,7 @@ ROOT: Final = Path(__file__).parents[1]
 CALLBOARD: Final = (sys.executable, "-c", "from service.cli import main; main()")
 UP: Final = (*CALLBOARD, "up")
 LAST_WORDS: Final = "Ctrl-C ends it all; the data stays."
+PORT_MAX: Final = 55_535
 NO_DATA: Final = Path("/nonexistent/callboard")
 START_S: Final = 60.0
 END_S: Final = 80.0  # a worker's grace time and the patience with Postgres, one after the other
@@ -140,9 +141,13 @@ def alone(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One up to PORT_MAX: a Redis of a cluster wants the port ten thousand higher, too."""
+    port = PORT_MAX + 1
+    while port > PORT_MAX:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+    return port
 
 
 def descendants(pid: int) -> set[int]:

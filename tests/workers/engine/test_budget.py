@@ -89,7 +89,7 @@ async def test_an_events_own_budget(settings: Settings, tmp_path: Path) -> None:
 async def test_the_days_budget_puts_off_to_the_next_day(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To within a minute of midnight. The wait counts from when it is stored, so the longest draw would go beyond that."""
+    """Within a minute of midnight. A wait counts from when it is stored, so the longest draw would go beyond that."""
     monkeypatch.setattr("workers.engine.budget.budgets.random.uniform", lambda low, high: (low + high) / 2)
     job = Pipeline(on=Job, flow=[sample], retry=QUICK)
     async with open_shop(settings, tmp_path, job, budget_day_usd=MOST_USD + COST_USD / 2) as (board, provider):
