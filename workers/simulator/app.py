@@ -98,12 +98,16 @@ class Simulator:
         try:
             fault = msgspec.json.decode(await request.body(), type=Fault)
             if fault.kind == "down":
-                later = BackgroundTask(self.line.down, fault.for_s or DOWN_S, request.client)
+                later = BackgroundTask(self._down, fault.for_s or DOWN_S, request.client)
             else:
                 self.faults.arm(fault)
         except (msgspec.DecodeError, SettingsError) as misfit:
             return _json({"error": str(misfit)}, 400)
         return _json({"faults": self.faults.shown()}, 202, later)
+
+    async def _down(self, for_s: float, client: Any) -> None:
+        """A coroutine, since what is none would be run in a thread, beside the loop whose servers it closes."""
+        self.line.down(for_s, client)
 
     async def clear(self, _: Request) -> Response:
         self.faults.clear()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from random import Random
 from typing import Any
 
@@ -15,6 +16,7 @@ from service.core.errors import SettingsError
 from tests.eventually import eventually
 from tests.workers.simulator.sdks import HELLO, MODEL, Heard, asking
 from workers.simulator import running_simulator
+from workers.simulator.app import Unwired, create_app
 from workers.simulator.behaviour import Behaviour
 from workers.simulator.faults import ARMED_MAX, DOWN_S, Fault, Faults, parse
 
@@ -197,6 +199,20 @@ async def test_down_and_up_again(url: str, http: httpx.AsyncClient, name: str) -
             await http.get("/calls")
         assert await eventually(well)
         assert errors > 3
+
+
+async def test_its_servers_are_closed_by_the_thread_of_their_loop() -> None:
+    """What is no coroutine would be run in another thread behind an answer, beside the loop that it changes."""
+    threads: list[threading.Thread] = []
+
+    class Watched(Unwired):
+        def down(self, for_s: float, client: Any) -> None:
+            threads.append(threading.current_thread())
+
+    transport = httpx.ASGITransport(create_app(Behaviour(), Watched()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://simulator") as http:
+        assert (await http.post("/faults", json={"kind": "down", "for_s": 1})).status_code == 202
+    assert threads == [threading.current_thread()]
 
 
 async def test_down_cuts_those_who_wait(url: str, http: httpx.AsyncClient) -> None:
