@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -54,6 +55,27 @@ def _storable_reports(pytestconfig: pytest.Config) -> None:
     plugin = pytestconfig.pluginmanager.get_plugin("logging-plugin")
     if plugin is not None:
         plugin.report_handler.setFormatter(Lines((), plain=True, with_payloads=True))
+
+
+class _Failures(logging.Handler):
+    """What uvicorn says of a request that ended in an exception."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(Lines((), plain=True, with_payloads=True).format(record))
+
+
+@pytest.fixture(autouse=True)
+def _no_request_fails(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A client that has gone does not hear of it, and a test that looks for something else would not see it."""
+    failures, uvicorn = _Failures(), logging.getLogger("uvicorn.error")
+    uvicorn.addHandler(failures)
+    yield
+    uvicorn.removeHandler(failures)
+    assert not failures.lines or request.node.get_closest_marker("failing_requests"), failures.lines[0]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -45,6 +45,7 @@ class Connection(HttpToolsProtocol):
         self.since: float = self.loop.time()
         self.read_at = self.since
         self.refused = self._was_asked = False
+        self._answered: Any = None  # the request under way; `cycle` is the last of those that are pipelined behind it
         self._in_head = True
         self._head_bytes = 0  # of the head that is awaited, as far as it has come
         make_room(self)
@@ -84,7 +85,10 @@ class Connection(HttpToolsProtocol):
         if self.refused:
             return
         self._was_asked, self._in_head, self._head_bytes = True, False, 0
+        waits = self.is_busy
         super().on_headers_complete()
+        if not waits:
+            self._answered = self.cycle
 
     def on_body(self, body: bytes) -> None:
         if not self.refused:
@@ -97,7 +101,15 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.since = self.loop.time()
+        self._answered = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """uvicorn tells the last of the pipelined requests alone: the one under way would wait, or fail to write."""
+        if self._answered is not None:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
+        super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
         if not self.refused:
