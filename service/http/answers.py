@@ -60,8 +60,8 @@ def in_pieces(app: ASGIApp) -> ASGIApp:
 
 
 def _reads(scope: Scope) -> bool:
-    """Whether the request has changed nothing; an endpoint that names no scope is a page."""
-    return getattr(scope.get("endpoint"), "need", "read") in ("read", "open")
+    """Whether the request has changed nothing; a page, which is no operation, says nothing of it."""
+    return not scope["state"].get("changes", False)
 
 
 def _length(message: Message) -> int:

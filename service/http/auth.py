@@ -45,10 +45,11 @@ def caller(request: Request) -> Caller:
 
 
 def guarded(need: Need, endpoint: Endpoint) -> Endpoint:
-    """The endpoint, for those who have the scope."""
+    """The endpoint, for those who have the scope. What changes something is answered, however large the answer is."""
 
     @wraps(endpoint)
     async def checked(request: Request) -> Response:
+        request.state.changes = need not in ("read", "open")
         if need != "open":
             await admit(request, need)
         return await endpoint(request)
