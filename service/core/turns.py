@@ -17,6 +17,7 @@ from service.core.settings import Settings
 
 LEFT: Final = 5  # one in so many is left for the next caller
 OWN: Final = 2  # connections of a pool that no caller has: for readiness, and for the poll of all listeners
+LISTS_MAX: Final = 3  # what is slow in a list is Postgres and the loop, and more at once only keep others from both
 STILL_S: Final = 4.5  # where nobody has given a turn back for so long, Postgres is at fault and not the caller
 WAITING_MAX: Final = 500  # of one caller, a quarter of what the API has connections for
 
@@ -136,6 +137,11 @@ class Lent:
 def querying(settings: Settings, meters: Meters) -> Turns:
     """The turns of an API's callers at its pool."""
     return Turns("queries", max(1, settings.pool - OWN), ACQUIRE_TIMEOUT_S, meters)
+
+
+def listing(meters: Meters) -> Turns:
+    """The turns of an API's callers at its lists, from the query until the answer is composed."""
+    return Turns("lists", LISTS_MAX, ACQUIRE_TIMEOUT_S, meters)
 
 
 def lent(pool: Pool, turns: Turns, caller: str) -> Pool:

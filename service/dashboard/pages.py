@@ -24,7 +24,7 @@ from service.core.servers import POSTGRES_ERRORS, postgres_passes
 from service.dashboard.look import STATIC, Look, look
 from service.dashboard.sign_in import TOKEN, login_page, logout, take_token, to_login
 from service.dashboard.waterfall import calls, waterfall
-from service.http.app_state import AppState, fetch, state_of
+from service.http.app_state import AppState, fetch, listing, state_of
 from service.http.audit import presented
 from service.http.auth import Caller, admit, caller
 from service.http.events import Filter, find, load
@@ -96,7 +96,8 @@ async def list_page(mine: Look, request: Request) -> Response:
         return _trouble(mine, request, 400, "This list can't be shown", "A filter in the address does not fit.")
     app = state_of(request)
     query = replace(query, limit=min(query.limit, ROWS_MAX))
-    items, more = await find(request, query)
+    async with listing(request):
+        items, more = await find(request, query)
     newest = query.cursor is None
     return mine.page(
         "events.html",

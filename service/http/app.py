@@ -23,7 +23,7 @@ from service.core.servers import open_pool, open_redis
 from service.core.settings import Settings, load
 from service.core.streams import names_of
 from service.core.supervise import supervised
-from service.core.turns import querying
+from service.core.turns import listing, querying
 from service.dashboard import pages
 from service.documents.vectors import searching
 from service.embedded import running
@@ -82,7 +82,7 @@ def _lifespan(settings: Settings, catalog: Catalog, library: Prompts):  # type: 
             await stack.enter_async_context(supervised({"doorbells": listeners.listen, "standings": listeners.poll}))
             app.state.stop = listeners.stop
             readiness = Readiness(pool, intake.commits)
-            turns = (querying(settings, meters), searching(settings, meters))
+            turns = (querying(settings, meters), listing(meters), searching(settings, meters))
             shares = (Shares(settings.streams_max), Shares(ANSWERS_MAX), BodyAllowance())
             parts = (intake, keys, pool, *turns, redis, meters, metrics_pages, listeners, *shares, readiness, owner)
             all_parts = (*parts, quotas, Audit(meters), asyncio.Lock())

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any, Final, TypeVar
 from uuid import UUID
 
@@ -61,6 +62,7 @@ class AppState(Struct, frozen=True):
     keys: Keys
     pool: Pool
     turns: Turns
+    lists: Turns
     searches: Turns
     redis: Redis
     meters: Meters
@@ -85,6 +87,11 @@ def pool_of(request: Request) -> Pool:
     """The pool, of which this caller has no more than its share."""
     app = state_of(request)
     return lent(app.pool, app.turns, caller_of(request.scope))
+
+
+def listing(request: Request) -> AbstractAsyncContextManager[None]:
+    """The caller's turn at a list: more than its share of those under way wait, and hold no rows meanwhile."""
+    return state_of(request).lists.turn(caller_of(request.scope))
 
 
 async def fetch(request: Request, statement: str, *arguments: Any) -> list[asyncpg.Record]:

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sql
 from service.access.audit import Action, named
-from service.http.app_state import PageQuery, Text, asked_by_query, fetch, raw, reply, state_of
+from service.http.app_state import PageQuery, Text, asked_by_query, fetch, listing, raw, reply, state_of
 from service.http.auth import caller, session
 from service.http.metrics import route_of
 
@@ -27,10 +27,11 @@ async def list_operations(request: Request) -> Response:
     """Who did what in this tenant, newest first."""
     query = asked_by_query(request, Operations)
     filters = (query.since, query.until, query.actor, query.action, query.cursor, query.limit)
-    rows = await fetch(request, SQL["list_operations"], caller(request).tenant, *filters)
-    is_full = len(rows) == query.limit
-    items = [{**dict(row), "detail": raw(row["detail"])} for row in rows]
-    return reply({"items": items, "next": items[-1]["op_id"] if is_full else None})
+    async with listing(request):
+        rows = await fetch(request, SQL["list_operations"], caller(request).tenant, *filters)
+        is_full = len(rows) == query.limit
+        items = [{**dict(row), "detail": raw(row["detail"])} for row in rows]
+        return reply({"items": items, "next": items[-1]["op_id"] if is_full else None})
 
 
 def audited(app: ASGIApp) -> ASGIApp:

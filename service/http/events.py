@@ -22,6 +22,7 @@ from service.http.app_state import (
     event_id_of,
     fetch,
     has_more,
+    listing,
     pool_of,
     read_body,
     reply,
@@ -82,8 +83,9 @@ async def load(request: Request, event_id: UUID) -> dict[str, Any] | None:
 
 async def list_events(request: Request) -> Response:
     query = asked_by_query(request, Filter)
-    items, more = await find(request, query)
-    return reply({"items": items, "next": items[-1]["event_id"] if more else None})
+    async with listing(request):
+        items, more = await find(request, query)
+        return reply({"items": items, "next": items[-1]["event_id"] if more else None})
 
 
 async def find(request: Request, query: Filter) -> tuple[list[dict[str, Any]], bool]:

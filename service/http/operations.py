@@ -21,6 +21,7 @@ from service.http.app_state import (
     event_id_of,
     fetch,
     has_more,
+    listing,
     pool_of,
     raw,
     reply,
@@ -79,9 +80,10 @@ async def cancel_event(request: Request) -> Response:
 
 async def list_dead_letters(request: Request) -> Response:
     page = asked_by_query(request, Page)
-    rows = await _operator(request).letters(page, page.limit, LIST_MAX, page.cursor)
-    more = has_more(rows, page.limit)
-    return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if more else None})
+    async with listing(request):
+        rows = await _operator(request).letters(page, page.limit, LIST_MAX, page.cursor)
+        more = has_more(rows, page.limit)
+        return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if more else None})
 
 
 async def get_dead_letter(request: Request) -> Response:

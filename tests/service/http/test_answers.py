@@ -29,6 +29,7 @@ from tests.service.http.test_connections import api_of, made
 
 __all__ = ["made"]
 
+EVENT: Final = {"type": "message.labelled", "data": {"text": "a", "label": "b"}}
 LARGE: Final = 1_000_000
 LIST: Final = "/events?limit=500"
 
@@ -230,11 +231,47 @@ async def _is_gone(connection: Connection) -> bool:
     return connection not in connection.server_state.connections
 
 
+@pytest.mark.parametrize("requests", [1, 2, 30])
+async def test_an_answer_ends_when_its_client_has_gone(
+    settings: Settings, made: list[Connection], requests: int
+) -> None:
+    """It is not written on: by uvloop that is an exception. uvicorn tells the last of what was pipelined alone."""
+    await keep(settings, [LARGE] * 2)
+    async with here(settings) as port:
+        async with unread(port, requests=requests):
+            await eventually(lambda: stuck(made, 1))
+        await eventually(lambda: _is_gone(made[0]))
+
+        async def is_over() -> bool:
+            return not made[0].server_state.tasks
+
+        await eventually(is_over)
+        assert made[0].server_state.total_requests == 0, "none was answered to its end"
+
+
+async def test_a_stream_ends_when_its_client_has_gone_with_requests_behind_it(
+    settings: Settings, made: list[Connection]
+) -> None:
+    async with here(settings) as port:
+        async with at_home(port) as http:
+            event_id = (await http.post("/events", json=EVENT)).json()["event_id"]
+        made.clear()
+        async with unread(port, requests=5, path=f"/events/{event_id}/stream"):
+
+            async def is_followed() -> bool:
+                return bool(made and made[0].is_busy and made[0].pipeline and made[0].cycle is not made[0]._answered)
+
+            await eventually(is_followed)
+            (under_way,) = made[0].server_state.tasks
+        await asyncio.wait_for(asyncio.shield(under_way), 5)
+
+
 async def test_answers_that_are_not_read_take_room_by_caller(
     settings: Settings, made: list[Connection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "ANSWERS_MAX", 4 << 20)
-    greedy, other = [bearer(await make_key(settings, "read", tenant=tenant)) for tenant in ("acme", "globex")]
+    keys = [await make_key(settings, "read", "ingest", tenant=tenant) for tenant in ("acme", "globex")]
+    greedy, other = map(bearer, keys)
     for tenant in ("acme", "globex"):
         await keep(settings, [LARGE] * 2, tenant)
     async with (
@@ -249,6 +286,9 @@ async def test_answers_that_are_not_read_take_room_by_caller(
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
             assert "more of your answers" in refused.json()["detail"]
             assert (await http.get("/events?limit=500&type=none", headers=greedy)).status_code == 200, "a small one"
+            stored = await http.post("/events/batch", json=[EVENT] * 700, headers=greedy)
+            assert stored.status_code == 202, "what was done is told, however large the answer is"
+            assert len(stored.content) > PIECE
             assert (await http.get(LIST, headers=other)).status_code == 200
 
         async def again() -> bool:
@@ -314,6 +354,7 @@ async def test_readers_that_never_read_hold_little(settings: Settings, tmp_path:
             output, _ = await tried.communicate()
         assert b"YES" in output.rpartition(b"service available:")[2], output.decode()
         assert api.memory_mb - before_mb < 80
+    assert '"level":"error"' not in (tmp_path / "api.log").read_text(), "that clients have gone is no failure of ours"
 
 
 async def _body(port: int, path: str = LIST) -> bytes:

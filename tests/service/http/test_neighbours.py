@@ -127,5 +127,7 @@ async def test_nobody_is_shut_out_by_a_neighbour(settings: Settings, tmp_path: P
             assert heard.keys() <= {"200", "202", "303"}, message
             assert api.program.process.poll() is None, message
             assert killed(group) == 0, message
+            failed = [line for line in (tmp_path / "api.log").read_text().splitlines() if '"level":"error"' in line]
+            assert not failed, f"{len(failed)} lines as this one: {failed[0]}"
             assert json.decode(answers), message
             assert p99(times) <= max(FACTOR * alone_ms, P99_MS), message

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -19,6 +20,7 @@ from tests.keys import bearer, make_key
 
 SEARCH = {"query": "a"}
 EVENT = {"type": "message.labelled", "data": {"text": "a", "label": "b"}}
+LISTED = ("events", "dead_letters", "operations")
 SOON_S = 1.0
 
 
@@ -30,8 +32,9 @@ class Two(Struct, frozen=True):
 
 
 @asynccontextmanager
-async def two(settings: Settings) -> AsyncIterator[Two]:
-    keys = [await make_key(settings, "read", "ingest", "documents", tenant=tenant) for tenant in ("acme", "globex")]
+async def two(settings: Settings, *scopes: str) -> AsyncIterator[Two]:
+    scopes = scopes or ("read", "ingest", "documents")
+    keys = [await make_key(settings, *scopes, tenant=tenant) for tenant in ("acme", "globex")]
     limits = httpx.Limits(max_connections=None)
     async with serving(settings) as url, AsyncExitStack() as stack:
         clients = [httpx.AsyncClient(base_url=url, timeout=30, limits=limits, headers=bearer(key)) for key in keys]
@@ -39,12 +42,12 @@ async def two(settings: Settings) -> AsyncIterator[Two]:
 
 
 @asynccontextmanager
-async def locked(settings: Settings, table: str) -> AsyncIterator[asyncpg.Connection]:
-    """Whoever reads the table waits."""
+async def locked(settings: Settings, *tables: str) -> AsyncIterator[asyncpg.Connection]:
+    """Whoever reads the tables waits."""
     connection = await asyncpg.connect(settings.database_url)
     try:
         async with connection.transaction():
-            await connection.execute(f"lock table {table} in access exclusive mode")
+            await connection.execute(f"lock table {', '.join(tables)} in access exclusive mode")
             yield connection
     finally:
         await connection.close()
@@ -91,6 +94,25 @@ async def test_searches_of_one_leave_the_pool_to_others(settings: Settings) -> N
                 await answered_soon(callers.greedy)
             assert await waiting(lock) == 4
         assert statuses(await asyncio.gather(*searches)) == {200}
+
+
+@pytest.mark.parametrize("path", ["/events", "/?limit=100", "/dead-letters", "/operations"])
+async def test_lists_of_one_leave_a_turn_to_others(settings: Settings, path: str) -> None:
+    """Six at once that take long: two run, and what is no list is answered meanwhile."""
+    async with two(settings, "admin") as callers:
+        async with locked(settings, *LISTED) as lock:
+            lists = [asyncio.create_task(callers.greedy.get(path)) for _ in range(6)]
+
+            async def wait(count: int) -> bool:
+                return await waiting(lock) == count
+
+            await eventually(lambda: wait(2))
+            for _ in range(10):
+                await answered_soon(callers.greedy, "/types")
+            assert await waiting(lock) == 2
+            theirs = asyncio.create_task(callers.other.get(path))
+            await eventually(lambda: wait(3))
+        assert statuses(await asyncio.gather(*lists, theirs)) == {200}
 
 
 async def test_a_search_that_gets_no_turn_comes_again(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +180,7 @@ async def test_the_values_of_a_filter_are_counted(
 async def test_reads_of_one_leave_connections_to_others(settings: Settings) -> None:
     async with two(settings) as callers:
         async with locked(settings, "dead_letters") as lock:
-            reads = [asyncio.create_task(callers.greedy.get("/dead-letters")) for _ in range(30)]
+            reads = [asyncio.create_task(callers.greedy.get(f"/dead-letters/{uuid4()}")) for _ in range(30)]
 
             async def under_way() -> bool:
                 return await waiting(lock) == 6
@@ -168,7 +190,7 @@ async def test_reads_of_one_leave_connections_to_others(settings: Settings) -> N
                 await answered_soon(callers.other)
             await answered_soon(callers.other, "/readyz")
             assert await waiting(lock) == 6
-        assert statuses(await asyncio.gather(*reads)) == {200}
+        assert statuses(await asyncio.gather(*reads)) == {404}
 
 
 async def test_streams_of_one_leave_some_to_others(settings: Settings) -> None:
