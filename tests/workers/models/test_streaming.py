@@ -38,6 +38,11 @@ def told(pieces: list[str], finish: str | None = "stop", reason: str | None = "e
     }
 
 
+def _path(request: Request) -> str:
+    """As `told` has it: Azure's deployments have one of their own."""
+    return "/v1/chat/completions" if request.url.path.endswith("/chat/completions") else request.url.path
+
+
 def saying(events: dict[str, list[bytes]], *, pause_s: float = 0.0, for_ever: bool = False) -> Handle:
     async def body(parts: list[bytes]) -> AsyncIterator[bytes]:
         for part in parts:
@@ -47,8 +52,7 @@ def saying(events: dict[str, list[bytes]], *, pause_s: float = 0.0, for_ever: bo
             await asyncio.Event().wait()
 
     async def handle(request: Request) -> Response:
-        path = "/v1/chat/completions" if request.url.path.endswith("/chat/completions") else request.url.path
-        return StreamingResponse(body(events[path]), media_type="text/event-stream")
+        return StreamingResponse(body(events[_path(request)]), media_type="text/event-stream")
 
     return handle
 
@@ -220,7 +224,7 @@ async def test_a_stream_that_is_given_up_closes_its_connection(prompts: Prompts,
             closed.set()
 
     async def handle(request: Request) -> Response:
-        return StreamingResponse(body(request.url.path), media_type="text/event-stream")
+        return StreamingResponse(body(_path(request)), media_type="text/event-stream")
 
     async with provider(handle) as url, opened(prompts, url) as llm:
         with pytest.raises(Outage):
