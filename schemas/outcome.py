@@ -10,6 +10,12 @@ Reason = Literal[
     "attempts_exhausted", "rejected", "wiring", "crash_loop", "invalid", "too_large", "journal_mismatch", "deadline"
 ]
 """Why an event is a dead letter."""
+SnoozeKind = Literal["outage", "doubtful", "rate_limited"]
+"""Why an event is tried again, uncharged.
+
+`outage`: something outside is away; it counts as one snooze more in a row. `doubtful`: the event may be the cause,
+so that only so many in a row are uncharged. `rate_limited`: it has a time of its own to come again; it does not count.
+"""
 
 ENDED: Final = ("succeeded", "dead", "cancelled")
 """The statuses of an event that is over."""
@@ -24,16 +30,15 @@ class Done(Struct, frozen=True):
 class Later(Struct, frozen=True):
     """Not now, but `wait_s` seconds after this is stored: `charged` says whether it cost the event one of its attempts.
 
-    Uncharged, it is one put-off more in a row; where it was `missed`, of those that are not all free; where it has its
-    `turn`, it does not count. `waits_for`: models, provider/model, whose recovery brings it forward.
+    Uncharged, it is a snooze, of a kind. `blocked_by`: models, provider/model, whose recovery brings the event forward.
     """
 
     wait_s: float
     cause: str
     charged: bool
     error: bytes | None = None
-    put_off: Literal["away", "missed", "turn"] = "away"
-    waits_for: Sequence[str] = ()
+    snooze: SnoozeKind = "outage"
+    blocked_by: Sequence[str] = ()
 
 
 class Dead(Struct, frozen=True):

@@ -28,7 +28,7 @@ RUNNING: Final = 10_000
 QUEUED: Final = 100_000
 SLOTS: Final = 200  # of one worker
 BATCH: Final = 100
-# A look-up by key reads a row and some beside it in its mailbox; the sweep, one row of each mailbox that has rung ones.
+# A look-up by key reads a row and some beside it in its mailbox; the sweep, one row of each notified mailbox.
 ROWS_MAX: Final = 4 * BATCH
 TABLES: Final = ("work", "events", "calls", "journal", "attempts", "states")
 FILL: Final = (
@@ -41,9 +41,9 @@ FILL: Final = (
     ),
     # each worker holds SLOTS of those that run; a fifth of the others backs off, some of them wait for a model
     (
-        "insert into work (event_id, tenant, key, ord, status, claim, worker, claimed_at, deadline_at, due_at,"
-        " rung_at, rung_to, waits_for)"
-        " select event_id, tenant, partitionkey, nextval('place'),"
+        "insert into work (event_id, tenant, partition_key, mailbox_seq, status, claim, worker, claimed_at,"
+        " deadline_at, due_at, notified_at, notified_stream, blocked_by)"
+        " select event_id, tenant, partitionkey, nextval('mailbox_seq'),"
         f" case when n <= {RUNNING} then 'running' when n % 10 >= 3 and n % 10 <= 4 then 'scheduled' else 'queued' end,"
         f" case when n <= {RUNNING} then 1 else 0 end,"
         f" case when n <= {RUNNING} then md5((n / {SLOTS})::text)::uuid end, now(), now() + interval '1 h',"
@@ -95,7 +95,7 @@ async def test_hot_statements_read_only_what_they_are_about(connection: Connecti
     """The statistics are those of tables with nothing in them, of an idle service, of one that is at work."""
     if analyzed == "idle":  # the queue was long, and one event is left
         await connection.execute(
-            "insert into work (event_id, tenant, status, due_at, rung_at, rung_to)"
+            "insert into work (event_id, tenant, status, due_at, notified_at, notified_stream)"
             " select gen_random_uuid(), 'default', 'queued', now(), now(), 'work' from generate_series(1, 20000)"
         )
         await connection.execute("delete from work where event_id <> (select event_id from work limit 1)")
@@ -127,7 +127,7 @@ async def _plans(connection: Connection) -> AsyncIterator[tuple[str, dict[str, A
     worker = await connection.fetchval("select worker from work where status = 'running' order by event_id limit 1")
     running = await _claimed(connection, "w.status = 'running'")
     own = await _claimed(connection, f"w.worker = '{worker}'")
-    queued = await _claimed(connection, "w.status = 'queued' and key is null")
+    queued = await _claimed(connection, "w.status = 'queued' and partition_key is null")
     mailboxes = [["default"] * BATCH, [f"key {n}" for n in range(0, 2 * BATCH, 2)]]
     moment = datetime.now(UTC)
     ids, claims = [each.event_id for each in running], [each.claim for each in running]
@@ -140,7 +140,7 @@ async def _plans(connection: Connection) -> AsyncIterator[tuple[str, dict[str, A
             *(list(range(BATCH)), ids, [1] * BATCH, claims, ["step"] * BATCH),
             *([moment] * BATCH, ["{}"] * BATCH, [False] * BATCH),
         ),
-        "sweeper.not_ours": ([each.event_id for each in own], [each.claim for each in own], worker),
+        "lease.not_held": ([each.event_id for each in own], [each.claim for each in own], worker),
         "sweeper.sweep": (moment - timedelta(hours=1), moment - timedelta(hours=1), BATCH),
         "ledger.open_calls": _opened(running, moment, worker),
         "ledger.close_calls": _closed(ids),
@@ -154,7 +154,7 @@ async def _plans(connection: Connection) -> AsyncIterator[tuple[str, dict[str, A
 
 async def _claimed(connection: Connection, which: str) -> list[Claimed]:
     rows = await connection.fetch(
-        "select w.*, e.source, e.id, e.type, e.data, e.attributes, e.parent, e.reaction"
+        "select w.*, e.source, e.id, e.type, e.data, e.attributes, e.parent, e.follow_up"
         f" from work w join events e using (event_id) where {which} order by event_id limit {BATCH}"
     )
     return [claimed(row, row["worker"] or uuid4()) for row in rows]

@@ -35,8 +35,8 @@ async def _plan_with_a_backlog(connection: Connection) -> list[dict[str, Any]]:
         " select gen_random_uuid(), '/test', n::text, 'queued', '{}' from generate_series(1, 20000) as n"
     )
     await connection.execute(
-        "insert into work (event_id, tenant, key, ord, status, due_at, rung_at, rung_to)"
-        " select event_id, tenant, partitionkey, nextval('place'), 'queued', now(), now(), 'work' from events"
+        "insert into work (event_id, tenant, partition_key, mailbox_seq, status, due_at, notified_at, notified_stream)"
+        " select event_id, tenant, partitionkey, nextval('mailbox_seq'), 'queued', now(), now(), 'work' from events"
     )
     ids = ", ".join(f"'{row['event_id']}'" for row in await connection.fetch("select event_id from work limit 100"))
     claim = f"execute claim (array[{ids}]::uuid[], '{uuid4()}', 0, 200)"

@@ -40,11 +40,11 @@ OTHERS: Final = {
     "service/core/servers.py": {"REDIS_MAX"},
     "service/core/supervise.py": {"PAUSE_MAX_S", "STOP_MAX_S"},
     "service/core/traces.py": {"PLACE_MAX", "_CAUSES_MAX", "_FRAMES_MAX", "_MEMBERS_MAX", "_DEPTH_MAX"},
-    "workers/models/call.py": {"FREE_MAX"},
+    "workers/models/call.py": {"DOUBTFUL_MAX"},
     "service/documents/embedder.py": {"TEXT_MAX"},
     "workers/models/errors.py": {"ALONE_MAX"},
     "workers/models/prices.py": {"LINEAR_TOKENS_MAX"},
-    "workers/models/rate_limit_shares.py": {"TURN_MAX_S"},
+    "workers/models/rate_limit_shares.py": {"PAUSE_MAX_S"},
     "workers/models/structured.py": {
         *("NAME_MAX", "LEVELS_MAX", "PROPERTIES_MAX", "ENUM_VALUES_MAX", "LETTERS_MAX", "LARGE_ENUM_LETTERS_MAX")
     },

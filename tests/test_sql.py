@@ -27,7 +27,7 @@ HOT: Final = {
     "ledger.close_calls": {"calls_pkey", "work_pkey", "events_pkey"},
     "catalog.stats": {"calls_at"},
     # each is asked only whether it has one
-    "sweeper.due": {"work_unrung", "work_rung", "work_unplaced", "work_held", "workers_pkey", "calls_open"},
+    "sweeper.due": {"work_unnotified", "work_notified", "work_without_seq", "work_held", "workers_pkey", "calls_open"},
 }
 QUEUED: Final = 20_000
 
@@ -112,8 +112,8 @@ async def _queue(connection: Connection) -> None:
         f" from generate_series(1, {QUEUED}) as n"
     )
     await connection.execute(
-        "insert into work (event_id, tenant, key, ord, status, due_at, rung_at, rung_to)"
-        " select event_id, tenant, partitionkey, nextval('place'), 'queued', now(), now(), 'work' from events"
+        "insert into work (event_id, tenant, partition_key, mailbox_seq, status, due_at, notified_at, notified_stream)"
+        " select event_id, tenant, partitionkey, nextval('mailbox_seq'), 'queued', now(), now(), 'work' from events"
     )
     await connection.execute(
         "insert into calls (call_id, event_id, run, claim, step, at, prompt, version, hash, request_hash, provider,"
@@ -176,12 +176,12 @@ async def test_a_seq_scan_would_be_seen(connection: Connection) -> None:
     assert "Seq Scan" in [node["Node Type"] for node in _nodes(plan)]
 
 
-@pytest.mark.parametrize("backlog", ["rung", "unrung", "later"])
+@pytest.mark.parametrize("backlog", ["notified", "unnotified", "later"])
 async def test_a_scrape_costs_the_same_whatever_is_stored(connection: Connection, backlog: str) -> None:
     """Each look at the backlog takes rows by an index and stops at its bound; nothing but open events is looked at."""
     await _queue(connection)
-    if backlog != "rung":
-        await connection.execute("update work set rung_at = null")
+    if backlog != "notified":
+        await connection.execute("update work set notified_at = null")
     if backlog == "later":
         await connection.execute("update work set due_at = now() + interval '1 day'")
     await connection.execute("vacuum analyze work")

@@ -28,7 +28,7 @@ async def test_the_life_of_an_event(board: Board) -> None:
     again = (await board.post("ticket.opened", TICKET, id="mail-4711", source="/http", subject="mail")).json()
     assert (again["event_id"], again["duplicate"]) == (accepted["event_id"], True)
 
-    # The ring wakes a worker; it claims the event, runs the pipeline's nodes and settles.
+    # The notification wakes a worker; it claims the event, runs the pipeline's nodes and settles.
     event = await board.ended(accepted["event_id"])
     assert event["status"] == "succeeded", event["error"]
     assert (event["type"], event["data"], event["subject"]) == ("ticket.opened", TICKET, "mail")

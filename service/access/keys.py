@@ -135,7 +135,7 @@ async def look_up(connection: Connection, batch: Sequence[Presented], token: byt
 
 def _key(row: asyncpg.Record) -> Key:
     rate = read_rate(row["rate"]) if row["rate"] else None
-    return Key(row["key"], row["tenant"], frozenset(row["scopes"]), rate, row["max_open"])
+    return Key(row["api_key"], row["tenant"], frozenset(row["scopes"]), rate, row["max_open"])
 
 
 async def any_made(settings: Settings) -> bool:

@@ -33,7 +33,9 @@ def worker() -> None:
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only list what it would run, one name a line.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only list what it would run, a name a line; `stop` behind one that needs a stop."
+)
 @click.option("--adopt-redis", is_flag=True, help="Then take over the Redis of REDIS_URL from another database.")
 def migrate(dry_run: bool, adopt_redis: bool) -> None:
     """Bring the database schema up to date; safe to repeat, and by several at once.
@@ -42,14 +44,14 @@ def migrate(dry_run: bool, adopt_redis: bool) -> None:
     Example:  DATABASE_URL=postgresql://… callboard migrate
     """
     from service.core.migrate import migrate as run
-    from service.core.migrate import outstanding
+    from service.core.migrate import must_stop, outstanding
     from service.core.redis_owner import adopt
 
     setup()
     settings = load(os.environ)
     done = asyncio.run((outstanding if dry_run else run)(settings if settings.database_url else running(settings)))
     for name in done:
-        click.echo(name if dry_run else f"ran {name}")
+        click.echo(f"ran {name}" if not dry_run else f"{name} stop" if must_stop(name) else name)
     if not dry_run:
         click.echo("the schema is up to date")
     if adopt_redis and not dry_run:

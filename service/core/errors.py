@@ -80,11 +80,11 @@ class Reject(CallboardError):
 
 
 class Outage(CallboardError):
-    """Something outside is away: the event is put off for `after_s`, and no attempt is charged.
+    """Something outside is away: the event is snoozed for `after_s`, and no attempt is charged.
 
-    `exact`: it is known when it will be there, so that waits in a row need not double. `free_max`: so many in a row are
-    no attempt; where others are answered meanwhile it may be the event. `waits_for`: whose recovery brings it forward.
-    `wait_max_s`: waits in a row double up to it.
+    `known_delay`: it is known when it will be there, so that waits in a row need not double. `max_uncharged`: so many
+    snoozes in a row are no attempt; None: all are. Others that are answered meanwhile show that it may be the event.
+    `blocked_by`: whose recovery brings the event forward. `wait_max_s`: waits in a row double up to it.
     """
 
     def __init__(
@@ -92,15 +92,15 @@ class Outage(CallboardError):
         cause: str,
         after_s: float = 1.0,
         *,
-        exact: bool = False,
-        free_max: int | None = None,
-        waits_for: Sequence[str] = (),
+        known_delay: bool = False,
+        max_uncharged: int | None = None,
+        blocked_by: Sequence[str] = (),
         wait_max_s: float = 600.0,
     ) -> None:
         super().__init__(cause)
         self.cause: Final = storable(cause)
         self.after_s: Final = after_s
-        self.exact: Final = exact
-        self.free_max: Final = free_max
-        self.waits_for: Final = waits_for
+        self.known_delay: Final = known_delay
+        self.max_uncharged: Final = max_uncharged
+        self.blocked_by: Final = blocked_by
         self.wait_max_s: Final = wait_max_s

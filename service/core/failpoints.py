@@ -15,11 +15,10 @@ from service.core.settings import Settings
 NAMES: Final = (
     "accept_begin",  # before the accepting statement
     "accept_committed",  # behind the commit, before anybody is told
-    "ring",  # before the ring
     "claim_committed",  # behind the claim, before XACK
     "run_ended",  # behind a run, before its ending is stored
     "settle_begin",  # before the settling statement
-    "settle_committed",  # behind it, before the next of the mailbox is rung
+    "settle_committed",  # behind it, before the next of the mailbox is notified
     "letter_numbered",  # before a dead letter goes to the stream
     "reader_turn",  # in the reader's loop
     "step",  # before each step

@@ -125,7 +125,7 @@ FAMILIES: Final = {
     # measured at a scrape
     "callboard_postgres_up": _gauge("Whether Postgres answered this measurement; what it knows is missing else."),
     "callboard_redis_up": _gauge("Whether Redis answered this measurement."),
-    "callboard_redis_degraded": _gauge("1 for what is wrong with Redis: this API can't ring.", "reason"),
+    "callboard_redis_degraded": _gauge("1 for what is wrong with Redis: this API can't notify workers.", "reason"),
     "callboard_backlog_events": _gauge("Open events; counted up to 100,000. queued: due now.", "status"),
     "callboard_backlog_oldest_age_seconds": _gauge("For how long the oldest event that is due has been due."),
     "callboard_budget_day_used_usd": _gauge(

@@ -1,11 +1,12 @@
 """Migrations: each file of sql/migrations once, in number order, one transaction each, one process at a time.
 
-One that begins with OUTSIDE is run statement by statement, in no transaction: it must be safe to repeat.
+One that begins with OUTSIDE is run statement by statement, in no transaction: it must be safe to repeat. One that
+begins with STOP changes what the release before reads or writes: that is stopped first, and can't be rolled back to.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
 from typing import Final
 
@@ -20,6 +21,8 @@ from service.core.servers import POSTGRES_ERRORS, Connection, Pool, connect
 from service.core.settings import Settings
 
 OUTSIDE: Final = "-- outside a transaction\n"
+STOP: Final = "-- stop: "  # and the reason
+STOPPED_S: Final = 10.0  # the lease of a worker that was killed has run out by then
 AGAIN_S: Final = 0.5
 LASTS_MAX_S: Final = 4 * 3600.0  # one migration, or the wait for another process that runs them
 _SQL: Final = sql.queries("migrate")
@@ -107,6 +110,25 @@ async def pending(connection: Connection | Pool) -> list[str]:
     return [name for name, _ in sql.migrations() if name not in done]
 
 
+def must_stop(name: str) -> bool:
+    """Whether the release before this one has to be stopped before this migration runs."""
+    return dict(sql.migrations())[name].startswith(STOP)
+
+
+async def _check_stopped(connection: Connection, name: str) -> None:
+    """Raises StartError where a worker's lease still holds after STOPPED_S."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(STOPPED_S):
+            while await connection.fetch(_SQL["alive"]):
+                await asyncio.sleep(AGAIN_S)
+    if workers := await connection.fetch(_SQL["alive"]):
+        named = ", ".join(f"process {row['pid']} on {row['host']}" for row in workers)
+        raise StartError(
+            f"sql/migrations/{name} changes what the release before it reads and writes, and workers run: {named}. Stop"
+            " all workers and APIs, then migrate again (deploy/README.md, A release that needs a stop)."
+        )
+
+
 async def _run_once(connection: Connection, name: str, text: str) -> bool:
     digest = sha256(text.encode()).hexdigest()
     done = {row["name"]: row["hash"] for row in await connection.fetch(_SQL["done"])}
@@ -114,6 +136,8 @@ async def _run_once(connection: Connection, name: str, text: str) -> bool:
         if done[name] != digest:
             raise StartError(f"sql/migrations/{name} was changed after it had run here. Put it back; write a new one.")
         return False
+    if text.startswith(STOP):
+        await _check_stopped(connection, name)
     if text.startswith(OUTSIDE):
         await connection.execute("set lock_timeout = 0")  # it waits for who is at the table, and holds up nobody
         for statement in filter(str.strip, text.split(";\n")):

@@ -1,4 +1,4 @@
-"""Whose the Redis is: each database of ours has an id, and the Redis that rings for it carries that id as a mark.
+"""Whose the Redis is: each database of ours has an id, and the Redis that notifies its workers has it as a mark.
 
 Two Callboards on the same keys would take each other's events. So each connection looks at the mark before its first
 command, and one look in two seconds finds a mark that was changed while connections were open. A Redis without a mark

@@ -26,7 +26,8 @@ TABLES: Final = (
     *("journal", "keys", "migrations", "operations", "pipelines", "prompts", "redis_owner", "runs", "sessions"),
     *("states", "work", "worker_metrics", "workers"),
 )
-SEQUENCES: Final = ("place", "relay")
+SEQUENCES: Final = ("mailbox_seq", "relay")
+FORMER_SEQUENCES: Final = ("place",)  # before 0023_field_words.sql
 FUNCTIONS: Final = ("document_words(text)", "any_word(text)")
 SCRAM_ROUNDS: Final = 4096
 _SQL: Final = sql.queries("roles")
@@ -52,7 +53,7 @@ async def take_tables(owner: Connection) -> None:
                 f" {row['owner']} in DATABASE_OWNER_URL."
             )
     async with owner.transaction():
-        await _execute_all(owner, _SQL["change_owner"], [*TABLES], [*SEQUENCES], [*FUNCTIONS])
+        await _execute_all(owner, _SQL["change_owner"], [*TABLES], [*SEQUENCES, *FORMER_SEQUENCES], [*FUNCTIONS])
 
 
 async def grant_rights(owner: Connection, settings: Settings) -> None:

@@ -16,20 +16,20 @@ local function bounded(fields)
             return {'event', cut}, #cut
         end
     end
-    local kept, left = {}, entry_max + 1
+    local cut_fields, left = {}, entry_max + 1
     for n = 1, #fields, 2 do
         if left <= 0 then break end
         local name = string.sub(fields[n], 1, left)
         local value = string.sub(fields[n + 1], 1, math.max(0, left - #name))
-        kept[#kept + 1], kept[#kept + 2] = name, value
+        cut_fields[#cut_fields + 1], cut_fields[#cut_fields + 2] = name, value
         left = left - #name - #value
     end
-    return kept, entry_max
+    return cut_fields, entry_max
 end
 
-local found, size = {}, 0
-while #found < most and size < bytes_max do
-    local count = math.min(piece, most - #found)
+local result, size = {}, 0
+while #result < most and size < bytes_max do
+    local count = math.min(piece, most - #result)
     local reply = redis.pcall('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', count, 'STREAMS', KEYS[1], after)
     if type(reply) == 'table' and reply.err then return reply end
     if not reply or not reply[1] or #reply[1][2] == 0 then break end
@@ -38,10 +38,10 @@ while #found < most and size < bytes_max do
         local fields, bytes = {}, 0
         if entries[n][2] then fields, bytes = bounded(entries[n][2]) end
         table.insert(fields, 1, entries[n][1])
-        found[#found + 1] = fields
+        result[#result + 1] = fields
         size = size + bytes
     end
     if after ~= '>' then after = entries[#entries][1] end
     if #entries < count then break end
 end
-return found
+return result

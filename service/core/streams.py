@@ -29,8 +29,8 @@ class Names(Struct, frozen=True):
     """Everything of ours in Redis. What another Callboard on the same Redis has bears another prefix.
 
     Streams: ingest, front, work, dead. Texts: epoch, owner. Channels: cancel (the ids of cancelled events), news (of
-    those whose log has grown), moved (of those that were settled). Beginnings of names: live (an event's log), limit
-    and permits (of a model), quota (of a key), arq (all that arq keeps). A sorted set: apis (which are alive).
+    those whose log has grown), status_changed. Beginnings of names: live (an event's log), limit and permits (of a
+    model), quota (of a key), arq (all that arq keeps). A sorted set: apis (which are alive).
     """
 
     ingest: str
@@ -41,7 +41,7 @@ class Names(Struct, frozen=True):
     owner: str
     cancel: str
     news: str
-    moved: str
+    status_changed: str
     live: str
     limit: str
     permits: str

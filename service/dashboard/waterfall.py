@@ -16,11 +16,11 @@ Span = tuple[float, float]
 ROWS_MAX: Final = 500
 TICKS: Final = (0, 25, 50, 75, 100)
 SKEW_MS: Final = 5.0
-ENDINGS: Final = ("settled", "retry", "putoff", "takeover", "cancelled")
+ENDINGS: Final = ("settled", "retry", "snoozed", "takeover", "cancelled")
 WAITING: Final = ("queued", "scheduled", "waiting")
 LABELS: Final = {
     "retry": "failed, will be tried again",
-    "putoff": "put off, no attempt charged",
+    "snoozed": "snoozed, no attempt charged",
     "takeover": "worker lost, taken over",
 }
 
@@ -161,7 +161,7 @@ def _mark(moment: Moment, at: str, drawn: Scale) -> Row:
     error = moment.detail.get("error")
     message = str(error.get("message") or "") if isinstance(error, dict) else ""
     label = outcome or LABELS.get(moment.what, moment.what)
-    failed = bool(message) and moment.what != "putoff"
+    failed = bool(message) and moment.what != "snoozed"
     return Row("mark", label, at, "", [_bar_of(outcome or "mark", moment, drawn)], message, failed=failed)
 
 

@@ -130,7 +130,10 @@ class FeedReader:
             more = bool(rows) and (len(rows) < rows[0]["total"] or rows[0]["total"] == PAGE)
             for row in rows:
                 after = (row["claim"], row["n"])
-                call, short_id = live_log.call_name(row["asked"], row["ordinal"]), live_log.short_id(row["call_id"])
+                call, short_id = (
+                    live_log.call_name(row["question_hash"], row["ordinal"]),
+                    live_log.short_id(row["call_id"]),
+                )
                 yield after, Reply(row["step"], call, short_id, row["reply"])
 
     async def _steps(self, run: int, after: Position, before: Position) -> list[tuple[Position, Stepped]]:

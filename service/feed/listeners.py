@@ -71,14 +71,14 @@ class Listeners:
 
     async def listen(self) -> None:
         async with self.redis.pubsub() as channel:
-            await channel.subscribe(self.names.news, self.names.moved)
-            self._wake(self._topics)  # nobody rang while nobody listened
+            await channel.subscribe(self.names.news, self.names.status_changed)
+            self._wake(self._topics)  # what came while nobody listened was told to nobody
             while True:
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                 if message is None or not self._topics:
                     continue
                 events = [event_id for event_id in _ids(message["data"]) if event_id in self._topics]
-                if message["channel"] == self.names.moved.encode():
+                if message["channel"] == self.names.status_changed.encode():
                     await self._look(events)
                 self._wake(events)
 

@@ -36,12 +36,12 @@ class Filled(Struct, frozen=True, forbid_unknown_fields=True):
 async def list_types(request: Request) -> Response:
     """Every event type, with its pipeline and those that follow it where a worker has told them."""
     rows = await fetch(request, SQL["pipelines"])
-    pipelines = {row["type"]: row["name"] for row in rows if row["follows"] is None}
+    pipelines = {row["type"]: row["name"] for row in rows if row["after"] is None}
     items = [
         {
             "type": name,
             "pipeline": pipelines.get(name),
-            "followers": [row["name"] for row in rows if row["follows"] is not None and row["type"] == name],
+            "follow_ups": [row["name"] for row in rows if row["after"] is not None and row["type"] == name],
             "schema": f"/types/{name}/schema",
         }
         for name in sorted(state_of(request).catalog)
@@ -62,7 +62,7 @@ async def get_pipeline(request: Request) -> Response:
     if not rows:
         raise HTTPException(404, f"no pipeline {request.path_params['name']}")
     (row,) = rows
-    pipeline = {name: row[name] for name in ("name", "type", "version", "follows", "followers")}
+    pipeline = {name: row[name] for name in ("name", "type", "version", "after", "follow_ups")}
     return reply({**pipeline, "nodes": raw(row["nodes"]), "edges": raw(row["edges"])})
 
 

@@ -18,8 +18,8 @@ ENDINGS: Final = {
     "succeeded": "settled",
     "dead": "settled",
     "failed": "retry",
-    "put_off": "putoff",
-    "handed_back": "putoff",
+    "snoozed": "snoozed",
+    "handed_back": "snoozed",
     "lost": "takeover",
 }
 CALL: Final = (
@@ -95,8 +95,8 @@ def timeline(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations
 
 def _moments(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> Iterator[Moment]:
     yield _moment("accepted", row["accepted_at"])
-    if row["rung_at"] is not None:
-        yield _moment("rung", max(row["rung_at"], row["accepted_at"]))
+    if row["notified_at"] is not None:
+        yield _moment("notified", max(row["notified_at"], row["accepted_at"]))
     for attempt in attempts:
         waited_ms = _ms(row["accepted_at"], attempt["started_at"]) if attempt["claim"] == 1 else None
         yield _moment(

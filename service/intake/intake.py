@@ -177,4 +177,4 @@ async def open_intake(settings: Settings, catalog: Catalog, redis: Redis, meters
                 await store.drained()
                 await notifier.drained()
         except REDIS_ERRORS:
-            return  # the sweeper rings what is left
+            return  # the sweeper notifies workers of what is left

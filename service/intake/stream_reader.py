@@ -81,7 +81,7 @@ class StreamReader:
         connection = await connect(self._settings, "stream reader")
         try:
             # One writer: two would commit out of the stream's order.
-            parts = {"ingest": lambda: self._store.run(writers=1), "ingest ring": self._notifier.run}
+            parts = {"ingest": lambda: self._store.run(writers=1), "ingest notifier": self._notifier.run}
             async with supervised(parts):
                 await self._take_in(connection)
         finally:

@@ -107,7 +107,7 @@ class Forgetter:
                 for chunk in _chunks(level):
                     traces.counts.update(await self._row(SQL["there"], chunk))
                     traces.counts["live"] += await self._redis.logs(chunk, delete=False)
-                    traces.actors.update(row["key"] for row in await self._fetch(SQL["actors"], chunk))
+                    traces.actors.update(row["partition_key"] for row in await self._fetch(SQL["actors"], chunk))
                 traces.ids.update(level)
                 level = await self._children(level, target, EVENTS_MAX, fitting=False)
         traces.actors.update([target.key] if target.key is not None else [])
@@ -167,11 +167,11 @@ class Forgetter:
     async def _remove_at_rest(self, ids: Sequence[UUID], traces: _Traces) -> set[UUID]:
         """Deletes the events that no worker holds; returns the others."""
         async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
-            keys = [row["key"] for row in await connection.fetch(SQL["mailboxes_of"], ids, self._tenant)]
+            keys = [row["partition_key"] for row in await connection.fetch(SQL["mailboxes_of"], ids, self._tenant)]
             await connection.execute(SQL["lock_mailboxes"], [self._tenant] * len(keys), keys)
             rows = await connection.fetch(SQL["at_rest"], ids, self._tenant, LET_GO)
             resting = [row["event_id"] for row in rows if row["rests"]]
-            actors = [row["key"] for row in await connection.fetch(SQL["actors"], resting)]
+            actors = [row["partition_key"] for row in await connection.fetch(SQL["actors"], resting)]
             states = await self._without_states(connection, actors)
             counts = dict((await connection.fetch(SQL["scrub"], resting))[0])
         traces.counts.update(counts)
@@ -207,7 +207,7 @@ class Forgetter:
     async def _stop(self, ids: Sequence[UUID], traces: _Traces) -> None:
         rows = await self._fetch(SQL["cancel"], ids, self._tenant, None)
         traces.counts["work"] += len(rows)
-        keys = list({row["key"] for row in rows if row["key"] is not None})
+        keys = list({row["partition_key"] for row in rows if row["partition_key"] is not None})
         for head in await self._fetch(SQL["heads"], [self._tenant] * len(keys), keys) if keys else ():
             self._notify(head["event_id"])
         await self._redis.stop([row["event_id"] for row in rows if row["status"] == "running"])

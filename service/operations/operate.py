@@ -85,8 +85,8 @@ class Operator:
             row = await connection.fetchrow(SQL["cancel"], [event_id], self._tenant, self._actor)
             if row is None:
                 return False
-            if row["key"] is not None:
-                for head in await connection.fetch(SQL["heads"], [row["tenant"]], [row["key"]]):
+            if row["partition_key"] is not None:
+                for head in await connection.fetch(SQL["heads"], [row["tenant"]], [row["partition_key"]]):
                     self._intake.notifier.notify(head["event_id"])
         if row["status"] == "running":
             try:
@@ -179,5 +179,5 @@ class Operator:
         keys = await connection.fetch(SQL["mailboxes_of"], list(ids), self._tenant)
         if keys:
             await connection.execute(
-                SQL["lock_mailboxes"], [row["tenant"] for row in keys], [row["key"] for row in keys]
+                SQL["lock_mailboxes"], [row["tenant"] for row in keys], [row["partition_key"] for row in keys]
             )

@@ -10,17 +10,17 @@ with pool as (
       and exists (select 1 from workers where worker = $1 and state not in ('dead', 'stopped'))
 ), taken as (
     update budgets b set drawn_usd = b.drawn_usd + amount.usd from amount where b.tenant = $2 and b.day = $3
-), given as (
+), extended as (
     insert into allowances as a (worker, tenant, day, drawn_usd) select $1::uuid, $2::text, $3::date, usd from amount
     on conflict (worker, tenant, day) do update set drawn_usd = a.drawn_usd + excluded.drawn_usd
 )
 select usd from amount;
 
 -- name: put_back
-with kept as (
+with allowance as (
     update allowances set drawn_usd = drawn_usd - $4 where worker = $1 and tenant = $2 and day = $3 returning tenant, day
 )
-update budgets b set drawn_usd = b.drawn_usd - $4 from kept k where b.tenant = k.tenant and b.day = k.day;
+update budgets b set drawn_usd = b.drawn_usd - $4 from allowance k where b.tenant = k.tenant and b.day = k.day;
 
 -- name: settled
 -- What is really spent of a day: without what workers hold ready and what calls under way may cost.

@@ -18,9 +18,9 @@ group by prompt, version
 order by prompt, version;
 
 -- name: pipelines
-select name, coalesce(type, follows_type) as type, follows from pipelines order by name;
+select name, coalesce(type, after_type) as type, after from pipelines order by name;
 
 -- name: pipeline
-select name, coalesce(type, follows_type) as type, version, nodes, edges, follows,
-       array(select name from pipelines f where f.follows = p.name order by name) as followers
+select name, coalesce(type, after_type) as type, version, nodes, edges, after,
+       array(select name from pipelines f where f.after = p.name order by name) as follow_ups
 from pipelines p where name = $1;

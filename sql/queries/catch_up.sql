@@ -4,10 +4,10 @@
 select * from (
     select *, count(*) over () as total, row_number() over places as nth,
            sum(200 + octet_length(step) + octet_length(reply)) over places as bytes
-    from (select claim, told_no as n, step, asked, ordinal, call_id, reply from calls
-          where event_id = $1 and told_no is not null and memory and (claim, told_no) > ($2::bigint, $3::integer)
-            and (claim, told_no) < ($4::bigint, $5::integer)
-          order by claim, told_no limit $6) as next
+    from (select claim, feed_n as n, step, question_hash, ordinal, call_id, reply from calls
+          where event_id = $1 and feed_n is not null and memory and (claim, feed_n) > ($2::bigint, $3::integer)
+            and (claim, feed_n) < ($4::bigint, $5::integer)
+          order by claim, feed_n limit $6) as next
     window places as (order by claim, n)) as sized
 where bytes <= $7 or nth = 1
 order by nth;

@@ -10,11 +10,11 @@ order by at;
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.data, e.accepted_at, e.finished_at,
        e.result, e.error, e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now,
-       w.due_at, w.claimed_at, w.claim, w.rung_at, w.cause,
-       e.parent, e.accepted_by, coalesce(e.reaction, p.name) as pipeline, p.attempts_max
+       w.due_at, w.claimed_at, w.claim, w.notified_at, w.cause,
+       e.parent, e.accepted_by, coalesce(e.follow_up, p.name) as pipeline, p.attempts_max
 from events e
 left join work w using (event_id)
-left join pipelines p on case when e.reaction is null then p.type = e.type else p.name = e.reaction end
+left join pipelines p on case when e.follow_up is null then p.type = e.type else p.name = e.follow_up end
 where e.event_id = $1 and e.tenant = $2;
 
 -- name: attempts
@@ -44,7 +44,7 @@ with fit as (
 select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attributes, e.accepted_at, e.finished_at,
        e.attempts as attempts_then, e.run as run_then, e.pipeline as ran, e.worker as worker_then,
        coalesce(w.status, e.status) as status, w.attempts as attempts_now, w.run as run_now, w.worker as worker_now, w.due_at,
-       e.parent, e.accepted_by, coalesce(e.reaction, p.name) as pipeline, p.attempts_max,
+       e.parent, e.accepted_by, coalesce(e.follow_up, p.name) as pipeline, p.attempts_max,
        coalesce(e.error, case when coalesce(w.status, e.status) not in ('succeeded', 'dead') then
            (select a.detail from attempts a where a.event_id = e.event_id and a.run = coalesce(w.run, e.run) and a.detail is not null
             order by a.claim desc limit 1) end) as error,
@@ -52,7 +52,7 @@ select e.event_id, e.tenant, e.source, e.id, e.type, e.partitionkey, e.attribute
        spent.calls, spent.cost_usd
 from events e
 left join work w using (event_id)
-left join pipelines p on case when e.reaction is null then p.type = e.type else p.name = e.reaction end
+left join pipelines p on case when e.follow_up is null then p.type = e.type else p.name = e.follow_up end
 cross join lateral (select count(*) as calls, coalesce(sum(c.cost_usd), 0) as cost_usd from calls c where c.event_id = e.event_id) as spent
 where e.tenant = $1
   and ($2::text is null or e.type = $2)

@@ -33,18 +33,19 @@ from events e where e.event_id = any ($1::uuid[]) and e.tenant = $2 order by e.e
 
 -- name: actors
 -- The actors whose memory these events may be in: an event was the last that wrote it, or one of its steps read it.
-select distinct e.partitionkey as key from events e
+select distinct e.partitionkey as partition_key from events e
 where e.event_id = any ($1::uuid[])
-  and exists (select 1 from states s where s.tenant = e.tenant and s.key = e.partitionkey
+  and exists (select 1 from states s where s.tenant = e.tenant and s.partition_key = e.partitionkey
               and (s.event_id = e.event_id
                    or exists (select 1 from journal j where j.event_id = e.event_id and j.took_state)));
 
 -- name: heads_of
 -- The first in each of these mailboxes, locked, so that nobody claims it before this transaction ends.
-select head.event_id, head.status, k.key from unnest($2::text[]) as k (key)
+select head.event_id, head.status, k.partition_key from unnest($2::text[]) as k (partition_key)
 cross join lateral (
     select w.event_id, w.status from work w
-    where w.tenant = $1 and w.key = k.key and w.ord is not null order by w.ord limit 1 for update) as head;
+    where w.tenant = $1 and w.partition_key = k.partition_key and w.mailbox_seq is not null
+    order by w.mailbox_seq limit 1 for update) as head;
 
 -- name: scrub
 -- Deletes these events and all rows about them. The operations stay on record, without the event's id.
@@ -73,10 +74,10 @@ select (select count(*) from events where event_id = any ($1::uuid[])) as events
        (select count(*) from operations where event_id = any ($1::uuid[])) as operations;
 
 -- name: count_states
-select count(*) from states where tenant = $1 and key = any ($2::text[]);
+select count(*) from states where tenant = $1 and partition_key = any ($2::text[]);
 
 -- name: delete_states
-with gone as (delete from states where tenant = $1 and key = any ($2::text[]) returning 1) select count(*) from gone;
+with gone as (delete from states where tenant = $1 and partition_key = any ($2::text[]) returning 1) select count(*) from gone;
 
 -- name: delete_derived
 -- The result of a step that read an actor's memory may repeat it, as may those of the later steps. A replay of them would not

@@ -16,6 +16,15 @@ update work set deadline_at = greatest(deadline_at, clock_timestamp() + interval
 -- name: leave
 update workers set state = 'stopped', lease_until = clock_timestamp(), in_flight = 0 where worker = $1 and state <> 'dead';
 
+-- name: not_held
+-- Of the claims in hand, those that Postgres has given to somebody else, or to nobody. An event may be in hand twice, under a
+-- claim that is lost and a new one: so the claim is returned, too. By key (see settle).
+select h.event_id, h.claim from unnest($1::uuid[], $2::bigint[]) as h (event_id, claim)
+left join lateral (
+    select w.claim from work w
+    where w.event_id = h.event_id and w.worker = $3 and w.status || '' = 'running' limit 1) as work_row on true
+where work_row.claim is distinct from h.claim;
+
 -- name: now
 select clock_timestamp();
 
@@ -33,12 +42,12 @@ update duties set held_until = '-infinity' where duty = $1 and holder = $2;
 
 -- name: forget_pipelines
 -- What was drawn of these types and under these names: a renamed pipeline leaves its type to the new name.
-delete from pipelines where coalesce(type, follows_type) = any ($1::text[]) or name = any ($2::text[]);
+delete from pipelines where coalesce(type, after_type) = any ($1::text[]) or name = any ($2::text[]);
 
 -- name: write_pipeline
-insert into pipelines (name, type, version, attempts_max, timeout_s, nodes, edges, follows, follows_type, needs_key)
+insert into pipelines (name, type, version, attempts_max, timeout_s, nodes, edges, after, after_type, needs_partition_key)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 on conflict (name) do update
     set type = excluded.type, version = excluded.version, attempts_max = excluded.attempts_max, timeout_s = excluded.timeout_s,
-        nodes = excluded.nodes, edges = excluded.edges, follows = excluded.follows, follows_type = excluded.follows_type,
-        needs_key = excluded.needs_key, written_at = clock_timestamp();
+        nodes = excluded.nodes, edges = excluded.edges, after = excluded.after, after_type = excluded.after_type,
+        needs_partition_key = excluded.needs_partition_key, written_at = clock_timestamp();

@@ -1,21 +1,21 @@
 -- name: backlog
--- Over open events only, each count and each look for the oldest bounded: counts by $1, looks by $2 rows. What was rung
--- was due. The oldest is exact where it was never rung; of those that were, the first by ring and the first by acceptance
+-- Over open events only, each count and each look for the oldest bounded: counts by $1, looks by $2 rows. What was notified
+-- was due. The oldest is exact where it was never notified; of those that were, the first by notification and the first by acceptance
 -- are looked at.
 select (select count(*) from (select 1 from work where status = 'running' limit $1) as r) as running,
        (select count(*) from (select 1 from work
-                              where status in ('queued', 'scheduled') and rung_at > '-infinity' limit $1) as r)
+                              where status in ('queued', 'scheduled') and notified_at > '-infinity' limit $1) as r)
      + (select count(*) from (select 1 from work
-                              where rung_at is null and status in ('queued', 'scheduled') and due_at <= now() limit $1) as r)
+                              where notified_at is null and status in ('queued', 'scheduled') and due_at <= now() limit $1) as r)
            as queued,
        (select count(*) from (select 1 from work
-                              where rung_at is null and status in ('queued', 'scheduled') and due_at > now() limit $1) as r)
+                              where notified_at is null and status in ('queued', 'scheduled') and due_at > now() limit $1) as r)
            as scheduled,
        (select extract(epoch from now() - min(due_at))::double precision from (
-            (select due_at from work where rung_at is null and status in ('queued', 'scheduled') and due_at <= now()
+            (select due_at from work where notified_at is null and status in ('queued', 'scheduled') and due_at <= now()
              order by due_at limit 1)
             union all
-            (select due_at from work where status in ('queued', 'scheduled') and rung_at > '-infinity' order by rung_at limit $2)
+            (select due_at from work where status in ('queued', 'scheduled') and notified_at > '-infinity' order by notified_at limit $2)
             union all
             (select due_at from (select status, due_at from work order by event_id limit $2) as first
              where status in ('queued', 'scheduled') and due_at <= now())) as oldest) as oldest_s;
@@ -34,7 +34,7 @@ group by reason;
 
 -- name: living
 -- Workers whose lease holds, with what they last reported.
-select w.version, case w.state when 'deaf' then 'disconnected' else w.state end as state, w.reason, w.slots, w.in_flight, m.ordinal,
+select w.version, w.state, w.reason, w.slots, w.in_flight, m.ordinal,
        m.series,
        extract(epoch from clock_timestamp() - w.beat_at)::double precision as beat_age_s
 from workers w left join worker_metrics m using (worker)

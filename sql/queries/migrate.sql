@@ -14,3 +14,7 @@ select name, hash from migrations order by name;
 
 -- name: record
 insert into migrations (name, hash) values ($1, $2);
+
+-- name: alive
+-- Workers whose leases hold.
+select host, pid from workers where state not in ('dead', 'stopped') and lease_until > clock_timestamp() order by host, pid limit 5;

@@ -1,14 +1,14 @@
 -- name: mailboxes_of
-select distinct tenant, partitionkey as key from events
+select distinct tenant, partitionkey as partition_key from events
 where event_id = any ($1::uuid[]) and tenant = $2 and partitionkey is not null;
 
 -- name: answered
 -- Letters that named no event and have become one.
-with gone as (
+with deleted as (
     delete from dead_letters where dead_id = any ($1::uuid[]) and tenant = $2 returning dead_id, tenant, reason
 )
 insert into operations (op_id, tenant, actor, action, detail)
-select gen_random_uuid(), tenant, $3, 'replay', json_build_object('dead_id', dead_id, 'reason', reason) from gone;
+select gen_random_uuid(), tenant, $3, 'replay', json_build_object('dead_id', dead_id, 'reason', reason) from deleted;
 
 -- name: replay
 -- A new run of each of $1, behind everything in its mailbox, in that order; the old run is kept, and what it remembers is
@@ -19,7 +19,7 @@ select gen_random_uuid(), tenant, $3, 'replay', json_build_object('dead_id', dea
 with old as (
     select * from events where event_id = any ($1::uuid[]) and tenant = $2 and status in ('succeeded', 'dead', 'cancelled')
     order by event_id for update
-), kept as (
+), former_runs as (
     insert into runs (event_id, run, status, attempts, pipeline, worker, result, error, finished_at)
     select event_id, run, status, attempts, pipeline, worker, result, error, finished_at from old
 ), again as (
@@ -28,10 +28,10 @@ with old as (
     from old o where e.event_id = o.event_id
     returning e.event_id, e.tenant, e.partitionkey, e.run, e.claim
 ), queued as (
-    insert into work (event_id, tenant, key, ord, status, run, claim, due_at, rung_at, rung_to)
-    select event_id, tenant, partitionkey, nextval('place'), 'queued', run, claim, clock_timestamp(), clock_timestamp(), 'work'
+    insert into work (event_id, tenant, partition_key, mailbox_seq, status, run, claim, due_at, notified_at, notified_stream)
+    select event_id, tenant, partitionkey, nextval('mailbox_seq'), 'queued', run, claim, clock_timestamp(), clock_timestamp(), 'work'
     from again order by array_position($1::uuid[], event_id)
-), remembered as (
+), journal_rows as (
     insert into journal (event_id, run, step, at, entry, took_state)
     select j.event_id, a.run, j.step, j.at, j.entry, j.took_state
     from again a cross join lateral (
@@ -42,18 +42,18 @@ with old as (
 ), set_back as (
     update states s set value = s.before, set_by = a.event_id || '/' || a.run, written_at = clock_timestamp()
     from again a
-    where a.event_id = any ($6::uuid[]) and s.tenant = a.tenant and s.key = a.partitionkey
+    where a.event_id = any ($6::uuid[]) and s.tenant = a.tenant and s.partition_key = a.partitionkey
       and s.event_id = a.event_id and s.set_by = a.event_id || '/' || (a.run - 1) and s.before is not null
 ), unset as (
     delete from states s using again a
-    where a.event_id = any ($6::uuid[]) and s.tenant = a.tenant and s.key = a.partitionkey
+    where a.event_id = any ($6::uuid[]) and s.tenant = a.tenant and s.partition_key = a.partitionkey
       and s.event_id = a.event_id and s.set_by = a.event_id || '/' || (a.run - 1) and s.before is null
 ), dropped as (
     update calls c set memory = false from again a
     where c.event_id = a.event_id and c.memory and (c.at >= $4::timestamptz or c.step = $5::text)
 ), answered as (
     delete from dead_letters d using again a where d.event_id = a.event_id
-), noted as (
+), operation as (
     insert into operations (op_id, tenant, actor, action, event_id, detail)
     select gen_random_uuid(), tenant, $3, 'replay', event_id, json_build_object('run', run) from again
 )
@@ -66,10 +66,10 @@ select e.event_id
 from (select distinct on (partitionkey) * from events
       where event_id = any ($1::uuid[]) and tenant = $2 and partitionkey is not null and status in ('succeeded', 'dead', 'cancelled')
       order by partitionkey, array_position($1::uuid[], event_id)) as e
-where not exists (select 1 from work w where w.tenant = e.tenant and w.key = e.partitionkey and w.ord is not null)
+where not exists (select 1 from work w where w.tenant = e.tenant and w.partition_key = e.partitionkey and w.mailbox_seq is not null)
   and not exists (
       select 1 from states s
-      where s.tenant = e.tenant and s.key = e.partitionkey
+      where s.tenant = e.tenant and s.partition_key = e.partitionkey
         and (s.event_id, s.set_by) is distinct from (e.event_id, e.event_id || '/' || e.run)
         and (s.event_id = e.event_id or s.written_at > e.finished_at));
 
@@ -97,7 +97,7 @@ select coalesce(
 with stopped as (
     delete from work where event_id = any (array(
         select event_id from work where event_id = any ($1::uuid[]) and tenant = $2 order by event_id for update))
-    returning event_id, tenant, key, status, run, attempts, claim, worker, claimed_at
+    returning event_id, tenant, partition_key, status, run, attempts, claim, worker, claimed_at
 ), ended as (
     update events e set status = 'cancelled', finished_at = clock_timestamp(), worker = s.worker, attempts = s.attempts, claim = s.claim + 1
     from stopped s where e.event_id = s.event_id
@@ -106,11 +106,11 @@ with stopped as (
     select event_id, claim, run, attempts + 1, worker, claimed_at, clock_timestamp(), 'cancelled'
     from stopped where status = 'running'
     on conflict (event_id, claim) do nothing
-), noted as (
+), operation as (
     insert into operations (op_id, tenant, actor, action, event_id)
     select gen_random_uuid(), tenant, $3::text, 'cancel', event_id from stopped where $3::text is not null
 )
-select event_id, tenant, key, status from stopped;
+select event_id, tenant, partition_key, status from stopped;
 
 -- name: dead_letters
 -- Newest first. Up to $8 letters fit, `among` in number; returns as many as have $9 bytes in their columns without a bound, but
@@ -153,10 +153,10 @@ where coalesce(bytes, 0) <= $10 or nth = 1
 order by dead_no;
 
 -- name: discard
-with gone as (
+with deleted as (
     delete from dead_letters where dead_id = any ($1::uuid[]) and tenant = $2 returning dead_id, event_id, tenant, reason
-), noted as (
+), operation as (
     insert into operations (op_id, tenant, actor, action, event_id, detail)
-    select gen_random_uuid(), tenant, $3, 'discard', event_id, json_build_object('dead_id', dead_id, 'reason', reason) from gone
+    select gen_random_uuid(), tenant, $3, 'discard', event_id, json_build_object('dead_id', dead_id, 'reason', reason) from deleted
 )
-select dead_id from gone;
+select dead_id from deleted;

@@ -3,11 +3,11 @@
 -- only of those that were not tried since.
 with soon as (
     select event_id from work
-    where waits_for is not null and $1::text = any (string_to_array(waits_for, ' '))
+    where blocked_by is not null and $1::text = any (string_to_array(blocked_by, ' '))
       and status || '' = 'scheduled' and due_at > now() and ($3::timestamptz is null or claimed_at < $3)
     order by due_at limit $2 for update skip locked
-), moved as (
-    update work w set due_at = clock_timestamp() + random() * interval '1 s', waits_for = null
+), forwarded as (
+    update work w set due_at = clock_timestamp() + random() * interval '1 s', blocked_by = null
     from soon where w.event_id = soon.event_id
 )
 select count(*)::integer from soon;

@@ -35,7 +35,7 @@ delete from operations where op_id = any (array(
 delete from states where ctid = any (array(
     select s.ctid from states s
     where s.written_at < clock_timestamp() - make_interval(days => $1)
-      and not exists (select 1 from work w where w.tenant = s.tenant and w.key = s.key)
+      and not exists (select 1 from work w where w.tenant = s.tenant and w.partition_key = s.partition_key)
     limit $2 for update skip locked));
 
 -- name: forget_documents

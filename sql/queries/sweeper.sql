@@ -1,32 +1,37 @@
 -- name: rescue
--- Leases that have run out free the claims held under them; the loss is a fact, not an attempt. A loss is a strike only
--- where the event was its worker's one suspect: nobody else can have caused it. From the second loss in a row on, the
+-- Leases that have run out free the claims held under them; the loss is a fact, not an attempt. A loss counts as a crash only
+-- where the event was its worker's one poison suspect: nobody else can have caused it. From the second loss in a row on, the
 -- event waits before it comes again.
 with gone as (
     update workers set state = 'dead' where state not in ('dead', 'stopped') and lease_until < clock_timestamp()
     returning worker
 ), orphaned as (
-    select w.event_id, w.claim, w.run, w.attempts, w.worker, w.claimed_at, w.lost
+    select w.event_id, w.claim, w.run, w.attempts, w.worker, w.claimed_at, w.consecutive_losses
     from work w
     where w.status = 'running'
       and (w.worker in (select worker from gone)
            or w.worker in (select worker from workers where state in ('dead', 'stopped')))
     order by w.event_id for update of w skip locked
 ), judged as (
-    select o.*, o.lost >= 1 and count(*) filter (where o.lost >= 1) over (partition by o.worker) = 1 as strike from orphaned o
+    select o.*, o.consecutive_losses >= 1
+                and count(*) filter (where o.consecutive_losses >= 1) over (partition by o.worker) = 1 as is_crash
+    from orphaned o
 ), freed as (
     update work w
-    set status = 'queued', worker = null, lost = w.lost + 1, strikes = w.strikes + j.strike::integer,
-        due_at = clock_timestamp() + case when j.lost = 0 then interval '0' else make_interval(secs => 2 ^ least(j.lost, 5)) end,
-        rung_at = case when j.lost = 0 then clock_timestamp() end, rung_to = 'front', cause = 'its worker was lost'
+    set status = 'queued', worker = null, consecutive_losses = w.consecutive_losses + 1,
+        crash_count = w.crash_count + j.is_crash::integer,
+        due_at = clock_timestamp() + case when j.consecutive_losses = 0 then interval '0'
+                                          else make_interval(secs => 2 ^ least(j.consecutive_losses, 5)) end,
+        notified_at = case when j.consecutive_losses = 0 then clock_timestamp() end, notified_stream = 'front',
+        cause = 'its worker was lost'
     from judged j where w.event_id = j.event_id
-    returning w.event_id, w.lost
+    returning w.event_id, w.consecutive_losses
 ), facts as (
     insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome)
     select event_id, claim, run, attempts + 1, worker, claimed_at, clock_timestamp(), 'lost' from orphaned
     on conflict (event_id, claim) do nothing
 )
-select event_id, lost from freed;
+select event_id, consecutive_losses from freed;
 
 -- name: overdue
 -- A run that its own worker, alive, could not end: 15 s past its deadline it is taken from it, and it was an attempt. (A
@@ -39,7 +44,7 @@ with late as (
     order by w.event_id for update of w skip locked
 ), freed as (
     update work w
-    set status = 'scheduled', worker = null, attempts = w.attempts + 1, due_at = clock_timestamp(), rung_at = null,
+    set status = 'scheduled', worker = null, attempts = w.attempts + 1, due_at = clock_timestamp(), notified_at = null,
         cause = 'past its deadline, and its worker could not end it'
     from late l where w.event_id = l.event_id
     returning w.event_id
@@ -52,33 +57,33 @@ from late
 on conflict (event_id, claim) do nothing;
 
 -- name: bury
--- What can't be tried again: N strikes ($1) end as a crash loop, and attempts spent on runs that nobody could end, as a
+-- What can't be tried again: N crash_count ($1) end as a crash loop, and attempts spent on runs that nobody could end, as a
 -- deadline. $2 draws the ids of the letters.
-with lost as (
-    select w.event_id, e.type, w.tenant, w.key, w.claim, w.run, w.attempts, w.cause,
-           case when w.strikes >= $1::integer then 'crash_loop' else 'deadline' end as reason
+with buried as (
+    select w.event_id, e.type, w.tenant, w.partition_key, w.claim, w.run, w.attempts, w.cause,
+           case when w.crash_count >= $1::integer then 'crash_loop' else 'deadline' end as reason
     from work w
     join events e using (event_id)
-    left join pipelines p on case when e.reaction is null then p.type = e.type else p.name = e.reaction end
+    left join pipelines p on case when e.follow_up is null then p.type = e.type else p.name = e.follow_up end
     where w.status in ('queued', 'scheduled')
-      and (w.strikes >= $1::integer or (w.cause like 'past its deadline%' and w.attempts >= coalesce(p.attempts_max, 5)))
+      and (w.crash_count >= $1::integer or (w.cause like 'past its deadline%' and w.attempts >= coalesce(p.attempts_max, 5)))
     order by w.event_id limit cardinality($2::uuid[]) for update of w skip locked
-), told as (
+), verdicts as (
     select l.*, ($2::uuid[])[row_number() over ()] as dead_id,
            json_build_object('kind', l.reason, 'step', null, 'at', clock_timestamp(), 'where', null, 'message',
                              case when l.reason = 'deadline' then 'its runs went past their deadline and could not be ended'
                                   when l.cause like 'its run came back%' then 'its runs came back without an outcome; the last: '
                                        || coalesce(last.message, 'nobody knows why')
                                   else 'its worker was lost each time it ran this event alone' end) as error
-    from lost l
+    from buried l
     cross join lateral (
         select max(detail ->> 'message') as message from attempts a where a.event_id = l.event_id and a.claim = l.claim) as last
 ), closed as (
-    delete from work w using told t where w.event_id = t.event_id
+    delete from work w using verdicts t where w.event_id = t.event_id
 ), ended as (
     update events e
     set status = 'dead', error = t.error, finished_at = clock_timestamp(), attempts = t.attempts, claim = t.claim
-    from told t where e.event_id = t.event_id
+    from verdicts t where e.event_id = t.event_id
 ), letters as (
     insert into dead_letters (dead_id, origin, tenant, event_id, type, reason, error, attempts, event)
     select t.dead_id, t.event_id || '/' || t.run, e.tenant, e.event_id, e.type, t.reason, t.error, t.attempts,
@@ -86,18 +91,18 @@ with lost as (
                                                       'partitionkey', e.partitionkey))
                  || e.attributes::jsonb - 'extensions' || coalesce(e.attributes::jsonb -> 'extensions', '{}'))::text, -1)
                || ', "data": ' || e.data || '}'
-    from told t join events e using (event_id)
+    from verdicts t join events e using (event_id)
     on conflict (origin) do nothing
 )
-select event_id, type, tenant, key, reason from told;
+select event_id, type, tenant, partition_key, reason from verdicts;
 
 -- name: unknown_claims
 -- What Postgres says this worker runs, and it does not hold under this claim ($2 and $3 are what it holds; the event it may hold
--- under an older claim), handed back, uncharged. Each is a strike, since nobody knows what became of it, but for those of $4:
+-- under an older claim), handed back, uncharged. Each counts as a crash, since nobody knows what became of it, but for those of $4:
 -- their claims' replies got lost, so that they were never run. $5, $6 and $7 say of some events and claims why. An event whose
--- worker lives is no suspect of having ended it.
+-- worker lives is not suspected of having ended it.
 with unknown as (
-    select w.event_id, w.claim, w.run, w.attempts, w.claimed_at, w.event_id <> all ($4::uuid[]) as strike, why.error
+    select w.event_id, w.claim, w.run, w.attempts, w.claimed_at, w.event_id <> all ($4::uuid[]) as is_crash, why.error
     from work w
     left join unnest($5::uuid[], $6::bigint[], $7::json[]) as why (event_id, claim, error)
         on why.event_id = w.event_id and why.claim = w.claim
@@ -107,43 +112,35 @@ with unknown as (
     order by w.event_id for update of w skip locked
 ), freed as (
     update work w
-    set status = 'queued', worker = null, due_at = clock_timestamp(), rung_at = clock_timestamp(), rung_to = 'front', lost = 0,
-        strikes = w.strikes + u.strike::integer, cause = case when u.strike then 'its run came back without an outcome' end
+    set status = 'queued', worker = null, due_at = clock_timestamp(), notified_at = clock_timestamp(), notified_stream = 'front',
+        consecutive_losses = 0, crash_count = w.crash_count + u.is_crash::integer,
+        cause = case when u.is_crash then 'its run came back without an outcome' end
     from unknown u where w.event_id = u.event_id
 ), facts as (
     insert into attempts (event_id, claim, run, attempt, worker, started_at, finished_at, outcome, detail)
     select event_id, claim, run, attempts + 1, $1, claimed_at, clock_timestamp(), 'handed_back',
-           case when strike then coalesce((error::jsonb || jsonb_build_object('at', clock_timestamp()))::json, json_build_object(
+           case when is_crash then coalesce((error::jsonb || jsonb_build_object('at', clock_timestamp()))::json, json_build_object(
                'kind', 'Unsettled', 'message', 'the run came back without an outcome', 'step', null, 'at', clock_timestamp(),
                'where', null)) end
     from unknown
     on conflict (event_id, claim) do nothing
 )
-select event_id, claim, strike from unknown;
+select event_id, claim, is_crash from unknown;
 
 -- name: move_deadlines
 -- For as long as its own worker kept a run waiting ($3, by event and claim), its deadline stood still.
-update work w set deadline_at = w.deadline_at + given.wait
-from unnest($1::uuid[], $2::bigint[], $3::interval[]) as given (event_id, claim, wait)
-where w.event_id = given.event_id and w.claim = given.claim and w.status = 'running';
-
--- name: not_ours
--- Of the claims in hand, those that Postgres has given to somebody else, or to nobody. An event may be in hand twice, under a
--- claim that is lost and a new one: so the claim is returned, too. By key (see settle).
-select h.event_id, h.claim from unnest($1::uuid[], $2::bigint[]) as h (event_id, claim)
-left join lateral (
-    select w.claim from work w
-    where w.event_id = h.event_id and w.worker = $3 and w.status || '' = 'running' limit 1) as ours on true
-where ours.claim is distinct from h.claim;
+update work w set deadline_at = w.deadline_at + waits.wait
+from unnest($1::uuid[], $2::bigint[], $3::interval[]) as waits (event_id, claim, wait)
+where w.event_id = waits.event_id and w.claim = waits.claim and w.status = 'running';
 
 -- name: due
 -- Whether the sweeper has anything to do, and which memory of Redis was last seen: one cheap statement a second. `now()` because a
 -- volatile clock can't be looked up in an index, and a million events may be due another day.
-select exists (select 1 from work where rung_at is null and status in ('queued', 'scheduled') and due_at <= now())
-           as unrung,
+select exists (select 1 from work where notified_at is null and status in ('queued', 'scheduled') and due_at <= now())
+           as unnotified,
        exists (select 1 from work where status in ('queued', 'scheduled')
-                 and rung_at < greatest(now() - interval '5 s', epoch.lost_at)) as stale,
-       exists (select 1 from work where ord is null and due_at <= now()) as unplaced,
+                 and notified_at < greatest(now() - interval '5 s', epoch.lost_at)) as stale,
+       exists (select 1 from work where mailbox_seq is null and due_at <= now()) as without_seq,
        exists (select 1 from workers where state not in ('dead', 'stopped') and lease_until < clock_timestamp())
            or exists (select 1 from work w join workers using (worker) where w.status = 'running' and state in ('dead', 'stopped'))
            as expired,
@@ -157,17 +154,19 @@ select exists (select 1 from work where rung_at is null and status in ('queued',
        epoch.epoch
 from epoch;
 
--- name: unplaced
-select tenant, key from work where ord is null and due_at <= now() order by due_at limit 1000;
+-- name: without_seq
+select tenant, partition_key from work where mailbox_seq is null and due_at <= now() order by due_at limit 1000;
 
--- name: draw_places
--- Keyed events that were not due draw their place when they are, in the order in which they became due. The first of each
--- mailbox is rung next; a ring of those behind it would find nothing, so they count as rung.
-update work w set ord = drawn.ord, rung_at = case when drawn.nth > 1 then clock_timestamp() end,
-    rung_to = case when drawn.nth > 1 then 'work' end
-from (select event_id, nextval('place') as ord, row_number() over (partition by tenant, key order by due_at, event_id) as nth
-      from (select event_id, tenant, key, due_at from work
-            where ord is null and due_at <= clock_timestamp() and (tenant, key) in (select * from unnest($1::text[], $2::text[]))
+-- name: draw_mailbox_seqs
+-- Keyed events that were not due draw their mailbox_seq when they are, in the order in which they became due. The first of each
+-- mailbox is notified next; for those behind it there would be nothing to do, so they count as notified.
+update work w set mailbox_seq = drawn.mailbox_seq, notified_at = case when drawn.nth > 1 then clock_timestamp() end,
+    notified_stream = case when drawn.nth > 1 then 'work' end
+from (select event_id, nextval('mailbox_seq') as mailbox_seq,
+             row_number() over (partition by tenant, partition_key order by due_at, event_id) as nth
+      from (select event_id, tenant, partition_key, due_at from work
+            where mailbox_seq is null and due_at <= clock_timestamp()
+              and (tenant, partition_key) in (select * from unnest($1::text[], $2::text[]))
             order by due_at, event_id) as due) as drawn
 where w.event_id = drawn.event_id;
 
@@ -176,54 +175,59 @@ where w.event_id = drawn.event_id;
 update epoch set epoch = $2, lost_at = case when epoch = '' then lost_at else clock_timestamp() end where epoch = $1;
 
 -- name: sweep
--- Ring again what is due, not running, and was last rung before Redis lost its memory or before the moment up to
+-- Notify again of what is due, not running, and was last notified before Redis lost its memory or before the moment up to
 -- which the group has read its stream ($1, $2): an entry that still waits there is never doubled. Of keyed events only the
--- head of each mailbox: those that were rung are found by stepping from key to key (work_rung_mailbox), those that were not
+-- head of each mailbox: those that were notified are found by stepping from key to key (work_notified_mailbox), those that were not
 -- by the time at which they fell due. So a turn costs what is due, whatever runs, backs off or waits in a stream: what was
--- rung to the front stream has an index of its own (work_rung_front), since the two streams are read up to different moments.
+-- notified on the front stream has an index of its own (work_notified_front), since the two streams are read up to different moments.
 with recursive mailboxes as (
-    (select tenant, key, ord, event_id, due_at, rung_at, rung_to from work
-     where key is not null and rung_at is not null and status in ('queued', 'scheduled') order by tenant, key, ord limit 1)
+    (select tenant, partition_key, mailbox_seq, event_id, due_at, notified_at, notified_stream from work
+     where partition_key is not null and notified_at is not null and status in ('queued', 'scheduled')
+     order by tenant, partition_key, mailbox_seq limit 1)
     union all
-    select next.tenant, next.key, next.ord, next.event_id, next.due_at, next.rung_at, next.rung_to
+    select next.tenant, next.partition_key, next.mailbox_seq, next.event_id, next.due_at, next.notified_at, next.notified_stream
     from mailboxes m cross join lateral (
         select w.* from work w
-        where w.key is not null and w.rung_at is not null and w.status in ('queued', 'scheduled')
-          and (w.tenant, w.key) > (m.tenant, m.key) order by w.tenant, w.key, w.ord limit 1) as next
+        where w.partition_key is not null and w.notified_at is not null and w.status in ('queued', 'scheduled')
+          and (w.tenant, w.partition_key) > (m.tenant, m.partition_key)
+        order by w.tenant, w.partition_key, w.mailbox_seq limit 1) as next
 ), heads as (
-    (select event_id, due_at, tenant, key, ord from work
-     where key is not null and ord is not null and status in ('queued', 'scheduled') and rung_at is null and due_at <= now()
+    (select event_id, due_at, tenant, partition_key, mailbox_seq from work
+     where partition_key is not null and mailbox_seq is not null and status in ('queued', 'scheduled')
+       and notified_at is null and due_at <= now()
      order by due_at limit $3)
     union all
-    (select event_id, due_at, tenant, key, ord from mailboxes
-     where ord is not null and due_at <= now()
-       and rung_at < greatest((select lost_at from epoch), case rung_to when 'front' then $2::timestamptz else $1::timestamptz end))
+    (select event_id, due_at, tenant, partition_key, mailbox_seq from mailboxes
+     where mailbox_seq is not null and due_at <= now()
+       and notified_at < greatest((select lost_at from epoch),
+                                  case notified_stream when 'front' then $2::timestamptz else $1::timestamptz end))
 ), due as (
     (select event_id, due_at from work
-     where key is null and status in ('queued', 'scheduled') and rung_at is null and due_at <= now()
+     where partition_key is null and status in ('queued', 'scheduled') and notified_at is null and due_at <= now()
      order by due_at limit $3)
     union all
     (select event_id, due_at from work
-     where key is null and status in ('queued', 'scheduled') and due_at <= now() and rung_to is distinct from 'front'
-       and rung_at < greatest((select lost_at from epoch), $1::timestamptz)
-     order by rung_at limit $3)
+     where partition_key is null and status in ('queued', 'scheduled') and due_at <= now() and notified_stream is distinct from 'front'
+       and notified_at < greatest((select lost_at from epoch), $1::timestamptz)
+     order by notified_at limit $3)
     union all
     (select event_id, due_at from work
-     where key is null and status in ('queued', 'scheduled') and due_at <= now() and rung_to = 'front'
-       and rung_at < greatest((select lost_at from epoch), $2::timestamptz)
-     order by rung_at limit $3)
+     where partition_key is null and status in ('queued', 'scheduled') and due_at <= now() and notified_stream = 'front'
+       and notified_at < greatest((select lost_at from epoch), $2::timestamptz)
+     order by notified_at limit $3)
     union all
     (select h.event_id, h.due_at
      from heads h left join lateral (
          select true as there from work before
-         where before.tenant = h.tenant and before.key = h.key and before.ord < h.ord order by before.ord limit 1) as b on true
+         where before.tenant = h.tenant and before.partition_key = h.partition_key and before.mailbox_seq < h.mailbox_seq
+         order by before.mailbox_seq limit 1) as b on true
      where b.there is null)
 ), locked as (
     select w.event_id
     from (select event_id from (select event_id from due order by due_at limit $3) as oldest order by event_id) as d
     cross join lateral (select event_id from work where work.event_id = d.event_id for update skip locked) as w
 )
-update work w set rung_at = clock_timestamp(), rung_to = 'work'
+update work w set notified_at = clock_timestamp(), notified_stream = 'work'
 where w.event_id = any (array(select event_id from locked))
 returning w.event_id;
 

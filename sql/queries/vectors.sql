@@ -1,26 +1,26 @@
 -- name: search
 -- The $9 best of a collection. By vector $6: exact, by cosine similarity, among vectors with as many numbers. By words $7:
 -- any of them, by ts_rank. By both: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009) with their constant,
--- the sum of 1 / (60 + place) over the two lists, of which each has up to $8. The best are `among` in number;
+-- the sum of 1 / (60 + rank) over the two lists, of which each has up to $8. The best are `among` in number;
 -- returns as many of them as have $11 bytes, but at least one.
 with nearest as (
-    select id, 1 - distance as score, row_number() over (order by distance, id) as place
+    select id, 1 - distance as score, row_number() over (order by distance, id) as rank
     from (select id, embedding <=> $6::vector as distance from documents
           where tenant = $1 and collection = $2 and ($3::text[] is null or metadata ->> 'source' = any ($3))
             and ($4::jsonpath is null or jsonb_path_exists(metadata, $4, $5::jsonb))
             and vector_dims(embedding) = vector_dims($6::vector)
           order by distance, id limit $8) as near
 ), worded as (
-    select id, score, row_number() over (order by score desc, id) as place
+    select id, score, row_number() over (order by score desc, id) as rank
     from (select id, ts_rank(document_words(text), any_word($7::text))::double precision as score from documents
           where tenant = $1 and collection = $2 and ($3::text[] is null or metadata ->> 'source' = any ($3))
             and ($4::jsonpath is null or jsonb_path_exists(metadata, $4, $5::jsonb))
             and document_words(text) @@ any_word($7::text)
-          order by score desc, id limit $8) as said
+          order by score desc, id limit $8) as ranked
 ), scores as (
     select id, n.score as vector, w.score as keyword,
            case when $6::vector is null or $7::text is null then coalesce(n.score, w.score)
-                else coalesce(1.0::double precision / (60 + n.place), 0) + coalesce(1.0::double precision / (60 + w.place), 0)
+                else coalesce(1.0::double precision / (60 + n.rank), 0) + coalesce(1.0::double precision / (60 + w.rank), 0)
            end as score
     from nearest n full join worded w using (id)
 ), best as (
@@ -42,7 +42,7 @@ select distinct vector_dims(embedding) as dimensions from documents where tenant
 
 -- name: upsert
 -- Who did it ($7) goes on record in the same statement.
-with noted as (
+with operation as (
     insert into operations (op_id, tenant, actor, action, detail)
     select gen_random_uuid(), $1, $7, 'write_documents', json_build_object('collection', collection, 'documents', count(*))
     from unnest($2::text[]) as collection group by collection
@@ -68,11 +68,11 @@ with chosen as (
     where tenant = $1 and collection = $2 and ($3::text[] is null or id = any ($3))
       and ($4::jsonpath is null or jsonb_path_exists(metadata, $4, $5::jsonb))
     order by id limit $6 for update
-), gone as (
+), deleted as (
     delete from documents d using chosen where d.tenant = $1 and d.collection = $2 and d.id = chosen.id returning d.id
-), noted as (
+), operation as (
     insert into operations (op_id, tenant, actor, action, detail)
     select gen_random_uuid(), $1, $7, 'discard', json_build_object('collection', $2::text, 'documents', count(*))
-    from gone having count(*) > 0
+    from deleted having count(*) > 0
 )
-select count(*)::integer from gone;
+select count(*)::integer from deleted;

@@ -79,7 +79,7 @@ class Bench(Struct, frozen=True):
     size: Size
 
     async def put(self, kind: str, count: int, data: bytes = b"{}") -> list[UUID]:
-        """Stored and rung."""
+        """Stored, and workers notified."""
         ids = [uuid7() for _ in range(count)]
         for begin in range(0, count, PIECE):
             piece = ids[begin : begin + PIECE]

@@ -10,8 +10,8 @@ create table audit (
     event_id uuid not null,
     claim    bigint,
     worker   uuid,
-    key      text,
-    ord      bigint,
+    partition_key text,
+    mailbox_seq   bigint,
     detail   text
 );
 create index on audit (event_id);
@@ -19,20 +19,20 @@ create index on audit (event_id);
 create function audit_work() returns trigger language plpgsql as $$
 begin
     if tg_op = 'DELETE' then
-        insert into audit (what, event_id, claim, worker, key, ord, detail)
-        values ('closed', old.event_id, old.claim, old.worker, old.key, old.ord, old.status);
+        insert into audit (what, event_id, claim, worker, partition_key, mailbox_seq, detail)
+        values ('closed', old.event_id, old.claim, old.worker, old.partition_key, old.mailbox_seq, old.status);
         return old;
     end if;
-    if tg_op = 'INSERT' or old.ord is distinct from new.ord then
-        insert into audit (what, event_id, claim, key, ord)
-        values ('placed', new.event_id, new.claim, new.key, new.ord);
+    if tg_op = 'INSERT' or old.mailbox_seq is distinct from new.mailbox_seq then
+        insert into audit (what, event_id, claim, partition_key, mailbox_seq)
+        values ('placed', new.event_id, new.claim, new.partition_key, new.mailbox_seq);
     end if;
     if tg_op = 'UPDATE' and new.claim <> old.claim then
-        insert into audit (what, event_id, claim, worker, key, ord)
-        values ('claimed', new.event_id, new.claim, new.worker, new.key, new.ord);
+        insert into audit (what, event_id, claim, worker, partition_key, mailbox_seq)
+        values ('claimed', new.event_id, new.claim, new.worker, new.partition_key, new.mailbox_seq);
     elsif tg_op = 'UPDATE' and old.status = 'running' and new.status <> 'running' then
-        insert into audit (what, event_id, claim, worker, key, ord, detail)
-        values ('freed', new.event_id, new.claim, old.worker, new.key, new.ord, new.cause);
+        insert into audit (what, event_id, claim, worker, partition_key, mailbox_seq, detail)
+        values ('freed', new.event_id, new.claim, old.worker, new.partition_key, new.mailbox_seq, new.cause);
     end if;
     return new;
 end $$;
@@ -40,7 +40,7 @@ create trigger audit after insert or update or delete on work for each row execu
 
 create function audit_events() returns trigger language plpgsql as $$
 begin
-    insert into audit (what, event_id, claim, worker, key, detail)
+    insert into audit (what, event_id, claim, worker, partition_key, detail)
     values (case new.status when 'open' then 'opened' else 'ended' end, new.event_id, new.claim, new.worker,
             new.partitionkey, new.status);
     return new;

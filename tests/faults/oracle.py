@@ -186,7 +186,7 @@ def none_unasked(evidence: Evidence) -> None:
 
 
 def bounded(evidence: Evidence) -> None:
-    """I5: the streams were never longer than twice what was accepted, the live entries of each event and one ring."""
+    """I5: the streams were never longer than twice what was accepted, the live entries of each event and one id."""
     assert evidence.rig.length_max <= 2 * len(evidence.sent) + evidence.rig.extra_rings, evidence.rig.length_max
 
 
@@ -235,7 +235,9 @@ def _apart(evidence: Evidence, key: str, ids: Sequence[str]) -> None:
 
 def _place(evidence: Evidence, event_id: str) -> int:
     return max(
-        int(row["ord"]) for row in evidence.audit[event_id] if row["what"] == "placed" and row["ord"] is not None
+        int(row["mailbox_seq"])
+        for row in evidence.audit[event_id]
+        if row["what"] == "placed" and row["mailbox_seq"] is not None
     )
 
 

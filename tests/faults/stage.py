@@ -13,7 +13,7 @@ KINDS: Final = ("probe.ask",) * 7 + ("probe.once",) * 4 + ("probe.poison",)
 BEFORE: Final = 40
 SENDERS: Final = 20
 KEYS: Final = 10
-REST_S: Final = 60.0  # put-offs double
+REST_S: Final = 60.0  # snoozes double
 ANSWER_S: Final = 15.0  # longer than the API waits for Postgres before its 503
 
 

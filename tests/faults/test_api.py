@@ -37,8 +37,8 @@ IN_ARRAY: Final = ("NUL", "lone surrogate", "no UTF-8", "huge exponent", "expone
 
 
 @pytest.mark.slow_fault
-async def test_row_05_kill_api_between_commit_and_ring(rig: Rig) -> None:
-    """Nobody was told and nothing was rung: the event runs all the same, and its sender finds it."""
+async def test_row_05_kill_api_between_commit_and_notification(rig: Rig) -> None:
+    """Nobody was told and no worker was notified: the event runs all the same, and its sender finds it."""
     victim = await rig.api(failpoints="accept_committed=kill")
     await rig.worker()
     sending = asyncio.create_task(rig.load.send("probe.once"))

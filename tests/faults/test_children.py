@@ -90,16 +90,19 @@ async def test_row_02_children_followers_and_state_happen_once(rig: Rig) -> None
     by_parent: dict[Any, list[str]] = {}
     for row in rows:
         by_parent.setdefault(row["parent"], []).append(row["id"])
-    parents = [row for row in rows if row["type"] == "probe.family" and row["reaction"] is None]
+    parents = [row for row in rows if row["type"] == "probe.family" and row["follow_up"] is None]
     assert len(parents) == sent
     wanted = sorted(["1/after/probe_watch", *(f"1/bear/{n}" for n in range(1, KIDS + 1))])
     for row in parents:
         assert sorted(by_parent[row["event_id"]]) == wanted
     assert len(rows) == sent * (2 + KIDS)
-    assert sorted(row["result"] for row in rows if row["reaction"]) == sorted(
+    assert sorted(row["result"] for row in rows if row["follow_up"]) == sorted(
         f"{row['result'][5:-1]}" for row in parents
     )
-    states = {row["key"]: json.decode(row["value"]) for row in await rig.sql("select key, value from states")}
+    states = {
+        row["partition_key"]: json.decode(row["value"])
+        for row in await rig.sql("select partition_key, value from states")
+    }
     assert states == {f"key-{k}": {"born": list(range(k, sent, KEYS))} for k in range(KEYS)}
 
 

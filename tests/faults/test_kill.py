@@ -69,7 +69,7 @@ async def _taken_over(rig: Rig, claims: Sequence[Held]) -> bool:
 @pytest.mark.slow_fault
 @pytest.mark.parametrize("failpoint", ["claim_committed", "settle_begin", "settle_committed"])
 async def test_row_02_kill_worker_around_its_commits(rig: Rig, failpoint: str) -> None:
-    """Behind the claim and before its acknowledgement; before the settle; behind it, before the next one is rung."""
+    """Behind the claim and before its acknowledgement; before the settle; behind it, before workers hear of more."""
     await rig.api()
     await rig.worker(concurrency=20)
     victim = await rig.worker(concurrency=5, failpoints=f"{failpoint}=kill")

@@ -77,7 +77,9 @@ async def test_row_48_reader_that_never_reads(rig: Rig) -> None:
 
 @pytest.mark.slow_fault
 async def test_row_49_two_releases_side_by_side(rig: Rig) -> None:
-    """What only the newer one knows waits for it, alive and uncharged: a type, and a field of a type that both have."""
+    """What only the newer one knows waits for it, alive and uncharged: a type, and a field of a type that both have.
+
+    Both are of this tree: a release whose migration needs a stop never runs beside the one before."""
     newer = rig.newer(NEWER)
     await rig.api(tree=newer)
     await rig.worker()

@@ -32,7 +32,7 @@ provider = "openai"
 model = "ours"
 limits = { requests_per_min = 600, concurrency = 10 }
 """
-DAY_PUT_OFFS = 145  # six quarters of an hour of doubling, then one each ten minutes
+DAY_SNOOZES = 145  # six quarters of an hour of doubling, then one each ten minutes
 
 
 @pytest.mark.slow_fault
@@ -48,7 +48,7 @@ async def test_row_38_refused_with_429(rig: Rig) -> None:
     await eventually(lambda: _ended(rig, [each.event_id for each in beside]))
     rig.expects_s = REST_S
     await judge(rig)
-    causes = await rig.sql("select distinct detail->>'message' as told from attempts where outcome = 'put_off'")
+    causes = await rig.sql("select distinct detail->>'message' as told from attempts where outcome = 'snoozed'")
     assert causes
     assert not [row for row in causes if "breaker" in row["told"]]
 
@@ -104,7 +104,7 @@ async def test_row_39_it_fails(rig: Rig, share: float) -> None:
     failing = True
     rig.sink.fault = lambda _: _fault(rig, "529" if failing and rig.random.random() < share else "")
     load = asyncio.create_task(rig.load.burst(300, ["probe.ask"]))
-    opened = "select 1 from attempts where outcome = 'put_off' and detail->>'message' like '%breaker%' limit 1"
+    opened = "select 1 from attempts where outcome = 'snoozed' and detail->>'message' like '%breaker%' limit 1"
     await eventually(lambda: rig.sql(opened), 60)
     failing = False
     await load
@@ -169,11 +169,11 @@ async def test_row_43_away_for_a_day(rig: Rig) -> None:
     while True:
         rows = await eventually(lambda: _all_wait(rig, 40), 60)
         waits_s += [row["wait_s"] for row in rows]
-        if min(row["put_offs"] for row in rows) > 20:
+        if min(row["snoozes"] for row in rows) > 20:
             break
-        await rig.sql("update work set due_at = clock_timestamp(), put_offs = put_offs + 3")
+        await rig.sql("update work set due_at = clock_timestamp(), snoozes = snoozes + 3")
     assert max(waits_s) <= 600
-    await rig.sql("update work set put_offs = $1, misses = $1", DAY_PUT_OFFS)
+    await rig.sql("update work set snoozes = $1, doubtful_snoozes = $1", DAY_SNOOZES)
     assert not await rig.sql("select 1 from work where attempts > 0")
     model.turn("pass")
     rig.expects_s = REST_S
@@ -204,7 +204,7 @@ async def _ended(rig: Rig, ids: list[str]) -> bool:
 
 async def _all_wait(rig: Rig, count: int) -> list[dict[str, float]]:
     rows = await rig.sql(
-        "select extract(epoch from due_at - clock_timestamp())::float8 as wait_s, put_offs from work"
+        "select extract(epoch from due_at - clock_timestamp())::float8 as wait_s, snoozes from work"
         " where status = 'scheduled' and due_at > clock_timestamp()"
     )
     return [dict(row) for row in rows] if len(rows) == count else []

@@ -18,7 +18,7 @@ async def test_row_39_it_fails_for_both_branches_of_a_run(rig: Rig) -> None:
     failing = True
     rig.sink.fault = lambda _: "529" if failing else ""
     load = asyncio.create_task(rig.load.burst(40, ["probe.both"]))
-    opened = "select 1 from attempts where outcome = 'put_off' and detail->>'message' like '%breaker%' limit 1"
+    opened = "select 1 from attempts where outcome = 'snoozed' and detail->>'message' like '%breaker%' limit 1"
     await eventually(lambda: rig.sql(opened), 60)
     rig.injected()
     failing = False

@@ -59,7 +59,7 @@ async def test_row_12_redis_restarts_empty(rig: Rig) -> None:
 
 @pytest.mark.slow_fault
 async def test_row_13_redis_restarts_with_its_file(rig: Rig) -> None:
-    """What comes back is a second old at most: entries that were done with ring once more."""
+    """What comes back is a second old at most: entries that were done with notify once more."""
     programs = [await rig.api(), await rig.worker()]
     async with under_load(rig, programs):
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Rows 21, 22 and 50: entries in foreign hands, rings without end, operators who press twice."""
+"""Rows 21, 22 and 50: entries in foreign hands, notifications without end, operators who press twice."""
 
 import asyncio
 from uuid import UUID

@@ -75,7 +75,7 @@ async def test_a_draining_worker_is_not_ready(settings: Settings) -> None:
         assert await eventually(draining)
 
 
-async def test_a_deaf_worker_is_not_ready(settings: Settings) -> None:
+async def test_a_disconnected_worker_is_not_ready(settings: Settings) -> None:
     """Redis is away for it alone."""
     async with open_worker(program(replace(settings, redis_url=f"redis://127.0.0.1:{free_port()}/0"))):
 

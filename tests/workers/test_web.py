@@ -93,7 +93,7 @@ async def test_what_passes_is_an_outage(status: str) -> None:
         with pytest.raises(Outage, match=status[:3]) as caught:
             await web.post(url, json={}, idempotency_key="k")
     assert 7 <= caught.value.after_s <= 8
-    assert caught.value.free_max == (None if status == "429 Slow" else 150), "a day of it; then it is an attempt"
+    assert caught.value.max_uncharged == (None if status == "429 Slow" else 150), "a day of it; then it is an attempt"
     assert "s3cret" not in str(caught.value)
 
 

@@ -25,8 +25,8 @@ from workers.kit.signature import check_body, hints_of, settings_of
 class Wired(Struct, frozen=True):
     """A pipeline ready to run, under its name, with those that run after it.
 
-    `needs_key`: it surely takes an actor's state; of a free-form pipeline that is known when it runs. `upstream`: the
-    type of what it is handed of the pipeline that it follows.
+    `needs_partition_key`: it surely takes an actor's state; of a free-form pipeline that is known when it runs.
+    `upstream`: the type of what it is handed of the pipeline that it follows.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Wired(Struct, frozen=True):
     pipeline: Pipeline
     plan: Plan
     follow_ups: tuple["Wired", ...] = ()
-    needs_key: bool = False
+    needs_partition_key: bool = False
     upstream: Any = None
 
     @property

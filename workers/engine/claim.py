@@ -30,17 +30,17 @@ class Claimed(Struct, frozen=True):
     follow_up: str | None
     run: int
     attempts: int
-    lost: int
-    put_offs: int
-    misses: int
+    consecutive_losses: int
+    snoozes: int
+    doubtful_snoozes: int
     claim: int
     claimed_at: datetime
     worker: UUID
 
     @property
-    def suspect(self) -> bool:
+    def poison_suspect(self) -> bool:
         """Whether its last two claims, or more, were lost: it may be what ended those workers."""
-        return self.lost >= 2
+        return self.consecutive_losses >= 2
 
     @property
     def attempt(self) -> int:
@@ -66,19 +66,19 @@ def claimed(row: asyncpg.Record, worker: UUID) -> Claimed:
     return Claimed(
         event_id=row["event_id"],
         tenant=row["tenant"],
-        partition_key=row["key"],
+        partition_key=row["partition_key"],
         source=row["source"],
         id=row["id"],
         type=row["type"],
         data=row["data"].encode(),
         attributes=row["attributes"],
         parent=row["parent"],
-        follow_up=row["reaction"],
+        follow_up=row["follow_up"],
         run=row["run"],
         attempts=row["attempts"],
-        lost=row["lost"],
-        put_offs=row["put_offs"],
-        misses=row["misses"],
+        consecutive_losses=row["consecutive_losses"],
+        snoozes=row["snoozes"],
+        doubtful_snoozes=row["doubtful_snoozes"],
         claim=row["claim"],
         claimed_at=row["claimed_at"],
         worker=worker,

@@ -143,7 +143,7 @@ class Consumer:
 
     async def _claim(self, connection: Connection, ids: Sequence[UUID]) -> list[Claimed]:
         worker = self._lease.worker
-        arguments = (list(ids), worker, self._executor.suspects, self._settings.concurrency)
+        arguments = (list(ids), worker, self._executor.poison_suspects, self._settings.concurrency)
         try:
             rows = await self._claimed(connection, arguments)
         except POSTGRES_ERRORS:

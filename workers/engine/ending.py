@@ -79,8 +79,8 @@ def _bare(ending: Ending, error: Exception, retry: Retry) -> Ending:
             pass
         case Dead(reason=reason):
             outcome = Dead(reason, described)
-        case Later(charged=False, wait_s=wait_s, put_off=how):
-            outcome = Later(wait_s, UNSTORABLE, charged=False, error=described, put_off=how)
+        case Later(charged=False, wait_s=wait_s, snooze=kind):
+            outcome = Later(wait_s, UNSTORABLE, charged=False, error=described, snooze=kind)
         case _:
             outcome = charged(ending.claimed, retry, facts, described, UNSTORABLE)
     return replace(ending, outcome=outcome, facts=facts, follow_ups=())

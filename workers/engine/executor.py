@@ -81,8 +81,8 @@ class Executor:
         return self._deps.settings.concurrency - len(self._held)
 
     @property
-    def suspects(self) -> int:
-        return sum(running.claimed.suspect for running in self._held)
+    def poison_suspects(self) -> int:
+        return sum(running.claimed.poison_suspect for running in self._held)
 
     def claims(self) -> list[Claimed]:
         """The claims whose runs are going on, but for those that are being settled."""
@@ -210,7 +210,7 @@ class Executor:
 
     async def _after_result(self, wired: Wired, claimed: Claimed) -> Any:
         """What a follow-up is handed: the result of the run that it is after."""
-        if wired.needs_key and claimed.partition_key is None:
+        if wired.needs_partition_key and claimed.partition_key is None:
             raise Reject(f"{wired.name} {NO_KEY}")
         return json.decode(await run_result(self._deps.pool, claimed), type=wired.upstream) if wired.upstream else None
 

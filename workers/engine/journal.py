@@ -56,9 +56,9 @@ async def recall(pool: Pool, claimed: Claimed, facts: Facts) -> None:
     for row in await _fetch(pool, SQL["recall"], claimed.event_id, claimed.run):
         match row["kind"]:
             case "step":
-                facts.journal[row["step"]] = Raw(row["told"].encode())
+                facts.journal[row["step"]] = Raw(row["stored_text"].encode())
             case "call":
-                facts.replies[row["step"], row["asked"], row["ordinal"]] = row["told"]
+                facts.replies[row["step"], row["question_hash"], row["ordinal"]] = row["stored_text"]
             case "spent":
                 facts.spent_usd = row["usd"] or 0.0
 

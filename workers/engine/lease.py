@@ -98,13 +98,13 @@ class Lease:
             finally:
                 loop.call_soon_threadsafe(_end, ended)
 
-        heartbeat = threading.Thread(target=beat, name="heart", daemon=True)
+        heartbeat = threading.Thread(target=beat, name="heartbeat", daemon=True)
         heartbeat.start()
         try:
             while not ended.done():
                 self._ticked_at = time.monotonic()
                 await asyncio.wait([ended], timeout=TICK_S)
-            raise RuntimeError("the heart thread ended")
+            raise RuntimeError("the thread of the heartbeat ended")
         finally:
             self._stop.set()
             await asyncio.to_thread(heartbeat.join, JOIN_TIMEOUT_S)
@@ -117,7 +117,7 @@ class Lease:
                 self._check_loop()
                 try:
                     async with asyncio.timeout(BEAT_TIMEOUT_S + (0.0 if connection else CONNECT_TIMEOUT_S)):
-                        connection = connection or await connect(self._settings, "heart")
+                        connection = connection or await connect(self._settings, "heartbeat")
                         await self._beat(connection, lost)
                     tries = 0
                 except POSTGRES_ERRORS as error:

@@ -7,11 +7,11 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import json
 
-from schemas.outcome import Dead, Later, Outcome
+from schemas.outcome import Dead, Later, Outcome, SnoozeKind
 from schemas.text import storable
 from service.core.errors import Outage, Reject, Unavailable, WiringError, kind_and_text, kind_of, text_of
 from service.core.servers import backoff_s
@@ -67,7 +67,7 @@ def judged(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) -
 
 
 def after(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) -> Outcome:
-    """An outage puts the event off, uncharged; a refusal is final; anything else is one of its attempts.
+    """An outage snoozes the event, uncharged; a refusal is final; anything else is one of its attempts.
 
     Of a group one member decides, see `deciding`.
     """
@@ -76,17 +76,17 @@ def after(error: BaseException, claimed: Claimed, retry: Retry, facts: Facts) ->
         decides = as_outage(decides)
     described = describe(error, decides, failed_step(facts, error), facts.now())
     match decides:
-        case Outage() if decides.free_max is None or claimed.misses < decides.free_max:
-            return _put_off(decides, claimed, described)
+        case Outage() if decides.max_uncharged is None or claimed.doubtful_snoozes < decides.max_uncharged:
+            return _snooze(decides, claimed, described)
         case DaySpent():
-            return Later(decides.wait_s, text_of(decides), charged=False, error=described, waits_for=[BUDGET])
+            return Later(decides.wait_s, text_of(decides), charged=False, error=described, blocked_by=[BUDGET])
         case Reject() | LlmRefused():
             return Dead("rejected", described)
         case WiringError() | TooLarge():
             return Dead("wiring" if isinstance(decides, WiringError) else "too_large", described)
         case JournalMismatch():
             return Dead("journal_mismatch", described)
-        case Unreadable() if claimed.put_offs < MISFITS_MAX:
+        case Unreadable() if claimed.snoozes < MISFITS_MAX:
             cause = f"this worker's release can't read it: {text_of(decides.__cause__ or decides)}"
             return Later(UNKNOWN_TYPE_S, cause, charged=False, error=described)
         case Unreadable():
@@ -102,12 +102,14 @@ def charged(claimed: Claimed, retry: Retry, facts: Facts, described: bytes, caus
     return Later(backoff_s(number - 1, retry.base_s, retry.cap_s), cause, charged=True, error=described)
 
 
-def _put_off(outage: Outage, claimed: Claimed, described: bytes) -> Later:
+def _snooze(outage: Outage, claimed: Claimed, described: bytes) -> Later:
     """Waits double, but for one whose end is known."""
-    how: Literal["away", "missed", "turn"] = "turn" if outage.exact else "away" if outage.free_max is None else "missed"
-    wait_s = outage.after_s * (1.0 if outage.exact else 2.0 ** min(claimed.put_offs, 16))
+    kind: SnoozeKind = "outage" if outage.max_uncharged is None else "doubtful"
+    if outage.known_delay:
+        kind = "rate_limited"
+    wait_s = outage.after_s * (1.0 if outage.known_delay else 2.0 ** min(claimed.snoozes, 16))
     wait_s = min(wait_s, outage.wait_max_s)
-    return Later(wait_s, outage.cause, charged=False, error=described, put_off=how, waits_for=outage.waits_for)
+    return Later(wait_s, outage.cause, charged=False, error=described, snooze=kind, blocked_by=outage.blocked_by)
 
 
 def attempt(claimed: Claimed, facts: Facts) -> int:

@@ -188,7 +188,7 @@ class FeedPublisher:
                 pipe.expire(name, live_log.KEPT_S)
             for channel, events in (
                 (self._names.news, [feed.event_id for feed in taken]),
-                (self._names.moved, status_changed),
+                (self._names.status_changed, status_changed),
             ):
                 if events:
                     pipe.publish(channel, live_log.ids(events))

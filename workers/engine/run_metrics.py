@@ -58,7 +58,7 @@ def _name(outcome: Outcome) -> str:
         case Dead():
             return "dead"
         case Later(charged=charged):
-            return "failed" if charged else "put_off"
+            return "failed" if charged else "snoozed"
         case HandedBack():
             return "handed_back"
 

@@ -1,4 +1,4 @@
-"""arq: host and alarm clock. It carries no event and holds no truth: the sweeper rings without it, too."""
+"""arq: host and alarm clock. It carries no event and holds no truth: the sweeper works without it, too."""
 
 import asyncio
 import logging

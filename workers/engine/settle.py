@@ -109,7 +109,7 @@ class Settler:
         for child in emitted:
             if child.event_id in due:
                 self._notify(child.event_id)
-        moved = {(row["tenant"], row["key"]) for row in held if row["key"] is not None}
+        moved = {(row["tenant"], row["partition_key"]) for row in held if row["partition_key"] is not None}
         if moved:
             for row in await connection.fetch(SQL["heads"], *zip(*moved, strict=True)):
                 self._notify(row["event_id"])
@@ -169,7 +169,7 @@ def _arguments(batch: Sequence[Ending]) -> list[Sequence[Any]]:
         *_columns(documents, 6),
         *_columns(records, 5),
         *_columns(states, 3),
-        *sql.columns([_waiting(ending) for ending in batch]),
+        *sql.columns([_snooze(ending) for ending in batch]),
     ]
 
 
@@ -196,7 +196,7 @@ def _row(ending: Ending) -> Row:
         case Done():
             outcome, result = "succeeded", ending.outcome.result.decode()
         case Later():
-            outcome = "failed" if ending.outcome.charged else "put_off"
+            outcome = "failed" if ending.outcome.charged else "snoozed"
             wait_s, cause = ending.outcome.wait_s, storable(ending.outcome.cause)
             error = ending.outcome.error.decode() if ending.outcome.error else None
         case Dead():
@@ -211,11 +211,11 @@ def _row(ending: Ending) -> Row:
     return (claimed.event_id, claimed.claim, *end, *who)
 
 
-def _waiting(ending: Ending) -> Row:
-    """How an event was put off, and for whom: the last arguments of the settle statement."""
+def _snooze(ending: Ending) -> Row:
+    """Of a snooze its kind, and by what it is blocked: the last arguments of the settle statement."""
     match ending.outcome:
-        case Later(charged=False, put_off=how, waits_for=names):
-            return (how, " ".join(names) or None)
+        case Later(charged=False, snooze=kind, blocked_by=names):
+            return (kind, " ".join(names) or None)
     return (None, None)
 
 

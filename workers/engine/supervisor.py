@@ -161,7 +161,7 @@ async def _parts(program: Program, stack: AsyncExitStack, owner: RedisOwner) -> 
     deps = Deps(settings, program.catalog, program.wiring, clients, pool, ledger, journal, settler, publisher, meters)
     executor = Executor(deps, lease.guard)
     consumer = Consumer(settings, blocking, lease, executor, meters)
-    keyed = frozenset(kind for kind, wired in program.wiring.items() if wired.needs_key)
+    keyed = frozenset(kind for kind, wired in program.wiring.items() if wired.needs_partition_key)
     resumer = Resumer(clients.llm.states, settings.concurrency)
     return Parts(
         executor=executor,
@@ -237,7 +237,7 @@ async def _write_graphs(program: Program) -> None:
             await connection.execute(SQL["forget_pipelines"], list(program.wiring), [wired.name for wired in pipelines])
             for wired in program.wiring.values():
                 await connection.execute(
-                    SQL["write_pipeline"], *_drawing(wired, wired.type), None, None, wired.needs_key
+                    SQL["write_pipeline"], *_drawing(wired, wired.type), None, None, wired.needs_partition_key
                 )
             for wired in pipelines:
                 for follow_up in wired.follow_ups:

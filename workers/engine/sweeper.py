@@ -31,7 +31,7 @@ TURN_S: Final = 1.0
 LAG: Final = timedelta(seconds=5)
 STREAM_MAX: Final = 50_000
 DUTY: Final = timedelta(seconds=5)
-STRIKES_MAX: Final = 5
+CRASHES_MAX: Final = 5
 LETTERS: Final = 100
 EPOCH_TURNS: Final = 2
 ANSWER_S: Final = 1.0  # of a Redis that is slower nothing is asked in this turn
@@ -103,8 +103,8 @@ class Sweeper:
             log.warning(
                 "runs went past their deadline and are taken away: %s", await connection.execute(SQL["overdue"])
             )
-        if row["unplaced"]:
-            await self._draw_places(connection)
+        if row["without_seq"]:
+            await self._draw_mailbox_seqs(connection)
         await self._resumer.turn(connection)
         unknown, struck = await self._unknown(connection)
         heads = await self._bury(connection) if row["expired"] or overdue or struck else []
@@ -121,7 +121,7 @@ class Sweeper:
     async def _tell(self, connection: Connection, front: Sequence[UUID], row: Any) -> int:
         """What needs Redis too, if there is any of it or it is time to look for its mark."""
         self._turns += 1
-        due = row["unrung"] or row["stale"] or row["unplaced"]
+        due = row["unnotified"] or row["stale"] or row["without_seq"]
         if self._turns % EPOCH_TURNS and not (front or due or row["unrelayed"]):
             return 0
         forgot = await self._forgot(connection, row["epoch"])
@@ -148,7 +148,7 @@ class Sweeper:
         """Cancelled, or taken over while we stood still."""
         running = _pairs(self._executor.claims())
         if running[0]:
-            for row in await connection.fetch(SQL["not_ours"], *running, self._lease.worker):
+            for row in await connection.fetch(SQL["not_held"], *running, self._lease.worker):
                 self._executor.drop(row["event_id"], row["claim"])
 
     async def _rescue(self, connection: Connection) -> list[UUID]:
@@ -158,15 +158,15 @@ class Sweeper:
         if freed:
             log.warning("%d events of a dead worker go on elsewhere", len(freed))
             self._meters.add("callboard_claims_lost_total", (), len(freed))
-        return [row["event_id"] for row in freed if row["lost"] == 1]
+        return [row["event_id"] for row in freed if row["consecutive_losses"] == 1]
 
     async def _bury(self, connection: Connection) -> list[UUID]:
         letters = [uuid7() for _ in range(LETTERS)]
-        rows = await connection.fetch(SQL["bury"], STRIKES_MAX, letters)
+        rows = await connection.fetch(SQL["bury"], CRASHES_MAX, letters)
         for row in rows:
             log.error("event %s is dead: %s", row["event_id"], row["reason"])
             self._meters.add("callboard_events_ended_total", (row["type"], "dead"))
-        keyed = {(row["tenant"], row["key"]) for row in rows if row["key"] is not None}
+        keyed = {(row["tenant"], row["partition_key"]) for row in rows if row["partition_key"] is not None}
         return await heads(connection, keyed)
 
     async def _unknown(self, connection: Connection) -> tuple[list[UUID], bool]:
@@ -179,8 +179,8 @@ class Sweeper:
         rows = await connection.fetch(SQL["unknown_claims"], *held, *unsettled.reasons())
         for row in rows:
             unsettled.forget(row["event_id"], row["claim"])
-            self._meters.add("callboard_claims_unsettled_total", ("unsettled" if row["strike"] else "reply_lost",))
-        if struck := [str(row["event_id"]) for row in rows if row["strike"]]:
+            self._meters.add("callboard_claims_unsettled_total", ("unsettled" if row["is_crash"] else "reply_lost",))
+        if struck := [str(row["event_id"]) for row in rows if row["is_crash"]]:
             log.error("%d runs came back without an outcome, the first of event %s", len(struck), struck[0])
         return [row["event_id"] for row in rows], bool(struck)
 
@@ -197,13 +197,13 @@ class Sweeper:
             for running, late_s in late:
                 running.moved_s += late_s
 
-    async def _draw_places(self, connection: Connection) -> None:
-        keys = await connection.fetch(SQL["unplaced"])
+    async def _draw_mailbox_seqs(self, connection: Connection) -> None:
+        keys = await connection.fetch(SQL["without_seq"])
         if keys:
             async with connection.transaction():
-                both = ([row["tenant"] for row in keys], [row["key"] for row in keys])
+                both = ([row["tenant"] for row in keys], [row["partition_key"] for row in keys])
                 await connection.execute(LOCK, *both)
-                await connection.execute(SQL["draw_places"], *both)
+                await connection.execute(SQL["draw_mailbox_seqs"], *both)
 
     async def _on_duty(self, connection: Connection, duty: str) -> bool:
         """Only under an id that is registered: one that is drawn anew later would not be known as the holder's."""

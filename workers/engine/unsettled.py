@@ -1,7 +1,7 @@
 """Claims that end without an outcome although their worker lives, and why: the floor counts them.
 
-A claim that ends so is handed back by `unknown_claims`, and is a strike. One whose reply from Postgres got lost was
-never run: that is an outage, and no strike.
+A claim that ends so is handed back by `unknown_claims`, and counts as a crash. One whose reply from Postgres got lost
+was never run: that is an outage, and no crash.
 """
 
 import time
@@ -44,7 +44,7 @@ class Unsettled:
 
     @property
     def excused(self) -> list[UUID]:
-        """The events whose claims are no strike."""
+        """The events whose claims count as no crash."""
         _prune(self._reply_lost, dict(self._reply_lost))
         return list(self._reply_lost)
 

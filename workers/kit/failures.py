@@ -118,13 +118,13 @@ def _all_of(members: list[BaseException]) -> BaseException:
     if spent:
         return max(spent, key=lambda member: member.wait_s)
     outages = [member if isinstance(member, Outage) else as_outage(member) for member in members]
-    free = [outage.free_max for outage in outages]
+    free = [outage.max_uncharged for outage in outages]
     combined = Outage(
         " ".join(dict.fromkeys(outage.cause for outage in outages)),
         max(outage.after_s for outage in outages),
-        exact=all(outage.exact for outage in outages),
-        free_max=None if None in free else max(number for number in free if number is not None),
-        waits_for=list(dict.fromkeys(name for outage in outages for name in outage.waits_for)),
+        known_delay=all(outage.known_delay for outage in outages),
+        max_uncharged=None if None in free else max(number for number in free if number is not None),
+        blocked_by=list(dict.fromkeys(name for outage in outages for name in outage.blocked_by)),
         wait_max_s=max(outage.wait_max_s for outage in outages),
     )
     combined.__cause__ = members[0]

@@ -22,7 +22,7 @@ from workers.models.rate_limits import RateLimiter
 T = TypeVar("T")
 
 # A failure may be the event's own where the model answers others, in less than five doubled waits take (31 s).
-FREE_MAX: Final = 5
+DOUBTFUL_MAX: Final = 5
 ANSWERED_S: Final = 30.0
 PRICELESS: Final = "%s %s has no price, so that no budget holds it: give it usd_per_million in prompts/models.toml"
 
@@ -90,7 +90,7 @@ class Caller:
 
     async def make(self, begun: Try, send: Send) -> Answer:
         """Raises Outage where this one can't answer now, LlmRefused where it will not."""
-        breaker, waits_for, asker = self._breakers[begun.target], [_name(begun.target)], begun.question.call_log.asker
+        breaker, blocked_by, asker = self._breakers[begun.target], [_name(begun.target)], begun.question.call_log.asker
         try:
             breaker.check(asker)  # of what it would not make, nothing is taken off the limits
             target = begun.target
@@ -100,10 +100,10 @@ class Caller:
                 permit.used = answer.tokens_in + answer.tokens_out or None  # what is not said is not nothing
                 return answer
         except BreakerOpen as error:
-            raise Outage(str(error), min(error.after_s, WAIT_CAP_S), waits_for=waits_for) from error
+            raise Outage(str(error), min(error.after_s, WAIT_CAP_S), blocked_by=blocked_by) from error
         except Fault as fault:
             if fault.outcome in SICK | {"setup"}:
-                raise fault.outage(_free_max(fault, breaker), waits_for) from fault
+                raise fault.outage(_max_uncharged(fault, breaker), blocked_by) from fault
             if fault.away:
                 if fault.after_s is not None:
                     self._limiters[begun.target].pause(fault.after_s)
@@ -165,22 +165,22 @@ def _name(target: Target) -> str:
 
 def _spent(outages: Sequence[Outage]) -> Outage:
     """Of a whole chain. Where one of it is surely away, that is why the event waits, and not the event."""
-    free = [outage.free_max for outage in outages]
+    free = [outage.max_uncharged for outage in outages]
     return Outage(
         " ".join(dict.fromkeys(outage.cause for outage in outages)),
         min(outage.after_s for outage in outages),
-        exact=any(outage.exact for outage in outages),
-        free_max=None if None in free else max(number for number in free if number is not None),
-        waits_for=[name for outage in outages for name in outage.waits_for],
+        known_delay=any(outage.known_delay for outage in outages),
+        max_uncharged=None if None in free else max(number for number in free if number is not None),
+        blocked_by=[name for outage in outages for name in outage.blocked_by],
         wait_max_s=min(outage.wait_max_s for outage in outages),
     )
 
 
-def _free_max(fault: Fault, breaker: Breaker) -> int | None:
-    """How many waits in a row are uncharged after this; None: all, since the breaker is open by now."""
+def _max_uncharged(fault: Fault, breaker: Breaker) -> int | None:
+    """How many snoozes in a row are uncharged after this; None: all, since the breaker is open by now."""
     if breaker.state != "closed":
         return None
-    return FREE_MAX if breaker.answered_s_ago < ANSWERED_S else ALONE_MAX
+    return DOUBTFUL_MAX if breaker.answered_s_ago < ANSWERED_S else ALONE_MAX
 
 
 def _verdict(error: Exception) -> Verdict:

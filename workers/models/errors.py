@@ -40,9 +40,11 @@ class Fault(CallboardError):
         """Whether somebody else, or the same later, may well answer."""
         return self.outcome in AWAY
 
-    def outage(self, free_max: int | None = None, waits_for: Sequence[str] = ()) -> Outage:
+    def outage(self, max_uncharged: int | None = None, blocked_by: Sequence[str] = ()) -> Outage:
         wait_s = WAIT_S.get(self.outcome, 1.0) if self.after_s is None else self.after_s
-        return Outage(str(self), min(wait_s + jitter_s(), WAIT_CAP_S), free_max=free_max, waits_for=waits_for)
+        return Outage(
+            str(self), min(wait_s + jitter_s(), WAIT_CAP_S), max_uncharged=max_uncharged, blocked_by=blocked_by
+        )
 
 
 def jitter_s() -> float:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from enum import IntEnum
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -12,9 +13,17 @@ from workers.models.errors import jitter_s
 
 AWAY_S: Final = 1.0
 HELD_S: Final = 10.0
-CALLS: Final = 3
-PAUSE: Final = 4
-TURN_MAX_S: Final = 600.0
+PAUSE_MAX_S: Final = 600.0
+
+
+class WaitReason(IntEnum):
+    """Which limit makes a call wait, by the numbers that rate_limits.lua returns."""
+
+    NONE = 0
+    REQUESTS = 1
+    TOKENS = 2
+    CONCURRENCY = 3
+    PAUSE = 4
 
 
 class Script(Protocol):
@@ -40,8 +49,8 @@ class WorkerShare:
         self._requests = self._tokens = 0.0
         self.spent: tuple[int, int] = (0, 0)
 
-    def ask(self, tokens: int, running: int, workers: int, now: float) -> tuple[float, int]:
-        """Seconds to wait, and why; 0 is a yes. `running`: the calls that this worker has under way."""
+    def ask(self, tokens: int, running: int, workers: int, now: float) -> tuple[float, WaitReason]:
+        """Seconds to wait, and for which limit; 0 is a yes. `running`: the calls that this worker has under way."""
         limits, gone_s, self._at = self._limits, now - self._at, now
         per_s, tokens_per_s = (
             (limit or 0) / 60 / workers for limit in (limits.requests_per_min, limits.tokens_per_min)
@@ -51,21 +60,21 @@ class WorkerShare:
         self._tokens = min(full_tokens, self._tokens + gone_s * tokens_per_s)
         needed = min(tokens, full_tokens)
         if limits.concurrency and running >= max(1, limits.concurrency // workers):
-            return AWAY_S, CALLS
+            return AWAY_S, WaitReason.CONCURRENCY
         if per_s and self._requests < 1:
-            return (1 - self._requests) / per_s, 1
+            return (1 - self._requests) / per_s, WaitReason.REQUESTS
         if tokens_per_s and self._tokens < needed:
-            return (needed - self._tokens) / tokens_per_s, 2
+            return (needed - self._tokens) / tokens_per_s, WaitReason.TOKENS
         self.take(1, tokens)
-        return 0.0, 0
+        return 0.0, WaitReason.NONE
 
     def take(self, requests: int, tokens: int) -> None:
         self._requests, self._tokens = self._requests - requests, self._tokens - tokens
         self.spent = (self.spent[0] + requests, self.spent[1] + tokens)
 
 
-def spread(wait_s: float, why: int) -> float:
+def spread(wait_s: float, reason: WaitReason) -> float:
     """A pause ends for all at once, and so far ahead nobody knows: who waits for these comes at a time of its own."""
-    if wait_s > TURN_MAX_S:
-        return random.uniform(TURN_MAX_S / 2, TURN_MAX_S)
-    return wait_s + jitter_s() if why == PAUSE else wait_s
+    if wait_s > PAUSE_MAX_S:
+        return random.uniform(PAUSE_MAX_S / 2, PAUSE_MAX_S)
+    return wait_s + jitter_s() if reason is WaitReason.PAUSE else wait_s

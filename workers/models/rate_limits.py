@@ -20,7 +20,7 @@ from service.core.metrics import Waited
 from service.core.servers import REDIS_ERRORS
 from service.core.supervise import end, supervised
 from workers.models.permit import Permission, Permit
-from workers.models.rate_limit_shares import AWAY_S, PAUSE, Shared, WorkerShare, spread
+from workers.models.rate_limit_shares import AWAY_S, Shared, WaitReason, WorkerShare, spread
 
 SCRIPT: Final = Path(__file__).with_suffix(".lua")
 SCRIPT_TIMEOUT_S: Final = 1.0
@@ -30,12 +30,16 @@ BATCH: Final = 500
 IN_PLACE_S: Final = 2.0
 IN_PLACE_MAX: Final = 100
 IDLE_S: Final = 2.0
-WHY: Final = ("", "requests a minute", "tokens a minute", "calls at a time", "pause")
+UNITS: Final = {
+    WaitReason.REQUESTS: "requests a minute",
+    WaitReason.TOKENS: "tokens a minute",
+    WaitReason.CONCURRENCY: "calls at a time",
+}
 
 log = logging.getLogger("callboard.limits")
 
 Clock = Callable[[], float]
-Asks = Sequence[tuple["Permit", asyncio.Future[tuple[float, int]]]]
+Asks = Sequence[tuple["Permit", asyncio.Future[tuple[float, WaitReason]]]]
 Returned = tuple[str, int, int, int, int]
 
 
@@ -53,7 +57,7 @@ class RateLimiter:
         self._shared: Final = shared
         self._clock: Final = clock
         self._ids: Final = (f"{uuid4().hex[:12]}-{n}" for n in itertools.count())
-        self._asks: list[tuple[Permit, asyncio.Future[tuple[float, int]]]] = []
+        self._asks: list[tuple[Permit, asyncio.Future[tuple[float, WaitReason]]]] = []
         self._back: list[Returned] = []
         self._held: Final[dict[str, Permit]] = {}
         self._renew = self._look = False
@@ -106,28 +110,28 @@ class RateLimiter:
         until = self._clock() + IN_PLACE_S
         while True:
             permit = Permit(next(self._ids), math.ceil(most_tokens * self._part), most_tokens, self._clock())
-            wait_s, why = await self._ask(permit)
-            if not why:
+            wait_s, reason = await self._ask(permit)
+            if reason is WaitReason.NONE:
                 self._held[permit.id] = permit
                 return permit
             if self._clock() + wait_s > until or self._in_place >= IN_PLACE_MAX:
                 self._refused_at, self._free = self._clock(), False
-                raise Outage(self._reason(why), spread(wait_s, why), exact=True, waits_for=[self.name])
+                raise Outage(self._sentence(reason), spread(wait_s, reason), known_delay=True, blocked_by=[self.name])
             self._in_place += 1
             try:
                 await asyncio.sleep(wait_s)
             finally:
                 self._in_place -= 1
 
-    async def _ask(self, permit: Permit) -> tuple[float, int]:
+    async def _ask(self, permit: Permit) -> tuple[float, WaitReason]:
         now = self._clock()
         if now < self._paused_until:
-            return self._paused_until - now, PAUSE
+            return self._paused_until - now, WaitReason.PAUSE
         if self._limits is None:
-            return 0.0, 0
+            return 0.0, WaitReason.NONE
         if self._shared is None or now < self._away_until:
             return self._by_share(permit)
-        answer: asyncio.Future[tuple[float, int]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[float, WaitReason]] = asyncio.get_running_loop().create_future()
         self._asks.append((permit, answer))
         self._decide()
         return await answer
@@ -170,11 +174,14 @@ class RateLimiter:
                 if self._share is not None:
                     self._share, self._renew = None, bool(self._held)
                 self._free = self._free or (looks and bool(free))
-                answers = [(wait_ms / 1000, why) for wait_ms, why in zip(replies[::2], replies[1::2], strict=True)]
-            for (permit, answer), (wait_s, why) in zip(asks, answers, strict=True):
+                answers = [
+                    (wait_ms / 1000, WaitReason(number))
+                    for wait_ms, number in zip(replies[::2], replies[1::2], strict=True)
+                ]
+            for (permit, answer), (wait_s, reason) in zip(asks, answers, strict=True):
                 if not answer.done():
-                    answer.set_result((wait_s, why))
-                elif not why:  # who asked is gone
+                    answer.set_result((wait_s, reason))
+                elif reason is WaitReason.NONE:  # who asked is gone
                     self._back.append((permit.id, 1, permit.tokens, -1, -1))
 
     async def _run(self, asks: Asks, back: Sequence[Returned], renewed: Sequence[str], pause_s: float) -> Sequence[int]:
@@ -193,18 +200,22 @@ class RateLimiter:
         if self._share is None:
             log.warning("%s: Redis does not answer, this worker keeps to its share: %s", self._name, error)
 
-    def _by_share(self, permit: Permit) -> tuple[float, int]:
+    def _by_share(self, permit: Permit) -> tuple[float, WaitReason]:
         assert self._limits is not None
         now, workers = self._clock(), self._shared.workers() if self._shared else 1
         self._share = self._share or WorkerShare(self._limits, now)
         return self._share.ask(permit.tokens, len(self._held), max(1, workers), now)
 
-    def _reason(self, why: int) -> str:
-        if why == PAUSE:
+    def _sentence(self, reason: WaitReason) -> str:
+        if reason is WaitReason.PAUSE:
             return f"{self._name} has asked us to wait."
         assert self._limits is not None
-        most = (None, self._limits.requests_per_min, self._limits.tokens_per_min, self._limits.concurrency)[why]
-        return f"{self._name} is at its limit of {most} {WHY[why]}."
+        most = {
+            WaitReason.REQUESTS: self._limits.requests_per_min,
+            WaitReason.TOKENS: self._limits.tokens_per_min,
+            WaitReason.CONCURRENCY: self._limits.concurrency,
+        }[reason]
+        return f"{self._name} is at its limit of {most} {UNITS[reason]}."
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ function isBusy(live) {
   return document.hidden || selects || types;
 }
 
-async function fetched() {
+async function fetchPage() {
   const response = await fetch(location.href, { signal: AbortSignal.timeout(10000) });
   if (response.redirected) location.assign(response.url); // the session is over
   if (!response.ok) throw new Error(`HTTP ${response.status}`);
@@ -23,7 +23,7 @@ async function renew(pauseMs) {
   if (!everyMs) return;
   try {
     if (!isBusy(live)) {
-      const fresh = await fetched();
+      const fresh = await fetchPage();
       const focused = live.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
       for (const id of ["live", "as-of"]) document.getElementById(id).replaceWith(document.adoptNode(fresh.getElementById(id)));
       document.title = fresh.title;
@@ -52,8 +52,8 @@ function listen(replies) {
     }
     return shown.get(key);
   }
-  source.addEventListener("token", (said) => { const told = JSON.parse(said.data); text(told).append(told.text); });
-  source.addEventListener("restart", (said) => text(JSON.parse(said.data)).replaceChildren());
+  source.addEventListener("token", (message) => { const token = JSON.parse(message.data); text(token).append(token.text); });
+  source.addEventListener("restart", (message) => text(JSON.parse(message.data)).replaceChildren());
   source.addEventListener("end", () => source.close());
 }
 

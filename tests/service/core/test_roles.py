@@ -112,7 +112,7 @@ async def test_what_is_handed_over_is_what_migrations_make(settings: Settings) -
         "set role callboard",
         "alter system set fsync = off",
         "create function f() returns integer language sql as 'select 1'",
-        "alter sequence place restart",
+        "alter sequence mailbox_seq restart",
         "create schema mine",
     ],
 )
@@ -186,6 +186,28 @@ async def test_the_role_that_made_it_becomes_the_runner(arranged: Arranged, sett
         " where relnamespace = 'public'::regnamespace and relkind in ('r', 'S', 'i')"
     )
     assert [row["owner"] for row in tables] == [owner]
+    async with board_on(after) as board:
+        assert (await board.ended(await board.send("ticket.opened", TICKET)))["status"] == "succeeded"
+
+
+async def test_the_schema_of_0_1_is_handed_over_before_it_is_migrated(
+    arranged: Arranged, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sequence has another name by then (0023_field_words.sql), which only its owner may give it."""
+    files = sql.migrations()
+    with monkeypatch.context() as patched:
+        patched.setattr(sql, "migrations", lambda: files[:12])
+        app, before = await by_one_role(arranged, settings)
+    owner = await arranged.role("owner")
+    await arranged.do(f"grant {app} to {owner}")
+    await arranged.do(f"grant create on database {arranged.name} to {owner}")
+    await arranged.inside(f"grant all on schema public to {owner}")
+    after = replace(before, database_owner_url=arranged.url(owner))
+    assert await migrate(after) == [name for name, _ in files[12:]]
+    (row,) = await arranged.inside(
+        "select relowner::regrole::text as owner from pg_class where relname = 'mailbox_seq'"
+    )
+    assert row["owner"] == owner
     async with board_on(after) as board:
         assert (await board.ended(await board.send("ticket.opened", TICKET)))["status"] == "succeeded"
 

@@ -260,7 +260,7 @@ async def acmes(board: Board, headers: dict[str, str]) -> tuple[str, UUID]:
 
     assert await eventually(ended)
     await board.sql(
-        "insert into states (tenant, key, type, value, event_id) values ('acme', $1, 'Memory', $2, $3)",
+        "insert into states (tenant, partition_key, type, value, event_id) values ('acme', $1, 'Memory', $2, $3)",
         *(ACTOR, json.encode({"said": MARK}).decode(), UUID(event_id)),
     )
     return event_id, await letter(board)

@@ -156,10 +156,12 @@ async def test_the_places_of_a_key_are_in_the_arrays_order(api: httpx.AsyncClien
     answers = await asyncio.gather(*(post(api, item) for item in items), *singles)
     assert {answer.status_code for answer in answers} == {202}
     connection = await asyncpg.connect(settings.database_url)
-    rows = await connection.fetch("select key, source, id from work join events using (event_id) order by ord")
+    rows = await connection.fetch(
+        "select partition_key, source, id from work join events using (event_id) order by mailbox_seq"
+    )
     await connection.close()
-    for lane in {(row["key"], row["source"]) for row in rows if row["key"]}:
-        numbers = [int(row["id"]) for row in rows if (row["key"], row["source"]) == lane]
+    for lane in {(row["partition_key"], row["source"]) for row in rows if row["partition_key"]}:
+        numbers = [int(row["id"]) for row in rows if (row["partition_key"], row["source"]) == lane]
         assert numbers == sorted(numbers)
         assert len(numbers) == 100
 

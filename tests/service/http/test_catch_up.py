@@ -31,8 +31,9 @@ async def keep_replies(settings: Settings, count: int, size: int) -> tuple[str, 
         CLAIMS,
     )
     await connection.execute(
-        "insert into calls (call_id, event_id, run, claim, step, asked, at, prompt, version, hash, request_hash,"
-        " provider, model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated, memory, told_no, reply)"
+        "insert into calls (call_id, event_id, run, claim, step, question_hash, at, prompt, version,"
+        " hash, request_hash, provider, model, tokens_in, tokens_out, cost_usd, priced, ms, outcome, simulated, memory,"
+        " feed_n, reply)"
         " select gen_random_uuid(), $1, 1, claim, step, 'asked', now(), 'p', 1, '', '', 'openai', 'm', 1, 1, 0, true,"
         " 1, 'ok', false, true, 4 * n - 2, step || ' in ' || claim || ':' || repeat('a', $4)"
         " from generate_series(1, $2) as claim, generate_series(1, $3) as n,"

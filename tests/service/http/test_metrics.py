@@ -292,7 +292,7 @@ async def test_the_backlog_and_its_oldest_are_seen_without_a_worker(api: httpx.A
     connection = await asyncpg.connect(settings.database_url)
     await connection.execute(
         "update work set due_at = now() - interval '90 s' where event_id ="
-        " (select event_id from work where rung_at is not null order by event_id limit 1)"
+        " (select event_id from work where notified_at is not null order by event_id limit 1)"
     )
     await connection.close()
     series = await scraped(api)

@@ -8,7 +8,7 @@ async def test_types_and_their_schemas(board: Board) -> None:
     assert {
         "type": "ticket.opened",
         "pipeline": "support",
-        "followers": [],
+        "follow_ups": [],
         "schema": "/types/ticket.opened/schema",
     } in items
     schema = (await board.http.get("/types/ticket.opened/schema")).json()
@@ -19,7 +19,7 @@ async def test_types_and_their_schemas(board: Board) -> None:
 
 async def test_the_graph_of_a_pipeline(board: Board) -> None:
     graph = (await board.http.get("/pipelines/support")).json()
-    assert set(graph) == {"name", "type", "version", "nodes", "edges", "follows", "followers"}
+    assert set(graph) == {"name", "type", "version", "nodes", "edges", "after", "follow_ups"}
     assert {"name": "by_urgency", "kind": "router"} in graph["nodes"]
     assert {"from": "by_urgency", "to": "page/page_on_call", "label": "page"} in graph["edges"]
     assert {"from": "close/close", "to": "remember", "label": None} in graph["edges"]

@@ -44,15 +44,15 @@ async def test_rings_in_order(redis: Redis) -> None:
     for event_id in ids:
         box.notify(event_id)
 
-    async def all_rung() -> bool:
+    async def all_notified() -> bool:
         return bool(await redis.xlen(NAMES.work) == len(ids))
 
-    await eventually(all_rung)
+    await eventually(all_notified)
     assert await notified(redis) == ids
     await end([running])
 
 
-async def test_what_waits_at_the_end_is_rung(redis: Redis) -> None:
+async def test_what_waits_at_the_end_is_notified(redis: Redis) -> None:
     ids = [uuid7() for _ in range(3)]
     box = Notifier(redis, NAMES)
     for event_id in ids:
@@ -72,7 +72,7 @@ async def test_it_is_bounded_and_the_oldest_fall_out(redis: Redis, monkeypatch: 
 
 
 async def test_a_redis_that_is_away_costs_no_202(settings: Settings) -> None:
-    """The sweeper of a worker that does reach one rings what was accepted meanwhile."""
+    """The sweeper of a worker that does reach one notifies of what was accepted meanwhile."""
     away = replace(settings, redis_url=NOWHERE)
     async with serving(away) as url, httpx.AsyncClient(headers=AT_HOME, base_url=url, timeout=5) as http:
         answers = [
@@ -89,7 +89,7 @@ async def test_a_redis_that_is_away_costs_no_202(settings: Settings) -> None:
             assert (await board.ended(answer.json()["event_id"]))["status"] == "succeeded"
 
 
-async def test_what_a_redis_forgets_is_rung_again(settings: Settings) -> None:
+async def test_what_a_redis_forgets_is_notified_again(settings: Settings) -> None:
     async with board_on(settings) as board:  # a worker that has seen this Redis, and goes
         await board.ended(await board.send("message.labelled", LABELLED))
         redis_url = board.settings.redis_url

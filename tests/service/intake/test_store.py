@@ -64,7 +64,7 @@ async def test_one_identity_in_one_batch(store: Store) -> None:
 
 
 async def test_an_event_committed_twice_is_no_duplicate_of_itself(store: Store, sql: asyncpg.Connection) -> None:
-    """The answer of the first commit was lost: the second finds the event, and it has still to be rung."""
+    """The answer of the first commit was lost: the second finds the event, and a worker has still to be notified."""
     once = incoming(id="1", partitionkey="k")
     assert await store.accept(once) == await store.accept(once) == Stored(once.event_id, "queued")
     assert await sql.fetchval("select count(*) from work") == 1
@@ -114,5 +114,7 @@ async def test_two_stores_with_the_same_events_in_opposite_order(settings: Setti
 
 
 async def _places(sql: asyncpg.Connection, key: str = "k") -> list[str]:
-    rows = await sql.fetch("select id from events join work using (event_id) where key = $1 order by ord", key)
+    rows = await sql.fetch(
+        "select id from events join work using (event_id) where partition_key = $1 order by mailbox_seq", key
+    )
     return [row["id"] for row in rows]

@@ -83,7 +83,10 @@ async def quiet(redis: Redis) -> bool:
 
 async def ids(sql: asyncpg.Connection) -> list[str]:
     """The ids of all events, in the order of their places."""
-    return [row["id"] for row in await sql.fetch("select e.id from events e join work using (event_id) order by ord")]
+    return [
+        row["id"]
+        for row in await sql.fetch("select e.id from events e join work using (event_id) order by mailbox_seq")
+    ]
 
 
 async def test_from_a_plain_redis_cli(board: Board) -> None:

@@ -155,7 +155,7 @@ async def test_what_others_hold_is_waited_for_without_long_waits(settings: Setti
         await board.sql(f"insert into allowances (worker, tenant, day, drawn_usd) {held}", MOST_USD)
         waits = await board.send("job", {})
         await eventually(lambda: _status(board, waits, "scheduled"))
-        await board.sql("update work set put_offs = 30, due_at = clock_timestamp()")
+        await board.sql("update work set snoozes = 30, due_at = clock_timestamp()")
         await eventually(lambda: _put_off_again(board, 30))
         (row,) = await board.sql("select extract(epoch from due_at - clock_timestamp()) as wait_s, cause from work")
         assert "calls under way hold the rest" in row["cause"]
@@ -163,7 +163,7 @@ async def test_what_others_hold_is_waited_for_without_long_waits(settings: Setti
 
 
 async def _put_off_again(board: Board, times: int) -> bool:
-    return bool(await board.sql("select 1 from work where put_offs > $1 and status = 'scheduled'", times))
+    return bool(await board.sql("select 1 from work where snoozes > $1 and status = 'scheduled'", times))
 
 
 async def test_what_a_worker_does_not_need_goes_back(settings: Settings, tmp_path: Path) -> None:
@@ -285,9 +285,9 @@ class Worker:
             data=b"{}",
             run=1,
             attempts=0,
-            lost=0,
-            put_offs=0,
-            misses=0,
+            consecutive_losses=0,
+            snoozes=0,
+            doubtful_snoozes=0,
             claim=1,
             claimed_at=datetime.now(UTC),
             worker=self.worker,

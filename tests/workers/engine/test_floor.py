@@ -283,7 +283,7 @@ async def test_a_group_of_outages_alone_charges_nothing(settings: Settings) -> N
     async with flowing(settings, two, last) as board:
         event = await ended(board)
         assert (event["status"], event["attempts"]) == ("succeeded", 1)
-        moments = [each for each in event["timeline"] if each["what"] == "putoff"]
+        moments = [each for each in event["timeline"] if each["what"] == "snoozed"]
         assert len(moments) == 4
         assert moments[0]["detail"]["error"]["message"] == "the one is away the other is away"
 

@@ -132,21 +132,21 @@ async def test_a_worker_that_does_not_know_the_follower_lets_it_wait(settings: S
     less = {name: whole[name] for name in ("orders", "tallied")}
     async with board_on(settings, program_of(settings, **less)) as board:
         await board.sql(
-            "with e as (update events set status = 'open' where reaction = 'letters' returning *) insert into work"
+            "with e as (update events set status = 'open' where follow_up = 'letters' returning *) insert into work"
             " (event_id, tenant, status, due_at, claim) select event_id, tenant, 'queued', now(), 1 from e"
         )
         waiting = await eventually(lambda: _waits(board))
         assert waiting["cause"] == 'this worker does not know the pipeline "letters"'
         assert waiting["attempts"] == 0
         shown = await board.show(str(waiting["event_id"]))
-        errors = [entry["detail"]["error"] for entry in shown["timeline"] if entry["what"] == "putoff"]
+        errors = [entry["detail"]["error"] for entry in shown["timeline"] if entry["what"] == "snoozed"]
         assert 'does not know the pipeline "letters": deploy' in errors[-1]["message"]
 
 
 async def _waits(board: Board) -> Any:
     rows = await board.sql(
         "select event_id, w.cause, w.attempts from work w join events using (event_id)"
-        " where w.status = 'scheduled' and reaction = 'letters'"
+        " where w.status = 'scheduled' and follow_up = 'letters'"
     )
     return rows[0] if rows else None
 
@@ -154,10 +154,13 @@ async def _waits(board: Board) -> Any:
 async def test_the_api_tells_who_follows_whom(settings: Settings) -> None:
     async with board_on(settings, program_of(settings, **house())) as board:
         (told,) = (await board.http.get("/types")).json()["items"]
-        assert (told["pipeline"], told["followers"]) == ("orders", ["letters", "posted", "tallied"])
+        assert (told["pipeline"], told["follow_ups"]) == ("orders", ["letters", "posted", "tallied"])
         orders = (await board.http.get("/pipelines/orders")).json()
-        assert (orders["type"], orders["follows"], orders["followers"]) == ("order", None, ["letters", "tallied"])
+        assert (orders["type"], orders["after"], orders["follow_ups"]) == ("order", None, ["letters", "tallied"])
         posted = (await board.http.get("/pipelines/posted")).json()
-        assert (posted["type"], posted["follows"], posted["followers"]) == ("order", "letters", [])
-        rows = {row["name"]: row["needs_key"] for row in await board.sql("select name, needs_key from pipelines")}
+        assert (posted["type"], posted["after"], posted["follow_ups"]) == ("order", "letters", [])
+        rows = {
+            row["name"]: row["needs_partition_key"]
+            for row in await board.sql("select name, needs_partition_key from pipelines")
+        }
         assert rows == {"orders": False, "letters": False, "posted": False, "tallied": False}

@@ -192,7 +192,7 @@ async def test_memory_is_refused_to_a_stale_claim(settings: Settings) -> None:
         await eventually(lambda: _empty_handed(board))
         assert await board.sql("select 1 from journal") == []
         assert "behind" not in counts.ran
-        await board.sql("update work set status = 'queued', worker = null, rung_at = null, due_at = now()")
+        await board.sql("update work set status = 'queued', worker = null, notified_at = null, due_at = now()")
         assert (await board.ended(event_id))["result"] == {"n": 2}
 
 

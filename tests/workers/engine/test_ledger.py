@@ -78,7 +78,7 @@ async def test_a_retry_gets_back_what_was_answered(settings: Settings, tmp_path:
 
 
 async def test_as_many_come_back_as_were_answered(settings: Settings, tmp_path: Path) -> None:
-    """Two of five get an error: the put-off pays for those two again, and only for them."""
+    """Two of five get an error: the try behind the snooze pays for those two again, and only for them."""
     async with open_shop(settings, tmp_path, sampling()) as (board, provider):
 
         async def two_fail() -> Response:

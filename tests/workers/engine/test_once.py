@@ -111,7 +111,7 @@ async def lost_at(board: Board, cut: Cut, event_id: str) -> dict[str, Any]:
         return not executor.in_flight
 
     await eventually(empty_handed)
-    await board.sql("update work set status = 'queued', worker = null, rung_at = null, due_at = now()")
+    await board.sql("update work set status = 'queued', worker = null, notified_at = null, due_at = now()")
     return await board.ended(event_id, REACHED_S)
 
 

@@ -169,10 +169,10 @@ async def test_a_resource_that_can_not_be_opened_is_an_outage(settings: Settings
     async with running(settings, job) as board:
         event = await board.ended(await board.send("job", {}))
         assert (event["status"], event["attempts"]) == ("succeeded", 1)
-        (put_off,) = [moment for moment in event["timeline"] if moment["what"] == "putoff"]
-        message = put_off["detail"]["error"]["message"]
+        (snooze,) = [moment for moment in event["timeline"] if moment["what"] == "snoozed"]
+        message = snooze["detail"]["error"]["message"]
         assert "open_browser can't be opened: ConnectionError: no browser there" in message
-        assert put_off["detail"]["error"]["step"] == "look"
+        assert snooze["detail"]["error"]["step"] == "look"
 
 
 async def test_a_resource_that_is_closed_badly_is_logged(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:

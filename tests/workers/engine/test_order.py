@@ -86,7 +86,9 @@ async def test_a_place_drawn_first_but_committed_late_lets_nobody_pass(settings:
         assert not late.done()
         await transaction.commit()
         await late
-        places = {row["event_id"]: row["ord"] for row in await first.fetch("select event_id, ord from work")}
+        places = {
+            row["event_id"]: row["mailbox_seq"] for row in await first.fetch("select event_id, mailbox_seq from work")
+        }
         assert places[a.event_id] < places[b.event_id]
         assert await claim(first, a.event_id, b.event_id) == [a.event_id]
         assert await claim(second, b.event_id) == []

@@ -24,7 +24,7 @@ SLOW_S = CHEAP_MS * 1.2 / 1000
 PLACES = (
     "create table if not exists places (event_id uuid, ord bigint)",
     """create or replace function placed() returns trigger language plpgsql security definer as
-       'begin insert into places values (new.event_id, new.ord); return null; end'""",
+       'begin insert into places values (new.event_id, new.mailbox_seq); return null; end'""",
     "create or replace trigger placed after insert on work for each row execute function placed()",
     "truncate places, events, work, states, journal, attempts",  # one database for all examples
 )

@@ -125,7 +125,7 @@ async def test_an_error_is_of_the_present_run_and_the_list_tells_it_too(settings
     async def away(event: Poked) -> Seen:
         if event.how == "hang":
             await asyncio.Event().wait()
-        raise Outage("it is away", 600, exact=True)
+        raise Outage("it is away", 600, known_delay=True)
 
     async def errors(event_id: str) -> set[str | None]:
         items = (await board.http.get("/events", params={"id": event_id})).json()["items"]
@@ -163,12 +163,12 @@ async def test_an_outage_charges_nothing(settings: Settings) -> None:
     async with poking(settings, flow=[out]) as board:
         event = await board.ended(await board.send("poked", {}))
         assert (event["status"], event["attempts"]) == ("succeeded", 1)
-        assert [moment["what"] for moment in event["timeline"]].count("putoff") == 5
+        assert [moment["what"] for moment in event["timeline"]].count("snoozed") == 5
 
 
 async def test_of_outages_that_others_do_not_have_only_so_many_are_free(settings: Settings) -> None:
     """`exact` ones, a turn that is waited for, do not count; any other outage begins the count anew."""
-    miss, turn = Outage("down for us", 0.01, free_max=2), Outage("its turn", 0.01, exact=True)
+    miss, turn = Outage("down for us", 0.01, max_uncharged=2), Outage("its turn", 0.01, known_delay=True)
     away = Outage("away", 0.01)
     raised = iter([miss, turn, miss, miss, miss, away, miss, miss, None])
 
@@ -180,7 +180,7 @@ async def test_of_outages_that_others_do_not_have_only_so_many_are_free(settings
     async with poking(settings, flow=[out]) as board:
         event = await board.ended(await board.send("poked", {}))
         whats = [moment["what"] for moment in event["timeline"]]
-        assert [what for what in whats if what in ("putoff", "retry")] == ["putoff"] * 3 + ["retry"] + ["putoff"] * 4
+        assert [what for what in whats if what in ("snoozed", "retry")] == ["snoozed"] * 3 + ["retry"] + ["snoozed"] * 4
         assert (event["status"], event["attempts"]) == ("succeeded", 2)
 
 

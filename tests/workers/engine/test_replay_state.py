@@ -164,8 +164,8 @@ async def test_nor_is_one_before_which_another_will_run(settings: Settings) -> N
     async with chatting(settings) as room:
         first = await room.say("one")
         await room.board.sql(
-            """insert into work (event_id, tenant, key, ord, status, due_at)
-               values (gen_random_uuid(), 'default', 'ann', nextval('place'), 'scheduled', now() + interval '1 hour')"""
+            """insert into work (event_id, tenant, partition_key, mailbox_seq, status, due_at)
+               values (gen_random_uuid(), 'default', 'ann', nextval('mailbox_seq'), 'scheduled', now() + '1 hour')"""
         )
         assert (await room.replay(first)).status_code == 409
 

@@ -136,7 +136,7 @@ async def test_states_and_documents_go_by_age_only_where_somebody_says_so(
 ) -> None:
     for key, age in (("old", 11), ("young", 9), ("waited for", 11)):
         await connection.execute(
-            "insert into states (tenant, key, type, value, event_id, written_at)"
+            "insert into states (tenant, partition_key, type, value, event_id, written_at)"
             " values ('default', $1, 'Memory', '{}', gen_random_uuid(), now() - $2 * interval '1 day')",
             key,
             age,
@@ -148,7 +148,7 @@ async def test_states_and_documents_go_by_age_only_where_somebody_says_so(
             age if key == "old" else 9,
         )
     await connection.execute(
-        "insert into work (event_id, tenant, key, status, due_at)"
+        "insert into work (event_id, tenant, partition_key, status, due_at)"
         " values ($1, 'default', 'waited for', 'scheduled', now())",
         uuid7(),
     )

@@ -14,7 +14,7 @@ from workers.kit.memory import Facts
 POLICY = Retry(attempts=9, base_s=2.0, cap_s=10.0)
 
 
-def _claimed(failures: int = 0, put_offs: int = 0) -> Claimed:
+def _claimed(failures: int = 0, snoozes: int = 0) -> Claimed:
     return Claimed(
         event_id=uuid7(),
         tenant="default",
@@ -28,9 +28,9 @@ def _claimed(failures: int = 0, put_offs: int = 0) -> Claimed:
         follow_up=None,
         run=1,
         attempts=failures,
-        lost=0,
-        put_offs=put_offs,
-        misses=0,
+        consecutive_losses=0,
+        snoozes=snoozes,
+        doubtful_snoozes=0,
         claim=1,
         claimed_at=datetime.now(UTC),
         worker=uuid4(),
@@ -57,7 +57,7 @@ def test_waits_double_up_to_the_cap_of_the_pipeline_and_lie_anywhere_below() -> 
 
 def test_waits_for_what_is_away_double_up_to_the_most_that_it_names() -> None:
     def waits_s(outage: Outage) -> list[float]:
-        outcomes = [after(outage, _claimed(put_offs=put_offs), POLICY, Facts()) for put_offs in (0, 1, 2, 3, 40)]
+        outcomes = [after(outage, _claimed(snoozes=snoozes), POLICY, Facts()) for snoozes in (0, 1, 2, 3, 40)]
         return [outcome.wait_s for outcome in outcomes if isinstance(outcome, Later)]
 
     assert waits_s(Outage("away", 1.0)) == [1, 2, 4, 8, 600]

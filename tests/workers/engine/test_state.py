@@ -135,12 +135,12 @@ async def test_one_that_this_release_can_not_read_waits(settings: Settings) -> N
         await wrote(board, "one", "ann")
         await board.sql("""update states set value = '{"turns":"many"}' where type = 'Talk'""")
         event_id = await board.send("wrote", {"text": "two"}, partitionkey="ann")
-        event = await eventually(lambda: _put_off(board, event_id))
+        event = await eventually(lambda: _snooze(board, event_id))
         assert "the stored state Talk can't be read" in event["error"]["message"]
         assert (event["attempts"], len((await board.http.get("/dead-letters")).json()["items"])) == (0, 0)
 
 
-async def _put_off(board: Board, event_id: str) -> dict[str, Any]:
+async def _snooze(board: Board, event_id: str) -> dict[str, Any]:
     shown = await board.show(event_id)
     return shown if shown["status"] == "scheduled" else {}
 

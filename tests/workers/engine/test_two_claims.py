@@ -76,7 +76,7 @@ async def test_an_unknown_claim_of_an_event_that_is_held_under_an_older_one_is_h
 
 
 async def _free(board: Board) -> None:
-    """What a rescue does that takes the worker for dead, and the ring behind it."""
+    """What a rescue does that takes the worker for dead, and the notification behind it."""
     rows = await board.sql("update work set status = 'queued', worker = null returning event_id")
     await streams.notify(board.redis, [row["event_id"] for row in rows], NAMES.front)
 

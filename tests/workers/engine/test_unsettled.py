@@ -73,7 +73,7 @@ async def test_five_claims_that_come_back_unsettled_are_the_end(
         assert "RuntimeError: a bug \ufffd of ours" in event["error"]["message"]
         (letter,) = (await board.http.get("/dead-letters")).json()["items"]
         assert letter["reason"] == "crash_loop"
-        returned = [moment["detail"]["error"] for moment in event["timeline"] if moment["what"] == "putoff"]
+        returned = [moment["detail"]["error"] for moment in event["timeline"] if moment["what"] == "snoozed"]
         assert [row["kind"] for row in returned] == ["RuntimeError"] * 5
         assert (await board.ended(behind))["attempts"] == 1
         snapshot = board.workers[0].meters.snapshot()
@@ -93,13 +93,13 @@ async def test_an_ending_that_alone_can_t_be_stored_has_an_end(
 
         async def others() -> bool:
             await board.ended(await board.send("poked", {"how": "good"}))
-            return bool(await board.sql("select 1 from work where strikes > 0"))
+            return bool(await board.sql("select 1 from work where crash_count > 0"))
 
         assert await eventually(others)
         assert (await board.show(bad))["status"] in ("queued", "running")
 
 
-async def test_an_outage_that_all_share_is_no_strike(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outage_that_all_share_counts_as_no_crash(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody's ending can be stored, for whatever reason: they wait, and nothing is counted."""
     monkeypatch.setattr(ending, "PAUSE_S", 0.02)
     tries, settle, away = 0, Settler.settle, True
@@ -115,14 +115,14 @@ async def test_an_outage_that_all_share_is_no_strike(settings: Settings, monkeyp
     async with hurried(settings, monkeypatch) as board:
         sent = [await board.send("poked", {"how": f"{n}"}) for n in range(3)]
         await eventually(lambda: _true(lambda: tries > 20))
-        assert not await board.sql("select 1 from work where strikes > 0 or status <> 'running'")
+        assert not await board.sql("select 1 from work where crash_count > 0 or status <> 'running'")
         away = False
         for event_id in sent:
             event = await board.ended(event_id)
             assert (event["status"], event["attempts"]) == ("succeeded", 1)
 
 
-async def test_a_claim_whose_reply_got_lost_is_handed_back_and_no_strike(
+async def test_a_claim_whose_reply_got_lost_is_handed_back_and_no_crash(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forced: the claim commits, and its worker never hears of it. However often that is so, nobody is dead for it."""
@@ -152,10 +152,10 @@ async def test_an_event_that_comes_back_from_a_living_worker_is_no_suspect(
     _bug(monkeypatch, RuntimeError("a bug"))
     async with hurried(settings, monkeypatch) as board:
         event_id = await board.send("poked", {"how": "bad"}, dueat="2099-01-01T00:00:00Z")
-        await board.sql("update work set lost = 3, due_at = now(), status = 'queued'")
+        await board.sql("update work set consecutive_losses = 3, due_at = now(), status = 'queued'")
 
         async def returned() -> bool:
-            return bool(await board.sql("select 1 from work where strikes = 1 and lost = 0"))
+            return bool(await board.sql("select 1 from work where crash_count = 1 and consecutive_losses = 0"))
 
         await eventually(returned)
         assert event_id

@@ -1,4 +1,4 @@
-"""Upkeep, turn by turn: what is rung again, what is freed, what is buried."""
+"""Upkeep, turn by turn: what is notified again, what is freed, what is buried."""
 
 import asyncio
 import time
@@ -86,7 +86,7 @@ class Desk:
             await connection.close()
 
     async def long_ago(self) -> None:
-        await self.do("update work set rung_at = rung_at - interval '1 minute'")
+        await self.do("update work set notified_at = notified_at - interval '1 minute'")
 
     async def notified(self) -> list[UUID | None]:
         return [streams.event_id(fields) for _, fields in await self.redis.xrange(NAMES.work)]
@@ -108,16 +108,16 @@ async def desk(settings: Settings) -> AsyncIterator[Desk]:
         yield made
 
 
-async def test_what_was_never_rung_is_rung_once(desk: Desk) -> None:
+async def test_what_was_never_notified_of_is_notified_once(desk: Desk) -> None:
     ids = await desk.accept(1500)
-    assert await desk.sweeper.turn() == 0, "rung a moment ago, as far as Postgres knows"
+    assert await desk.sweeper.turn() == 0, "notified a moment ago, as far as Postgres knows"
     await desk.long_ago()
     assert await desk.sweeper.turn() == 1500
     assert sorted(map(str, await desk.notified())) == sorted(map(str, ids))
 
 
 async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
-    """However long the reader is away: an entry that still waits in the stream is not rung again."""
+    """However long the reader is away: an entry that still waits in the stream is not notified again."""
     ids = await desk.accept(500)
     await streams.notify(desk.redis, ids, NAMES.work)
     await desk.long_ago()
@@ -126,20 +126,20 @@ async def test_a_long_unread_stream_is_not_doubled(desk: Desk) -> None:
     assert len(await desk.notified()) == 500
 
 
-async def test_what_was_read_and_lost_is_rung_although_others_wait(desk: Desk) -> None:
+async def test_what_was_read_and_lost_is_notified_although_others_wait(desk: Desk) -> None:
     first, second = await desk.accept(10), await desk.accept(10)
     await streams.notify(desk.redis, first, NAMES.work)
     read = await streams.read(desk.redis, [NAMES.work], streams.GROUP, "gone", 10)
     await streams.finish(desk.redis, NAMES.work, streams.GROUP, [entry_id for entry_id, _ in read[0][1]])
     await streams.notify(desk.redis, second, NAMES.work)
     await desk.long_ago()
-    # The second ten still wait; the first ten were last rung before the moment up to which the group has read.
-    await desk.do("update work set rung_at = now() where event_id = any ($1)", second)
+    # The second ten still wait; the first ten were last notified before the moment up to which the group has read.
+    await desk.do("update work set notified_at = now() where event_id = any ($1)", second)
     assert await desk.sweeper.turn() == 10
     assert set(await desk.notified()) == {*first, *second}
 
 
-async def test_a_redis_that_forgot_everything_is_rung_at_once(desk: Desk) -> None:
+async def test_a_redis_that_forgot_everything_is_notified_at_once(desk: Desk) -> None:
     ids = await desk.accept(20)
     await streams.notify(desk.redis, ids, NAMES.work)
     await desk.redis.flushdb()
@@ -167,11 +167,11 @@ async def test_a_redis_that_does_not_answer_holds_up_nothing_else(
             assert [await desk.sweeper.turn() for _ in range(3)] == [0, 0, 0]
 
 
-async def test_only_the_head_of_a_mailbox_is_rung(desk: Desk) -> None:
+async def test_only_the_head_of_a_mailbox_is_notified(desk: Desk) -> None:
     ids = await desk.accept(50, key="k")
     await desk.long_ago()
     assert await desk.sweeper.turn() == 1
-    places = {row["event_id"]: row["ord"] for row in await desk.do("select event_id, ord from work")}
+    places = {row["event_id"]: row["mailbox_seq"] for row in await desk.do("select event_id, mailbox_seq from work")}
     assert await desk.notified() == [min(ids, key=lambda each: places[each])]
 
 
@@ -179,11 +179,11 @@ async def lose(desk: Desk, event_ids: list[UUID], lost: int, lease_s: float = -1
     """A worker claims these events and is lost, or lives; they had been lost `lost` times before."""
     worker = uuid4()
     await desk.do(LEASE["register"], worker, "h", 1, "v", timedelta(seconds=lease_s), 10, ["p"], False)
-    claim = "update work set status = 'running', claim = claim + 1, claimed_at = now(), worker = $1, lost = $3"
-    await desk.do(f"{claim} where event_id = any ($2)", worker, event_ids, lost)
+    claim = "status = 'running', claim = claim + 1, claimed_at = now(), worker = $1, consecutive_losses = $3"
+    await desk.do(f"update work set {claim} where event_id = any ($2)", worker, event_ids, lost)
 
 
-async def test_a_loss_is_no_attempt_and_a_strike_only_for_the_one_suspect(desk: Desk) -> None:
+async def test_a_loss_is_no_attempt_and_a_crash_only_for_the_one_suspect(desk: Desk) -> None:
     (alone,) = await desk.accept(1)
     crowd = await desk.accept(3)
     await lose(desk, [alone], lost=2)
@@ -192,8 +192,11 @@ async def test_a_loss_is_no_attempt_and_a_strike_only_for_the_one_suspect(desk: 
     await lose(desk, fresh, lost=0)
     freed = await desk.do(LEASE["rescue"])
     assert {row["event_id"] for row in freed} == {alone, *crowd, *fresh}
-    assert {row["event_id"] for row in freed if row["lost"] == 1} == set(fresh), "the others wait a while"
-    rows = {row["event_id"]: row for row in await desk.do("select event_id, lost, strikes, attempts, status from work")}
+    assert {row["event_id"] for row in freed if row["consecutive_losses"] == 1} == set(fresh), "the others wait a while"
+    rows = {
+        row["event_id"]: row
+        for row in await desk.do("select event_id, consecutive_losses, crash_count, attempts, status from work")
+    }
     assert [tuple(rows[alone])[1:]] == [(3, 1, 0, "queued")]
     assert {tuple(rows[reader])[1:] for reader in crowd} == {(3, 0, 0, "queued")}
     assert {tuple(rows[each])[1:] for each in fresh} == {(1, 0, 0, "queued")}
@@ -208,14 +211,16 @@ async def test_past_the_deadline_it_is_an_attempt_only_where_the_worker_lives(de
     await desk.do("update work set deadline_at = clock_timestamp() - interval '1 minute'")
     await desk.do(LEASE["overdue"])
     await desk.do(LEASE["rescue"])
-    rows = {row["event_id"]: row for row in await desk.do("select event_id, attempts, lost, status from work")}
+    rows = {
+        row["event_id"]: row for row in await desk.do("select event_id, attempts, consecutive_losses, status from work")
+    }
     assert tuple(rows[orphan])[1:] == (0, 1, "queued")
     assert tuple(rows[hanging])[1:] == (1, 0, "scheduled")
 
 
-async def test_enough_strikes_end_as_a_crash_loop_and_the_neighbours_stay(desk: Desk) -> None:
+async def test_enough_crashes_end_as_a_crash_loop_and_the_neighbours_stay(desk: Desk) -> None:
     poison, neighbour = await desk.accept(2)
-    await desk.do("update work set strikes = 5 where event_id = $1", poison)
+    await desk.do("update work set crash_count = 5 where event_id = $1", poison)
     (row,) = await desk.do(LEASE["bury"], 5, [uuid4() for _ in range(10)])
     assert row["event_id"] == poison
     assert [row["event_id"] for row in await desk.do("select event_id from work")] == [neighbour]
@@ -228,9 +233,9 @@ async def test_enough_strikes_end_as_a_crash_loop_and_the_neighbours_stay(desk: 
 async def test_what_waits_for_a_model_comes_when_that_is_back(desk: Desk) -> None:
     """One to try a breaker that may close again; once it has closed the others, so many a second; no other's events."""
     waiting = set(await desk.accept(PACE + 2))
-    await desk.do("update work set waits_for = 'anthropic/theirs openai/ours'")
+    await desk.do("update work set blocked_by = 'anthropic/theirs openai/ours'")
     (other,) = await desk.accept(1)
-    await desk.do("update work set waits_for = 'openai/ours-too' where event_id = $1", other)
+    await desk.do("update work set blocked_by = 'openai/ours-too' where event_id = $1", other)
     await desk.do("update work set status = 'scheduled', due_at = clock_timestamp() + interval '9 minutes'")
 
     async def soon() -> set[UUID]:
@@ -247,5 +252,5 @@ async def test_what_waits_for_a_model_comes_when_that_is_back(desk: Desk) -> Non
     desk.breakers["openai/ours"] = "closed"
     assert len(await soon()) == PACE + 1
     assert await soon() == waiting
-    await desk.do("update work set waits_for = 'openai/ours', due_at = clock_timestamp() + interval '9 minutes'")
-    assert await soon() == set(), "who waits now was put off behind the closing"
+    await desk.do("update work set blocked_by = 'openai/ours', due_at = clock_timestamp() + interval '9 minutes'")
+    assert await soon() == set(), "who waits now was snoozed behind the closing"

@@ -114,8 +114,8 @@ async def test_a_key_or_an_account_that_is_no_good_opens_it_at_once(
         for _ in range(3):
             with pytest.raises(Outage, match=reason) as caught:
                 await ask(llm, ledger, model=name)
-            assert caught.value.free_max is None
-            assert caught.value.waits_for == [f"{name}/{MODELS[name]}"]
+            assert caught.value.max_uncharged is None
+            assert caught.value.blocked_by == [f"{name}/{MODELS[name]}"]
     assert ledger.outcomes == ["setup"], "one call has told it all"
 
 
@@ -132,4 +132,4 @@ async def test_whose_failure_it_was(prompts: Prompts, ledger: Ledger) -> None:
         await ask(llm, ledger, model="openai")
         with pytest.raises(Outage) as beside:
             await ask(llm, ledger, model="openai")
-    assert (alone.value.free_max, beside.value.free_max) == (150, 5)
+    assert (alone.value.max_uncharged, beside.value.max_uncharged) == (150, 5)

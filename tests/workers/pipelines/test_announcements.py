@@ -62,7 +62,7 @@ async def test_a_failure_on_the_way_repeats_nothing(settings: Settings) -> None:
     event = await announced(settings, desk)
     assert (event["status"], event["attempts"], event["result"]["rounds"]) == ("succeeded", 1, 2)
     assert desk.steps == ["draft", "criticize", "redraft", "criticize"]
-    assert "putoff" in [moment["what"] for moment in event["timeline"]]
+    assert "snoozed" in [moment["what"] for moment in event["timeline"]]
 
 
 async def test_with_simulated_words_it_says_so(board: Board) -> None:
