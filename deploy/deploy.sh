@@ -5,6 +5,7 @@
 #   deploy.sh bootstrap HOST       a fresh Debian 13: Docker, /srv/callboard, secrets, the nightly backup
 #   deploy.sh ship HOST            build and take it there, into Docker; nothing is started
 #   deploy.sh deploy HOST          build, ship, roll out without an outage; the old release serves until the new one is ready
+#                                  (or is stopped first, where a migration needs that: deploy/README.md)
 #   deploy.sh refresh HOST         deploy, from newer images of Debian, the proxy, Postgres and Redis: their security updates
 #   deploy.sh COMMAND HOST …       host.sh COMMAND … there: rollback backup restore-check restore secret rotate status logs
 #

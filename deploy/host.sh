@@ -182,9 +182,49 @@ smoke() { # CONTAINER VERSION
 
 abort() {
     [ "$?" != 0 ] || return 0
-    say "Aborted; $(serving version | grep . || echo 'what was there') goes on serving." >&2
     # shellcheck disable=SC2086
     { [ -z "$candidate" ] || docker rm -f $candidate; [ -z "$workers" ] || { docker stop $workers; docker rm $workers; }; } >/dev/null
+    [ -z "$stopped" ] || go_back >&2
+    say "Aborted; $(serving version | grep . || echo 'what was there') goes on serving." >&2
+}
+
+# -- A migration that begins with `-- stop:` changes what the release before reads and writes: that one runs neither beside it
+# nor behind it.
+
+in_image() { docker run --rm --network none "$REPOSITORY:$1" sh -c "cd sql/migrations && $2"; } # VERSION COMMAND
+lacking() { # VERSION OTHER: of the migrations of OTHER that need a stop those that VERSION has not, so that it can't run behind them
+    in_image "$2" 'grep -l "^-- stop: " *.sql || true' | grep -vxFf <(in_image "$1" ls) || true
+}
+need_stop() { tool callboard migrate --dry-run | sed -n 's/ stop$//p'; }
+check_schema() { # VERSION
+    local changes
+    [ -n "$(serving version)" ] || return 0
+    changes=$(lacking "$1" "$(serving version)" | xargs)
+    [ -z "$changes" ] || stop "$1 can't run on the schema that is there: $changes changed what it reads and writes, and nothing migrates down." \
+        "Nothing was touched. Mend the fault in a release of today and deploy that."
+}
+all_stop() { # MIGRATIONS
+    say "All stop: $1 changes what $(serving version) reads and writes. From here on the proxy answers 503, and nothing runs."
+    stopped=$SECONDS
+    compose stop "web-$live" worker
+}
+go_back() { # to what was stopped. The backup was made behind the stop, so it has all but what new workers did
+    local changes
+    changes=$(lacking "$(serving version)" "${IMAGE##*:}" | grep -vxFf <(need_stop) | xargs || true)
+    if [ -n "$changes" ]; then
+        if [ -z "$DUMP" ] || [ -n "$workers" ]; then
+            say "NOTHING SERVES: $changes has run, and $(serving version) can't run behind it. Deploy a release that starts; or, if what its" \
+                "workers did may be lost, \`make restore\` the backup before it: then $(serving version) serves."
+            exit 1
+        fi
+        say "The database as it was: $DUMP."
+        fill restored "$DUMP"
+        put_in_place
+        [ -z "$member" ] || query -d postgres -c 'grant callboard to callboard_runner'
+    fi
+    IMAGE=$REPOSITORY:$(serving version)
+    go_on
+    say "Nothing was taken in for $((SECONDS - stopped)) s."
 }
 
 # What was shipped is tried before anything is touched: a proxy and a worker that could not start would be missed later.
@@ -215,9 +255,10 @@ refresh() { # VERSION
 roll_out() { # VERSION
     local idle pending old_workers
     export IMAGE=$REPOSITORY:$1
-    candidate='' workers=''
+    candidate='' workers='' stopped=''
     docker image inspect "$IMAGE" >/dev/null 2>&1 || stop "There is no image of $1 here any more: git checkout $1 && make deploy HOST=… ships it."
     [ "$(docker run --rm --network none "$IMAGE" cat VERSION)" = "$1" ] || stop "The image named $1 holds another version."
+    check_schema "$1"
     live=$(serving colour)
     idle=blue
     [ "$live" != blue ] || idle=green
@@ -227,11 +268,13 @@ roll_out() { # VERSION
     managed || { compose up -d --no-deps --wait postgres redis; forget_next; }
     hand_over
     pending=$(tool callboard migrate --dry-run)
+    member=$(members | grep -x callboard_runner || true)
     if [ -n "$pending" ]; then
+        if [ -n "$live" ] && grep -q ' stop$' <<<"$pending"; then all_stop "$(need_stop | xargs)"; fi
         [ -z "$live" ] || backup "before-$1"
         say "Migrations: $pending."
     fi
-    [ -z "$pending$(members | grep -x callboard_runner)" ] || tool callboard migrate >/dev/null
+    [ -z "$pending$member" ] || tool callboard migrate >/dev/null
     [ -s secrets/api_key ] || first_key
 
     say "web-$idle starts, out of the proxy's sight."
@@ -243,8 +286,15 @@ roll_out() { # VERSION
     wait_for ready "$candidate"
     smoke "$candidate" "$1"
 
-    say "Its workers start beside the old ones."
     old_workers=$(compose ps -aq worker)
+    if [ -z "$stopped" ]; then
+        say "Its workers start beside the old ones."
+    else
+        say "Its workers start."
+        # shellcheck disable=SC2086
+        [ -z "$old_workers" ] || docker rm $old_workers >/dev/null # or they would start again
+        old_workers=''
+    fi
     compose up -d --no-deps --no-recreate --scale "worker=$(($(wc -w <<<"$old_workers") + $(setting WORKERS 1)))" worker
     workers=$(comm -13 <(sort <<<"$old_workers") <(compose ps -aq worker | sort))
     for each in $workers; do wait_for healthy "$each"; done
@@ -256,7 +306,11 @@ roll_out() { # VERSION
     printf '%s %s %s\n' "$(date -u +%FT%TZ)" "$1" "$idle" >> releases
     trap - EXIT
 
-    say "The old release finishes what it has in hand."
+    if [ -z "$stopped" ]; then
+        say "The old release finishes what it has in hand."
+    else
+        say "Nothing was taken in and nothing ran for $((SECONDS - stopped)) s."
+    fi
     # shellcheck disable=SC2046,SC2086
     set -- "$1" $([ -z "$live" ] || compose ps -aq "web-$live") $old_workers
     if [ $# -gt 1 ]; then docker stop "${@:2}" >/dev/null; docker rm "${@:2}" >/dev/null; fi
@@ -321,13 +375,17 @@ SQL
     case $found in 0\ * | *WRONG) stop "This backup is not whole." ;; esac
 }
 
+put_in_place() { # the database `restored`; nobody is connected to the one that is there, which is kept as callboard_before
+    in_postgres dropdb -U callboard --if-exists --force callboard_before
+    query -1 -d postgres -c 'alter database callboard rename to callboard_before' -c 'alter database restored rename to callboard'
+}
+
 restore() { # FILE: the database as it was then, an empty Redis; what is there now is kept as callboard_before
     [ -f "${1:-}" ] || stop "Which? $(find backups -name '*.dump' | sort | tail -n 5 | tr '\n' ' ')"
     fill restored "$1"
     say "All stop. From here to the end nothing is taken in."
     compose stop "web-$(serving colour)" worker
-    in_postgres dropdb -U callboard --if-exists --force callboard_before
-    query -1 -d postgres -c 'alter database callboard rename to callboard_before' -c 'alter database restored rename to callboard'
+    put_in_place
     compose rm -sf redis >/dev/null
     docker volume rm callboard_redis >/dev/null
     compose up -d --no-deps --wait redis
@@ -393,6 +451,7 @@ forget_next() { # and what is in it, unless it counts
     [ "$volume" = "$(setting POSTGRES_VOLUME callboard_postgres)" ] || docker volume rm "$volume" >/dev/null
 }
 go_on() {
+    [ -n "$(compose ps -aq worker)" ] || compose up --no-start --no-deps --scale "worker=$(setting WORKERS 1)" worker
     compose start "web-$(serving colour)" worker
     wait_for ready "$(compose ps -q "web-$(serving colour)")"
     sleep "$SETTLE_S"

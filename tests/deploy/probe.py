@@ -1,7 +1,7 @@
 """GET, POST and SSE over HTTP/1.1 and 2 from the client's side, until standard input ends; then what it saw.
 
 A request counts as failed where it raises, or is answered by anything but 200 or 202; a stream, where it
-is cut, or can't be followed to its `end`.
+is cut, or can't be followed to its `end`. While all stop, an answer that says when to come again is `held_off` instead.
 """
 
 import asyncio
@@ -25,12 +25,14 @@ class Asked(Struct, frozen=True):
     site: str
     key: str
     streams: bool
+    all_stop: bool = False
 
 
 class Seen(Struct):
     requests: int = 0
     streams: int = 0
     failed: int = 0
+    held_off: int = 0
     times_s: list[float] = []
     failures: list[str] = []
     events: list[str] = []
@@ -68,6 +70,10 @@ async def post(http: httpx.AsyncClient, seconds: float) -> httpx.Response:
         return answer
 
 
+def later(answer: httpx.Response, asked: Asked) -> bool:
+    return asked.all_stop and answer.status_code in (502, 503, 504) and "retry-after" in answer.headers
+
+
 async def ask(http: httpx.AsyncClient, asked: Asked, seen: Seen, nth: int) -> None:
     sni = {"sni_hostname": asked.site}
     begun = time.monotonic()
@@ -76,7 +82,9 @@ async def ask(http: httpx.AsyncClient, asked: Asked, seen: Seen, nth: int) -> No
             answer = await http.get("/events?limit=1", extensions=sni)
         else:
             answer = await post(http, 0.0 if nth % 20 else 1.0)
-        if answer.status_code not in (200, 202):
+        if later(answer, asked):
+            seen.held_off += 1
+        elif answer.status_code not in (200, 202):
             seen.fails(f"{answer.request.method} {answer.status_code} {answer.text[:200]}")
         elif answer.status_code == 202:
             seen.events.append(answer.json()["event_id"])
@@ -91,12 +99,20 @@ async def listen(http: httpx.AsyncClient, asked: Asked, seen: Seen) -> None:
     sni = {"sni_hostname": asked.site}
     ids: list[str] = []
     try:
-        event_id = (await post(http, NAP_S)).json()["event_id"]
+        accepted = await post(http, NAP_S)
+        if later(accepted, asked):
+            await asyncio.sleep(PAUSE_S)
+            return
+        event_id = accepted.json()["event_id"]
         for _ in range(RESUMED_MAX):
             headers = {"Last-Event-ID": ids[-1]} if ids else {}
             path = f"/events/{event_id}/stream"
             async with http.stream("GET", path, headers=headers, extensions=sni, timeout=60) as answer:
                 lines = [line async for line in answer.aiter_lines()]
+            while later(answer, asked):
+                await asyncio.sleep(float(answer.headers["retry-after"]))
+                async with http.stream("GET", path, headers=headers, extensions=sni, timeout=60) as answer:
+                    lines = [line async for line in answer.aiter_lines()]
             ids += [line.removeprefix("id: ") for line in lines if line.startswith("id: ")]
             if answer.status_code != 200 or "event: end" in lines:
                 break

@@ -36,7 +36,7 @@ def test_a_model_is_down_for_long(host: Host, product: Product) -> None:
     """Another one in its place takes over what waits, uncharged."""
     with provider(host, DOWN):
         event = open_ticket(host, "long")
-        until(lambda: query(host, f"select put_offs > 0 from work where event_id = '{event}'") == "t", 60)
+        until(lambda: query(host, f"select snoozes > 0 from work where event_id = '{event}'") == "t", 60)
     models = (product.folder / "prompts/models.toml").read_text()
     product.release({"prompts/models.toml": models.replace("claude-haiku-5-5", "claude-sonnet-5-5")})
     product.make("deploy")

@@ -1,6 +1,7 @@
 """Deployments, rollbacks and what is refused, under load: nobody is failed."""
 
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -18,11 +19,13 @@ from tests.deploy.product import (
     query,
     send_nap,
     served,
+    succeeded,
 )
 
 pytestmark = pytest.mark.host
 
 WORKERS: Final = 2
+NEVER_READY: Final = "import time\n\ntime.sleep(600)\n"
 
 
 def test_a_deployment_and_its_rollback_fail_nobody(host: Host, product: Product) -> None:
@@ -69,7 +72,7 @@ def test_what_can_not_go_well_is_refused_with_the_old_release_serving(host: Host
         product.release({product.next_migration("bad"): "create table half (id bigint);\nselect 1 / 0;\n"})
         assert "division by zero" in product.make("deploy", fails=True)
         product.withdraw()
-        product.release({"service/__main__.py": "import time\n\ntime.sleep(600)\n"})
+        product.release({"service/__main__.py": NEVER_READY})
         first = product.start("deploy")
         until(lambda: "busy" in host.ssh(f"flock -n {THERE}/lock true || echo busy"), 90)
         assert "Another one is at work: take " in product.make("deploy", fails=True)
@@ -79,6 +82,23 @@ def test_what_can_not_go_well_is_refused_with_the_old_release_serving(host: Host
     assert query(host, "select to_regclass('half') is null") == "t"
     assert served(host) == before
     only_runs(host, before)
+
+
+def test_a_release_that_needs_a_stop_and_fails_brings_back_the_old_one(host: Host, product: Product) -> None:
+    """Its migration has run by then: the database is as it was, with all that was taken in before."""
+    before = served(host)
+    migration = product.next_migration("changed")
+    renamed = "-- stop: a test of it.\nalter table work rename column cause to reason;\n"
+    product.release({migration: renamed, "service/__main__.py": NEVER_READY})
+    with load(host, all_stop=True):
+        output = product.make("deploy", fails=True)
+    product.withdraw()
+    assert f"All stop: {Path(migration).name} changes what {before} reads and writes" in output
+    assert "The database as it was: backups/" in output
+    assert served(host) == before
+    assert query(host, "select count(*) from migrations where name like '%_changed.sql'") == "0"
+    only_runs(host, before)
+    succeeded(host, send_nap(host, 0.1))
 
 
 def test_without_a_providers_key_nothing_is_deployed(host: Host, product: Product) -> None:

@@ -1,6 +1,8 @@
-"""The release before this one, on the schema of this one: what a rollback needs, with what really changed."""
+"""From the release before this one, with what really changed: all stop for it, and nothing is lost."""
 
+import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -9,7 +11,20 @@ from typing import Final
 import pytest
 
 from tests.deploy.host import THERE, Host, run, until
-from tests.deploy.product import NAPS, Product, containers, curl, live, load, query, send_nap, served, succeeded
+from tests.deploy.product import (
+    FILLED,
+    NAPS,
+    SECRET,
+    Product,
+    configure,
+    curl,
+    live,
+    load,
+    query,
+    send_nap,
+    served,
+    succeeded,
+)
 from tests.processes import ROOT
 
 pytestmark = pytest.mark.host
@@ -24,15 +39,27 @@ ROLES: Final = (
     " where application_name like 'callboard %' and application_name <> 'callboard migrate'"
 )
 CODE: Final = (
-    "schemas",
-    "prompts",
-    "sql",
-    "service",
-    "workers",
-    "deploy/Dockerfile",
-    "pyproject.toml",
-    "requirements.lock",
+    *("schemas", "prompts", "sql", "service", "workers", "deploy"),
+    *("pyproject.toml", "requirements.lock", "Caddyfile"),
 )
+EVENTS: Final = 100_000
+# Of each status a quarter; those that are open fall due another day. Each was put off once.
+FILL: Final = f"""
+    insert into events (event_id, source, id, type, data, status, finished_at)
+    select gen_random_uuid(), '{FILLED}', n::text, 'nap.wanted', '{{"seconds": 0}}',
+           (array['open', 'succeeded', 'dead', 'cancelled'])[n % 4 + 1], case when n % 4 > 0 then now() end
+    from generate_series(1, {EVENTS}) as n;
+    insert into work (event_id, tenant, status, due_at, put_offs, waits_for)
+    select event_id, tenant, 'scheduled', now() + interval '1 day', 1, 'openai/model' from events
+    where source = '{FILLED}' and status = 'open';
+    insert into attempts (event_id, claim, run, attempt, started_at, finished_at, outcome)
+    select event_id, 1, 1, 1, now(), now(), 'put_off' from events where source = '{FILLED}';
+"""
+COUNTS: Final = (
+    f"select e.status, w.status, count(*) from events e left join work w using (event_id) where source = '{FILLED}'"
+    " group by 1, 2 order by 1, 2"
+)
+STATUSES: Final = ("scheduled", "succeeded", "dead", "cancelled")
 
 
 def release_before() -> str | None:
@@ -45,23 +72,25 @@ def tree(commit: str, path: str) -> str:
     return done.stdout.decode()
 
 
-def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: Product) -> None:
+def test_the_release_before_is_stopped_for_this_one(host: Host, product: Product) -> None:
+    """It can't run on this schema: callers are told when to come again, nothing is lost, and a rollback is refused."""
     before, now = release_before(), product.version()
     if before is None:
         why = "the history of this clone holds no release before this one"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
-    for name in CODE[:5]:
-        shutil.rmtree(product.folder / name)
-    archive = f"git archive {before} {' '.join(CODE)} | tar -x -C {product.folder}"
-    run("sh", "-c", archive, cwd=ROOT)
-    version = product.release(NAPS)
-    with load(host):
-        product.make("deploy")
-    assert served(host) == version
-    as_one_role(host)
-    product.withdraw()
-    with load(host):
+    version = begin_with(host, product, before)
+    query(host, FILL)
+    counts = query(host, COUNTS)
+    with load(host, all_stop=True):
         output = product.make("deploy")
+    assert served(host) == now
+    assert "All stop: 0023_field_words.sql" in output
+    seconds = re.search(r"Nothing was taken in and nothing ran for (\d+) s", output)
+    assert seconds
+    print(f"    with {EVENTS:,} events nothing ran for {seconds[1]} s")
+    assert query(host, COUNTS) == counts
+    readable(host)
+    assert f"{version} can't run on the schema that is there" in product.make("rollback", fails=True)
     assert served(host) == now
     assert "a role of their own in Postgres" in output
     assert query(host, ROLES) == "callboard_runner|f"
@@ -70,24 +99,36 @@ def test_the_release_before_runs_on_the_schema_of_this_one(host: Host, product: 
     assert host.ssh(f"docker exec callboard-postgres-1 psql {owner} -Atc 'select session_user'").strip() == "callboard"
 
 
-def as_one_role(host: Host) -> None:
-    """What serves is as 0.1 left it behind a new password: one of two roles in turn, which act as the administrator."""
-    password = os.urandom(12).hex()
-    statements = (
-        f"create role callboard_a login password '{password}' in role callboard;"
-        " alter role callboard_a set role callboard; alter role callboard password null"
+def begin_with(host: Host, product: Product, commit: str) -> str:
+    """The host as that release leaves it, deployed by its own scripts, behind a new password: one of two roles in turn,
+    which act as the administrator. Returns its version; the tree is that of today again."""
+    host.ssh(
+        "docker ps -aq | xargs docker rm -fv; docker volume ls -q | grep -E 'postgres|redis' | xargs docker volume rm"
     )
-    query(host, "drop role if exists callboard_a, callboard_b")
-    query(host, statements)
-    secrets = f"{THERE}/secrets"
-    url = f"postgresql://callboard_a:{password}@postgres:5432/callboard"
-    for name, text in (("database_url", url), ("database_owner_url", "")):
-        host.ssh(f"printf %s '{text}' > {secrets}/new && chmod 444 {secrets}/new && mv {secrets}/new {secrets}/{name}")
-    host.ssh(f"docker restart {live(host)} {' '.join(containers(host, 'worker'))}", timeout_s=120)
-    until(lambda: curl(host, "/types") == "200", 60)
-    query(host, "drop database if exists callboard_before with (force)")  # a restore's, with rights of its own
-    query(host, "drop owned by callboard_runner; drop role callboard_runner")
+    host.ssh(f"cd {THERE} && rm -rf secrets releases backups host.sh compose.yaml && sed -i '/^POSTGRES_/d' settings")
+    configure(host, POSTGRES_IMAGE="localhost/postgres:test")
+    for name in CODE:
+        shutil.rmtree(product.folder / name) if (product.folder / name).is_dir() else (product.folder / name).unlink()
+    run("sh", "-c", f"git archive {commit} {' '.join(CODE)} | tar -x -C {product.folder}", cwd=ROOT)
+    version = product.release(NAPS)
+    product.make("bootstrap")
+    host.ssh(f"printf %s {shlex.quote(SECRET)} | {THERE}/host.sh secret anthropic_api_key")
+    product.make("deploy")
+    product.make("rotate", "NAME=postgres")
+    assert served(host) == version
     succeeded(host, send_nap(host, 0.1))
+    product.withdraw()
+    return version
+
+
+def readable(host: Host) -> None:
+    """Events of every status, by the API."""
+    for status in STATUSES:
+        page = json.loads(curl(host, f"/events?source={FILLED}&status={status}&limit=500", code=False))
+        assert len(page["items"]) == 500, status
+        event = json.loads(curl(host, f"/events/{page['items'][0]['event_id']}", code=False))
+        assert event["status"] == status
+        assert "snoozed" in [moment["what"] for moment in event["timeline"]]
 
 
 def test_another_major_version_of_postgres(host: Host, product: Product) -> None:
