@@ -1,9 +1,11 @@
 """One word for one thing: names that were given up for the field's own do not come back.
 
 It looks at what the product's Python gives a name to: classes, functions, arguments, variables, attributes, modules.
+Columns and stored words it looks for wherever they may stand: in statements, scripts and pages, too.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -62,6 +64,25 @@ EXCEPTIONS: Final = {
 }
 
 
+# Columns and words in rows, as they were up to 0023_field_words.sql. Only the migrations still know them.
+STORED: Final = {
+    "deaf": "disconnected",
+    "follows_type": "after_type",
+    "misses": "doubtful_snoozes",
+    "needs_key": "needs_partition_key",
+    "ord": "mailbox_seq",
+    "put_off": "snoozed",
+    "put_offs": "snoozes",
+    "putoff": "snoozed",
+    "rung_at": "notified_at",
+    "rung_to": "notified_stream",
+    "strikes": "crash_count",
+    "told_no": "feed_n",
+    "waits_for": "blocked_by",
+}
+MIGRATIONS: Final = "sql/migrations/"
+
+
 def names(tree: ast.AST) -> Iterator[str]:
     """Every name that a module gives to something."""
     for node in ast.walk(tree):
@@ -90,6 +111,25 @@ def test_no_name_that_was_given_up_comes_back() -> None:
     }
     assert sorted(found - set(EXCEPTIONS)) == [], "name it by a noun, and see RENAMED for the field's words"
     assert sorted(set(EXCEPTIONS) - found) == [], "an exception that nothing needs any more"
+
+
+def test_no_column_or_stored_word_that_was_given_up_comes_back() -> None:
+    given_up_word = re.compile(rf"(?<!\w)({'|'.join(STORED)})(?![\w(])")
+    texts = {
+        path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+        for folder in PRODUCT
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in (".py", ".sql", ".lua", ".html", ".js")
+    }
+    assert {f"{MIGRATIONS}0023_field_words.sql", "sql/queries/settle.sql"} <= texts.keys(), "it looks where they are"
+    assert given_up_word.findall(texts[f"{MIGRATIONS}0023_field_words.sql"])
+    found = {
+        f"{name}: {word} is {STORED[word]} now"
+        for name, text in texts.items()
+        if not name.startswith(MIGRATIONS)
+        for word in given_up_word.findall(text)
+    }
+    assert not found
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ CODE: Final = (
     *("pyproject.toml", "requirements.lock", "Caddyfile"),
 )
 EVENTS: Final = 100_000
-# Of each status a quarter; those that are open fall due another day. Each was put off once.
+# Of each status a quarter; those that are open fall due another day. Each was snoozed once.
 FILL: Final = f"""
     insert into events (event_id, source, id, type, data, status, finished_at)
     select gen_random_uuid(), '{FILLED}', n::text, 'nap.wanted', '{{"seconds": 0}}',

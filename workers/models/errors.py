@@ -15,7 +15,7 @@ Outcome = Literal[
 # What the ledger says of a call: open while it is under way, unknown where nobody can say whether it will be billed.
 Booked = Outcome | Literal["open", "unknown"]
 WAIT_CAP_S: Final = 60.0
-# Put-offs in a row that are free where nobody else asks, so that nobody can say whose failure it is: with waits of ten
+# Snoozes in a row that are free where nobody else asks, so that nobody can say whose failure it is: with waits of ten
 # minutes, a day.
 ALONE_MAX: Final = 150
 WAIT_S: Final[Mapping[str, float]] = {"rate_limited": 5.0, "setup": 60.0}
