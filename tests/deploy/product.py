@@ -152,11 +152,12 @@ def succeeded(host: Host, event_id: str) -> None:
 @contextmanager
 def load(host: Host, *, hurts: bool = False, all_stop: bool = False) -> Iterator[None]:
     """The probe, for as long as the block lasts; it must have seen no failure, or some where it `hurts`. Where
-    `all_stop`, some of its requests must have been answered by 503 with Retry-After."""
+    `all_stop`, some of its requests must have waited in the proxy, or been told when to come again."""
     with probed(host, STREAMS, all_stop) as found:
         yield
     (seen,) = found
-    assert (seen.held_off > 0) is all_stop
+    assert all_stop or not seen.held_off
+    assert not all_stop or seen.held_off or seen.slowest_s > SLOWEST_S, "nothing was stopped"
     if hurts:
         assert seen.failed > 0, "the probe does not see what it should"
         return
