@@ -41,6 +41,7 @@ compose() {
         CADDYFILE_SUM=$(cksum < "$from/Caddyfile") \
         docker compose --progress quiet --env-file settings --project-directory . -f "$from/compose.yaml" "$@"
 }
+# It reads its caller's stdin to the end, in a pipe or a loop what others were to read: there give it /dev/null.
 tool() { compose run --rm -T --no-deps tool "$@"; }
 in_postgres() { docker exec -i "$SERVER" "$@"; }
 query() { in_postgres psql -qXAt -v ON_ERROR_STOP=1 -U callboard "$@"; }
@@ -195,7 +196,7 @@ in_image() { docker run --rm --network none "$REPOSITORY:$1" sh -c "cd sql/migra
 lacking() { # VERSION OTHER: of the migrations of OTHER that need a stop those that VERSION has not, so that it can't run behind them
     in_image "$2" 'grep -l "^-- stop: " *.sql || true' | grep -vxFf <(in_image "$1" ls) || true
 }
-need_stop() { tool callboard migrate --dry-run | sed -n 's/ stop$//p'; }
+need_stop() { tool callboard migrate --dry-run </dev/null | sed -n 's/ stop$//p'; }
 check_schema() { # VERSION
     local changes
     [ -n "$(serving version)" ] || return 0

@@ -18,7 +18,8 @@ case "$*" in
     *"cat VERSION") echo "${{5##*:}}" ;;
     *"grep -l"*) [ "${{5##*:}}" = v1 ] || echo {MIGRATION} ;;
     *"migrations && ls") echo 0001_events.sql; [ "${{5##*:}}" = v1 ] || echo {MIGRATION} ;;
-    *"migrate --dry-run") [ -e "$STATE/migrated" ] || echo "{MIGRATION}${{NEEDS- stop}}" ;;
+    *"migrate --dry-run") cat > /dev/null # as docker compose run does, with whatever its caller's stdin is
+        [ -e "$STATE/migrated" ] || echo "{MIGRATION}${{NEEDS- stop}}" ;;
     *"callboard migrate") [ -n "$MIGRATION_FAILS" ] && exit 1; touch "$STATE/migrated" ;;
     *"pg_restore"*) cat > /dev/null; rm -f "$STATE/migrated" ;;
     *"ps -aq web-"* | *"ps -q web-"*) echo "${{*##* }}" ;;
