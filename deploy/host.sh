@@ -254,7 +254,7 @@ refresh() { # VERSION
 }
 
 roll_out() { # VERSION
-    local idle pending old_workers
+    local idle pending changes old_workers
     export IMAGE=$REPOSITORY:$1
     candidate='' workers='' stopped=''
     docker image inspect "$IMAGE" >/dev/null 2>&1 || stop "There is no image of $1 here any more: git checkout $1 && make deploy HOST=… ships it."
@@ -270,8 +270,10 @@ roll_out() { # VERSION
     hand_over
     pending=$(tool callboard migrate --dry-run)
     member=$(members | grep -x callboard_runner || true)
+    # Not by what is pending: where a deployment was cut off behind such a migration, what is stopped must not start again.
+    changes=$([ -z "$live" ] || lacking "$(serving version)" "$1" | xargs)
+    [ -z "$changes" ] || all_stop "$changes"
     if [ -n "$pending" ]; then
-        if [ -n "$live" ] && grep -q ' stop$' <<<"$pending"; then all_stop "$(need_stop | xargs)"; fi
         [ -z "$live" ] || backup "before-$1"
         say "Migrations: $pending."
     fi

@@ -16,7 +16,7 @@ DOCKER: Final = rf"""#!/bin/sh
 echo "$*" >> "$CALLS"
 case "$*" in
     *"cat VERSION") echo "${{5##*:}}" ;;
-    *"grep -l"*) [ "${{5##*:}}" = v1 ] || echo {MIGRATION} ;;
+    *"grep -l"*) [ "${{5##*:}}" = v1 ] || [ -z "${{NEEDS- stop}}" ] || echo {MIGRATION} ;;
     *"migrations && ls") echo 0001_events.sql; [ "${{5##*:}}" = v1 ] || echo {MIGRATION} ;;
     *"migrate --dry-run") cat > /dev/null # as docker compose run does, with whatever its caller's stdin is
         [ -e "$STATE/migrated" ] || echo "{MIGRATION}${{NEEDS- stop}}" ;;
@@ -92,6 +92,16 @@ def test_all_that_runs_is_stopped_before_the_migration(host: Path) -> None:
     assert at(calls, "--scale worker=1 worker") > places[-1], "the old worker is not started again beside the new one"
     assert f"All stop: {MIGRATION} changes what v1 reads and writes." in output
     assert "Nothing was taken in and nothing ran for " in output
+
+
+def test_what_was_cut_off_behind_the_migration_goes_on(host: Path) -> None:
+    """Nothing is pending, and the old release, which the schema is no longer for, is not started beside the new one."""
+    (host.parent / "state" / "migrated").touch()
+    status, output, calls = run(host, "deploy", "v2")
+    assert status == 0, output
+    assert serves(host) == "v2"
+    assert not [call for call in calls if call.endswith("callboard migrate")]
+    assert at(calls, "stop web-blue worker") < at(calls, "rm old-worker") < at(calls, "--scale worker=1 worker")
 
 
 def test_nothing_is_stopped_for_a_migration_that_needs_no_stop(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
