@@ -60,7 +60,8 @@ def healthy(host: Host, worker: str) -> bool:
 def only_runs(host: Host, version: str) -> None:
     """One API and its workers, of this release."""
     images = host.ssh("docker ps -a --format '{{.Image}}' -f name=web -f name=worker").split()
-    assert images == [f"localhost/callboard:{version}"] * (1 + WORKERS)
+    workers = host.ssh(f"sed -n 's/^WORKERS=//p' {THERE}/settings").split() or ["1"]
+    assert images == [f"localhost/callboard:{version}"] * (1 + int(workers[-1]))
 
 
 def test_what_can_not_go_well_is_refused_with_the_old_release_serving(host: Host, product: Product) -> None:
