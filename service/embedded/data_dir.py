@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from service.core.errors import StartError
 
-log = logging.getLogger("service.embedded.place")
+log = logging.getLogger(__name__)
 
 SOCKET_MAX = 103  # the shortest sun_path there is, macOS's, without its NUL
 FULL = (errno.ENOSPC, errno.EDQUOT)
