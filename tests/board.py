@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from service.core.roles import as_owner
 from service.core.settings import Settings
 from service.http.app import create_app
+from tests.answers import hold
 from tests.eventually import eventually
 from tests.keys import AT_HOME
 from tests.listening import listening_on
@@ -73,7 +74,9 @@ async def board_on(settings: Settings, whole: Program | None = None, workers: in
         redis = await stack.enter_async_context(Redis.from_url(settings.redis_url))
         base_url = await stack.enter_async_context(serving(settings, whole))
         http = await stack.enter_async_context(
-            httpx.AsyncClient(headers=AT_HOME, base_url=base_url, timeout=30, verify=False)
+            httpx.AsyncClient(
+                headers=AT_HOME, base_url=base_url, timeout=30, verify=False, event_hooks={"response": [hold]}
+            )
         )
         hands = [await stack.enter_async_context(open_worker(whole)) for _ in range(workers)]
         board = Board(settings, http, redis, hands)

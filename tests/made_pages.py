@@ -38,7 +38,8 @@ def http() -> str:
             lines += _operation(operation, shown)
     lines.append("\n## Structs\n\nA field with a * has to be there.\n")
     for name in shown:  # which grows meanwhile by those that stand in others
-        lines += [f"\n### {name}\n\n", *_fields(schemas[name], shown)]
+        about = schemas[name].get("description", "").partition("\n\n")[0].replace("\n", " ")
+        lines += [f"\n### {name}\n\n", *([f"{about}\n\n"] if about else []), *_fields(schemas[name], shown)]
     return "".join(lines)
 
 
@@ -64,7 +65,8 @@ def _fields(schema: Mapping[str, Any], shown: list[str]) -> Iterator[str]:
     yield "| field | |\n| --- | --- |\n"
     for name, field in schema["properties"].items():
         star = "*" if name in schema.get("required", ()) else ""
-        yield f"| `{name}`{star} | {_kind(field, shown) or 'JSON'} |\n"
+        null = " or null" if star and {"type": "null"} in field.get("anyOf", ()) else ""
+        yield f"| `{name}`{star} | {_kind(field, shown) or 'JSON'}{null} |\n"
 
 
 def _kind(schema: Mapping[str, Any], shown: list[str]) -> str:

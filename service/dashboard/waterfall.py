@@ -10,6 +10,7 @@ from msgspec import Struct, convert, json
 from msgspec.structs import replace
 
 from service.dashboard.look import lasting
+from service.http import view
 
 Span = tuple[float, float]
 
@@ -98,11 +99,11 @@ def waterfall(event: Mapping[str, Any], now: datetime) -> Waterfall:
     return Waterfall(rows, ticks, drawn.is_cut, len(event["timeline"]) - len(shown))
 
 
-def _moment(moment: Mapping[str, Any], accepted: datetime) -> Moment:
-    detail = json.decode(json.encode(moment["detail"] or {}), type=dict[str, Any])
-    lasts = moment["what"] in ("step", "call")
-    ms = moment["ms"] if lasts and moment["ms"] else 0.0
-    return Moment(moment["what"], _since(accepted, moment["at"]), moment["step"], moment["attempt"], ms, detail)
+def _moment(moment: view.Moment, accepted: datetime) -> Moment:
+    detail = json.decode(json.encode(moment.detail or {}), type=dict[str, Any])
+    lasts = moment.what in ("step", "call")
+    ms = moment.ms if lasts and moment.ms else 0.0
+    return Moment(moment.what, _since(accepted, moment.at), moment.step, moment.attempt, ms, detail)
 
 
 def _since(accepted: datetime, at: datetime) -> float:
@@ -193,8 +194,8 @@ class Call(Struct, frozen=True):
 
 
 def calls(event: Mapping[str, Any]) -> list[Call]:
-    rows = [row for row in event["timeline"] if row["what"] == "call" and row["detail"]["outcome"] != "recalled"]
-    return [convert({**row["detail"], "step": row["step"], "ms": row["ms"]}, Call) for row in rows[:ROWS_MAX]]
+    rows = [row for row in event["timeline"] if row.what == "call" and row.detail["outcome"] != "recalled"]
+    return [convert({**row.detail, "step": row.step, "ms": row.ms}, Call) for row in rows[:ROWS_MAX]]
 
 
 def _bar_of(kind: str, moment: Moment, drawn: Scale) -> Bar:

@@ -1,7 +1,10 @@
 """`/operations`: who did what. Refusals and sign-ins are also lines of the log: see service/access/audit.py."""
 
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +26,24 @@ class Operations(PageQuery, frozen=True, forbid_unknown_fields=True):
     action: Action | None = None
 
 
+class OperationItem(Struct, frozen=True):
+    """Who did what."""
+
+    op_id: UUID
+    at: datetime
+    actor: str
+    action: Action
+    event_id: UUID | None
+    detail: dict[str, Any] | None
+
+
+class OperationList(Struct, frozen=True):
+    """`next` is the `cursor` of the page behind this one."""
+
+    items: list[OperationItem]
+    next: UUID | None
+
+
 async def list_operations(request: Request) -> Response:
     """Who did what in this tenant, newest first."""
     query = asked_by_query(request, Operations)
@@ -30,8 +51,8 @@ async def list_operations(request: Request) -> Response:
     async with listing(request):
         rows = await fetch(request, SQL["list_operations"], caller(request).tenant, *filters)
         is_full = len(rows) == query.limit
-        items = [{**dict(row), "detail": raw(row["detail"])} for row in rows]
-        return reply({"items": items, "next": items[-1]["op_id"] if is_full else None})
+        items = [OperationItem(**{**row, "detail": raw(row["detail"])}) for row in rows]
+        return reply(OperationList(items, items[-1].op_id if is_full else None))
 
 
 def audited(app: ASGIApp) -> ASGIApp:

@@ -5,27 +5,47 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import islice, takewhile
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
-from msgspec import Raw, json
+from msgspec import Raw, Struct, json
 from msgspec.structs import asdict, astuple
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from schemas.envelope import SOURCE
+from schemas.outcome import Status
 from schemas.text import BadEvent, TooDeep
 from service.core.errors import OverLimit, Unavailable
 from service.http.app_state import read_body, reply, state_of
 from service.http.auth import caller
 from service.http.events import media_type_of
-from service.http.problem import on_error
+from service.http.problem import Problem, on_error
 from service.intake.intake import Accepted, Conflict
 
 LINES: Final = "application/x-ndjson"
 MEDIA_TYPES: Final = ("application/json", "application/cloudevents-batch+json", LINES)
 BODIES_MAX: Final = 4  # the bytes of a batch: so many times those of an event
 _LINE: Final = re.compile(rb"\S[^\n]*")
+
+
+class BatchItem(Struct, frozen=True):
+    """What became of the event at `index`: it was accepted, or has an `error`."""
+
+    index: int
+    event_id: UUID | None = None
+    id: str | None = None
+    source: str | None = None
+    status: Status | None = None
+    duplicate: bool | None = None
+    error: Problem | None = None
+
+
+class BatchAnswer(Struct, frozen=True):
+    accepted: int
+    rejected: int
+    items: list[BatchItem]
 
 
 async def post_batch(request: Request) -> Response:

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import msgspec
-from msgspec import Struct, json
+from msgspec import Struct, field, json
+from msgspec.structs import asdict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -33,20 +33,109 @@ class Filled(Struct, frozen=True, forbid_unknown_fields=True):
     variables: dict[str, Any] = {}
 
 
+class TypeItem(Struct, frozen=True):
+    type: str
+    pipeline: str | None
+    follow_ups: list[str]
+    schema: str
+
+
+class TypeList(Struct, frozen=True):
+    items: list[TypeItem]
+
+
+class Edge(Struct, frozen=True):
+    from_: str = field(name="from")
+    to: str
+    label: str
+
+
+class PipelineView(Struct, frozen=True):
+    """The graph of a pipeline."""
+
+    name: str
+    type: str
+    version: str
+    after: str | None
+    follow_ups: list[str]
+    nodes: list[dict[str, Any]]
+    edges: list[Edge]
+
+
+class PromptItem(Struct, frozen=True):
+    """`models`: the provider and model of each link of the chain, in the order they are asked."""
+
+    name: str
+    versions: list[int]
+    model: str
+    models: list[str]
+
+
+class PromptList(Struct, frozen=True):
+    items: list[PromptItem]
+
+
+class PromptView(Struct, frozen=True):
+    """One version of a prompt; `first_used` is null until a worker has asked by it."""
+
+    name: str
+    versions: list[int]
+    model: str
+    models: list[str]
+    version: int
+    hash: str
+    first_used: datetime | None
+    max_tokens: int
+    variables: list[str]
+    temperature: float | None
+    text: str
+
+
+class RenderedPrompt(Struct, frozen=True):
+    name: str
+    version: int
+    system: str | None
+    user: str
+
+
+class PromptStats(Struct, frozen=True):
+    """Calls by a version of a prompt, by outcome."""
+
+    name: str
+    version: int
+    calls: int
+    ok: int
+    invalid: int
+    unknown: int
+    failed: int
+    simulated: int
+    tokens_in: int
+    tokens_out: int
+    cost_usd: float
+    p50_ms: float | None
+    p95_ms: float | None
+
+
+class PromptStatsList(Struct, frozen=True):
+    since: datetime
+    until: datetime
+    items: list[PromptStats]
+
+
 async def list_types(request: Request) -> Response:
     """Every event type, with its pipeline and those that follow it where a worker has told them."""
     rows = await fetch(request, SQL["pipelines"])
     pipelines = {row["type"]: row["name"] for row in rows if row["after"] is None}
     items = [
-        {
-            "type": name,
-            "pipeline": pipelines.get(name),
-            "follow_ups": [row["name"] for row in rows if row["after"] is not None and row["type"] == name],
-            "schema": f"/types/{name}/schema",
-        }
+        TypeItem(
+            name,
+            pipelines.get(name),
+            [row["name"] for row in rows if row["after"] is not None and row["type"] == name],
+            f"/types/{name}/schema",
+        )
         for name in sorted(state_of(request).catalog)
     ]
-    return reply({"items": items})
+    return reply(TypeList(items))
 
 
 async def get_schema(request: Request) -> Response:
@@ -62,23 +151,22 @@ async def get_pipeline(request: Request) -> Response:
     if not rows:
         raise HTTPException(404, f"no pipeline {request.path_params['name']}")
     (row,) = rows
-    pipeline = {name: row[name] for name in ("name", "type", "version", "after", "follow_ups")}
-    return reply({**pipeline, "nodes": raw(row["nodes"]), "edges": raw(row["edges"])})
+    return reply(PipelineView(**{**row, "nodes": raw(row["nodes"]), "edges": raw(row["edges"])}))
 
 
 async def list_prompts(request: Request) -> Response:
     prompts = state_of(request).prompts
-    return reply({"items": [_item(prompts, name) for name in sorted(prompts.versions)]})
+    return reply(PromptList([_item(prompts, name) for name in sorted(prompts.versions)]))
 
 
 async def get_prompt(request: Request) -> Response:
     """The newest version, or the one that is named: `tickets/classify@1`."""
     prompts, prompt = state_of(request).prompts, _prompt(request)
     rows = await fetch(request, SQL["used"], [prompt.name], [prompt.version])
-    head = msgspec.to_builtins(prompt.head)
     used = rows[0]["first_used"] if rows else None
-    facts = {"version": prompt.version, "hash": prompt.hash, "first_used": used, **head, "text": prompt.text}
-    return reply({**_item(prompts, prompt.name), **facts, "models": _models(prompts.chain(prompt.model))})
+    item = asdict(_item(prompts, prompt.name)) | {"models": _models(prompts.chain(prompt.model))}
+    facts = {"version": prompt.version, "hash": prompt.hash, "first_used": used, "text": prompt.text}
+    return reply(PromptView(**item | asdict(prompt.head) | facts))
 
 
 async def render_prompt(request: Request) -> Response:
@@ -88,7 +176,7 @@ async def render_prompt(request: Request) -> Response:
         rendered = render(prompt, body.variables)
     except PromptError as error:
         raise BadEvent(422, str(error), "$.variables") from error
-    return reply({"name": prompt.name, "version": prompt.version, **msgspec.to_builtins(rendered)})
+    return reply(RenderedPrompt(prompt.name, prompt.version, rendered.system, rendered.user))
 
 
 async def get_stats(request: Request) -> Response:
@@ -99,7 +187,7 @@ async def get_stats(request: Request) -> Response:
     if not timedelta(0) < until - since <= PERIOD_MAX:
         raise HTTPException(400, f"since is before until, by {PERIOD_MAX.days} days at most")
     rows = await fetch(request, SQL["stats"], caller(request).tenant, since, until, period.name)
-    return reply({"since": since, "until": until, "items": [dict(row) for row in rows]})
+    return reply(PromptStatsList(since, until, [PromptStats(**row) for row in rows]))
 
 
 def _prompt(request: Request) -> Prompt:
@@ -109,14 +197,9 @@ def _prompt(request: Request) -> Prompt:
         raise HTTPException(404, str(error)) from error
 
 
-def _item(prompts: Prompts, name: str) -> dict[str, Any]:
+def _item(prompts: Prompts, name: str) -> PromptItem:
     newest = prompts.get(name)
-    return {
-        "name": name,
-        "versions": sorted(prompts.versions[name]),
-        "model": newest.model,
-        "models": _models(prompts.chain(newest.model)),
-    }
+    return PromptItem(name, sorted(prompts.versions[name]), newest.model, _models(prompts.chain(newest.model)))
 
 
 def _models(chain: tuple[Target, ...]) -> list[str]:

@@ -1,6 +1,7 @@
 """Cancel, replay, the dead letters, the mailbox of an actor, and forget."""
 
-from typing import Annotated, Any, Final
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
+from schemas.outcome import Reason, Status
 from schemas.text import BadEvent
 from service.core.servers import ACQUIRE_TIMEOUT_S
 from service.core.streams import names_of
@@ -55,6 +57,59 @@ class Replay(Struct, frozen=True, forbid_unknown_fields=True):
     again: bool = False
 
 
+class ReplayAnswer(Struct, frozen=True):
+    event_id: UUID
+    run: int
+    status: Literal["queued"]
+
+
+class CancelAnswer(Struct, frozen=True):
+    event_id: UUID
+    status: Literal["cancelled"]
+
+
+class DeadLetter(Struct, frozen=True):
+    """`event` is what was said, as JSON where it is some; `event_id` is null where it was never accepted."""
+
+    dead_id: UUID
+    event_id: UUID | None
+    type: str | None
+    reason: Reason
+    attempts: int
+    at: datetime
+    error: dict[str, Any]
+    event: Any
+
+
+class DeadLetterList(Struct, frozen=True):
+    """`next` is the `cursor` of the page behind this one."""
+
+    items: list[DeadLetter]
+    next: str | None
+
+
+class MailboxHead(Struct, frozen=True):
+    """The head of a mailbox: what runs, or what everything behind it waits for."""
+
+    event_id: UUID
+    type: str
+    status: Status
+    attempts: int
+    due_at: datetime | None
+    claimed_at: datetime | None
+    worker: UUID | None
+    cause: str | None
+
+
+class Actor(Struct, frozen=True):
+    """What is remembered for a key, by the type of the state; `mailbox`: how many events are open."""
+
+    key: str
+    states: dict[str, Any]
+    mailbox: int
+    in_hand: MailboxHead | None
+
+
 async def replay_event(request: Request) -> Response:
     event_id = event_id_of(request)
     replay = await asked_by_body(request, Replay)
@@ -68,14 +123,14 @@ async def replay_event(request: Request) -> Response:
         raise await _why_not(
             request, event_id, "is not ended yet: only what is succeeded, dead or cancelled is replayed"
         )
-    return reply({"event_id": event_id, "run": run, "status": "queued"}, 202)
+    return reply(ReplayAnswer(event_id, run, "queued"), 202)
 
 
 async def cancel_event(request: Request) -> Response:
     event_id = event_id_of(request)
     if not await _operator(request).cancel(event_id):
         raise await _why_not(request, event_id, "has ended: there is nothing to cancel")
-    return reply({"event_id": event_id, "status": "cancelled"}, 202)
+    return reply(CancelAnswer(event_id, "cancelled"), 202)
 
 
 async def list_dead_letters(request: Request) -> Response:
@@ -83,7 +138,7 @@ async def list_dead_letters(request: Request) -> Response:
     async with listing(request):
         rows = await _operator(request).letters(page, page.limit, LIST_MAX, page.cursor)
         more = has_more(rows, page.limit)
-        return reply({"items": [_letter(row) for row in rows], "next": str(rows[-1]["dead_no"]) if more else None})
+        return reply(DeadLetterList([_letter(row) for row in rows], str(rows[-1]["dead_no"]) if more else None))
 
 
 async def get_dead_letter(request: Request) -> Response:
@@ -111,7 +166,7 @@ async def get_actor(request: Request) -> Response:
         length = await connection.fetchval(SQL["mailbox"], tenant, key)
         row = await connection.fetchrow(SQL["in_hand"], tenant, key)
         states = {row["type"]: raw(row["value"]) for row in await connection.fetch(SQL["states_of"], tenant, key)}
-    return reply({"key": key, "states": states, "mailbox": length, "in_hand": dict(row) if row else None})
+    return reply(Actor(key, states, length, MailboxHead(**row) if row else None))
 
 
 async def forget(request: Request) -> Response:
@@ -150,9 +205,9 @@ async def _which(request: Request) -> Which:
     return which
 
 
-def _letter(row: Any) -> dict[str, Any]:
-    fields = ("dead_id", "event_id", "type", "reason", "attempts", "at")
-    return {**{name: row[name] for name in fields}, "error": raw(row["error"]), "event": _as_said(row["event"])}
+def _letter(row: Any) -> DeadLetter:
+    facts: dict[str, Any] = {name: row[name] for name in ("dead_id", "event_id", "type", "reason", "attempts", "at")}
+    return DeadLetter(**facts | {"error": raw(row["error"]), "event": _as_said(row["event"])})
 
 
 def _as_said(text: str) -> Any:

@@ -2,19 +2,34 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
+from uuid import UUID
 
 import asyncpg
 import msgspec
-from msgspec import json
+from msgspec import Struct, json
+from msgspec.structs import replace
 
 from schemas.envelope import attributes_of
+from schemas.outcome import Status
 from service.http.app_state import raw
 
 Row: TypeAlias = asyncpg.Record
-Moment = dict[str, Any]
+What = Literal[
+    "accepted",
+    "notified",
+    "claimed",
+    "step",
+    "call",
+    "settled",
+    "retry",
+    "snoozed",
+    "takeover",
+    "replayed",
+    "cancelled",
+]
 
-ENDINGS: Final = {
+ENDINGS: Final[Mapping[str, What]] = {
     "succeeded": "settled",
     "dead": "settled",
     "failed": "retry",
@@ -22,6 +37,7 @@ ENDINGS: Final = {
     "handed_back": "snoozed",
     "lost": "takeover",
 }
+OPERATIONS: Final[Mapping[str, What]] = {"replay": "replayed", "cancel": "cancelled"}
 CALL: Final = (
     "prompt",
     "version",
@@ -35,6 +51,66 @@ CALL: Final = (
     "cause",
     "simulated",
 )
+
+
+class Moment(Struct, frozen=True):
+    """A moment of an event's timeline; `ms` is how long it lasted, or how long the event had waited for it."""
+
+    seq: int
+    at: datetime
+    what: What
+    step: str | None
+    attempt: int | None
+    ms: float | None
+    detail: Mapping[str, Any] | None
+
+
+class EventItem(Struct, frozen=True, kw_only=True):
+    """An event in a list. Its extensions stand beside its attributes; attributes that it has not are left out."""
+
+    specversion: Literal["1.0"]
+    id: str
+    source: str
+    type: str
+    datacontenttype: str
+    subject: str | None = None
+    time: datetime | None = None
+    dataschema: str | None = None
+    partitionkey: str | None = None
+    dueat: datetime | None = None
+    traceparent: str | None = None
+    event_id: UUID
+    parent: UUID | None = None
+    status: Status
+    attempts: int
+    attempts_max: int | None
+    run: int
+    accepted_at: datetime
+    accepted_by: str | None
+    due_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    worker: UUID | None
+    pipeline: str | None
+    error: dict[str, Any] | None
+    cost_usd: float
+    calls: int
+
+
+class EventView(EventItem, frozen=True, kw_only=True):
+    """An event, with its timeline. `left_out`: so many older moments are not in it."""
+
+    data: dict[str, Any]
+    result: Any
+    left_out: int = 0
+    timeline: list[Moment]
+
+
+class EventList(Struct, frozen=True):
+    """`next` is the `cursor` of the page behind this one."""
+
+    items: list[EventItem]
+    next: UUID | None
 
 
 def event_view(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> dict[str, Any]:
@@ -89,8 +165,8 @@ def _standing(row: Row) -> dict[str, Any]:
 
 
 def timeline(row: Row, attempts: Sequence[Row], calls: Sequence[Row], operations: Sequence[Row]) -> list[Moment]:
-    moments = sorted([*_moments(row, attempts, calls), *map(_operation, operations)], key=lambda moment: moment["at"])
-    return [{"seq": seq, **moment} for seq, moment in enumerate(moments, 1)]
+    moments = sorted([*_moments(row, attempts, calls), *map(_operation, operations)], key=lambda moment: moment.at)
+    return [replace(moment, seq=seq) for seq, moment in enumerate(moments, 1)]
 
 
 def _moments(row: Row, attempts: Sequence[Row], calls: Sequence[Row]) -> Iterator[Moment]:
@@ -145,19 +221,18 @@ def _recalled(attempt: Row, step: Mapping[str, Any]) -> Moment:
 
 
 def _operation(operation: Row) -> Moment:
-    what = {"replay": "replayed", "cancel": "cancelled"}[operation["action"]]
-    return _moment(what, operation["at"], detail={"by": operation["actor"]})
+    return _moment(OPERATIONS[operation["action"]], operation["at"], detail={"by": operation["actor"]})
 
 
 def _moment(
-    what: str,
+    what: What,
     at: datetime,
     step: str | None = None,
     attempt: int | None = None,
     ms: float | None = None,
     detail: Mapping[str, Any] | None = None,
 ) -> Moment:
-    return {"at": at, "what": what, "step": step, "attempt": attempt, "ms": ms, "detail": detail}
+    return Moment(0, at, what, step, attempt, ms, detail)
 
 
 def _ms(begin: datetime, end: datetime) -> float:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from service.core.settings import Settings
 from service.dashboard.look import ago, dollars, lasting, pretty
 from service.dashboard.waterfall import Row, scale, waterfall
+from service.http import view
 from tests.board import TICKET, Board, serving
 from tests.keys import AT_HOME
 
@@ -178,7 +179,7 @@ def test_steps_side_by_side_overlap_and_calls_stand_below_their_step() -> None:
 
 def test_an_hour_between_attempts_does_not_hide_the_steps() -> None:
     hour_ms = 3_600_000
-    timeline = [
+    timeline: list[tuple[view.What, int, str | None, int | None]] = [
         ("accepted", 0, None, None),
         ("claimed", 10, None, None),
         ("step", 10, "first", 100),
@@ -195,7 +196,7 @@ def test_an_hour_between_attempts_does_not_hide_the_steps() -> None:
 
 
 def test_a_replay_starts_its_own_wait() -> None:
-    timeline = [
+    timeline: list[tuple[view.What, int, str | None, int | None]] = [
         ("accepted", 0, None, None),
         ("claimed", 10, None, None),
         ("settled", 20, None, 20),
@@ -242,18 +243,17 @@ def test_moments_sums_and_json_read_well() -> None:
     assert "more characters" in pretty("x" * 200_000)
 
 
-def _event(timeline: Sequence[tuple[str, int, str | None, int | None]]) -> dict[str, Any]:
+def _event(timeline: Sequence[tuple[view.What, int, str | None, int | None]]) -> dict[str, Any]:
     call = {"prompt": "hello", "version": 1, "provider": "p", "model": "m", "tokens_in": 1, "tokens_out": 1}
-    details = {
+    details: dict[str, dict[str, Any]] = {
         "call": {**call, "cost_usd": 0.0, "outcome": "ok", "simulated": True},
         "settled": {"outcome": "succeeded", "error": None},
     }
     moments = [
-        {"what": what, "at": NOW + timedelta(milliseconds=at), "step": step, "attempt": 1, "ms": ms}
-        | {"detail": details.get(what)}
-        for what, at, step, ms in timeline
+        view.Moment(seq, NOW + timedelta(milliseconds=at), what, step, 1, ms, details.get(what))
+        for seq, (what, at, step, ms) in enumerate(timeline, 1)
     ]
-    return {"accepted_at": NOW, "finished_at": moments[-1]["at"], "status": "succeeded", "timeline": moments}
+    return {"accepted_at": NOW, "finished_at": moments[-1].at, "status": "succeeded", "timeline": moments}
 
 
 def _row(rows: list[Row], label: str) -> Row:
