@@ -47,7 +47,7 @@ class TypeList(Struct, frozen=True):
 class Edge(Struct, frozen=True):
     from_: str = field(name="from")
     to: str
-    label: str
+    label: str | None
 
 
 class PipelineView(Struct, frozen=True):

@@ -40,8 +40,8 @@ async def keep(settings: Settings, sizes: list[int], tenant: str = "default") ->
     connection = await asyncpg.connect(settings.database_url)
     try:
         await connection.execute(
-            "insert into events (event_id, tenant, source, id, type, data, attributes)"
-            " select id::uuid, $3, '/old', id, 'message.labelled', '{}',"
+            "insert into events (event_id, tenant, source, id, type, status, finished_at, data, attributes)"
+            " select id::uuid, $3, '/old', id, 'message.labelled', 'cancelled', now(), '{}',"
             " json_build_object('extensions', json_build_object('much', repeat('a', size)))"
             " from unnest($1::text[], $2::integer[]) as e (id, size)",
             ids,
