@@ -1,6 +1,5 @@
 """`/operations`: who did what. Refusals and sign-ins are also lines of the log: see service/access/audit.py."""
 
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -10,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import sql
+from schemas.envelope import Moment
 from service.access.audit import Action, named
 from service.http.app_state import PageQuery, Text, asked_by_query, fetch, listing, raw, reply, state_of
 from service.http.auth import caller, session
@@ -30,7 +30,7 @@ class OperationItem(Struct, frozen=True):
     """Who did what."""
 
     op_id: UUID
-    at: datetime
+    at: Moment
     actor: str
     action: Action
     event_id: UUID | None

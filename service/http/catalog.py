@@ -84,7 +84,7 @@ class PromptView(Struct, frozen=True):
     models: list[str]
     version: int
     hash: str
-    first_used: datetime | None
+    first_used: Moment | None
     max_tokens: int
     variables: list[str]
     temperature: float | None
@@ -117,8 +117,8 @@ class PromptStats(Struct, frozen=True):
 
 
 class PromptStatsList(Struct, frozen=True):
-    since: datetime
-    until: datetime
+    since: Moment
+    until: Moment
     items: list[PromptStats]
 
 

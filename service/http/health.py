@@ -1,7 +1,6 @@
 """`/healthz`, `/readyz`, `/workers`."""
 
 import asyncio
-from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -10,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
+from schemas.envelope import Moment
 from service.core.release import release
 from service.http.app_state import fetch, raw, reply, state_of
 from service.http.problem import problem
@@ -26,7 +26,7 @@ class Health(Struct, frozen=True):
 class Degraded(Struct, frozen=True):
     part: Literal["redis"]
     reason: str
-    since: datetime
+    since: Moment
 
 
 class Ready(Struct, frozen=True):
@@ -45,9 +45,9 @@ class WorkerView(Struct, frozen=True):
     host: str
     pid: int
     version: str
-    started_at: datetime
-    beat_at: datetime
-    lease_until: datetime
+    started_at: Moment
+    beat_at: Moment
+    lease_until: Moment
     alive: bool
     state: Literal["ready", "disconnected", "draining", "stopped", "dead"]
     reason: str | None

@@ -1,6 +1,5 @@
 """Cancel, replay, the dead letters, the mailbox of an actor, and forget."""
 
-from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -11,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import sql
+from schemas.envelope import Moment
 from schemas.outcome import Reason, Status
 from schemas.text import BadEvent
 from service.core.servers import ACQUIRE_TIMEOUT_S
@@ -76,7 +76,7 @@ class DeadLetter(Struct, frozen=True):
     type: str | None
     reason: Reason
     attempts: int
-    at: datetime
+    at: Moment
     error: dict[str, Any]
     event: Any
 
@@ -95,8 +95,8 @@ class MailboxHead(Struct, frozen=True):
     type: str
     status: Status
     attempts: int
-    due_at: datetime | None
-    claimed_at: datetime | None
+    due_at: Moment | None
+    claimed_at: Moment | None
     worker: UUID | None
     cause: str | None
 

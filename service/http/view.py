@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct, json
 from msgspec.structs import replace
 
+from schemas.envelope import Moment as Time
 from schemas.envelope import attributes_of
 from schemas.outcome import Status
 from service.http.app_state import raw
@@ -57,7 +58,7 @@ class Moment(Struct, frozen=True):
     """A moment of an event's timeline; `ms` is how long it lasted, or how long the event had waited for it."""
 
     seq: int
-    at: datetime
+    at: Time
     what: What
     step: str | None
     attempt: int | None
@@ -74,10 +75,10 @@ class EventItem(Struct, frozen=True, kw_only=True):
     type: str
     datacontenttype: str
     subject: str | None = None
-    time: datetime | None = None
+    time: Time | None = None
     dataschema: str | None = None
     partitionkey: str | None = None
-    dueat: datetime | None = None
+    dueat: Time | None = None
     traceparent: str | None = None
     event_id: UUID
     parent: UUID | None = None
@@ -85,11 +86,11 @@ class EventItem(Struct, frozen=True, kw_only=True):
     attempts: int
     attempts_max: int | None
     run: int
-    accepted_at: datetime
+    accepted_at: Time
     accepted_by: str | None
-    due_at: datetime | None
-    started_at: datetime | None
-    finished_at: datetime | None
+    due_at: Time | None
+    started_at: Time | None
+    finished_at: Time | None
     worker: UUID | None
     pipeline: str | None
     error: dict[str, Any] | None
